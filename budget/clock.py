@@ -1,0 +1,277 @@
+"""The one clock of a run: what may be spent, what was spent and on what, and how far along the run is.
+
+This is the only file that reads a clock (a test walks the tree). Times are seconds. The clock starts with the process,
+before any import, and on Linux it goes on while the machine is suspended: a budget of an hour is an hour on the wall.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
+HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much of its accounts
+RECENT_STEPS = 64  # steps that the estimate of the step time looks back over
+STALL_FACTOR = 5.0  # a step this many times the median (and a second longer) was a stall, not work
+
+
+def now() -> float:
+    """Seconds of a clock that never goes back; it counts suspended time where the system offers such a clock."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+def timestamp() -> str:
+    """The date and time, UTC, for people; never used for arithmetic."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def process_start() -> float:
+    """When this process began, on the scale of now(): from the kernel where it says so, else the time of this call."""
+    try:
+        # Field 22 of /proc/self/stat, in clock ticks since boot; the name in field 2 may hold spaces, so cut behind it.
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return now()
+
+
+class Pace:
+    """Step times, and from them how long the next step takes: typically (median) and at worst (95th percentile)."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+
+    def add(self, seconds: float) -> None:
+        self._recent.append(seconds)
+
+    @property
+    def typical(self) -> float:
+        return statistics.median(self._recent)
+
+    @property
+    def worst(self) -> float:
+        ordered = sorted(self._recent)
+        return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may be spent; None is no limit, the first limit reached stops the run.
+
+    hours: wall clock of the whole process (counts="all") or of training steps alone (counts="training", the
+    convention of speed-run contests). flops: by budget/flops.py. tokens: trained on. steps: optimizer steps.
+    """
+
+    hours: float | None = None
+    flops: float | None = None
+    tokens: float | None = None
+    steps: int | None = None
+    counts: str = "all"
+    extend_hours: float = 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.hours is None else (self.hours + self.extend_hours) * 3600
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one optimizer step spends of the limits that are not time."""
+
+    tokens: int
+    flops: float
+
+
+@dataclass
+class BudgetClock:
+    """Limits, ledger and progress. Disjoint accounts sum to the time since the process began, preparation excluded.
+
+    `progress` in [0, 1] is what every schedule is a function of. Each step takes an equal share of what is left:
+    progress += (1 - progress) / steps_left. With constant step times that is the share of the tightest limit spent;
+    when the machine slows down, or a killed run comes back with less, it still lands on 1 exactly at the last step.
+    """
+
+    limits: Limits
+    clock: Callable[[], float] = now
+    started: float = field(default_factory=process_start)
+    reserve_s: float = 0.0  # kept for the final save, evaluation, samples and report
+    progress: float = 0.0
+    ledger: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
+    prepare_s: float = 0.0  # preparing data: before the budget, reported beside it
+    earlier_s: float = 0.0  # spent by earlier processes of the same run
+
+    def __post_init__(self) -> None:
+        self.pace = Pace()
+        self._account = "setup"
+        self._since = self.started
+        self._lock = threading.Lock()
+
+    # -- accounts ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def charge(self, account: str) -> Iterator[None]:
+        """Book the time inside the block on `account` (one of ACCOUNTS); blocks may nest, the innermost pays."""
+        previous = self._switch(account)
+        try:
+            yield
+        finally:
+            self._switch(previous)
+
+    @contextmanager
+    def off_budget(self) -> Iterator[None]:
+        """Preparing data is a stage of its own: timed and reported, not charged."""
+        with self.charge("prepare"):
+            yield
+
+    def _switch(self, account: str) -> str:
+        with self._lock:
+            moment = self.clock()
+            self._book(self._account, moment - self._since)
+            previous, self._account, self._since = self._account, account, moment
+        return previous
+
+    def _book(self, account: str, seconds: float) -> None:
+        if account == "prepare":
+            self.prepare_s += seconds
+        else:
+            self.ledger[account] += seconds
+
+    def accounts(self) -> dict[str, float]:
+        """Seconds by account up to this moment, earlier processes included."""
+        self._switch(self._account)
+        return dict(self.ledger)
+
+    def carry(self, ledger: dict[str, float], clean: bool) -> None:
+        """Add what earlier processes of this run spent. After a kill nobody knows when the last process died: at most
+        one heartbeat after its last ledger, so that much is charged as idle."""
+        for account in ACCOUNTS:
+            self.ledger[account] += ledger.get(account, 0.0)
+        self.ledger["idle"] += 0.0 if clean else HEARTBEAT_S
+        self.earlier_s = sum(ledger.get(account, 0.0) for account in ACCOUNTS) + (0.0 if clean else HEARTBEAT_S)
+
+    # -- what is left --------------------------------------------------------------------------------------------
+
+    def spent_s(self) -> float:
+        """Everything since the first process of the run began, preparation excluded."""
+        return sum(self.accounts().values())
+
+    def training_s(self) -> float:
+        """Optimizer steps and waiting for their data: what speed-run contests count."""
+        accounts = self.accounts()
+        return accounts["train"] + accounts["data"]
+
+    def counted_s(self) -> float:
+        return self.spent_s() if self.limits.counts == "all" else self.training_s()
+
+    def seconds_left(self) -> float | None:
+        """Until the deadline, the reserve not subtracted; None without a limit of hours."""
+        return None if self.limits.seconds is None else self.limits.seconds - self.counted_s()
+
+    def overshoot_s(self) -> float | None:
+        """How far the counted time is past the limit; negative when there is time left, None without such a limit."""
+        left = self.seconds_left()
+        return None if left is None else -left
+
+    def steps_left(self, step: int, tokens: int, flops: float, cost: StepCost) -> tuple[int, str]:
+        """How many more steps fit, and which limit says so. A step that could pass the deadline is not begun."""
+        fits: dict[str, int] = {}
+        left = self.seconds_left()
+        if left is not None:
+            reserve = self.reserve_s if self.limits.counts == "all" else 0.0
+            spare = left - reserve - self.pace.worst
+            fits["hours"] = 0 if spare < 0 else 1 + int(spare / max(self.pace.typical, 1e-9))
+        if self.limits.flops is not None:
+            fits["flops"] = int((self.limits.flops - flops) / cost.flops)
+        if self.limits.tokens is not None:
+            fits["tokens"] = int(self.limits.tokens - tokens) // cost.tokens
+        if self.limits.steps is not None:
+            fits["steps"] = self.limits.steps - step
+        tightest = min(fits, key=lambda name: fits[name])
+        return max(0, fits[tightest]), tightest
+
+    def advance(self, steps_left: int) -> float:
+        """Take one step's share of what is left; the value that the schedules of this step are computed from."""
+        self.progress = 1.0 if steps_left == 1 else self.progress + (1.0 - self.progress) / steps_left
+        return self.progress
+
+    def step_done(self, seconds: float) -> float:
+        """Record a step's duration. A stall (suspended machine, stopped process) is moved from train to idle, so that
+        neither the pace nor the account of training is polluted; returns the stalled seconds, else 0."""
+        if len(self.pace) >= 8 and seconds > STALL_FACTOR * self.pace.typical + 1.0:
+            stalled = seconds - self.pace.typical
+            self.accounts()
+            self.ledger["train"] -= stalled
+            self.ledger["idle"] += stalled
+            return stalled
+        self.pace.add(seconds)
+        return 0.0
+
+
+class Heartbeat:
+    """Writes the ledger to disk once a second from a thread, so that no kill in any phase resets what was spent."""
+
+    def __init__(self, clock: BudgetClock, path: Path, warn: Callable[[str], None]) -> None:
+        self.clock, self.path, self.warn = clock, path, warn
+        self._stop = threading.Event()
+        self._write_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._beat, name="ledger", daemon=True)
+
+    def start(self) -> None:
+        self.write(clean=False)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        warned = False
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                self.write(clean=False)
+            except OSError as error:
+                if not warned:
+                    self.warn(f"the ledger cannot be written ({error}); a kill now would forget time that was spent")
+                warned = True
+
+    def write(self, clean: bool) -> None:
+        with self._write_lock:
+            content = {
+                "schema": 1,
+                "ledger_s": {name: round(seconds, 4) for name, seconds in self.clock.accounts().items()},
+                "prepare_s": round(self.clock.prepare_s, 4),
+                "extended_hours": self.clock.limits.extend_hours,
+                "clean": clean,
+                "updated": timestamp(),
+            }
+            temporary = self.path.with_suffix(".json.tmp")
+            temporary.write_text(json.dumps(content, indent=1))
+            temporary.replace(self.path)
+
+    def close(self) -> None:
+        """Stop beating and write the final ledger, marked as complete."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+        self.write(clean=True)
+
+
+def read_ledger(path: Path) -> dict | None:
+    """The ledger that an earlier process left, or None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+        ledger = content["ledger_s"]
+        valid = all(isinstance(ledger[name], int | float) and ledger[name] >= 0 for name in ACCOUNTS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return content if valid else None

@@ -1,0 +1,246 @@
+"""Prepared corpora on disk: files of tokens with their documents, a manifest, and how to open and check them.
+
+A shard is `train-00000.bin`: HEADER, then little-endian tokens; every document ends with end-of-text. Beside it lies
+`train-00000.docs.npy`, int64 of shape (documents, 2): each document's first token in the shard, and the index of its
+source in the manifest's `sources`. A folder is complete when it holds manifest.json, which is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.tokenizer import Tokenizer
+from errors import UserError
+
+FORMAT = 1
+MAGIC = b"STINTTOK"
+# magic, version, bytes a token, ids in the vocabulary, tokens, documents, SHA-256 of the tokenizer.
+HEADER = struct.Struct("<8sIIQQQ32s")
+SPLITS = ("train", "val")
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """What reading a whole shard tells: a hash over both its files, and its largest id."""
+
+    hash: str
+    largest_id: int
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; fewer than the machine has under Slurm or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def token_dtype(itemsize: int) -> np.dtype[Any]:
+    """The dtype of tokens of so many bytes, little-endian whatever the machine."""
+    return np.dtype("<u2") if itemsize == 2 else np.dtype("<u4")
+
+
+def pack_header(tokenizer: Tokenizer, tokens: int, documents: int) -> bytes:
+    """The HEADER.size bytes that a finished shard begins with."""
+    fingerprint = bytes.fromhex(tokenizer.fingerprint)
+    return HEADER.pack(MAGIC, FORMAT, tokenizer.dtype.itemsize, tokenizer.n_vocab, tokens, documents, fingerprint)
+
+
+def documents_path(shard: Path) -> Path:
+    """Where the document table of `shard` lies."""
+    return shard.with_suffix(".docs.npy")
+
+
+def read_shard(shard: Path, itemsize: int) -> ShardCheck:
+    """Reads a shard and its table from the disk, in constant memory."""
+    digest, largest = hashlib.blake2b(digest_size=32), -1
+    with shard.open("rb") as file:
+        digest.update(file.read(HEADER.size))
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+            tokens = np.frombuffer(chunk[: len(chunk) // itemsize * itemsize], dtype=token_dtype(itemsize))
+            largest = max(largest, int(tokens.max(initial=0)))
+    with documents_path(shard).open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return ShardCheck(digest.hexdigest(), largest)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes `content` so that `path` holds either the old or the new, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def corpus_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str) -> str:
+    """SHA-256 over the shards' hashes in order and the tokenizer: equal means the same tokens and documents."""
+    return hashlib.sha256(" ".join([tokenizer_fingerprint, *(each["hash"] for each in shards)]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of a corpus, memory-mapped and read-only.
+
+    Attributes:
+        name: "train" or "val".
+        shards: Tokens of each shard, shape (tokens,), uint16 or uint32.
+        starts: First token of each document, per shard, shape (documents,), int64.
+        source_ids: Index into `sources` of each document, per shard, shape (documents,), int64.
+        sources: Labels of the sources, the same in both splits.
+    """
+
+    name: str
+    shards: list[np.ndarray]
+    starts: list[np.ndarray]
+    source_ids: list[np.ndarray]
+    sources: list[str]
+
+    @cached_property
+    def n_tokens(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus, opened; `fingerprint` stands for its content."""
+
+    folder: Path
+    train: Split
+    val: Split
+    sources: list[str]
+    fingerprint: str
+    tokenizer: Tokenizer
+    manifest: dict[str, Any]
+
+
+def mend(folder: Path) -> str:
+    """The end of every message about a folder that cannot be used."""
+    return f"delete {folder} and prepare again"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished folder. Raises UserError for an unfinished, damaged or newer one."""
+    path = folder / MANIFEST
+    if not path.exists():
+        what = "is not finished" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder}: the prepared corpus {what}; prepare it with the same data settings")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        version = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {mend(folder)}") from error
+    if version != FORMAT:
+        raise UserError(f"{path}: format {version}, this version reads {FORMAT}; {mend(folder)}")
+    return manifest
+
+
+def open_corpus(folder: str | Path) -> Corpus:
+    """Opens a finished folder. Checks headers and sizes, not contents (that is `verify`).
+
+    Raises UserError, one line a shard, for what does not fit.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    problems = [each for shard in manifest["shards"] if (each := _outside(folder, shard, tokenizer))]
+    if tokenizer.fingerprint != manifest["tokenizer"]["fingerprint"]:
+        problems.append(f"{folder / TOKENIZER}: not the tokenizer that made the shards; {mend(folder)}")
+    if problems:
+        raise UserError(*problems)
+    splits = {split: _open_split(folder, split, manifest, tokenizer) for split in SPLITS}
+    return Corpus(
+        folder, splits["train"], splits["val"], manifest["sources"], manifest["fingerprint"], tokenizer, manifest
+    )
+
+
+def _open_split(folder: Path, name: str, manifest: dict[str, Any], tokenizer: Tokenizer) -> Split:
+    dtype = token_dtype(tokenizer.dtype.itemsize)
+    shards, starts, source_ids = [], [], []
+    for shard in manifest["shards"]:
+        if shard["split"] != name:
+            continue
+        path = folder / shard["file"]
+        shards.append(np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size, shape=(shard["tokens"],)))
+        table = np.load(documents_path(path), mmap_mode="r", allow_pickle=False)
+        starts.append(table[:, 0])
+        source_ids.append(table[:, 1])
+    return Split(name, shards, starts, source_ids, manifest["sources"])
+
+
+def _outside(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str | None:
+    """What is wrong with a shard, seen without reading its tokens."""
+    path = folder / shard["file"]
+    itemsize = tokenizer.dtype.itemsize
+    expected = HEADER.size + shard["tokens"] * itemsize
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(HEADER.size)
+        table = np.load(documents_path(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        return f"{path}: cannot be read ({error}); {mend(folder)}"
+    if size != expected:
+        return f"{path}: {size} bytes instead of {expected}; {mend(folder)}"
+    if header != pack_header(tokenizer, shard["tokens"], shard["documents"]):
+        return f"{path}: its header is not that of {shard['tokens']} {tokenizer.name} tokens; {mend(folder)}"
+    if table.shape != (shard["documents"], 2) or table.dtype != np.int64:
+        return f"{documents_path(path)}: not a table of {shard['documents']} documents; {mend(folder)}"
+    if shard["largest_id"] >= tokenizer.n_vocab:
+        return (
+            f"{path}: holds id {shard['largest_id']}, {tokenizer.name} ends at {tokenizer.n_vocab - 1}; {mend(folder)}"
+        )
+    return None
+
+
+def verify(folder: str | Path, workers: int | None = None, log: Callable[[str], None] | None = None) -> None:
+    """Reads every shard of a finished folder and compares hashes; about 1 GB/s a core.
+
+    Raises UserError, one line a shard, for a missing, truncated or changed one.
+    """
+    folder = Path(folder)
+    corpus = open_corpus(folder)
+    limit, itemsize = corpus.tokenizer.n_vocab, corpus.tokenizer.dtype.itemsize
+
+    def inside(shard: dict[str, Any]) -> str | None:
+        path = folder / shard["file"]
+        found = read_shard(path, itemsize)
+        if found.largest_id >= limit:
+            return f"{path}: holds id {found.largest_id}, {corpus.tokenizer.name} ends at {limit - 1}; {mend(folder)}"
+        if found.hash != shard["hash"]:
+            return f"{path}: its content has changed since it was written; {mend(folder)}"
+        return None
+
+    shards = corpus.manifest["shards"]
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+        problems = [each for each in pool.map(inside, shards) if each]
+    if corpus_fingerprint(shards, corpus.tokenizer.fingerprint) != corpus.fingerprint:
+        problems.append(f"{folder / MANIFEST}: its fingerprint is not that of its shards; {mend(folder)}")
+    if problems:
+        raise UserError(*problems)
+    if log:
+        log(f"verified {folder}: {len(shards)} shards, {corpus.train.n_tokens + corpus.val.n_tokens} tokens")

@@ -1,0 +1,105 @@
+"""Text that every Python has with it: sources, help topics and docstrings of its standard library.
+
+About 30 MB, no download, no account. Deterministic for one Python: what depends on the process (memory addresses,
+the order of hashes) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import io
+import re
+import sys
+import sysconfig
+import tokenize
+import types
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+OUTSIDE = {"site-packages", "dist-packages", "__pycache__"}
+# Imported for their docstrings, these would do more than that: readline writes to the terminal, the modules with
+# these prefixes exist to test the interpreter.
+NOT_IMPORTED = ("readline", "_test", "_xx", "xx", "_ctypes_test")
+ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
+
+
+def root() -> Path:
+    """The folder of the running Python's standard library, also from within a virtual environment."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def source_files() -> list[Path]:
+    """All .py files of the standard library, sorted; installed packages are not part of it."""
+    base = root()
+    found = (path for path in base.rglob("*.py") if not OUTSIDE.intersection(path.relative_to(base).parts))
+    return sorted(found, key=lambda path: path.relative_to(base).as_posix())
+
+
+def native_modules() -> list[str]:
+    """Names of the modules implemented in C: built in, or in lib-dynload."""
+    dynamic = {path.name.split(".")[0] for path in (root() / "lib-dynload").glob("*.so")}
+    return sorted(name for name in dynamic | set(sys.builtin_module_names) if not name.startswith(NOT_IMPORTED))
+
+
+def identity() -> dict[str, object]:
+    """What tells one standard library from another: the version, and a hash over the names and sizes of its files."""
+    listing = hashlib.sha256()
+    files = source_files()
+    for path in files:
+        listing.update(f"{path.relative_to(root()).as_posix()} {path.stat().st_size}\n".encode())
+    listing.update(" ".join(native_modules()).encode())
+    return {"python": sys.version.split()[0], "files": len(files), "listing": listing.hexdigest()}
+
+
+def read_source(path: Path) -> str | None:
+    """A source file by its own declared encoding; None for the few that are meant to be undecodable (tests)."""
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, ValueError, LookupError):
+        return None
+
+
+def topics() -> Iterator[str]:
+    """The language reference as `help()` shows it, one topic a document."""
+    from pydoc_data.topics import topics as texts
+
+    for name in sorted(texts):
+        yield texts[name]
+
+
+def docstrings() -> Iterator[str]:
+    """One document a C module: its docstring and those of its members, whose sources are not among the .py files."""
+    for name in native_modules():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                module = importlib.import_module(name)
+        except Exception:  # an extension without its library (tkinter without Tcl) may fail in any way
+            continue
+        text = _module_text(name, module)
+        if text:
+            yield text
+
+
+def _module_text(name: str, module: types.ModuleType) -> str:
+    out = io.StringIO()
+    _write(out, name, module)
+    for member, value in sorted(vars(module).items()):
+        if inspect.isroutine(value):
+            _write(out, f"{name}.{member}", value)
+        elif inspect.isclass(value) and value.__module__ in (name, name.lstrip("_")):
+            _write(out, f"{name}.{member}", value)
+            for attribute, method in sorted(vars(value).items()):
+                if not attribute.startswith("__"):
+                    _write(out, f"{name}.{member}.{attribute}", method)
+    return out.getvalue()
+
+
+def _write(out: io.StringIO, title: str, value: object) -> None:
+    doc = inspect.getdoc(value) if inspect.isroutine(value) or isinstance(value, type | types.ModuleType) else None
+    if doc and not ADDRESS.search(doc):
+        out.write(f"{title}\n{doc}\n\n")

@@ -1,0 +1,162 @@
+"""How well a model predicts a text: loss, perplexity, bits per byte and accuracy, whole and by source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import ArrayLike
+
+from errors import UserError
+from model.gpt import GPT
+from model.mode import evaluating
+
+MAX_EXPONENT = math.log(np.finfo(np.float64).max)  # about 709.8: e to a larger power is no float64
+
+
+class Windows(Protocol):
+    """A text cut into sequences of T tokens, each predicted once."""
+
+    @property
+    def n_windows(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def windows(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs, targets (-1: padding) and the source of each target, for windows i to j - 1; int64 (j - i, T)."""
+        ...
+
+
+@dataclass
+class Sums:
+    """What the figures are made of, in float64, so that neither batches nor processes change them.
+
+    by_source: rows tokens, nats, correct, bytes; one column a source. spread: with n tokens and s nats in a window,
+    the sums over windows of 1, n^2, n s and s^2.
+    """
+
+    by_source: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def zero(cls, n_sources: int) -> Sums:
+        return cls(np.zeros((4, n_sources)), np.zeros(4))
+
+    def add(
+        self, targets: np.ndarray, losses: np.ndarray, correct: np.ndarray, width: np.ndarray, source: np.ndarray
+    ) -> None:
+        """Count one batch; all arrays (n, T)."""
+        counted = targets != -1
+        for row, weights in enumerate((counted, losses, correct, width)):
+            self.by_source[row] += np.bincount(source[counted], weights[counted], self.by_source.shape[1])
+        n, s = counted.sum(axis=1).astype(np.float64), losses.sum(axis=1)
+        self.spread += ((n > 0).sum(), n @ n, n @ s, s @ s)
+
+    def all_reduce(self, device: torch.device | str) -> None:
+        """Add up over the processes of torch.distributed, if there are any."""
+        if dist.is_available() and dist.is_initialized():
+            flat = torch.from_numpy(np.concatenate((self.by_source.ravel(), self.spread))).to(device)
+            dist.all_reduce(flat)
+            by_source, self.spread = np.split(flat.cpu().numpy(), [self.by_source.size])
+            self.by_source = by_source.reshape(self.by_source.shape)
+
+    def loss_se(self) -> float | None:
+        """Standard error of the loss, with windows as the unit, for the tokens of one window are correlated.
+
+        The loss is a ratio of two sums over windows, s / n; this is the usual linearised error of a ratio, which for
+        windows of equal length is the standard deviation of their means over sqrt(windows). None for one window.
+        """
+        windows, nn, ns, ss = (float(value) for value in self.spread)
+        if windows < 2:
+            return None
+        tokens, nats = (float(value) for value in self.by_source[:2].sum(axis=1))
+        loss = nats / tokens
+        squares = max(ss - 2 * loss * ns + loss * loss * nn, 0.0)  # in this order NaN stays NaN
+        return _finite(math.sqrt(squares * windows / (windows - 1)) / tokens)
+
+
+def evaluate(
+    model: GPT,
+    windows: Windows,
+    token_bytes: ArrayLike,
+    sources: Sequence[str],
+    micro_batch: int,
+    device: torch.device | str,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    stop: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Score `model` on every target of `windows`.
+
+    token_bytes: UTF-8 bytes of each token id. sources: names by source id. micro_batch: windows a forward pass.
+    autocast: makes the context of each forward pass. stop: called before each batch; it may raise to end the work.
+
+    Returns a dict that is valid JSON:
+
+    - tokens, bytes: how many were predicted
+    - loss: nats per token, the mean over all predicted tokens; loss_se: its standard error (see `Sums.loss_se`)
+    - perplexity: e^loss
+    - bits_per_byte: all nats / ln 2 / all bytes. End-of-text costs nats and has 0 bytes.
+    - accuracy: share of tokens that had the highest logit
+    - by_source: {name: tokens, loss, perplexity, bits_per_byte, accuracy} of each source that occurs
+    - fingerprint: of the windows
+
+    A figure that is no finite number (a diverged model, a perplexity beyond float64, bits per byte of no bytes) is
+    None, as JSON has neither infinity nor NaN.
+
+    With torch.distributed initialised each process scores its share of the windows and all of them return the same
+    result; `stop` must then raise in all processes or in none. Raises UserError if there is nothing to predict.
+    """
+    sums = Sums.zero(len(sources))
+    begin, end = _share(windows.n_windows)
+    width = np.asarray(token_bytes)
+    with evaluating(model):
+        for i in range(begin, end, micro_batch):
+            if stop is not None:
+                stop()
+            x, y, source = windows.windows(i, min(i + micro_batch, end))
+            with autocast():
+                losses, correct = model.token_losses(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+            sums.add(y, losses.cpu().numpy().astype(np.float64), correct.cpu().numpy(), width[y], source)
+    sums.all_reduce(device)
+    if not sums.by_source[0].any():
+        raise UserError("the text to evaluate on has no token to predict; it needs at least two tokens")
+    return _figures(sums.by_source.sum(axis=1)) | {
+        "bytes": int(sums.by_source[3].sum()),
+        "loss_se": sums.loss_se(),
+        "by_source": {
+            name: _figures(column) for name, column in zip(sources, sums.by_source.T, strict=True) if column[0]
+        },
+        "fingerprint": windows.fingerprint,
+    }
+
+
+def _share(n_windows: int) -> tuple[int, int]:
+    """First and one past the last window of this process: a contiguous share, for the sake of sequential reads."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, n_windows
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return n_windows * rank // world, n_windows * (rank + 1) // world
+
+
+def _figures(sums: np.ndarray) -> dict[str, Any]:
+    """The figures of tokens, nats, correct, bytes."""
+    tokens, nats, correct, n_bytes = (float(value) for value in sums)
+    loss = nats / tokens
+    return {
+        "tokens": int(tokens),
+        "loss": _finite(loss),
+        "perplexity": _finite(math.exp(loss)) if loss <= MAX_EXPONENT else None,
+        "bits_per_byte": _finite(nats / math.log(2) / n_bytes) if n_bytes else None,
+        "accuracy": correct / tokens,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

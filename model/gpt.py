@@ -1,0 +1,205 @@
+"""A decoder-only transformer: pre-norm blocks of causal attention and a feed-forward part, on a residual stream.
+
+Letters in shape comments: B sequences, T tokens each, D = n_embd, H = n_head, S = D / H (head size), V = vocab_size.
+Every variant is a knob of `Shape`; a new norm, activation or initialisation is one function and one line in a table.
+Weights are float32; a lower precision comes from the caller's autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errors import UserError
+from model.shape import Shape
+
+LAYERNORM_EPS = 1e-5  # GPT-2
+RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
+INIT_STD = 0.02  # GPT-2
+MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB in float32
+
+
+def relu2(x: Tensor) -> Tensor:
+    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Gated SiLU (Shazeer 2020, arXiv:2002.05202): (..., 2 hidden), gate first, to (..., hidden)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": swiglu}
+
+NORMS: dict[str, Callable[[Shape], nn.Module]] = {
+    "layernorm": lambda shape: nn.LayerNorm(shape.n_embd, eps=LAYERNORM_EPS, bias=shape.bias),
+    "rmsnorm": lambda shape: nn.RMSNorm(shape.n_embd, eps=RMSNORM_EPS),
+}
+
+
+def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of position x frequency, (block_size, S / 2) each (Su et al. 2021, arXiv:2104.09864)."""
+    frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size)
+    angles = torch.outer(torch.arange(shape.block_size, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + S/2]) by its angle: the half-split layout that transformers' Llama uses."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.n_head, self.qk_norm, self.dropout = shape.n_head, shape.qk_norm, shape.dropout
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.bias)
+        self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, S) each
+        if self.qk_norm:
+            # Bounds the attention logits by sqrt(S) (Henry et al. 2020, arXiv:2010.04245). Free of parameters, so
+            # before or after the rotation is the same: a rotation keeps the norm.
+            q, k = (F.rms_norm(each, each.shape[-1:], eps=RMSNORM_EPS) for each in (q, k))
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[shape.activation]
+        self.up = nn.Linear(shape.n_embd, shape.up_width, bias=shape.bias)
+        self.out = nn.Linear(shape.hidden, shape.n_embd, bias=shape.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.activation(self.up(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = NORMS[shape.norm](shape), Attention(shape)
+        self.feed_forward_norm, self.feed_forward = NORMS[shape.norm](shape), FeedForward(shape)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class GPT(nn.Module):
+    """The model of a `Shape`, freshly initialised; raises UserError with every mistake of the shape.
+
+    Build it under `with torch.device(...)` to fill the weights where they will live. On "meta" it has sizes only: the
+    rotary tables are not part of the state dict, so weights are to be loaded into a model that was built for real.
+    Tied, the state dict has no `head.weight`: one tensor is stored once.
+    """
+
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        if mistakes := shape.mistakes():
+            raise UserError(*mistakes)
+        self.shape = shape
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd) if shape.position == "learned" else None
+        self.dropout = nn.Dropout(shape.dropout)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.norm = NORMS[shape.norm](shape)
+        self.head = None if shape.tie else nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
+        if shape.position == "rotary":
+            cos, sin = rotary_tables(shape)
+            self.register_buffer("rotary_cos", cos, persistent=False)
+            self.register_buffer("rotary_sin", sin, persistent=False)
+        INITIALISATIONS[shape.initialisation](self)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Normalised last hidden states (B, T, D) of `tokens` (B, T), int64; ValueError if T > block_size."""
+        T = tokens.size(1)
+        if self.shape.block_size < T:
+            raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.shape.block_size}")
+        x = self.wte(tokens)
+        if self.wpe is not None:
+            x = x + self.wpe.weight[:T]
+        rotary = (self.rotary_cos[:T], self.rotary_sin[:T]) if self.shape.position == "rotary" else None
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.norm(x)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
+        return F.linear(hidden, self.wte.weight if self.head is None else self.head.weight)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V), or with `targets` the loss: a scalar, nats per token, over the targets that are not -1.
+
+        `tokens` and `targets` are int64 (B, T). The loss is computed in float32 also under autocast. It is NaN if
+        every target is -1.
+        """
+        logits = self.unembed(self.hidden(tokens))
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each target in nats (B, T), float32, and whether it has the highest logit (B, T), bool.
+
+        Where the target is -1 these are 0 and False. The logits are computed in slices of at most MAX_LOGITS
+        elements, so that the memory needed does not grow with the batch.
+        """
+        hidden, flat = self.hidden(tokens).flatten(0, 1), targets.flatten()
+        rows = max(1, MAX_LOGITS // self.shape.vocab_size)
+        losses, correct = [], []
+        for some_hidden, some_targets in zip(hidden.split(rows), flat.split(rows), strict=True):
+            logits = self.unembed(some_hidden).float()
+            losses.append(F.cross_entropy(logits, some_targets, ignore_index=-1, reduction="none"))
+            correct.append(logits.argmax(dim=-1) == some_targets)
+        return torch.cat(losses).view_as(targets), torch.cat(correct).view_as(targets)
+
+
+def is_residual_output(name: str) -> bool:
+    """Whether a parameter is the weight of a projection that writes to the residual stream."""
+    return name.endswith(".out.weight")
+
+
+def initialise_gpt2(model: GPT) -> None:
+    """Matrices N(0, 0.02), biases 0, norms 1 (Radford et al. 2019).
+
+    What writes to the residual stream is divided by sqrt(2 n_layer), as 2 n_layer such terms add up.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 2:
+            scale = 1 / math.sqrt(2 * model.shape.n_layer) if is_residual_output(name) else 1.0
+            nn.init.normal_(parameter, std=INIT_STD * scale)
+
+
+def initialise_zero(model: GPT) -> None:
+    """As `initialise_gpt2`, but what writes to the residual stream is zero: every block starts as the identity.
+
+    The idea is Goyal et al. 2017 (arXiv:1706.02677, section 5.1) and Fixup (Zhang et al. 2019, arXiv:1901.09321).
+    """
+    initialise_gpt2(model)
+    for name, parameter in model.named_parameters():
+        if is_residual_output(name):
+            nn.init.zeros_(parameter)
+
+
+INITIALISATIONS: dict[str, Callable[[GPT], None]] = {"gpt2": initialise_gpt2, "zero": initialise_zero}

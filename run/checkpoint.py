@@ -1,0 +1,199 @@
+"""Checkpoints that no kill can tear: tensors in safetensors, everything else in JSON, checksummed, the last two kept.
+
+A checkpoint is a folder checkpoint/step-000000123 with model.safetensors, optimizer.safetensors and state.json; the JSON
+holds the hash of both files. It is written under another name, flushed to the disk and renamed, so a folder with that
+name is complete. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from errors import MachineError, UserError
+from run.record import write_json
+
+KEPT = 2
+FORMAT = 1
+FOLDER = re.compile(r"step-(\d{9})")
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds."""
+
+    step: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    progress: float = 0.0
+    loss: float | None = None
+    limit_s: float | None = None
+
+
+def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors under `<what>.<parameter name>`, e.g. exp_avg.blocks.0.attention.qkv.weight."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for what, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{what}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put tensors saved by `named_optimizer_tensors` back, on the device of each parameter."""
+    for name, parameter in model.named_parameters():
+        found = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
+        found = {what: value for what, value in found.items() if "." not in what}
+        if found:
+            optimizer.state[parameter] = {
+                # AdamW keeps its step counter on the CPU unless it is fused or capturable
+                what: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.cpu()
+                for what, value in found.items()
+            }
+
+
+def save_checkpoint(
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    ledger: dict[str, float],
+) -> Path:
+    """Write a checkpoint and drop the oldest beyond the last two. Raises OSError when the disk refuses; the earlier
+    checkpoints are untouched then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{state.step:09d}"
+    temporary = folder / f".tmp-{state.step:09d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        hashes = {
+            "model.safetensors": _save(temporary / "model.safetensors", dict(model.state_dict())),
+            "optimizer.safetensors": _save(
+                temporary / "optimizer.safetensors", named_optimizer_tensors(model, optimizer)
+            ),
+        }
+        content = {"format": FORMAT, "state": asdict(state), "ledger_s": ledger, "sha256": hashes}
+        content["checksum"] = _checksum(content)
+        write_json(temporary / "state.json", content)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in checkpoints(folder)[KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    return sorted((path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)), reverse=True)
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint as read back and verified."""
+
+    state: TrainingState
+    ledger: dict[str, float]
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+
+def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; a damaged one is named and the one before it is used. None without any."""
+    for path in checkpoints(folder):
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            say(f"checkpoint {path.name} is damaged ({error}); going back to the one before it")
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    content = json.loads((path / "state.json").read_text())
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format {content.get('format')}, expected {FORMAT}")
+    if content.get("checksum") != _checksum(content):
+        raise ValueError("state.json does not match its checksum")
+    for name, expected in content["sha256"].items():
+        if file_hash(path / name) != expected:
+            raise ValueError(f"{name} does not match its checksum")
+    state = TrainingState(**content["state"])
+    return Checkpoint(
+        state, content["ledger_s"], load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    )
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
+    """Load tensors into the model; UserError in one line when they belong to a model of another shape."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in tensors.items()}
+    if own != theirs:
+        different = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+        name = different[0]
+        raise UserError(
+            f"{origin} is of a model of another shape: {name} is {theirs.get(name, 'absent')} there and"
+            f" {own.get(name, 'absent')} here ({len(different)} tensors differ); use the model.* knobs it was made with"
+            " or fresh=true"
+        )
+    model.load_state_dict(tensors)
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> str:
+    """Write the finished weights, read them back, compare every tensor bit by bit; returns the file's hash."""
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    digest = _save(temporary, tensors)
+    written = load_file(temporary)
+    if written.keys() != tensors.keys() or not all(torch.equal(written[name], tensors[name]) for name in tensors):
+        raise MachineError(f"{path} did not read back as it was written; the disk is not to be trusted")
+    temporary.replace(path)
+    _sync(path.parent)
+    return digest
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Write tensors, flush them to the disk; returns the file's hash. Every failure of the disk is an OSError."""
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+    except SafetensorError as error:  # "No space left on device" arrives as this
+        raise OSError(str(error)) from error
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    covered = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,347 @@
+"""The run's curves on Weights & Biases, on line or on disk; the only place that knows wandb.
+
+A dashboard is a convenience and metrics.jsonl is the record: no trouble here may stop a run or hold it up for more
+than a few seconds. So all calls are made by one thread of their own, opening and finishing have a time limit, and
+whatever goes wrong costs one warning.
+
+Every point carries the four axes of a budget (step, tokens, flops, hours) and no wandb step: wandb demands that
+its own step only ever grows, which a run that was killed and resumed from its last checkpoint cannot promise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import netrc
+import os
+import queue
+import re
+import shlex
+import signal
+import socket
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+AXES = ("step", "tokens", "flops", "hours")
+DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes, where wandb's own clock is not
+CONNECT_TIMEOUT_S = 2.0  # wandb itself retries for 100 s before it says that there is no network
+TEARDOWN_LIMIT_S = 2.0
+STATS_INTERVAL_S = 30.0
+MAX_FAILURES = 3
+MAX_WAITING = 10_000  # points that may wait for wandb: some 10 MB
+MAX_TAG_LENGTH = 64  # wandb refuses the whole run for a longer one
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+SECRET = re.compile(r"(.*[_-])?(api_?key|secret|secret_key|password|passwd|credentials?|token)", re.IGNORECASE)
+
+Result = TypeVar("Result")
+
+
+class Dashboard:
+    """A dashboard that shows nothing; also the interface of the one that does."""
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Add one point. It should hold the four axes: step, tokens, flops and hours."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set the figures that stand for the run as a whole; nested ones get dotted names."""
+
+    def finish(self) -> None:
+        """Close the run. Comes back within a few seconds, whatever happens."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    mode: str
+    project: str
+    entity: str | None
+    name: str
+    run_id: str
+    group: str | None
+    tags: tuple[str, ...]
+    config: dict[str, Any]
+    directory: Path
+
+
+def open_dashboard(
+    mode: str,
+    project: str,
+    entity: str | None,
+    name: str,
+    run_id: str,
+    group: str | None,
+    tags: Sequence[str],
+    config: Mapping[str, Any],
+    directory: Path,
+    timeout_s: float = 8.0,
+    warn: Callable[[str], None] = print,
+) -> Dashboard:
+    """Open the dashboard of a run, or one that shows nothing where that cannot be done.
+
+    mode: "online", "offline" (files under `directory`/wandb, to be sent with `wandb sync`) or "disabled".
+    run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the
+    dotted names of the command line, less anything whose name says that it is a secret.
+    timeout_s: the limit for opening and for finishing. warn: is given one line for each kind of trouble, always in
+    the thread that calls this module.
+    """
+    if mode not in ("online", "offline", "disabled"):
+        raise ValueError(f"dashboard mode {mode!r}: must be online, offline or disabled")
+    if mode == "disabled":
+        return Dashboard()
+    short_tags = tuple(tag[:MAX_TAG_LENGTH] for tag in tags)
+    request = _Request(
+        mode, project, entity, name, run_id, group, short_tags, public_config(config), directory.absolute()
+    )
+    return _WandbDashboard(request, timeout_s, warn)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}: the names that the command line uses."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def public_config(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The flattened config without the entries whose name says that they are secret."""
+    return {key: value for key, value in flatten(nested).items() if not any(map(SECRET.fullmatch, key.split(".")))}
+
+
+class _WandbDashboard(Dashboard):
+    """Hands every call to one thread, which alone talks to wandb."""
+
+    def __init__(self, request: _Request, timeout_s: float, warn: Callable[[str], None]) -> None:
+        self._timeout_s = timeout_s
+        self._warn = warn
+        self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
+        self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._failures = 0
+        self._run: Any = None
+        self._thread: threading.Thread | None = None
+        self._open(request)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        point = dict(metrics)
+        self._submit(lambda: self._run.log(point))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        flat = flatten(values)
+        self._submit(lambda: self._run.summary.update(flat))
+
+    def finish(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            with contextlib.suppress(queue.Full):
+                self._calls.put_nowait(None)
+            thread.join(self._timeout_s)
+            if thread.is_alive():
+                self._warn(f"wandb did not finish within {self._timeout_s:g} s and was left behind; {_KEPT}")
+            self._report()
+        _tear_down()
+
+    def _open(self, request: _Request) -> None:
+        try:
+            with _signal_handlers_kept():
+                self._run, notice = within(self._timeout_s, lambda: _open_run(request, self._timeout_s), "opening")
+        except Exception as error:
+            self._warn(f"no dashboard for this run: {_one_line(error)}; {_KEPT}")
+            return
+        if notice:
+            self._warn(notice)
+        self._thread = threading.Thread(target=self._work, name="dashboard", daemon=True)
+        self._thread.start()
+
+    def _submit(self, call: Callable[[], object]) -> None:
+        if self._thread is None:
+            return
+        self._report()
+        if self._failures >= MAX_FAILURES:
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._failures = MAX_FAILURES
+            self._warn(f"wandb does not take any more points: the dashboard ends here; {_KEPT}")
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self._failures < MAX_FAILURES:
+                self._try(call)
+        with contextlib.suppress(Exception):
+            self._run.finish()
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._failures += 1
+            if self._failures == MAX_FAILURES:
+                self._notices.put(f"the dashboard ends here, wandb failed {MAX_FAILURES} times: {_one_line(error)}")
+
+    def _report(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._warn(f"{self._notices.get_nowait()}; {_KEPT}")
+
+
+_KEPT = "the run goes on and metrics.jsonl keeps every point"
+
+
+def within(limit_s: float, call: Callable[[], Result], what: str) -> Result:
+    """The result of call() made in a thread; raises what it raised, or TimeoutError after limit_s seconds."""
+    outcome: list[Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # SystemExit too: no library may end the run
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name=f"dashboard-{what}", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if errors:
+        raise RuntimeError(_one_line(errors[0])) from errors[0]
+    if not outcome:
+        raise TimeoutError(f"wandb: {what} took more than {limit_s:g} s")
+    return outcome[0]
+
+
+def _open_run(request: _Request, timeout_s: float) -> tuple[Any, str | None]:
+    _set_environment(request.directory)
+    wandb = importlib.import_module("wandb")
+    if request.mode == "offline":
+        return _init(wandb, request, "offline", timeout_s), None
+    reason = _why_not_online(wandb)
+    if reason is None:
+        try:
+            return _init(wandb, request, "online", timeout_s), None
+        except Exception as error:
+            reason = _one_line(error)
+    run = _init(wandb, request, "offline", timeout_s)
+    later = f"wandb sync {shlex.quote(_sync_folder(run, request))}"
+    return run, f"wandb is not on line ({reason}): logging to disk; to upload later: {later}"
+
+
+def _set_environment(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ.update(
+        WANDB_DIR=str(directory),
+        # wandb's defaults lie in the home folder, where they have filled quotas.
+        WANDB_CACHE_DIR=str(directory / "wandb" / "cache"),
+        WANDB_DATA_DIR=str(directory / "wandb" / "data"),
+        WANDB_ERROR_REPORTING="false",
+        WANDB_SILENT="true",
+    )
+
+
+def _init(wandb: ModuleType, request: _Request, mode: str, timeout_s: float) -> Any:
+    wanted = {
+        "console": "off",
+        "silent": True,
+        "quiet": True,
+        "save_code": False,
+        "disable_code": True,
+        "disable_git": True,
+        "symlink": False,
+        "init_timeout": timeout_s,
+        "finish_timeout": 0.75 * timeout_s,  # wandb gives up by itself before it is left behind
+        "x_stats_sampling_interval": STATS_INTERVAL_S,
+    }
+    known = wandb.Settings.model_fields  # they differ between releases, and wandb refuses one that it does not know
+    run = wandb.init(
+        mode=mode,
+        project=request.project,
+        entity=request.entity,
+        name=request.name,
+        id=request.run_id,
+        resume="allow",
+        group=request.group,
+        tags=list(request.tags),
+        config=request.config,
+        dir=str(request.directory),
+        reinit="finish_previous",
+        settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
+    )
+    for axis in AXES:
+        run.define_metric(axis)
+    run.define_metric("*", step_metric=DEFAULT_AXIS)
+    return run
+
+
+def _why_not_online(wandb: ModuleType) -> str | None:
+    url = wandb.setup().settings.base_url
+    host = urlsplit(url).hostname or ""
+    if not _has_credentials(wandb, host):
+        return f"no API key for {host}; `wandb login` sets one"
+    try:
+        # In a thread: a look-up of the name obeys no time limit of its own.
+        within(CONNECT_TIMEOUT_S + 0.5, lambda: _connect(url), "connecting")
+    except Exception as error:
+        return f"{host} cannot be reached: {_one_line(error)}"
+    return None
+
+
+def _connect(url: str) -> bool:
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
+    return True
+
+
+def _has_credentials(wandb: ModuleType, host: str) -> bool:
+    """Whether wandb would find a key. It is asked before wandb.init, which would ask the keyboard."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    if getattr(wandb.setup().settings, "api_key", None):
+        return True
+    path = Path(os.environ.get("NETRC") or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
+    try:
+        entries = netrc.netrc(path)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    # Keys of api.wandb.ai stay valid under the newer default host.
+    return any(entries.authenticators(name) for name in (host, "api.wandb.ai"))
+
+
+def _sync_folder(run: Any, request: _Request) -> str:
+    return str(getattr(run.settings, "sync_dir", None) or request.directory / "wandb")
+
+
+@contextlib.contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                with contextlib.suppress(ValueError):  # only the main thread may set a handler
+                    signal.signal(number, handler)
+
+
+def _tear_down() -> None:
+    """Stop wandb's helper process now, with a limit: at exit wandb would wait for it without one."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and hasattr(wandb, "teardown"):
+        with contextlib.suppress(Exception):
+            within(TEARDOWN_LIMIT_S, wandb.teardown, "teardown")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,114 @@
+"""outputs/NAME: which folder a run lives in, and that only one process at a time works there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+from errors import MachineError, UserError
+
+
+def run_name(name: str, knobs: dict[str, Any]) -> str:
+    """<name>-<8 hex of the knobs that matter>: never a timestamp, so that the same command finds its own run again."""
+    canonical = json.dumps(knobs, sort_keys=True, separators=(",", ":"))
+    return f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+
+class RunDirectory:
+    """The folder of one run, locked against a second live process. Attributes are the paths of design's file list."""
+
+    def __init__(self, output_dir: Path, name: str, fresh: bool) -> None:
+        """Create or reopen `output_dir/name`; `fresh` first sets an existing one aside as NAME.old-K.
+
+        Raises UserError where the folder cannot be written or another live process has it.
+        """
+        self.folder = output_dir / name
+        self.config = self.folder / "config.yaml"
+        self.plan = self.folder / "plan.json"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.ledger = self.folder / "ledger.json"
+        self.checkpoints = self.folder / "checkpoint"
+        self.weights = self.folder / "model.safetensors"
+        self.model = self.folder / "model.json"
+        self.tokenizer = self.folder / "tokenizer.json"
+        self.result = self.folder / "result.json"
+        self.report = self.folder / "report.html"
+        self.status = self.folder / "status.json"
+        self.log = self.folder / "log.txt"
+        try:
+            self.created = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire()
+            if fresh and not self.created:
+                self._set_aside()
+                self._lock = self._acquire()
+            self._probe()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"output_dir={output_dir} cannot be written ({reason}); choose another with output_dir=FOLDER"
+            ) from None
+
+    def _acquire(self) -> IO[str]:
+        handle = (self.folder / "lock").open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            handle.close()
+            raise UserError(
+                f"{self.folder} is in use by {holder}; wait for it, stop it, or give this run another name=NAME"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        return handle
+
+    def _set_aside(self) -> None:
+        """Nothing that was paid for is deleted: the old run keeps its files under another name."""
+        number = 1
+        while (old := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            number += 1
+        self._lock.close()
+        self.folder.rename(old)
+        self.folder.mkdir()
+        self.created = True
+
+    def _probe(self) -> None:
+        """Find a full disk or a read-only folder now, not after an hour."""
+        probe = self.folder / ".probe"
+        probe.write_bytes(b"\0" * 65536)
+        probe.unlink()
+
+    def require_space(self, needed: int) -> None:
+        """Raise UserError when fewer than `needed` bytes are free for this run's checkpoints and weights."""
+        stat = os.statvfs(self.folder)
+        free = stat.f_bavail * stat.f_frsize
+        if free < needed:
+            raise UserError(
+                f"{self.folder} has {free / 1e6:,.0f} MB free and this run writes about {needed / 1e6:,.0f} MB;"
+                " free some space or choose another disk with output_dir=FOLDER"
+            )
+
+    def discard(self) -> None:
+        """Remove a folder that this process created and that holds nothing worth keeping."""
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        self.folder.rmdir()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+
+def full_disk(path: Path, error: Exception, kept: str) -> MachineError:
+    """The one-line account of a write that failed."""
+    return MachineError(
+        f"{path} could not be written ({error}); kept: {kept}; free some space and type the same command"
+    )

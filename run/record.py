@@ -1,0 +1,99 @@
+"""What a run writes down about itself: JSON files that appear whole or not at all, and one line per event."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+SCHEMA = 1
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one, also after a power cut. NaN becomes null."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        json.dump(finite(content), handle, indent=1, allow_nan=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where it does not exist or cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def finite(content: Any) -> Any:
+    """The same content with NaN and infinities as None: JSON has no such numbers."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return content
+
+
+def significant(value: Any, digits: int = 6) -> Any:
+    """Floats rounded to `digits` significant digits, through lists and dicts: records are read by people too."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: significant(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [significant(entry, digits) for entry in value]
+    return value
+
+
+class Metrics:
+    """metrics.jsonl, one JSON object a line, appended. A full disk stops the recording, never the run."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self.path, self.warn = path, warn
+        self._handle: IO[str] | None = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        if self._handle is None:
+            return
+        try:
+            self._handle.write(json.dumps(significant(record), allow_nan=False) + "\n")
+        except OSError as error:
+            self.warn(f"{self.path} cannot be written ({error}); the run goes on without recording its curve")
+            self._handle = None
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+
+
+def environment(device: str, torch_version: str, threads: int) -> dict[str, Any]:
+    """Where a result comes from: versions, device and the commit of this checkout."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch_version,
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+        "git": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this file is in, with + for uncommitted changes; None outside one."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

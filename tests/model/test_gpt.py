@@ -1,0 +1,264 @@
+"""What a decoder-only transformer must obey, whatever its knobs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from errors import UserError
+from model import gpt
+from model.gpt import GPT, Attention, rotary_tables, rotate
+from model.shape import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
+
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
+
+
+def build(**knobs: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(Shape(**(SIZES | knobs)))
+
+
+def some_tokens(batch: int = 3, length: int = 16) -> Tensor:
+    return torch.randint(SIZES["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def randomise(model: GPT) -> GPT:
+    """Every parameter random and large enough to matter, norms and biases included."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_position_depends_on_a_later_token(preset: str) -> None:
+    model = randomise(build(**PRESETS[preset]))
+    embedded: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, arguments: Any, output: Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    model.wte.register_forward_hook(keep)
+    position = 7
+    model(some_tokens(1))[0, position].square().sum().backward()
+    reach = embedded[0].grad
+    assert reach is not None
+    assert (reach[0, : position + 1].abs().sum(dim=-1) > 0).all()
+    assert (reach[0, position + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("width", [32, 768])
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_first_loss_is_that_of_guessing(preset: str, tie: bool, width: int) -> None:
+    model = build(**PRESETS[preset], tie=tie, n_embd=width, vocab_size=4096, n_layer=4)
+    tokens = torch.randint(4096, (8, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+    assert loss.item() == pytest.approx(math.log(4096), abs=0.3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_dropout_acts_in_training_only(preset: str) -> None:
+    tokens = some_tokens()
+    model = randomise(build(**PRESETS[preset], dropout=0.1)).eval()
+    first = model(tokens)
+    assert torch.equal(first, model(tokens))
+    assert torch.equal(first, randomise(build(**PRESETS[preset])).eval()(tokens))
+    model.train()
+    assert not torch.equal(model(tokens), model(tokens))
+
+
+def test_dropout_acts_on_embedding_attention_and_residual() -> None:
+    model = randomise(build(dropout=0.5))
+    attention, block = model.blocks[0].attention, model.blocks[0]
+    x = torch.randn(2, 16, 32)
+    assert not torch.equal(attention(x, None), attention(x, None))
+    attention.dropout = 0.0
+    assert torch.equal(attention(x, None), attention(x, None))
+    assert not torch.equal(block(x, None), block(x, None))
+    for each in model.blocks:
+        each.attention.dropout = each.dropout.p = 0.0
+    assert not torch.equal(model.hidden(some_tokens()), model.hidden(some_tokens()))
+    model.dropout.p = 0.0
+    assert torch.equal(model.hidden(some_tokens()), model.hidden(some_tokens()))
+
+
+def naive_attention(attention: Attention, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """One head and one query at a time, softmax over what came before, in float64."""
+    size = x.size(-1) // attention.n_head
+    weights, out = attention.qkv.weight.double(), attention.out.weight.double()
+    y = torch.zeros_like(x, dtype=torch.float64)
+    for b, head, t in itertools.product(range(x.size(0)), range(attention.n_head), range(x.size(1))):
+        rows = slice(head * size, (head + 1) * size)
+        q, k, v = (x[b].double() @ part[rows].T for part in weights.chunk(3))
+        if attention.qk_norm:
+            q, k = (each / (each.square().mean(-1, keepdim=True) + gpt.RMSNORM_EPS).sqrt() for each in (q, k))
+        if rotary is not None:
+            q, k = (rotate(each, rotary[0].double(), rotary[1].double()) for each in (q, k))
+        shares = (k[: t + 1] @ q[t] / math.sqrt(size)).softmax(dim=0)
+        y[b, t, rows] = shares @ v[: t + 1]
+    return y @ out.T
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_attention_equals_a_naive_one(position: str, qk_norm: bool) -> None:
+    model = randomise(build(position=position, qk_norm=qk_norm))
+    rotary = rotary_tables(model.shape) if position == "rotary" else None
+    attention = model.blocks[0].attention
+    x = torch.randn(2, 16, 32)
+    torch.testing.assert_close(attention(x, rotary).double(), naive_attention(attention, x, rotary), atol=1e-5, rtol=0)
+
+
+def test_rotation_depends_on_distance_only() -> None:
+    cos, sin = rotary_tables(Shape(**SIZES, position="rotary"))
+    q, k = torch.randn(8).expand(16, 8), torch.randn(8).expand(16, 8)
+    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).T
+    for distance in range(-15, 16):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
+    assert scores[0].std() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        ("gelu", lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))),
+        ("relu2", lambda x: torch.where(x > 0, x * x, 0)),
+        ("swiglu", lambda x: x[:3] * torch.sigmoid(x[:3]) * x[3:]),
+    ],
+)
+def test_activations(activation: str, expected: Any) -> None:
+    x = torch.tensor([-2.0, -0.5, 0.3, 1.0, 2.0, -3.0])
+    torch.testing.assert_close(gpt.ACTIVATIONS[activation](x), expected(x))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_token_losses_are_those_of_cross_entropy(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = randomise(build(**PRESETS[preset]))
+    tokens, targets = some_tokens(), some_tokens().flip(0).clone()
+    targets[0, 3:9] = -1
+    logits = model(tokens)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    monkeypatch.setattr(gpt, "MAX_LOGITS", 96 * 7)  # 7 tokens a slice; 48 is no multiple of it
+    losses, correct = model.token_losses(tokens, targets)
+    torch.testing.assert_close(losses, expected.view(3, 16))
+    assert torch.equal(correct, logits.argmax(-1) == targets)
+    assert (losses[0, 3:9] == 0).all()
+    torch.testing.assert_close(model(tokens, targets), losses.sum() / (targets != -1).sum())
+
+
+def test_no_slice_of_logits_is_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    sizes: list[int] = []
+    unembed = model.unembed
+    monkeypatch.setattr(gpt, "MAX_LOGITS", 96 * 7)
+    monkeypatch.setattr(model, "unembed", lambda hidden: sizes.append(hidden.size(0) * 96) or unembed(hidden))
+    model.token_losses(some_tokens(), some_tokens())
+    assert max(sizes) == 96 * 7
+    assert sum(sizes) == 96 * 48
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_losses_are_float32_under_autocast(preset: str) -> None:
+    model = build(**PRESETS[preset])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(some_tokens()).dtype == torch.bfloat16
+        loss = model(some_tokens(), some_tokens())
+        losses, _ = model.token_losses(some_tokens(), some_tokens())
+    assert loss.dtype == losses.dtype == torch.float32
+    assert loss.item() == pytest.approx(model(some_tokens(), some_tokens()).item(), abs=0.02)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_initial_weights(preset: str) -> None:
+    model = build(**PRESETS[preset], bias=True, n_embd=256, n_layer=8, tie=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        elif parameter.ndim == 1:
+            assert (parameter == 1).all(), name
+        elif name.endswith(".out.weight"):
+            expected = 0.0 if PRESETS[preset]["initialisation"] == "zero" else 0.02 / math.sqrt(16)
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
+
+
+def test_blocks_initialised_to_zero_are_the_identity_and_still_learn() -> None:
+    model = build(**PRESETS["modern"])
+    x = torch.randn(2, 16, 32)
+    assert torch.equal(model.blocks[0](x, rotary_tables(model.shape)), x)
+    model(some_tokens(), some_tokens()).backward()
+    assert all((block.attention.out.weight.grad != 0).any() for block in model.blocks)
+
+
+def test_the_same_seed_builds_the_same_model() -> None:
+    first, second = build().state_dict(), build().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_tied_model_stores_one_vocabulary_matrix(preset: str) -> None:
+    tied, untied = build(**PRESETS[preset]).state_dict(), build(**PRESETS[preset], tie=False).state_dict()
+    assert set(untied) - set(tied) == {"head.weight"}
+    pointers = [tensor.data_ptr() for tensor in tied.values()]
+    assert len(set(pointers)) == len(pointers)
+    assert not any("rotary" in name for name in tied)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_state_dict_is_the_whole_model(preset: str) -> None:
+    model = randomise(build(**PRESETS[preset]))
+    copy = build(**PRESETS[preset])
+    copy.load_state_dict(model.state_dict())
+    assert torch.equal(copy(some_tokens()), model(some_tokens()))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_one_graph_for_torch_compile(preset: str) -> None:
+    model = randomise(build(**PRESETS[preset]))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(some_tokens(), some_tokens()), model(some_tokens(), some_tokens()))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_sequence_may_be_short_but_not_too_long(preset: str) -> None:
+    model = randomise(build(**PRESETS[preset]))
+    torch.testing.assert_close(model(some_tokens()[:, :5]), model(some_tokens())[:, :5], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="17 tokens is longer than block_size=16"):
+        model(some_tokens(1, 17))
+
+
+def test_an_impossible_shape_is_refused_with_all_its_mistakes() -> None:
+    with pytest.raises(UserError) as caught:
+        GPT(Shape(**(SIZES | {"n_embd": 100, "n_head": 3, "norm": "batchnorm"})))
+    assert len(caught.value.messages) == 2
+
+
+def test_every_name_that_a_shape_allows_is_built() -> None:
+    assert set(gpt.NORMS) == set(NORMS)
+    assert set(gpt.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(gpt.INITIALISATIONS) == set(INITIALISATIONS)
+
+
+def test_it_learns_a_sequence_by_heart() -> None:
+    model = build(**PRESETS["modern"])
+    tokens = some_tokens(2, 17)[:, :17]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    tokens = torch.randint(96, (2, 17), generator=torch.Generator().manual_seed(3))
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1

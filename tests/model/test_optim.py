@@ -1,0 +1,95 @@
+"""Each parameter is optimised once, as AdamW says, with decay on matrices alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from errors import UserError
+from model.gpt import GPT
+from model.optim import configure_optimizers, set_learning_rate
+from model.shape import PRESETS, Shape
+
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 64}
+
+
+def build(**knobs: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(Shape(**SIZES, **knobs))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_is_in_one_group_and_matrices_decay(preset: str, tie: bool) -> None:
+    model = build(**PRESETS[preset], tie=tie, bias=True)
+    optimizer = configure_optimizers(model, 1e-3, 0.1, (0.9, 0.95), "cpu")
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(decay)
+    assert decay == {id(p): 0.1 if p.ndim >= 2 else 0.0 for p in model.parameters()}
+    assert set(decay.values()) == {0.1, 0.0}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = build()
+    model.wte.weight.requires_grad_(False)
+    optimizer = configure_optimizers(model, 1e-3, 0.1, (0.9, 0.95), "cpu")
+    assert all(p is not model.wte.weight for group in optimizer.param_groups for p in group["params"])
+
+
+def test_adamw_is_the_papers() -> None:
+    """Three steps of algorithm 2 of arXiv:1711.05101, by hand, in float64."""
+    model = build(bias=True)
+    learning_rate, weight_decay, (beta1, beta2), eps = 3e-3, 0.1, (0.9, 0.95), 1e-6
+    optimizer = configure_optimizers(model, learning_rate, weight_decay, (beta1, beta2), "cpu", eps=eps)
+    expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in expected.items()}
+    second = {name: torch.zeros_like(p) for name, p in expected.items()}
+    tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(1))
+    for step in (1, 2, 3):
+        rate = learning_rate / step
+        set_learning_rate(optimizer, rate)
+        optimizer.zero_grad()
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            gradient = parameter.grad.double()
+            first[name] = beta1 * first[name] + (1 - beta1) * gradient
+            second[name] = beta2 * second[name] + (1 - beta2) * gradient**2
+            change = first[name] / (1 - beta1**step) / ((second[name] / (1 - beta2**step)).sqrt() + eps)
+            decay = weight_decay * expected[name] if parameter.ndim >= 2 else 0.0
+            expected[name] = expected[name] - rate * (change + decay)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.double(), expected[name], atol=1e-6, rtol=0)
+
+
+def test_the_learning_rate_of_a_group_follows_its_scale() -> None:
+    optimizer = configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu")
+    assert [(group["lr"], group["lr_scale"]) for group in optimizer.param_groups] == [(1e-3, 1.0), (1e-3, 1.0)]
+    optimizer.param_groups[1]["lr_scale"] = 0.5
+    set_learning_rate(optimizer, 2e-3)
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-3, 1e-3]
+
+
+def test_the_state_of_an_optimizer_keeps_the_scales() -> None:
+    optimizer = configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu")
+    optimizer.param_groups[0]["lr_scale"] = 3.0
+    other = configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu")
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr_scale"] == 3.0
+
+
+@pytest.mark.parametrize(("device_type", "fused"), [("cpu", True), ("cuda", True), ("xpu", False)])
+def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
+    if device_type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    model = build().to(device_type if device_type == "cuda" else "cpu")
+    optimizer = configure_optimizers(model, 1e-3, 0.1, (0.9, 0.95), device_type)
+    assert optimizer.defaults["fused"] is fused
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(UserError, match="optim.name=lion is unknown; allowed: adamw"):
+        configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu", name="lion")

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from run.console import Console, Status, bar_status, format_count, format_percent, format_seconds, plain_table
+
+ROOT = Path(__file__).parents[2]
+FULL = Status(
+    step=171,
+    steps_left=330,
+    progress=0.34,
+    budget_left_s=112,
+    eta_s=118,
+    loss=4.8123,
+    learning_rate=1.9e-3,
+    tokens_per_second=24_300,
+    mfu=0.41,
+    phase="train",
+)
+
+
+class Terminal(io.StringIO):
+    """A stdout that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return screen
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (4.21, "4.2 s"),
+        (59.94, "59.9 s"),
+        (59.97, "1m00s"),
+        (123, "2m03s"),
+        (3599.7, "1h00m"),
+        (3720, "1h02m"),
+        (48 * 3600, "48h00m"),
+        (76 * 3600 + 100 * 3600, "7d08h"),
+        (-4.2, "-4.2 s"),
+        (float("nan"), "?"),
+    ],
+)
+def test_format_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (512, "512"),
+        (0.5, "0.5"),
+        (1000, "1k"),
+        (24_310, "24.3k"),
+        (4_194_304, "4.19M"),
+        (999_999, "1M"),
+        (3.4e9, "3.4B"),
+        (9.5e12, "9.5T"),
+        (999.6e12, "1e+15"),
+        (1.2e18, "1.2e+18"),
+        (-24_310, "-24.3k"),
+        (float("inf"), "?"),
+    ],
+)
+def test_format_count(number: float, text: str) -> None:
+    assert format_count(number) == text
+
+
+def test_percent_is_not_rounded_up_to_done() -> None:
+    assert [format_percent(share) for share in (0, 0.29, 0.999, 1)] == ["0 %", "29 %", "99 %", "100 %"]
+
+
+def test_plain_table_aligns_numbers_right() -> None:
+    text = plain_table("Shapes", ["name", "tokens"], [["small", "4.19M"], ["x", 12]])
+    assert text.splitlines() == ["Shapes", "name   tokens", "-----  ------", "small   4.19M", "x          12"]
+
+
+def test_pipe_gets_plain_text_and_log_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path / "run" / "log.txt")
+    console.say("red \x1b[31malert\x1b[0m [bold]x[/bold]")
+    console.warn("low disk")
+    console.heading("Plan")
+    console.table("T", ["a"], [[1]])
+    shown = capsys.readouterr().out
+    assert shown == "red alert [bold]x[/bold]\nwarning: low disk\n\nPlan\nT\na\n-\n1\n"
+    assert (tmp_path / "run" / "log.txt").read_text() == shown
+
+
+def test_unwritable_log_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    console = Console(tmp_path / "file" / "log.txt")
+    console.say("one")
+    console.say("two")
+    shown = capsys.readouterr().out
+    assert shown.count("cannot be written") == 1
+    assert "one" in shown
+    assert "two" in shown
+
+
+def test_plain_progress_is_one_line_for_two_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path / "log.txt")
+    with console.progress() as bar:
+        for step in range(10_001):
+            bar.update(Status(step=step, progress=step / 10_000, loss=4.0, phase="eval" if step % 2 else "train"))
+        console.say("said meanwhile")
+    lines = capsys.readouterr().out.splitlines()
+    assert 51 <= len(lines) <= 103  # 0, 2 ... 100 %, each phase at most once in each, and what was said
+    assert lines[0].startswith("train    0 %  step 0  loss 4.000")
+    assert lines[-2].startswith("train  100 %  step 10000")
+    assert lines == (tmp_path / "log.txt").read_text().splitlines()
+
+
+def test_plain_progress_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().progress() as bar:
+        bar.update(FULL)
+        bar.update(Status(progress=float("nan"), loss=float("nan"), phase="compile"))
+    assert capsys.readouterr().out.splitlines() == [
+        "train   34 %  step 171  loss 4.812  lr 1.9e-03  24.3k tok/s  MFU 41 %  left 1m52s  eta 1m58s",
+        "compile    ? %  step 0  loss nan",
+    ]
+
+
+def test_bar_shows_everything_in_80_columns() -> None:
+    line = bar_status(FULL).plain
+    assert len(line) <= 80
+    for part in ("train", "34 %", "left 1m52s", "eta 1m58s", "loss 4.812", "24.3k tok/s", "MFU 41 %", "━━━━━━"):
+        assert part in line
+
+
+@pytest.mark.parametrize("width", [10, 30, 50, 79])
+def test_bar_never_passes_the_width(width: int) -> None:
+    for phase in ("train", "final evaluation"):
+        line = bar_status(Status(**{**vars(FULL), "phase": phase, "budget_left_s": 90 * 3600}), width)
+        assert len(line.plain) <= width
+        assert "MFU" not in bar_status(FULL, 50).plain
+        assert "left" in bar_status(FULL, 50).plain
+
+
+def test_terminal_bar_and_lines_above_it(terminal: Terminal, tmp_path: Path) -> None:
+    console = Console(tmp_path / "log.txt")
+    with console.progress() as bar:
+        bar.update(FULL)
+        console.say("saved [bold]checkpoint[/bold]")
+        bar.update(Status(progress=1.0, phase="final evaluation"))
+    raw = terminal.getvalue()
+    assert "\x1b[2K" in raw  # the bar was wiped before the line was written
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", raw)
+    assert "saved [bold]checkpoint[/bold]\n" in text
+    assert text.rstrip().endswith("100 %")
+    log = (tmp_path / "log.txt").read_text()
+    assert "\x1b" not in log
+    assert [line.split("  ")[0] for line in log.splitlines()] == [
+        "train",
+        "saved [bold]checkpoint[/bold]",
+        "final evaluation",
+    ]
+
+
+def test_terminal_table_and_colour(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    Console().warn("yellow")
+    assert "\x1b[33m" in terminal.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal.truncate(0)
+    console = Console()
+    console.warn("plain")
+    console.table("Title", ["name", "value"], [["[a]", "1"]])
+    assert "\x1b[33m" not in terminal.getvalue()
+    assert "[a]" in terminal.getvalue()
+
+
+def test_broken_pipe_ends_neither_the_run_nor_its_exit_status(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from run.console import Console\n"
+        "c = Console(Path(sys.argv[1]))\n"
+        "for i in range(20000): c.say(f'line {i} ' + 'x' * 50)\n"
+        "print('after'); sys.stderr.write('survived')\n"
+    )
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", script, str(tmp_path / "log.txt")]
+    process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(writer)
+    os.read(reader, 100)
+    os.close(reader)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "survived")
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 20000
+
+
+def test_stdout_that_cannot_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    Console().say("a ± b")
+    assert raw.getvalue() == b"a ? b\n"
+
+
+def test_closed_stdout_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = Console()
+    stream.close()
+    console.say("nobody reads this")
