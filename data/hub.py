@@ -23,6 +23,8 @@ DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 ORIGINAL = "cerebras/SlimPajama-627B"
 ORIGINAL_FALLBACK = "gmongaras/SlimPajama-627B_Reupload"
 CONNECT_TIMEOUT_S = 3
+# The Hub does not say how much text a data file holds; SlimPajama-6B's hold about this much.
+NOMINAL_PART_BYTES = 500_000_000
 SPLITS = {"validation": "val", "train": "train"}
 
 
@@ -90,7 +92,7 @@ class HubSource:
             raise UserError(f"data.repo={self._label} has no train split (it has: {', '.join(self._splits)})")
         alone = len(known) == 1
         return [
-            Part(f"{name}/{index}", 1, None if alone else split)
+            Part(f"{name}/{index}", NOMINAL_PART_BYTES, None if alone else split)
             for name, split in known.items()
             for index in range(self._splits[name].num_shards)
         ]

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -217,7 +216,7 @@ def _outside(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str |
     return None
 
 
-def verify(folder: str | Path, workers: int | None = None, log: Callable[[str], None] | None = None) -> None:
+def verify(folder: str | Path, workers: int | None = None) -> None:
     """Reads every shard of a finished folder and compares hashes; about 1 GB/s a core.
 
     Raises UserError, one line a shard, for a missing, truncated or changed one.
@@ -242,5 +241,3 @@ def verify(folder: str | Path, workers: int | None = None, log: Callable[[str], 
         problems.append(f"{folder / MANIFEST}: its fingerprint is not that of its shards; {mend(folder)}")
     if problems:
         raise UserError(*problems)
-    if log:
-        log(f"verified {folder}: {len(shards)} shards, {corpus.train.n_tokens + corpus.val.n_tokens} tokens")

@@ -89,7 +89,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, shape (n,), dtype `self.dtype`, without end-of-text. Total: lone surrogates become U+FFFD."""
-        raw = _valid(text)
+        raw = valid_text(text)
         if self._is_bytes:
             return np.frombuffer(raw.encode(), dtype=np.uint8).astype(self.dtype)
         pieces = [self._encode_piece(piece) for piece in split_text(raw)]
@@ -139,7 +139,7 @@ class Tokenizer:
             raise UserError(f"{path}: no readable tokenizer ({error}); delete its folder and prepare again") from error
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
     """`text` with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD; as tiktoken itself does."""
     if text.isascii():
         return text
