@@ -41,7 +41,9 @@ class BudgetConfig:
     tokens: float | None = knob(None, "training tokens; null: no such limit")
     steps: int | None = knob(None, "optimizer steps; null: no such limit")
     counts: str = knob("all", "what the hours count: all (from process start to exit) | training (steps only)")
-    extend_hours: float = knob(0.0, "hours on top of budget.hours for a run that exists already; recorded in its ledger")
+    extend_hours: float = knob(
+        0.0, "hours on top of budget.hours for a run that exists already; recorded in its ledger"
+    )
 
 
 @dataclass
@@ -75,7 +77,9 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     source: str = knob("stdlib", "stdlib | slimpajama | text")
-    path: str | None = knob(None, "file, folder or glob; for slimpajama a folder in its own layout; null: built in or Hub")
+    path: str | None = knob(
+        None, "file, folder or glob; for slimpajama a folder in its own layout; null: built in or Hub"
+    )
     text_key: str = knob("text", "key of the text in .jsonl and .parquet; dots go into nested objects")
     tokenizer: str = knob("bpe-4096", "gpt2 | any tiktoken encoding | bytes | bpe-N (trained on the training split)")
     validation_fraction: float = knob(0.01, "share of documents kept for validation where the corpus has no such split")
@@ -98,7 +102,9 @@ class OptimConfig:
     eps: float = knob(1e-8, "added to the denominator of Adam")
     grad_clip: float = knob(1.0, "largest norm of the gradient; 0: no clipping")
     batch_tokens: int | None = knob(None, "tokens per optimizer step, a multiple of block_size; null: planned")
-    micro_batch: int | None = knob(None, "sequences per forward pass; changes speed and memory, not the result; null: what fits")
+    micro_batch: int | None = knob(
+        None, "sequences per forward pass; changes speed and memory, not the result; null: what fits"
+    )
 
 
 @dataclass
@@ -167,7 +173,9 @@ class Config:
 
 @dataclass
 class EvaluateDataConfig:
-    path: str | None = knob(None, "file, folder or glob of any text; null: the validation split the model was made with")
+    path: str | None = knob(
+        None, "file, folder or glob of any text; null: the validation split the model was made with"
+    )
     text_key: str = knob("text", "key of the text in .jsonl and .parquet; dots go into nested objects")
     bad_documents: str = knob("refuse", "a line that is not UTF-8, not JSON or has no text: refuse | skip (and count)")
 
@@ -189,7 +197,7 @@ class SampleConfig:
     """sample.py."""
 
     checkpoint: str | None = knob(None, "a run's folder, e.g. outputs/NAME")
-    prompts: list[str] = names([""], "prompts to continue, e.g. prompts='[\"def \",\"The \"]'; empty: a new document")
+    prompts: list[str] = names([""], 'prompts to continue, e.g. prompts=\'["def ","The "]\'; empty: a new document')
     device: DeviceConfig = field(default_factory=DeviceConfig)
     samples: int = knob(1, "continuations of each prompt")
     tokens: int = knob(200, "longest continuation, tokens; it ends earlier at the end of the text")
@@ -277,7 +285,9 @@ def mistakes(config: Any) -> list[str]:
         if value is None:
             continue
         if name in ALLOWED and value not in ALLOWED[name]:
-            found.append(f"{name}={value} is not known; allowed: {', '.join(ALLOWED[name])}{_closest(value, ALLOWED[name])}")
+            found.append(
+                f"{name}={value} is not known; allowed: {', '.join(ALLOWED[name])}{_closest(value, ALLOWED[name])}"
+            )
         if name in RANGES:
             low, high, with_low, with_high = RANGES[name]
             if not (low < value < high or (with_low and value == low) or (with_high and value == high)):
@@ -296,9 +306,11 @@ def _model_mistakes(config: Any) -> list[str]:
 def _run_mistakes(config: Config) -> list[str]:
     """Combinations that no single range can see."""
     found = []
-    budget, data, model = config.budget, config.data, config.model
+    budget, data = config.budget, config.data
     if budget.hours is None and budget.flops is None and budget.tokens is None and budget.steps is None:
-        found.append("no limit at all: set budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05")
+        found.append(
+            "no limit at all: set budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05"
+        )
     if budget.extend_hours and budget.hours is None:
         found.append(f"budget.extend_hours={budget.extend_hours} extends nothing; it goes with budget.hours")
     if data.source == "text" and not data.path:
@@ -320,7 +332,9 @@ def _run_mistakes(config: Config) -> list[str]:
 
 def unset_sizes(model: ModelConfig) -> set[str]:
     """The sizes that the plan is free to choose."""
-    return {size for size in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size") if getattr(model, size) is None}
+    return {
+        size for size in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size") if getattr(model, size) is None
+    }
 
 
 def template(config: Config) -> Shape:
@@ -484,8 +498,8 @@ def help_text(script: str) -> str:
     lines = [f"{program if len(sys.argv) == 0 else Path(sys.argv[0]).name} KEY=VALUE ...", ""]
     if script == "config":
         lines.append("Named choices (conf/), e.g. data=slimpajama:")
-        for group in sorted(path.name for path in CONF.iterdir() if path.is_dir()):
-            lines.append(f"  {group + '=':<12}{' | '.join(group_options(group))}")
+        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+        lines += [f"  {group + '=':<12}{' | '.join(group_options(group))}" for group in groups]
         lines.append("")
     lines.append("Knobs:")
     for name, meaning, value in leaves(schema()):

@@ -220,7 +220,9 @@ def main(config: Config) -> None:
         from run.machine import find_machine
 
         if n_vocab is None:
-            raise UserError(f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known; set model.vocab_size")
+            raise UserError(
+                f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known; set model.vocab_size"
+            )
         device = config.device
         say("measuring this device; for another one name it, e.g. device=a100")
         machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)

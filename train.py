@@ -7,80 +7,54 @@ torch is imported inside the functions, so that mistakes and --help answer at on
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.prepare import prepare
+
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
-from budget.flops import flops_6nd_per_token, flops_per_token
+from budget.flops import flops_per_token
 from budget.planner import Plan
 from config import Config, launch, template
-from data.prepare import prepare
 from data.sources import DataSpec
 from errors import MachineError, UserError
+from finish import finish, record, rehearse
 from model.schedule import learning_rate_scale
-from model.shape import Shape
 from plan import limits_of, plan_here, probe_seconds, show
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
 from run.directory import RunDirectory, run_name
-from run.record import SCHEMA, Metrics, environment, finite, read_json, significant, write_json
+from run.record import Metrics, finite, read_json, significant, write_json
 from run.signals import Interrupted, Signals
+from session import Session, Trainer, axes, evaluate, save, save_due, set_status, timed, write_report_of
 
 if TYPE_CHECKING:
     import torch
 
-    from data.loader import EvalRange, Loader
     from data.shards import Corpus
     from model.gpt import GPT
-    from run.checkpoint import TrainingState
     from run.machine import Machine
 
 # Knobs that do not change what is trained, so a run is found again whatever they are.
-NOT_IDENTITY = ("output_dir", "fresh", "output", "wandb", "checkpoint", "data.cache_dir", "data.workers", "budget.extend_hours")
+NOT_IDENTITY = (
+    "output_dir",
+    "fresh",
+    "output",
+    "wandb",
+    "checkpoint",
+    "data.cache_dir",
+    "data.workers",
+    "budget.extend_hours",
+)
+SHOWN_OF_PLAN = ("n_layer", "n_head", "n_embd", "block_size", "parameters", "tokens", "batch_tokens", "learning_rate")
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
-EXIT_S = 0.4  # from the last file written to the end of the process
-RESERVE_MARGIN = 1.15  # on what the end was measured to take
 
 
 class Diverged(Exception):
     """The loss is no number any more."""
-
-
-@dataclass
-class Session:
-    """What the stages of one run share."""
-
-    config: Config
-    run: RunDirectory
-    clock: BudgetClock
-    signals: Signals
-    console: Console
-    dashboard: Dashboard = field(default_factory=Dashboard)
-    samples: list[dict[str, str]] = field(default_factory=list)
-
-
-@dataclass
-class Trainer:
-    """Everything the training loop touches."""
-
-    shape: Shape
-    plan: Plan
-    machine: Machine
-    corpus: Corpus
-    model: GPT
-    optimizer: torch.optim.Optimizer
-    loader: Loader
-    forward: Any  # the model, compiled or not
-    state: TrainingState
-    metrics: Metrics
-    cost: StepCost
-    micro_batch: int
-    interim: EvalRange
-    final: EvalRange
-    save_s: float = 0.0  # what the last checkpoint took
-    saved_at: float = 0.0  # on the clock's scale of spent seconds
 
 
 def main(config: Config) -> None:
@@ -115,8 +89,6 @@ def identity(config: Config) -> dict[str, Any]:
 
 def refuse_several_processes() -> None:
     """A run is one process on one device; torchrun would only start the same run twice."""
-    import os
-
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: train.py trains on one device; start it without torchrun"
@@ -172,13 +144,6 @@ def supervise(session: Session) -> None:
             heartbeat.close()
 
 
-def set_status(session: Session, status: str, reason: str) -> None:
-    try:
-        write_json(session.run.status, {"status": status, "reason": reason})
-    except OSError as error:
-        session.console.warn(f"{session.run.status} cannot be written ({error})")
-
-
 # -- the stages of a run -----------------------------------------------------------------------------------------------
 
 
@@ -196,6 +161,7 @@ def train(session: Session) -> None:
         f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
     )
     trainer = build(session, corpus, machine, settle_plan(session, corpus, machine))
+    session.dashboard = dashboard_of(session, trainer)
     resume(session, trainer)
     compile_model(session, trainer)
     rehearse(session, trainer)
@@ -237,9 +203,6 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     saved = read_json(session.run.plan)
     if saved is not None and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
         return Plan.from_dict(saved)
-    from dataclasses import replace
-
-    from run.record import write_json
 
     limits = session.clock.limits
     probe_s = probe_seconds(limits)
@@ -247,8 +210,253 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     ending = 3.0 + 0.02 * (limits.seconds or 0.0)  # final evaluation, saving and report, before they were measured
     overhead_s = spent + probe_s + min(60.0, ending)
     plan = plan_here(session.config, corpus.tokenizer.n_vocab, machine, overhead_s, probe_s, session.console.say)
-    epochs = plan.tokens / corpus.train.n_tokens
-    plan = replace(plan, epochs=epochs)
+    plan = replace(plan, epochs=plan.tokens / corpus.train.n_tokens)
     show(plan, session.console, limits)
     write_json(session.run.plan, significant(plan.to_dict(), 10))
     return plan
+
+
+def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Trainer:
+    """Model, optimizer, loader and evaluation ranges for a plan."""
+    import torch
+    from data.loader import EvalRange, Loader
+
+    from model.gpt import GPT
+    from model.optim import configure_optimizers
+    from run.checkpoint import TrainingState
+
+    config, run = session.config, session.run
+    shape = plan.sized(template(config))
+    run.require_space(4 * 3 * shape.parameters() * 4)  # weights and two moments in float32; two checkpoints, one being
+    torch.manual_seed(config.seed)  # written, and the finished weights
+    with machine.device:
+        model = GPT(shape)
+    optim = config.optim
+    betas = (optim.beta1, optim.beta2 if optim.beta2 is not None else plan.beta2)
+    optimizer = configure_optimizers(
+        model, plan.learning_rate, optim.weight_decay, betas, machine.device.type, optim.name, optim.eps
+    )
+    sequences = plan.batch_tokens // shape.block_size
+    loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
+    return Trainer(
+        shape=shape,
+        plan=plan,
+        machine=machine,
+        corpus=corpus,
+        model=model,
+        optimizer=optimizer,
+        loader=loader,
+        forward=model,
+        state=TrainingState(limit_s=session.clock.limits.seconds),
+        metrics=Metrics(run.metrics, session.console.warn),
+        cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
+        micro_batch=optim.micro_batch or plan.micro_batch or machine.micro_batch(shape, sequences),
+        interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens),
+        final=EvalRange(corpus.val, shape.block_size, config.eval.tokens),
+    )
+
+
+def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
+    """The wandb run of this folder; the same one after a resume."""
+    wandb, run = session.config.wandb, session.run
+    knobs = {**asdict(session.config), "plan": {key: getattr(trainer.plan, key) for key in SHOWN_OF_PLAN}}
+    return open_dashboard(
+        mode=wandb.mode,
+        project=wandb.project,
+        entity=wandb.entity,
+        name=run.folder.name,
+        run_id=run.folder.name,
+        group=wandb.group,
+        tags=wandb.tags,
+        config=knobs,
+        directory=run.folder,
+        timeout_s=wandb.timeout_s,
+        warn=session.console.warn,
+    )
+
+
+def resume(session: Session, trainer: Trainer) -> None:
+    """Go on from the newest checkpoint that is whole, with the budget that is left."""
+    from run.checkpoint import latest_checkpoint, load_weights, restore_optimizer
+
+    clock, console = session.clock, session.console
+    found = latest_checkpoint(session.run.checkpoints, console.warn)
+    if found is None:
+        if clock.earlier_s:
+            console.say(
+                f"resuming before the first checkpoint; {format_seconds(clock.earlier_s)} of the budget are spent"
+            )
+        trainer.metrics.write({"event": "resume", "step": 0})
+        return
+    load_weights(trainer.model, found.model, "the checkpoint")
+    restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
+    trainer.state, clock.progress = found.state, found.state.progress
+    if sum(found.ledger.values()) > clock.earlier_s:  # the ledger on disk was lost or damaged; the checkpoint's counts
+        clock.carry({name: spent - clock.ledger[name] for name, spent in found.ledger.items()}, clean=False)
+    limit_s = clock.limits.seconds
+    if limit_s is not None and found.state.limit_s and limit_s != found.state.limit_s:
+        clock.progress *= found.state.limit_s / limit_s  # what was all of the old budget is a share of the new one
+        trainer.state.limit_s = limit_s
+        console.say(f"the budget was {found.state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
+    trainer.metrics.write({"event": "resume", "step": trainer.state.step})
+    console.say(
+        f"resuming at step {trainer.state.step}, {clock.progress:.1%} of the schedule;"
+        f" {format_seconds(clock.earlier_s)} of the budget are spent"
+    )
+
+
+def compile_model(session: Session, trainer: Trainer) -> None:
+    """torch.compile where it earns its seconds back; either way, run forward and backward once on made-up tokens, so
+    that the first step is as fast as the others. No weight changes, and the time is charged."""
+    import torch
+
+    clock, machine = session.clock, trainer.machine
+    compiled = machine.compiles(session.config.device.compile, clock.seconds_left(), clock.limits.seconds is None)
+    with clock.charge("compile" if compiled else "setup"):
+        if compiled:
+            session.console.say("compiling the model")
+            # A second object on the same weights: checkpoints never see the wrapper's names.
+            trainer.forward = torch.compile(trainer.model)
+        micro = min(trainer.micro_batch, trainer.loader.batch_size)
+        tokens = torch.zeros((micro, trainer.shape.block_size), dtype=torch.int64, device=machine.device)
+
+        def forward_and_backward() -> None:
+            with machine.autocast():
+                loss = trainer.forward(tokens, tokens)
+            loss.backward()
+            trainer.optimizer.zero_grad(set_to_none=True)
+            machine.synchronize()
+
+        clock.pace.add(timed(clock, forward_and_backward, 2) * trainer.loader.batch_size / micro)
+
+
+# -- the training loop -------------------------------------------------------------------------------------------------
+
+
+def fit(session: Session, trainer: Trainer) -> str:
+    """Train until the budget is spent; returns the limit that was reached.
+
+    Learning rate and evaluations follow `progress`, the share of the budget spent, never the step. The host reads the
+    loss of the step before, so that a GPU is never waited for and never more than one step behind.
+    """
+    import torch
+
+    config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
+    model, optimizer, schedule = trainer.model, trainer.optimizer, config.schedule
+    late = LateMetrics(session, trainer)
+    with session.signals.deferred(), session.console.progress() as bar:
+        while True:
+            left, tightest = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
+            if left == 0 or clock.progress >= 1.0:
+                break
+            session.signals.check()
+            before, progress = clock.progress, clock.advance(left)
+            scale = learning_rate_scale(progress, schedule.shape, schedule.warmup, schedule.floor, schedule.decay)
+            set_rate(optimizer, trainer.plan.learning_rate * scale)
+            with clock.step():
+                with clock.charge("data"):
+                    x, y = (machine.to_device(part) for part in trainer.loader.batch(state.step))
+                if trainer.shape.dropout:
+                    torch.manual_seed(config.seed * 1_000_003 + state.step)  # the same masks after a resume
+                loss = torch.zeros((), device=machine.device)
+                for xs, ys in zip(x.split(trainer.micro_batch), y.split(trainer.micro_batch), strict=True):
+                    with machine.autocast():
+                        part = trainer.forward(xs, ys) * (len(xs) / len(x))
+                    part.backward()
+                    loss += part.detach()
+                norm = clip(model, config.optim.grad_clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                late.read()  # waits for the step before this one
+            state.step += 1
+            state.tokens += trainer.cost.tokens
+            state.flops += trainer.cost.flops
+            state.progress = progress
+            late.push(loss, norm, trainer.plan.learning_rate * scale)
+            show_progress(session, trainer, bar, left - 1, late.loss)
+            if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
+                interim_evaluation(session, trainer)
+            if save_due(session, trainer):
+                save(session, trainer, final=False)
+        late.read()
+    return tightest
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    from model.optim import set_learning_rate
+
+    set_learning_rate(optimizer, learning_rate)
+
+
+def clip(model: GPT, largest: float) -> torch.Tensor:
+    """Clip the gradient to norm `largest` (0: leave it) and return its norm before that."""
+    import torch
+
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
+
+
+class LateMetrics:
+    """Reads the loss of a step once the next one was launched, checks it, and writes it down."""
+
+    def __init__(self, session: Session, trainer: Trainer) -> None:
+        self.session, self.trainer = session, trainer
+        self.loss: float | None = trainer.state.loss
+        self._waiting: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None = None
+        self._written = -1.0
+
+    def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
+        self._waiting = (loss, norm, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
+
+    def read(self) -> None:
+        """Raises Diverged when the loss is not finite: the rest of the budget would be thrown after it."""
+        if self._waiting is None:
+            return
+        loss, norm, point = self._waiting
+        self._waiting = None
+        self.loss = loss.item()
+        if finite(self.loss) is None:
+            raise Diverged(f"the loss of step {point['step']} is {self.loss}")
+        self.trainer.state.loss = self.loss
+        many = point["step"] > METRICS_EVERY_STEP
+        if many and point["progress"] - self._written < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
+            return
+        self._written = point["progress"]
+        rate = self.session.clock.tokens_per_second(self.trainer.cost)
+        mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.machine.peak_flops
+        point |= {"loss": self.loss, "grad_norm": norm.item(), "tokens_per_second": rate, "mfu": mfu}
+        self.trainer.metrics.write(point)
+        self.session.dashboard.log(point)
+
+
+def show_progress(session: Session, trainer: Trainer, bar: Progress, left: int, loss: float | None) -> None:
+    clock = session.clock
+    rate = clock.tokens_per_second(trainer.cost)
+    bar.update(
+        Status(
+            step=trainer.state.step,
+            steps_left=left,
+            progress=clock.progress,
+            budget_left_s=clock.seconds_left(),
+            eta_s=left * clock.pace.typical + clock.reserve_s,
+            loss=loss,
+            learning_rate=trainer.optimizer.param_groups[0]["lr"],
+            tokens_per_second=rate,
+            mfu=rate * flops_per_token(trainer.shape) / trainer.machine.peak_flops,
+        )
+    )
+
+
+def interim_evaluation(session: Session, trainer: Trainer) -> None:
+    with session.clock.charge("eval"):
+        figures = evaluate(session, trainer, trainer.interim)
+    point = {**axes(session, trainer), "val_loss": figures["loss"], "val_bits_per_byte": figures["bits_per_byte"]}
+    trainer.metrics.write(point)
+    session.dashboard.log(point)
+    session.console.say(
+        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {figures['bits_per_byte']:.4f} bits per byte"
+        f" on {figures['tokens']:,} tokens"
+    )
+
+
+if __name__ == "__main__":
+    launch(main, "config")

@@ -208,7 +208,19 @@ class BudgetClock:
         self.progress = 1.0 if steps_left == 1 else self.progress + (1.0 - self.progress) / steps_left
         return self.progress
 
-    def step_done(self, seconds: float) -> float:
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """One optimizer step: charged to train, its duration recorded."""
+        began = self.clock()
+        with self.charge("train"):
+            yield
+        self._step_done(self.clock() - began)
+
+    def tokens_per_second(self, cost: StepCost) -> float:
+        """Of a typical recent step."""
+        return cost.tokens / max(self.pace.typical, 1e-9)
+
+    def _step_done(self, seconds: float) -> float:
         """Record a step's duration. A stall (suspended machine, stopped process) is moved from train to idle, so that
         neither the pace nor the account of training is polluted; returns the stalled seconds, else 0."""
         if len(self.pace) >= 8 and seconds > STALL_FACTOR * self.pace.typical + 1.0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def loss_curve(flops: float) -> tuple[float, float]:
     curves = PORIAN_CURVES
     if flops <= curves[0][0]:
         return curves[0][1:]
-    for (c0, s0, k0), (c1, s1, k1) in zip(curves, curves[1:], strict=False):
+    for (c0, s0, k0), (c1, s1, k1) in pairwise(curves):
         if flops <= c1:
             t = math.log(flops / c0) / math.log(c1 / c0)
             return s0 + t * (s1 - s0), k0 + t * (k1 - k0)

@@ -19,7 +19,10 @@ from errors import UserError
 from model.shape import Shape
 
 ASPECT = (40, 100)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
-SMALL_WIDTH, SMALL_ASPECT = 256, (16, 100)  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
+SMALL_WIDTH, SMALL_ASPECT = (
+    256,
+    (16, 100),
+)  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
 SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 MIN_STEPS = 1000  # below this many steps a smaller batch beats a larger one (recipe reports of 5-minute runs)
@@ -155,7 +158,9 @@ def candidates(request: Request) -> list[Shape]:
         low, high = SMALL_ASPECT if width <= SMALL_WIDTH else ASPECT
         layers = range(max(1, math.ceil(width / high)), max(1, width // low) + 1)
         if request.n_layer:
-            layers = range(request.n_layer, request.n_layer + 1) if request.n_embd or request.n_layer in layers else range(0)
+            layers = (
+                range(request.n_layer, request.n_layer + 1) if request.n_embd or request.n_layer in layers else range(0)
+            )
         for n_layer in layers:
             n_head = request.n_head or heads_for(width)
             if width % n_head == 0:
@@ -199,7 +204,9 @@ def shortlist(request: Request) -> list[Shape]:
     chosen: dict[Shape, None] = {}
     for factor in SHORTLIST:
         target = math.log(factor * best.matmul_parameters())
-        near = min(shapes, key=lambda shape: (round(abs(math.log(shape.matmul_parameters()) - target), 1), _skew(shape)))
+        near = min(
+            shapes, key=lambda shape: (round(abs(math.log(shape.matmul_parameters()) - target), 1), _skew(shape))
+        )
         chosen.setdefault(near)
     return list(chosen)
 
@@ -286,7 +293,13 @@ def _alternatives(
         compute = 6 * shape.matmul_parameters() * tokens
         rows.append(
             Alternative(
-                shape.n_layer, shape.n_head, shape.n_embd, shape.parameters(), int(tokens), rate, worse,
+                shape.n_layer,
+                shape.n_head,
+                shape.n_embd,
+                shape.parameters(),
+                int(tokens),
+                rate,
+                worse,
                 _reason(request.law, shape, compute, reference_compute, worse),
             )
         )
@@ -308,9 +321,13 @@ def _notes(request: Request, shape: Shape, compute: float, epochs: float | None,
     notes = []
     if request.law.extrapolates(compute):
         low, high = request.law.fitted
-        notes.append(f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated")
+        notes.append(
+            f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated"
+        )
     if epochs and epochs > REPEAT_WARNING:
-        notes.append(f"the corpus is repeated {epochs:.1f} times; beyond {REPEAT_WARNING:.0f} epochs more text helps more")
+        notes.append(
+            f"the corpus is repeated {epochs:.1f} times; beyond {REPEAT_WARNING:.0f} epochs more text helps more"
+        )
     vocabulary = shape.vocab_size * shape.n_embd
     if vocabulary > 0.75 * shape.matmul_parameters():
         share = vocabulary / shape.matmul_parameters()
@@ -318,4 +335,3 @@ def _notes(request: Request, shape: Shape, compute: float, epochs: float | None,
     if steps < MIN_STEPS / 10:
         notes.append(f"only {steps} optimizer steps fit; loss at so few steps depends more on luck than on the plan")
     return notes
-

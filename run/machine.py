@@ -35,6 +35,10 @@ class Machine:
     peak_flops: float
     peak_source: str
 
+    @property
+    def torch_version(self) -> str:
+        return torch.__version__
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
         if self.precision == "bfloat16":
@@ -134,4 +138,6 @@ def _device(name: str) -> torch.device:
     if cuda and (known := by_cuda_name(torch.cuda.get_device_name())) is not None and known.name == name:
         return torch.device("cuda")
     here = torch.cuda.get_device_name() if cuda else "no CUDA device"
-    raise UserError(f"device={name} is not on this machine ({here}); use device=auto, or plan.py to plan for it from here")
+    raise UserError(
+        f"device={name} is not on this machine ({here}); use device=auto, or plan.py to plan for it from here"
+    )

@@ -63,7 +63,7 @@ def by_hand(model: GPT, text: Text) -> dict[str, list[tuple[float, bool, int, in
     model = model.double().eval()
     tokens: dict[str, list[tuple[float, bool, int, int]]] = {}
     for window, t in np.argwhere(text.y != -1):
-        logits = model(torch.from_numpy(text.x[window : window + 1, : t + 1]))[0, -1]
+        logits = model(torch.from_numpy(text.x[window : window + 1, : t + 1]))[0, -1].detach()
         target = int(text.y[window, t])
         nats = float(logits.logsumexp(0) - logits[target])
         name = SOURCES[text.source[window, t]]

@@ -91,5 +91,5 @@ def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(UserError, match="optim.name=lion is unknown; allowed: adamw"):
+    with pytest.raises(UserError, match=r"optim\.name=lion is unknown; allowed: adamw"):
         configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu", name="lion")

@@ -43,7 +43,7 @@ def test_published_sizes(preset: str, n_layer: int, positions: bool, expected: i
     assert built_parameters(shape) == shape.parameters()
 
 
-@pytest.mark.parametrize(("position", "norm", "activation"), itertools.product(POSITIONS, NORMS, ACTIVATIONS))
+@pytest.mark.parametrize(("position", "norm", "activation"), list(itertools.product(POSITIONS, NORMS, ACTIVATIONS)))
 def test_parameters_are_those_of_the_module(position: str, norm: str, activation: str) -> None:
     for bias, tie, qk_norm, ffn_hidden in itertools.product((False, True), (False, True), (False, True), (None, 72)):
         shape = Shape(

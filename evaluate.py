@@ -1,0 +1,124 @@
+"""Score a finished model on any text: `python evaluate.py checkpoint=outputs/NAME data.path=my.jsonl.zst`.
+
+The same figures as at the end of training: loss, perplexity, bits per byte, accuracy, whole and by source. Under torchrun
+every process scores its share of the text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from data.loader import EvalRange
+
+from config import EvaluateConfig, launch
+from data.readers import read_documents
+from data.tokenizer import Tokenizer
+from errors import UserError
+from run.console import Console, format_count
+from run.record import significant
+
+
+def main(config: EvaluateConfig) -> None:
+    import torch.distributed as dist
+
+    from run.machine import find_machine
+
+    rank = join_processes()
+    device = config.device
+    # MFU is not wanted here, so neither is measuring the peak
+    machine = find_machine(local_device(device.name), device.threads, device.precision, device.peak_flops or 1.0)
+    figures = score(config, machine)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if rank == 0:
+        print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show(figures)
+
+
+def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
+    """The figures, with what they were measured on."""
+    from evals.language_model import evaluate
+    from run.finished import load_finished
+
+    assert config.checkpoint is not None
+    finished = load_finished(config.checkpoint, machine.device)
+    block_size = finished.model.shape.block_size
+    if config.data.path is None:
+        raise UserError("data.path is missing; give a file, folder or glob of text, e.g. data.path=my.jsonl.zst")
+    tokens, source_ids, sources = read_tokens(config, finished.tokenizer)
+    windows = EvalRange.from_tokens(tokens, source_ids, sources, block_size)
+    figures = evaluate(
+        finished.model,
+        windows,
+        finished.tokenizer.token_bytes,
+        sources,
+        config.micro_batch,
+        machine.device,
+        machine.autocast,
+    )
+    return {"checkpoint": config.checkpoint, "data": config.data.path, **figures}
+
+
+def read_tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Token ids of the text, each document behind an end-of-text as in training, the source of each, and their names."""
+    parts: list[np.ndarray] = [np.array([tokenizer.eot], dtype=tokenizer.dtype)]
+    owners: list[np.ndarray] = [np.zeros(1, dtype=np.int32)]
+    sources: dict[str, int] = {}
+    count = 0
+    assert config.data.path is not None
+    documents: Iterable[Any] = read_documents(config.data.path, config.data.text_key, config.data.bad_documents)
+    for document in documents:
+        ids = np.append(tokenizer.encode(document.text), tokenizer.dtype.type(tokenizer.eot))
+        parts.append(ids)
+        owners.append(np.full(len(ids), sources.setdefault(document.source, len(sources)), dtype=np.int32))
+        count += len(ids)
+        if config.tokens is not None and count >= config.tokens:
+            break
+    end = None if config.tokens is None else config.tokens + 1
+    return np.concatenate(parts)[:end], np.concatenate(owners)[:end], list(sources)
+
+
+def join_processes() -> int:
+    """Join the other processes of torchrun, if it started this one; returns the rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank()
+
+
+def local_device(name: str) -> str:
+    """Under torchrun, this process's own GPU."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if local is not None and name in ("auto", "cuda") and torch.cuda.is_available() else name
+
+
+def show(figures: dict[str, Any]) -> None:
+    def row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
+        return (
+            name,
+            format_count(part["tokens"]),
+            shown(part["loss"], "{:.4f}"),
+            shown(part["perplexity"], "{:.2f}"),
+            shown(part["bits_per_byte"], "{:.4f}"),
+            shown(part["accuracy"], "{:.2%}"),
+        )
+
+    columns = ["source", "tokens", "loss", "perplexity", "bits per byte", "accuracy"]
+    rows = [row(name, part) for name, part in figures["by_source"].items()]
+    Console().table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
+
+
+def shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+if __name__ == "__main__":
+    launch(main, "evaluate")

@@ -1,0 +1,225 @@
+"""The end of a run: rehearsed before the first step, so that time is kept for it, and done when the budget is spent."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from budget.flops import flops_6nd_per_token, flops_per_token
+from errors import UserError
+from run.console import format_count, format_seconds
+from run.record import SCHEMA, environment, significant, write_json
+from session import Session, Trainer, evaluate, save, set_status, timed, write_report_of, write_sample
+
+EXIT_S = 0.4  # from the last file written to the end of the process
+RESERVE_MARGIN = 1.15  # on what the end was measured to take
+
+
+def rehearse(session: Session, trainer: Trainer) -> None:
+    """Do once, small, what the end of the run will do, and keep that much time for it; a full disk or a broken report
+    is found now. Refuses a budget in which not even one step fits."""
+    from data.loader import EvalRange
+
+    clock, shape, config = session.clock, trainer.shape, session.config
+    with session.signals.deferred():
+        save(session, trainer, final=False)
+    few = EvalRange(trainer.corpus.val, shape.block_size, trainer.micro_batch * shape.block_size)
+    with clock.charge("eval"):
+        seconds_per_window = timed(clock, lambda: evaluate(session, trainer, few), 2) / few.n_windows
+        sample_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
+        report_s = timed(clock, lambda: write_report_of(session), 1)
+    limit_s = clock.limits.seconds
+    if limit_s is not None:
+        shrink_evaluations(session, trainer, seconds_per_window, limit_s)
+    samples_s = sample_s * config.samples.tokens * len(config.samples.prompts)
+    dashboard_s = config.wandb.timeout_s if config.wandb.mode == "online" else 0.0
+    ending = 3 * trainer.save_s + trainer.final.n_windows * seconds_per_window + samples_s + report_s + dashboard_s
+    clock.reserve_s = RESERVE_MARGIN * ending + EXIT_S
+    left, tightest = clock.steps_left(trainer.state.step, trainer.state.tokens, trainer.state.flops, trainer.cost)
+    if left == 0 and trainer.state.step == 0:
+        raise UserError(too_short(session, trainer, tightest))
+    session.console.say(
+        f"ending  {format_seconds(clock.reserve_s)} are kept for the final save, evaluation"
+        f" ({format_count(trainer.final.n_tokens)} tokens), samples and report"
+    )
+
+
+def too_short(session: Session, trainer: Trainer, tightest: str) -> str:
+    """The one line for a budget that does not hold a single step."""
+    clock = session.clock
+    if tightest != "hours":
+        value = getattr(session.config.budget, tightest)
+        return (
+            f"budget.{tightest}={value:g} does not hold one step of {trainer.cost.tokens:,} tokens"
+            f" ({trainer.cost.flops:.3g} FLOPs); raise it or lower optim.batch_tokens"
+        )
+    needed = clock.counted_s() + (clock.reserve_s if clock.limits.counts == "all" else 0.0) + 10 * clock.pace.worst
+    return (
+        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) does not hold one step:"
+        f" starting took {format_seconds(clock.counted_s())}, the end needs {format_seconds(clock.reserve_s)};"
+        f" give it at least budget.hours={needed / 3600:.2g}"
+    )
+
+
+def shrink_evaluations(session: Session, trainer: Trainer, seconds_per_window: float, limit_s: float) -> None:
+    """Halve the evaluations until they fit their share of the hours; the record holds the number of tokens scored."""
+    from data.loader import EvalRange
+
+    evals, shape, split = session.config.eval, trainer.shape, trainer.corpus.val
+    allowed = evals.max_fraction * limit_s / seconds_per_window
+    while trainer.final.n_windows > max(1, allowed):
+        trainer.final = EvalRange(split, shape.block_size, trainer.final.n_tokens // 2)
+    if trainer.final.n_tokens < min(evals.tokens, split.n_tokens - 1):
+        session.console.say(
+            f"the final evaluation is cut to {trainer.final.n_tokens:,} tokens to stay within"
+            f" {evals.max_fraction:.0%} of the hours (eval.max_fraction)"
+        )
+    times = int(1 / evals.every) if evals.every else 0
+    while times and trainer.interim.n_windows > max(1, allowed / times):
+        trainer.interim = EvalRange(split, shape.block_size, trainer.interim.n_tokens // 2)
+
+
+def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
+    """What the reserve was kept for, in the order of what matters most: weights, evaluation, samples, record, report."""
+    from run.checkpoint import save_weights
+    from run.directory import full_disk
+
+    run, clock, console = session.run, session.clock, session.console
+    with session.signals.deferred():
+        save(session, trainer, final=True)
+        with clock.charge("checkpoint"):
+            try:
+                trainer.corpus.tokenizer.save(run.tokenizer)
+                digest = save_weights(run.weights, trainer.model)
+                write_json(
+                    run.model, {"format": 1, "shape": trainer.shape.to_dict(), "sha256": digest, **about(trainer)}
+                )
+            except OSError as error:
+                raise full_disk(run.weights, error, f"the checkpoint of step {trainer.state.step}") from None
+        with clock.charge("eval"):
+            figures = evaluate(session, trainer, trainer.final)
+            for prompt in session.config.samples.prompts if session.config.samples.tokens else []:
+                session.samples.append(write_sample(session, trainer, prompt, session.config.samples.tokens))
+                session.signals.check()
+    result = record(session, trainer, "finished", stopped_by, figures)
+    session.dashboard.summary({key: result[key] for key in ("eval", "spent", "throughput", "stopped_by")})
+    session.dashboard.finish()
+    write_report_of(session)
+    set_status(session, "finished", f"the budget of {stopped_by} is spent")
+    show_result(session, trainer, result)
+    record(session, trainer, "finished", stopped_by, figures)  # once more, with the seconds that the report took
+    console.say("")
+
+
+def about(trainer: Trainer) -> dict[str, Any]:
+    """What a reader of the weights needs to know besides their shape."""
+    corpus = trainer.corpus
+    return {
+        "tokenizer": corpus.tokenizer.name,
+        "n_vocab": corpus.tokenizer.n_vocab,
+        "data_fingerprint": corpus.fingerprint,
+        "steps": trainer.state.step,
+        "tokens": trainer.state.tokens,
+    }
+
+
+def record(
+    session: Session, trainer: Trainer, status: str, stopped_by: str, figures: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Write result.json (schema 1: keys may be added, never renamed) and return it."""
+    config, clock, state, shape = session.config, session.clock, trainer.state, trainer.shape
+    rate = state.tokens / max(clock.training_s(), 1e-9)
+    ledger, machine = clock.accounts(), trainer.machine
+    result = {
+        "schema": SCHEMA,
+        "status": status,
+        "stopped_by": stopped_by,
+        "name": session.run.folder.name,
+        "budget": asdict(config.budget),
+        "spent": {
+            "hours": clock.spent_s() / 3600,
+            "training_hours": clock.training_s() / 3600,
+            "flops": state.flops,
+            "flops_6nd": state.tokens * flops_6nd_per_token(shape),
+            "tokens": state.tokens,
+            "steps": state.step,
+            "overshoot_s": clock.overshoot_s(),
+        },
+        "ledger_s": ledger,
+        "prepare_s": clock.prepare_s,
+        "extended_hours": config.budget.extend_hours,
+        "progress": clock.progress,
+        "learning_rate_last": trainer.optimizer.param_groups[0]["lr"],
+        "model": {
+            **shape.to_dict(),
+            "parameters": shape.parameters(),
+            "parameters_law": shape.matmul_parameters(),
+        },
+        "eval": {"split": "val", **figures} if figures else None,
+        "throughput": {
+            "tokens_per_second": rate,
+            "mfu": rate * flops_per_token(shape) / trainer.machine.peak_flops,
+            "peak_flops": trainer.machine.peak_flops,
+            "peak_flops_source": trainer.machine.peak_source,
+        },
+        "plan": {
+            "predicted_tokens": trainer.plan.tokens,
+            "predicted_steps": trainer.plan.steps,
+            "predicted_tokens_per_second": trainer.plan.tokens_per_second,
+            "predicted_loss": trainer.plan.predicted_loss,
+            "law": trainer.plan.law,
+        },
+        "data": {
+            "source": config.data.source,
+            "fingerprint": trainer.corpus.fingerprint,
+            "tokenizer": trainer.corpus.tokenizer.name,
+            "train_tokens": trainer.corpus.train.n_tokens,
+            "epochs": state.tokens / trainer.corpus.train.n_tokens,
+        },
+        "samples": session.samples,
+        "environment": environment(machine.name, machine.torch_version, machine.threads),
+    }
+    write_json(session.run.result, significant(result, 10))
+    return result
+
+
+def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> None:
+    """The end of the console: what came out, against the plan, and where it lies."""
+    console, run, plan, spent = session.console, session.run, trainer.plan, result["spent"]
+    figures, over = result["eval"], result["spent"]["overshoot_s"]
+    rows = [
+        ("tokens", format_count(plan.tokens), format_count(spent["tokens"]), change(plan.tokens, spent["tokens"])),
+        ("steps", f"{plan.steps:,}", f"{spent['steps']:,}", change(plan.steps, spent["steps"])),
+    ]
+    if plan.tokens_per_second:
+        rate = result["throughput"]["tokens_per_second"]
+        planned = format_count(plan.tokens_per_second)
+        rows.append(("tokens/s", planned, format_count(rate), change(plan.tokens_per_second, rate)))
+    limit_s = session.clock.limits.seconds
+    if limit_s is not None:
+        spent_s = spent["hours"] * 3600
+        rows.append(("wall clock", format_seconds(limit_s), format_seconds(spent_s), change(limit_s, spent_s)))
+    console.table("Plan against outcome", ["", "planned", "reached", "difference"], rows)
+    console.table(
+        "Where the time went",
+        ["", "seconds", "share"],
+        [(name, f"{s:.1f}", f"{s / sum(result['ledger_s'].values()):.1%}") for name, s in result["ledger_s"].items()],
+    )
+    for sample in session.samples:
+        console.say(f"sample  {sample['prompt']!r} -> {(sample['prompt'] + sample['text'])!r}")
+    error = f" ± {figures['loss_se']:.4f}" if figures["loss_se"] is not None else ""
+    console.heading("Result")
+    console.say(f"validation loss  {figures['loss']:.4f}{error} nats per token on {figures['tokens']:,} tokens")
+    console.say(f"perplexity       {figures['perplexity']:.2f}")
+    console.say(f"bits per byte    {figures['bits_per_byte']:.4f}")
+    console.say(f"accuracy         {figures['accuracy']:.2%} of next tokens")
+    console.say(
+        f"stopped by       {result['stopped_by']}" + (f", {-over:.1f} s before the limit" if over is not None else "")
+    )
+    console.say(f"report           {run.report}")
+    console.say(f"result           {run.result}")
+    console.say(f"weights          {run.weights}")
+
+
+def change(planned: float, reached: float) -> str:
+    return f"{reached / planned - 1:+.1%}" if planned else "-"
