@@ -223,8 +223,8 @@ def make_plan(request: Request, speeds: dict[Shape, float] | None = None, speed_
         shapes, speed = list(speeds), lambda shape: speeds[shape]
     else:
         shapes, speed = candidates(request), lambda shape: assumed_speed(request, shape)
-    # Differences below a thousandth are noise: among those the usual proportions win over deep and thin ones.
-    ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 3), _skew(shape)))
+    # Differences below a ten-thousandth mean nothing: among those the usual proportions win over deep and thin ones.
+    ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
     best, rate = ranked[0], speed(ranked[0])
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()

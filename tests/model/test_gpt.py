@@ -84,7 +84,11 @@ def test_dropout_acts_on_embedding_attention_and_residual() -> None:
     assert not torch.equal(attention(x, None), attention(x, None))
     attention.dropout = 0.0
     assert torch.equal(attention(x, None), attention(x, None))
-    assert not torch.equal(block(x, None), block(x, None))
+    for silenced, heard in ((block.attention, block.feed_forward), (block.feed_forward, block.attention)):
+        weights = silenced.out.weight.detach().clone()
+        torch.nn.init.zeros_(silenced.out.weight)
+        assert not torch.equal(block(x, None), block(x, None)), f"no dropout after {type(heard).__name__}"
+        silenced.out.weight.data.copy_(weights)
     for each in model.blocks:
         each.attention.dropout = each.dropout.p = 0.0
     assert not torch.equal(model.hidden(some_tokens()), model.hidden(some_tokens()))
@@ -148,11 +152,13 @@ def test_token_losses_are_those_of_cross_entropy(preset: str, monkeypatch: pytes
     tokens, targets = some_tokens(), some_tokens().flip(0).clone()
     targets[0, 3:9] = -1
     logits = model(tokens)
+    targets[2] = logits[2].argmax(-1)
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
     monkeypatch.setattr(gpt, "MAX_LOGITS", 96 * 7)  # 7 tokens a slice; 48 is no multiple of it
     losses, correct = model.token_losses(tokens, targets)
     torch.testing.assert_close(losses, expected.view(3, 16))
     assert torch.equal(correct, logits.argmax(-1) == targets)
+    assert correct[2].all()
     assert (losses[0, 3:9] == 0).all()
     torch.testing.assert_close(model(tokens, targets), losses.sum() / (targets != -1).sum())
 
@@ -177,6 +183,12 @@ def test_losses_are_float32_under_autocast(preset: str) -> None:
         losses, _ = model.token_losses(some_tokens(), some_tokens())
     assert loss.dtype == losses.dtype == torch.float32
     assert loss.item() == pytest.approx(model(some_tokens(), some_tokens()).item(), abs=0.02)
+
+
+def test_losses_are_float32_of_a_model_in_bfloat16() -> None:
+    model = build().bfloat16()
+    assert model(some_tokens(), some_tokens()).dtype == torch.float32
+    assert model.token_losses(some_tokens(), some_tokens())[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -253,7 +265,6 @@ def test_every_name_that_a_shape_allows_is_built() -> None:
 
 def test_it_learns_a_sequence_by_heart() -> None:
     model = build(**PRESETS["modern"])
-    tokens = some_tokens(2, 17)[:, :17]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     tokens = torch.randint(96, (2, 17), generator=torch.Generator().manual_seed(3))
     for _ in range(60):

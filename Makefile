@@ -1,0 +1,96 @@
+# Everything goes through .venv, made once from the locks. `make help` lists the targets.
+
+PYTHON ?= python3
+HOURS  ?= 0.05
+DATA   ?= stdlib
+MODEL  ?= auto
+DEVICE ?= auto
+WANDB  ?= disabled
+SWEEP  ?= seeds
+NAME   ?= run
+ARGS   ?=
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+RUN    := $(VENV)/.runtime
+DEV    := $(VENV)/.dev
+
+.DEFAULT_GOAL := help
+.PHONY: help train plan sweep evaluate sample test test-slow lint format lock bench clean
+
+help:  ## this list
+	@echo "make TARGET [VARIABLE=value ...]"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "variables (with their defaults):"
+	@echo "  HOURS=$(HOURS)     wall clock of the run"
+	@echo "  DATA=$(DATA)    stdlib | slimpajama | text"
+	@echo "  MODEL=$(MODEL)     auto | classic | llama | modern"
+	@echo "  DEVICE=$(DEVICE)    auto | cpu | cuda; make plan also takes a100, h100, ..."
+	@echo "  WANDB=$(WANDB) | offline | online"
+	@echo "  NAME=$(NAME)       first part of the run's folder"
+	@echo "  ARGS=          any knob, e.g. ARGS=\"model.dropout=0.1\"; python train.py --help lists them"
+	@echo "  PYTHON=$(PYTHON) what .venv is made with, 3.11 or 3.12"
+	@echo
+	@echo "examples:"
+	@echo "  make train HOURS=3 DATA=slimpajama WANDB=online ARGS=\"model.dropout=0.1\""
+	@echo "  make plan HOURS=3 DEVICE=a100"
+
+$(RUN): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one with PYTHON=python3.12"; exit 2; }
+	@echo "set-up: $(VENV) from requirements.lock (some minutes, once)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(DEV): $(RUN) requirements-dev.lock
+	@echo "set-up: tools of the tests from requirements-dev.lock"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+train: $(RUN)  ## plan, train for HOURS, evaluate, report
+	@$(PY) train.py budget.hours=$(HOURS) data=$(DATA) model=$(MODEL) device=$(DEVICE) wandb.mode=$(WANDB) name=$(NAME) $(ARGS)
+
+plan: $(RUN)  ## what HOURS on DEVICE would buy
+	@$(PY) plan.py budget.hours=$(HOURS) data=$(DATA) model=$(MODEL) device=$(DEVICE) $(ARGS)
+
+sweep: $(RUN)  ## run sweeps/SWEEP.yaml
+	@$(PY) train.py -cd sweeps -cn $(SWEEP) budget.hours=$(HOURS) data=$(DATA) $(ARGS)
+
+evaluate: $(RUN)  ## score a model: ARGS="checkpoint=outputs/NAME data.path=FILE"
+	@$(PY) evaluate.py $(ARGS)
+
+sample: $(RUN)  ## write text: ARGS="checkpoint=outputs/NAME"
+	@$(PY) sample.py $(ARGS)
+
+test: $(DEV)  ## the test suite
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(DEV)  ## the proofs that take minutes
+	@$(PY) -m pytest -m slow $(ARGS)
+
+lint: $(DEV)  ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(DEV)  ## let ruff format and mend
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FILE-OR-FOLDER
+	@$(PY) bench/prepare.py $(CORPUS)
+
+lock:  ## write the locks anew from requirements*.in, in a throw-away environment
+	@for set in requirements requirements-dev; do \
+	  rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock && \
+	  .venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -r $$set.in && \
+	  { echo "# Made by 'make lock' from $$set.in; edit that instead."; \
+	    .venv-lock/bin/python -m pip freeze --exclude pip --exclude setuptools \
+	    | sed -E 's/ @ .*//; s/\+cpu$$//' | grep -vE '^(nvidia-|triton)'; } > $$set.lock || exit 1; \
+	done; rm -rf .venv-lock
+
+clean:  ## remove .venv and caches; runs and prepared corpora stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

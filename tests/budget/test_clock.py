@@ -1,0 +1,192 @@
+"""The clock against a clock of our own that goes as we say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from budget.clock import ACCOUNTS, HEARTBEAT_S, BudgetClock, Heartbeat, Limits, StepCost, now, process_start, read_ledger
+
+COST = StepCost(tokens=1000, flops=1e9)
+
+
+class Hand:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def make(limits: Limits, reserve: float = 0.0) -> tuple[BudgetClock, Hand]:
+    hand = Hand()
+    return BudgetClock(limits, clock=hand, started=100.0, reserve_s=reserve), hand
+
+
+def drive(clock: BudgetClock, hand: Hand, durations: list[float] | float, start: int = 0) -> tuple[int, list[float]]:
+    """Run steps of the given durations (the last one repeats) until the clock says stop."""
+    step, seen = start, []
+    while True:
+        left, _ = clock.steps_left(step, step * COST.tokens, step * COST.flops, COST)
+        if left == 0 or clock.progress >= 1:
+            return step, seen
+        seen.append(clock.advance(left))
+        with clock.step():
+            hand.time += durations if isinstance(durations, float) else durations[min(step, len(durations) - 1)]
+        step += 1
+
+
+def test_accounts_are_disjoint_and_sum_to_the_elapsed_time() -> None:
+    clock, hand = make(Limits(hours=1))
+    hand.time += 3
+    with clock.charge("train"):
+        hand.time += 5
+        with clock.charge("data"):
+            hand.time += 2
+        hand.time += 1
+    with clock.off_budget():
+        hand.time += 50
+    with clock.charge("eval"):
+        hand.time += 4
+    hand.time += 1
+    accounts = clock.accounts()
+    assert accounts == {**dict.fromkeys(ACCOUNTS, 0.0), "setup": 4, "train": 6, "data": 2, "eval": 4}
+    assert clock.prepare_s == 50
+    assert clock.spent_s() == 16
+    assert clock.training_s() == 8
+
+
+@pytest.mark.parametrize("reserve", [0.0, 7.0])
+def test_stops_before_the_deadline_and_lands_on_one(reserve: float) -> None:
+    clock, hand = make(Limits(hours=100 / 3600), reserve)
+    clock.pace.add(0.3)
+    steps, seen = drive(clock, hand, 0.3)
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert 100 - reserve - 0.6 < clock.spent_s() <= 100 - reserve
+    # Constant steps: progress is the share of the budget spent.
+    middle = len(seen) // 2
+    assert seen[middle] == pytest.approx((middle + 1) / steps, abs=0.01)
+
+
+def test_a_slow_down_still_lands_on_one_within_the_budget() -> None:
+    clock, hand = make(Limits(hours=100 / 3600), 5.0)
+    clock.pace.add(0.2)
+    _, seen = drive(clock, hand, [0.2] * 200 + [0.5])
+    assert seen[-1] == 1.0
+    assert clock.spent_s() <= 95
+    assert clock.spent_s() > 92
+
+
+def test_noisy_steps_never_pass_the_deadline() -> None:
+    clock, hand = make(Limits(hours=60 / 3600), 2.0)
+    clock.pace.add(0.2)
+    _, seen = drive(clock, hand, [0.15 + 0.1 * (i * 7919 % 11) / 10 for i in range(1000)])
+    assert seen[-1] == 1.0
+    assert 56 < clock.spent_s() <= 58
+
+
+def test_progress_in_a_budget_of_steps_is_the_share_of_steps() -> None:
+    clock, hand = make(Limits(steps=40))
+    clock.pace.add(1.0)
+    steps, seen = drive(clock, hand, 1.0)
+    assert steps == 40
+    assert seen == pytest.approx([(i + 1) / 40 for i in range(40)])
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps", "reason"),
+    [
+        (Limits(tokens=10_500), 10, "tokens"),
+        (Limits(flops=7.9e9), 7, "flops"),
+        (Limits(steps=5, tokens=10_500), 5, "steps"),
+        (Limits(hours=4.1 / 3600, steps=100), 4, "hours"),
+    ],
+)
+def test_the_first_limit_reached_stops_and_is_named(limits: Limits, steps: int, reason: str) -> None:
+    clock, hand = make(limits)
+    clock.pace.add(1.0)
+    done, seen = drive(clock, hand, 1.0)
+    assert (done, seen[-1]) == (steps, 1.0)
+    assert clock.steps_left(done, done * COST.tokens, done * COST.flops, COST) == (0, reason)
+
+
+def test_counting_training_leaves_everything_else_out() -> None:
+    clock, hand = make(Limits(hours=10 / 3600, counts="training"), reserve=100.0)
+    hand.time += 1000
+    clock.pace.add(1.0)
+    steps, _ = drive(clock, hand, 1.0)
+    assert steps == 10
+    assert clock.overshoot_s() == pytest.approx(0)
+
+
+def test_a_resumed_run_has_what_was_left() -> None:
+    first, hand = make(Limits(hours=100 / 3600))
+    first.pace.add(1.0)
+    with first.charge("train"):
+        hand.time += 40
+    second, hand = make(Limits(hours=100 / 3600))
+    second.carry(first.accounts(), clean=False)
+    second.progress = 0.3  # the checkpoint was older than the kill
+    second.pace.add(1.0)
+    steps, seen = drive(second, hand, 1.0)
+    assert steps == 100 - 40 - HEARTBEAT_S
+    assert seen[0] > 0.3
+    assert seen[-1] == 1.0
+    assert second.spent_s() <= 100
+
+
+def test_a_stall_is_idle_not_training() -> None:
+    clock, hand = make(Limits(hours=1))
+    for _ in range(10):
+        with clock.step():
+            hand.time += 0.5
+    with clock.step():
+        hand.time += 60.5
+    assert clock.ledger["idle"] == 60
+    assert clock.accounts()["train"] == pytest.approx(5.5)
+    assert clock.pace.worst == 0.5
+
+
+def test_extended_hours_are_part_of_the_limit() -> None:
+    assert Limits(hours=1, extend_hours=0.5).seconds == 5400
+
+
+def test_the_ledger_on_disk_is_what_was_spent(tmp_path: Path) -> None:
+    clock, hand = make(Limits(hours=1))
+    hand.time += 12
+    heartbeat = Heartbeat(clock, tmp_path / "ledger.json", lambda text: None)
+    heartbeat.start()
+    found = read_ledger(tmp_path / "ledger.json")
+    assert found is not None
+    assert (found["ledger_s"]["setup"], found["clean"]) == (12, False)
+    heartbeat.close()
+    found = read_ledger(tmp_path / "ledger.json")
+    assert found is not None
+    assert found["clean"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ledger_s": {}}', '{"ledger_s": {"setup": -1}}'])
+def test_a_damaged_ledger_is_no_ledger(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ledger.json").write_text(content)
+    assert read_ledger(tmp_path / "ledger.json") is None
+    assert read_ledger(tmp_path / "absent.json") is None
+
+
+def test_the_clock_starts_with_the_process() -> None:
+    """Against the age that the operating system reports (ps), in a process that slept before importing anything."""
+    code = "import time; time.sleep(0.5); from budget.clock import now, process_start; print(now() - process_start())"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert 0.5 < float(answer.stdout) < 5
+    age = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True)
+    if age.returncode == 0:
+        assert now() - process_start() == pytest.approx(float(age.stdout), abs=2)
+    assert json.dumps(now())

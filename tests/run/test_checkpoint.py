@@ -1,0 +1,131 @@
+"""Checkpoints: exact, atomic, and never silently wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from errors import UserError
+from model.gpt import GPT
+from model.optim import configure_optimizers
+from model.shape import Shape
+from run.checkpoint import (
+    TrainingState,
+    checkpoints,
+    latest_checkpoint,
+    load_weights,
+    restore_optimizer,
+    save_checkpoint,
+    save_weights,
+)
+
+SHAPE = Shape(1, 1, 32, 16, 64)
+
+
+def trained(seed: int = 0) -> tuple[GPT, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = GPT(SHAPE)
+    optimizer = configure_optimizers(model, 1e-2, 0.1, (0.9, 0.95), "cpu")
+    step(model, optimizer)
+    return model, optimizer
+
+
+def step(model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    x = torch.arange(32).view(2, 16)
+    model(x, x).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def silent(text: str) -> None:
+    raise AssertionError(text)
+
+
+def test_what_was_saved_comes_back_and_trains_on_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    state = TrainingState(step=7, tokens=70, flops=1e9, progress=0.1 + 0.2, loss=3.5, limit_s=10.0)
+    save_checkpoint(tmp_path, model, optimizer, state, {"train": 1.5})
+    found = latest_checkpoint(tmp_path, silent)
+    assert found is not None
+    assert (found.state, found.ledger) == (state, {"train": 1.5})
+    other, other_optimizer = trained(seed=1)
+    load_weights(other, found.model, "it")
+    restore_optimizer(other, other_optimizer, found.optimizer)
+    step(model, optimizer)
+    step(other, other_optimizer)
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    for number in (1, 2, 10):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000010", "step-000000002"]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, file: str, damage: str) -> None:
+    model, optimizer = trained()
+    for number in (1, 2):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
+    path = checkpoints(tmp_path)[0] / file
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    said: list[str] = []
+    found = latest_checkpoint(tmp_path, said.append)
+    assert found is not None
+    assert found.state.step == 1
+    assert len(said) == 1
+    assert "step-000000002 is damaged" in said[0]
+
+
+def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, TrainingState(step=1), {})
+    half = tmp_path / ".tmp-000000002"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    found = latest_checkpoint(tmp_path, silent)
+    assert found is not None
+    assert found.state.step == 1
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(tmp_path: Path) -> None:
+    model, _ = trained()
+    other = GPT(Shape(1, 1, 64, 16, 64))
+    with pytest.raises(UserError, match="another shape") as caught:
+        load_weights(other, dict(model.state_dict()), "the checkpoint")
+    assert len(caught.value.messages) == 1
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    folder = save_checkpoint(tmp_path, model, optimizer, TrainingState(step=1), {})
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    json.loads((folder / "state.json").read_text())
+
+
+def test_finished_weights_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import run.checkpoint
+    from errors import MachineError
+
+    model, _ = trained()
+    save_weights(tmp_path / "model.safetensors", model)
+    lying = {name: value + 1 for name, value in model.state_dict().items()}
+    monkeypatch.setattr(run.checkpoint, "load_file", lambda path: lying)
+    with pytest.raises(MachineError, match="read back"):
+        save_weights(tmp_path / "other.safetensors", model)
+    assert not (tmp_path / "other.safetensors").exists()

@@ -1,0 +1,64 @@
+"""One folder a run, one process a folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errors import UserError
+from run.directory import RunDirectory, run_name
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_name_depends_on_the_knobs_alone() -> None:
+    assert run_name("a", {"x": 1, "y": [2]}) == run_name("a", {"y": [2], "x": 1})
+    assert run_name("a", {"x": 1}) != run_name("a", {"x": 2})
+    assert run_name("a", {"x": 1}).startswith("a-")
+
+
+def test_a_second_live_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from run.directory import RunDirectory\n"
+        "d = RunDirectory(Path(sys.argv[1]), 'n', False); print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"locked\n"
+    with pytest.raises(UserError, match=f"in use by process {other.pid}"):
+        RunDirectory(tmp_path, "n", False)
+    with pytest.raises(UserError, match="in use"):
+        RunDirectory(tmp_path, "n", True)
+    other.kill()
+    other.wait()
+    RunDirectory(tmp_path, "n", False).close()  # a killed process holds nothing
+
+
+def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
+    for number in (1, 2):
+        run = RunDirectory(tmp_path, "n", fresh=True)
+        (run.folder / "paid-for").write_text(str(number))
+        run.close()
+    assert (tmp_path / "n" / "paid-for").read_text() == "2"
+    assert (tmp_path / "n.old-1" / "paid-for").read_text() == "1"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output_dir=FOLDER"):
+        RunDirectory(tmp_path / "file", "n", False)
+
+
+def test_too_little_space_is_said_before_training(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "n", False)
+    run.require_space(1000)
+    with pytest.raises(UserError, match="MB free"):
+        run.require_space(10**18)

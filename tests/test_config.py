@@ -1,0 +1,144 @@
+"""The command line: what is refused, how it is said, and that every knob is there for a reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, group_options, leaves, mistakes
+from model.shape import PRESETS
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=cwd, timeout=60
+    )
+
+
+def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[str]:
+    """The error lines of a command that must end with status 2, say nothing else and write nothing."""
+    answer = run(script, *arguments, cwd=tmp_path)
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    lines = answer.stderr.splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines), answer.stderr
+    assert answer.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("budget.hour=3", "did you mean budget.hours"),
+        ("n_layer=3", "did you mean model.n_layer"),
+        ("budget.hours=three", "wrong type"),
+        ("budget.steps=1.5", "wrong type"),
+        ("+model.foo=1", "adds or removes"),
+        ("~model.dropout", "adds or removes"),
+        ("data=slimpijama", "did you mean slimpajama"),
+        ("device=a10000", "did you mean a100"),
+        ("budget.hours=0", "out of range"),
+        ("budget.hours=-1", "out of range"),
+        ("model.dropout=1", "model.dropout"),
+        ("schedule.shape=cosin", "schedule.shape=cosin"),
+        ("wandb.mode=of", "wandb.mode=of"),
+        ("data.source=text", "data.path"),
+        ("name=../x", "not a folder name"),
+        ("a=b=c", "not KEY=VALUE"),
+        ("budget.hours=nan", "out of range"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_mend(tmp_path: Path, argument: str, said: str) -> None:
+    arguments = [argument] if argument.startswith("budget.hours=") else ["budget.hours=1", argument]
+    lines = refused(tmp_path, *arguments)
+    assert any(said in line for line in lines), lines
+
+
+def test_all_mistakes_come_together(tmp_path: Path) -> None:
+    lines = refused(tmp_path, "budget.hours=-1", "model.n_embd=100", "model.n_head=3", "seed=abc", "modle.bias=true")
+    for part in ("budget.hours=-1", "model.n_embd=100 is not divisible", "seed=abc", "modle.bias"):
+        assert any(part in line for line in lines), (part, lines)
+
+
+def test_no_limit_at_all_is_refused(tmp_path: Path) -> None:
+    assert "no limit at all" in refused(tmp_path)[0]
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "plan.py"])
+def test_help_shows_every_knob_with_its_meaning(script: str) -> None:
+    answer = run(script, "--help")
+    assert answer.returncode == 0
+    schema = {"evaluate.py": EvaluateConfig, "sample.py": SampleConfig}.get(script, Config)
+    for name, meaning, _ in leaves(schema):
+        assert f"  {name}=" in answer.stdout
+        assert meaning in answer.stdout
+
+
+def test_evaluate_and_sample_need_a_checkpoint(tmp_path: Path) -> None:
+    for script in ("evaluate.py", "sample.py"):
+        assert "checkpoint is missing" in refused(tmp_path, script=script)[0]
+
+
+def test_every_group_choice_composes() -> None:
+    """Each YAML under conf/ is valid on its own, through Hydra as the command line uses it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for name, schema in SCRIPTS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for group in (path.name for path in CONF.iterdir() if path.is_dir()):
+            for option in (path.stem for path in (CONF / group).glob("*.yaml")):
+                config = OmegaConf.to_object(compose("config", [f"{group}={option}", "budget.steps=1", "data.path=x"]))
+                assert [m for m in mistakes(config) if "data.path" not in m] == []
+                if option in PRESETS:
+                    assert {key: getattr(config.model, key) for key in PRESETS[option]} == PRESETS[option]
+                    assert config.model.qk_norm == PRESETS[option].get("qk_norm", False)
+
+
+def test_groups_mirror_the_folders() -> None:
+    assert {"budget", "device", "model", "data", "optim", "schedule", "logger"} <= {p.name for p in CONF.iterdir()}
+    assert "a100" in group_options("device")
+
+
+@pytest.mark.parametrize("schema", [Config, EvaluateConfig, SampleConfig])
+def test_every_leaf_says_its_meaning(schema: type) -> None:
+    assert all(len(meaning) > 5 for _, meaning, _ in leaves(schema))
+
+
+def attribute_chains(path: Path) -> set[str]:
+    """Every `a.b.c` that a file reads, and the parts `getattr(x, "name")` and field loops name as strings."""
+    chains = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            chains.add(ast.unparse(node))
+    return chains
+
+
+def test_every_knob_is_read_by_the_code() -> None:
+    """A knob that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
+    DataSpec) are read by the class that has the same field."""
+    from dataclasses import fields
+
+    from data.sources import DataSpec
+    from model.shape import Shape
+
+    handed_on = {f"model.{f.name}" for f in fields(Shape)} | {f"data.{f.name}" for f in fields(DataSpec)}
+    scripts = [ROOT / f"{name}.py" for name in ("train", "plan", "evaluate", "sample", "session", "finish", "config")]
+    read = set().union(*(attribute_chains(path) for path in scripts))
+    last_two = {".".join(chain.split(".")[-2:]) for chain in read}
+    # `optim = config.optim` and then `optim.name`; `device.threads`, ...
+    for schema in (Config, EvaluateConfig, SampleConfig):
+        for name, _, _ in leaves(schema):
+            tail = ".".join(name.split(".")[-2:]) if "." in name else f"config.{name}"
+            group_alias = re.sub(r"^eval\.", "evals.", tail)
+            assert name in handed_on or tail in last_two or group_alias in last_two, f"{name} is read nowhere"

@@ -1,0 +1,72 @@
+"""Imports point one way, and some libraries are used in one place: read from the source, not from what was loaded."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("budget", "model", "data", "evals", "run")
+SCRIPTS = ("train", "plan", "evaluate", "sample", "session", "finish", "config")
+FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")) + [ROOT / f"{s}.py" for s in SCRIPTS]
+HYDRA_ALLOWED = {"config.py"}
+WANDB_ALLOWED = {"run/dashboard.py"}
+CLOCK_ALLOWED = {"budget/clock.py"}
+TORCH_FREE = ("budget/clock.py", "budget/flops.py", "budget/devices.py", "budget/laws.py", "budget/planner.py", "model/shape.py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at any depth, except for type checking alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_file_imports_only_what_it_may(path: Path) -> None:
+    name, package = relative(path), relative(path).split("/")[0]
+    roots = {module.split(".")[0] for module in imports(path)}
+    assert "train" not in roots
+    if package in PACKAGES:
+        assert not roots & set(SCRIPTS), "packages do not know the scripts or their configuration"
+    if package == "model":
+        assert not roots & {"data", "budget", "run", "evals"}
+    if package == "data":
+        assert not roots & {"model", "budget", "run", "evals"}
+    if package == "budget":
+        own = {module for module in imports(path) if module.split(".")[0] in PACKAGES}
+        assert all(module == "model.shape" or module.startswith("budget.") for module in own)
+    if name not in HYDRA_ALLOWED:
+        assert not roots & {"hydra", "omegaconf"}
+    if name not in WANDB_ALLOWED:
+        assert "wandb" not in roots
+    if name in TORCH_FREE:
+        assert "torch" not in roots
+    assert "pickle" not in roots
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if relative(p) not in CLOCK_ALLOWED], ids=relative)
+def test_only_the_clock_reads_the_clock(path: Path) -> None:
+    assert not {module.split(".")[0] for module in imports(path)} & {"time", "datetime", "timeit"}
+
+
+def test_the_loop_fits_on_one_screen() -> None:
+    """The body of the training loop stays under 60 lines and holds the forward and the backward pass itself."""
+    tree = ast.parse((ROOT / "train.py").read_text())
+    fit = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "fit")
+    loop = next(node for node in ast.walk(fit) if isinstance(node, ast.While))
+    assert loop.end_lineno is not None
+    assert loop.end_lineno - loop.lineno < 60
+    source = ast.unparse(loop)
+    assert "trainer.forward(" in source
+    assert ".backward()" in source
