@@ -346,6 +346,13 @@ def template(config: Config) -> Shape:
     return Shape(**{**values, **open_sizes})
 
 
+def as_yaml(config: Any) -> str:
+    """The resolved configuration as YAML, with the names of the command line."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
 def _closest(value: Any, allowed: Any) -> str:
     near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""

@@ -63,9 +63,9 @@ def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
 
 
 def read_tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Token ids of the text, each document behind an end-of-text as in training, the source of each, and their names."""
-    parts: list[np.ndarray] = [np.array([tokenizer.eot], dtype=tokenizer.dtype)]
-    owners: list[np.ndarray] = [np.zeros(1, dtype=np.int32)]
+    """Token ids of the text, each document ended by end-of-text as in training, the source of each, and their names."""
+    parts: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
     sources: dict[str, int] = {}
     count = 0
     assert config.data.path is not None
@@ -77,8 +77,7 @@ def read_tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[np.ndarra
         count += len(ids)
         if config.tokens is not None and count >= config.tokens:
             break
-    end = None if config.tokens is None else config.tokens + 1
-    return np.concatenate(parts)[:end], np.concatenate(owners)[:end], list(sources)
+    return np.concatenate(parts)[: config.tokens], np.concatenate(owners)[: config.tokens], list(sources)
 
 
 def join_processes() -> int:

@@ -213,12 +213,15 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
     console.say(f"perplexity       {figures['perplexity']:.2f}")
     console.say(f"bits per byte    {figures['bits_per_byte']:.4f}")
     console.say(f"accuracy         {figures['accuracy']:.2%} of next tokens")
-    console.say(
-        f"stopped by       {result['stopped_by']}" + (f", {-over:.1f} s before the limit" if over is not None else "")
-    )
+    console.say(f"stopped by       {result['stopped_by']}{'' if over is None else margin(over)}")
     console.say(f"report           {run.report}")
     console.say(f"result           {run.result}")
     console.say(f"weights          {run.weights}")
+
+
+def margin(overshoot_s: float) -> str:
+    """How the run met its deadline."""
+    return f", {abs(overshoot_s):.1f} s {'after' if overshoot_s > 0 else 'before'} the limit"
 
 
 def change(planned: float, reached: float) -> str:

@@ -18,7 +18,7 @@ from data.prepare import prepare
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
 from budget.flops import flops_per_token
 from budget.planner import Plan
-from config import Config, launch, template
+from config import Config, as_yaml, launch, template
 from data.sources import DataSpec
 from errors import MachineError, UserError
 from finish import finish, record, rehearse
@@ -65,6 +65,7 @@ def main(config: Config) -> None:
     try:
         if already_finished(config, run, console):
             return
+        run.config.write_text(as_yaml(config))
         with Signals() as signals:
             supervise(Session(config, run, clock, signals, console))
     finally:
@@ -317,7 +318,8 @@ def compile_model(session: Session, trainer: Trainer) -> None:
             session.console.say("compiling the model")
             # A second object on the same weights: checkpoints never see the wrapper's names.
             trainer.forward = torch.compile(trainer.model)
-        micro = min(trainer.micro_batch, trainer.loader.batch_size)
+        sequences = trainer.plan.batch_tokens // trainer.shape.block_size
+        micro = min(trainer.micro_batch, sequences)
         tokens = torch.zeros((micro, trainer.shape.block_size), dtype=torch.int64, device=machine.device)
 
         def forward_and_backward() -> None:
@@ -327,7 +329,7 @@ def compile_model(session: Session, trainer: Trainer) -> None:
             trainer.optimizer.zero_grad(set_to_none=True)
             machine.synchronize()
 
-        clock.pace.add(timed(clock, forward_and_backward, 2) * trainer.loader.batch_size / micro)
+        clock.pace.add(timed(clock, forward_and_backward, 2) * sequences / micro)
 
 
 # -- the training loop -------------------------------------------------------------------------------------------------

@@ -1,162 +1,175 @@
-"""Which tokens each optimizer step sees, and which ones an evaluation scores. Both are pure functions: no state, no
-iterator, nothing to save in a checkpoint, nothing that an evaluation could disturb."""
+"""Batches for training and windows for evaluation: pure functions of a corpus, a seed and a step.
+
+Nothing is drawn and nothing is remembered, so a batch is the same after any resume, with any micro-batch, and whatever
+was evaluated in between.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from data.shards import Split
 from errors import UserError
 
-ROUNDS = 4  # a Feistel network is a pseudorandom permutation from three rounds on (Luby & Rackoff 1988)
+# Luby & Rackoff (1988): four rounds make a pseudo-random permutation of a pseudo-random function; the halves are
+# small here (a few bits for a small corpus), hence some more.
+ROUNDS = 8
+HASH_TOKENS = 1 << 20
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit integers: the finaliser of splitmix64 (Steele, Lea & Flood 2014)."""
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014), on uint64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where a random permutation of range(n), chosen by `key`, takes `indices`; O(1) memory whatever n.
+def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a random permutation of range(n), keyed by (seed, epoch), takes `indices`; int64, same shape, O(1) memory.
 
-    A Feistel network permutes the smallest square power of two that holds n; what lands outside range(n) is sent
-    through again until it does not (cycle walking, Black & Rogaway 2002), which keeps it a permutation.
+    A Feistel network over the next even power of two; what falls outside range(n) goes through it again (cycle
+    walking, Black & Rogaway 2002), which keeps it a permutation.
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    low, shift = np.uint64((1 << half) - 1), np.uint64(half)
-    keys = _mix(np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key % 2**64))
-    values = np.asarray(indices, dtype=np.uint64)
-    outside = np.ones(len(values), dtype=bool)
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=8 * ROUNDS).digest()
+    keys = np.frombuffer(digest, dtype="<u8")
+    out = indices.astype(np.uint64)
+    outside = np.ones(out.shape, dtype=bool)
     while outside.any():
-        left, right = values[outside] >> shift, values[outside] & low
-        for round_key in keys:
-            left, right = right, left ^ (_mix(right + round_key) & low)
-        values[outside] = (left << shift) | right
-        outside = values >= n
-    return values.astype(np.int64)
-
-
-class Windows:
-    """Non-overlapping stretches of `block_size` tokens and the one after, inside each shard, by a running number."""
-
-    def __init__(self, shards: Sequence[np.ndarray], block_size: int) -> None:
-        self.shards, self.block_size = shards, block_size
-        counts = [max(0, (len(shard) - 1) // block_size) for shard in shards]
-        self.ends = np.cumsum(counts, dtype=np.int64)
-        self.n = int(self.ends[-1]) if counts else 0
-
-    def gather(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (the same, one token on) of the windows, int64 (len(numbers), block_size)."""
-        rows = np.empty((len(numbers), self.block_size + 1), dtype=np.int64)
-        which = np.searchsorted(self.ends, numbers, side="right")
-        within = np.arange(self.block_size + 1)
-        for shard in np.unique(which):
-            mine = which == shard
-            first = int(self.ends[shard - 1]) if shard else 0
-            rows[mine] = self.shards[shard][(numbers[mine, None] - first) * self.block_size + within]
-        return rows[:, :-1], rows[:, 1:]
+        left, right = out[outside] >> half, out[outside] & low
+        for key in keys:
+            left, right = right, left ^ (_mix(right + key) & low)
+        out[outside] = (left << half) | right
+        outside = out >= np.uint64(n)
+    return out.astype(np.int64)
 
 
 class Loader:
-    """Training batches. `batch(step)` depends on (seed, step) alone.
+    """Training batches: each window of `block_size` tokens once per epoch, in an order of its own each epoch.
 
-    Every window is seen once per epoch, in an order that is new in each, and none twice before all were seen, also
-    where an epoch ends inside a batch. Micro-batches are slices of the batch, so their size changes nothing.
+    Attributes:
+        n_windows: Windows in the split: non-overlapping, within a shard, each with one more token for the target.
     """
 
     def __init__(self, split: Split, block_size: int, batch_size: int, seed: int) -> None:
-        """`batch_size`: sequences per optimizer step. Raises UserError for a split shorter than one block."""
-        self.windows = Windows(split.shards, block_size)
-        if self.windows.n == 0:
+        """`batch_size` counts sequences per optimizer step. Raises UserError where the split has no whole window."""
+        self._split, self._block_size, self._batch_size, self._seed = split, block_size, batch_size, seed
+        per_shard = [max(0, len(shard) - 1) // block_size for shard in split.shards]
+        self._ends = np.cumsum(per_shard, dtype=np.int64)
+        self.n_windows = int(self._ends[-1]) if per_shard else 0
+        if self.n_windows < 1:
+            longest = max(map(len, split.shards), default=0)
             raise UserError(
-                f"the training split has {split.n_tokens:,} tokens, fewer than one block of model.block_size={block_size}"
-                f" needs ({block_size + 1}); lower model.block_size or give more text"
+                f"the {split.name} split has {longest} tokens in one piece, fewer than the {block_size + 1} of one "
+                f"block; choose model.block_size < {max(longest, 2)} or give more text with data.path="
             )
-        self.batch_size, self.seed = batch_size, seed
-
-    @property
-    def n_windows(self) -> int:
-        return self.windows.n
-
-    def epoch(self, step: int) -> float:
-        """Passes over the training split after `step` steps."""
-        return step * self.batch_size / self.n_windows
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of optimizer step `step` (from 0): int64, (batch_size, block_size) each."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        epochs, offsets = np.divmod(positions, self.n_windows)
-        numbers = np.empty_like(positions)
+        """Inputs and targets of an optimizer step, each int64 of shape (batch_size, block_size)."""
+        position = np.arange(step * self._batch_size, (step + 1) * self._batch_size, dtype=np.int64)
+        epochs, index = position // self.n_windows, position % self.n_windows
+        windows = np.empty_like(index)
         for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            numbers[mine] = permute(offsets[mine], self.n_windows, self._key(int(epoch)))
-        return self.windows.gather(numbers)
+            here = epochs == epoch
+            windows[here] = permuted(index[here], self.n_windows, self._seed, int(epoch))
+        tokens = self._gather(windows)
+        return tokens[:, :-1], tokens[:, 1:]
 
-    def _key(self, epoch: int) -> int:
-        digest = hashlib.blake2b(f"{self.seed} {epoch}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
+    def _gather(self, windows: np.ndarray) -> np.ndarray:
+        """Tokens of windows, int64 of shape (len(windows), block_size + 1)."""
+        owner = np.searchsorted(self._ends, windows, side="right")
+        within = np.arange(self._block_size + 1)
+        out = np.empty((len(windows), self._block_size + 1), dtype=np.int64)
+        for number in np.unique(owner):
+            here = owner == number
+            first = self._ends[number - 1] if number else 0
+            starts = (windows[here] - first) * self._block_size
+            out[here] = self._split.shards[number][starts[:, None] + within]
+        return out
+
+    def epoch(self, step: int) -> float:
+        """Epochs behind the beginning of `step`: 1.5 is the middle of the second."""
+        return step * self._batch_size / self.n_windows
 
 
 class EvalRange:
-    """A fixed stretch of text in order, each token of it predicted exactly once, cut into windows of `block_size`.
+    """The first tokens of a split, in order, in windows; every token is predicted exactly once.
 
-    The first token of a shard is only seen, never predicted. `fingerprint` is a hash of the tokens: figures with the
-    same fingerprint were measured on the same text.
+    A token's context is what came before it in its window, end-of-text for the very first: so the first word of the
+    first document counts as well, and the bytes of the text are the bytes of the predicted tokens.
+
+    Attributes:
+        n_tokens: Predicted tokens.
+        n_windows: Windows of `block_size`, the last one perhaps partial.
+        sources: Labels that the source ids of `windows` stand for.
     """
 
-    def __init__(self, split: Split, block_size: int, max_tokens: int | None) -> None:
-        """The first `max_tokens` predicted tokens of a split (None: all). UserError for a split of one token."""
-        self.block_size, self.sources = block_size, list(split.sources)
-        tokens, owners, left = [], [], max_tokens
-        for shard, starts, ids in zip(split.shards, split.starts, split.source_ids, strict=True):
-            wanted = len(shard) if left is None else min(len(shard), left + 1)
-            if wanted < 2:
-                break
-            documents = np.searchsorted(starts, np.arange(wanted), side="right") - 1
-            tokens.append(np.asarray(shard[:wanted]))
-            owners.append(np.asarray(ids)[documents].astype(np.int32))
-            left = None if left is None else left - (wanted - 1)
-        self._fill(tokens, owners)
+    def __init__(self, split: Split, block_size: int, max_tokens: int | None = None) -> None:
+        """Raises UserError for a split without tokens."""
+        if not split.n_tokens:
+            raise UserError(f"the {split.name} split has no tokens to evaluate; give more text with data.path=")
+        self.sources = split.sources
+        self._split, self._block_size = split, block_size
+        self._ends = np.cumsum([len(shard) for shard in split.shards], dtype=np.int64)
+        # Every document ends with end-of-text, so every shard does.
+        self._eot = int(split.shards[0][-1])
+        self.n_tokens = split.n_tokens if max_tokens is None else min(max_tokens, split.n_tokens)
+        self.n_windows = -(-self.n_tokens // block_size)
 
     @classmethod
-    def from_tokens(
-        cls, tokens: np.ndarray, source_ids: np.ndarray, sources: Sequence[str], block_size: int
-    ) -> EvalRange:
-        """The range of a plain array of tokens, with the source of each: what evaluate.py scores."""
-        self = cls.__new__(cls)
-        self.block_size, self.sources = block_size, list(sources)
-        self._fill([tokens], [source_ids.astype(np.int32)])
-        return self
+    def from_tokens(cls, tokens: np.ndarray, source_ids: np.ndarray, sources: list[str], block_size: int) -> EvalRange:
+        """Of plain arrays, (n,) each: tokens of documents, each ended by end-of-text, and the source of every token.
 
-    def _fill(self, tokens: list[np.ndarray], owners: list[np.ndarray]) -> None:
-        self._tokens, self._owners = tokens, owners
-        self.n_tokens = sum(len(stretch) - 1 for stretch in tokens)
-        if self.n_tokens < 1:
-            raise UserError("there is no text to evaluate on: it needs at least two tokens")
-        counts = [-(-(len(stretch) - 1) // self.block_size) for stretch in tokens]
-        self._ends = np.cumsum(counts)
-        self.n_windows = int(self._ends[-1])
-        digest = hashlib.sha256()
-        for stretch in tokens:
-            digest.update(stretch.astype("<u4").tobytes() + b"|")
-        self.fingerprint = digest.hexdigest()
+        Raises UserError where there are no tokens.
+        """
+        changes = np.flatnonzero(np.diff(source_ids)) + 1
+        starts = np.concatenate([np.zeros(min(1, len(tokens)), dtype=np.int64), changes])
+        return cls(Split("given", [tokens], [starts], [source_ids[starts]], sources), block_size)
 
     def windows(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Windows i to j - 1: inputs, targets (-1: padding behind the end) and the source of each target; int64
-        (j - i, block_size)."""
-        size = self.block_size
-        x = np.zeros((j - i, size), dtype=np.int64)
-        y, source = np.full_like(x, -1), np.zeros_like(x)
-        for row, number in enumerate(range(i, j)):
-            stretch = int(np.searchsorted(self._ends, number, side="right"))
-            first = (number - (int(self._ends[stretch - 1]) if stretch else 0)) * size
-            tokens = self._tokens[stretch][first : first + size + 1]
-            n = len(tokens) - 1
-            x[row, :n], y[row, :n] = tokens[:-1], tokens[1:]
-            source[row, :n] = self._owners[stretch][first + 1 : first + 1 + n]
-        return x, y, source
+        """Windows i to j-1: inputs, targets and the source of each target, int64 of shape (j - i, block_size).
+
+        After the end of the range, inputs are end-of-text, targets and sources -1.
+        """
+        shape = (j - i, self._block_size)
+        start, stop = i * self._block_size, min(j * self._block_size, self.n_tokens)
+        before = [self._eot] if start == 0 else self._tokens(start - 1, start)
+        tokens = np.concatenate([before, self._tokens(start, stop)])
+        x = np.full(shape[0] * shape[1], self._eot, dtype=np.int64)
+        y, sources = np.full_like(x, -1), np.full_like(x, -1)
+        x[: stop - start], y[: stop - start] = tokens[:-1], tokens[1:]
+        sources[: stop - start] = self._sources(start, stop)
+        return x.reshape(shape), y.reshape(shape), sources.reshape(shape)
+
+    def _stretches(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """(shard, first, last) of what tokens start to stop-1 of the split are in its shards."""
+        out = []
+        for number, end in enumerate(self._ends):
+            first = int(end) - len(self._split.shards[number])
+            if start < end and stop > first:
+                out.append((number, max(start, first) - first, min(stop, int(end)) - first))
+        return out
+
+    def _tokens(self, start: int, stop: int) -> np.ndarray:
+        pieces = [self._split.shards[number][a:b] for number, a, b in self._stretches(start, stop)]
+        return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, dtype=np.int64)
+
+    def _sources(self, start: int, stop: int) -> np.ndarray:
+        pieces = []
+        for number, a, b in self._stretches(start, stop):
+            document = np.searchsorted(self._split.starts[number], np.arange(a, b), side="right") - 1
+            pieces.append(self._split.source_ids[number][document])
+        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over the predicted tokens, whatever their dtype and the block size."""
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, self.n_tokens, HASH_TOKENS):
+            stop = min(start + HASH_TOKENS, self.n_tokens)
+            digest.update(self._tokens(start, stop).astype("<u4").tobytes())
+        return digest.hexdigest()

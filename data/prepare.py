@@ -1,11 +1,13 @@
-"""From a corpus to token shards, once: all cores, constant memory, and a kill at any moment costs seconds.
+"""From a source of text to shards of tokens: once per corpus, before the clock of any run.
 
-The main thread reads, drops duplicates and writes; threads encode, for the encoder releases the GIL. Results are written
-in the order of reading, so the shards do not depend on the number of threads or on interruptions.
+The main thread reads, drops duplicates and writes; threads encode (tiktoken releases the GIL), with a bounded number
+of batches in flight, so that memory does not grow with the corpus. What comes out depends on nothing but the spec:
+not on the number of threads, nor on how often it was interrupted.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,269 +17,347 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data import shards
 from data.progress import PartsProgress
 from data.sample import sample_texts, split_and_digest
-from data.shards import (
-    FORMAT,
-    MANIFEST,
-    SPLITS,
-    TOKENIZER,
-    corpus_fingerprint,
-    mend,
-    read_manifest,
-    usable_cores,
-    verify,
-    write_json,
-)
+from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources import DataSpec, Part, Source, make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
-from data.writer import STATE, Encoded, Writer
+from data.writer import STATE, Encoded, State, Writer, load_state
 from errors import MachineError, UserError
 
-SHARD_TOKENS = 1 << 26  # 128 MiB of uint16
-BATCH_CHARACTERS = 1 << 19  # text per task of a thread: small beside memory, large beside the cost of a task
-COMMIT_TOKENS = 1 << 22  # at most this much is encoded again after a kill, a few seconds' worth
-# What changes the tokens that come out; cache_dir and workers do not.
-OPTIONS = ("source", "text_key", "tokenizer", "validation_fraction", "max_bytes", "bad_documents")
+# Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
+BATCH_BYTES = 1 << 18
+SHARD_TOKENS = 64 << 20
+# Tokens per worker between two commits, each a sync of the disk: about two seconds of work.
+COMMIT_TOKENS = 4 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class PreparedInfo:
-    """A finished corpus on disk; `fresh` when this call made it."""
+    """A finished corpus: its folder, whether this call made it, and what it holds."""
 
     folder: Path
     fresh: bool
     manifest: dict[str, Any]
+    tokenizer: Tokenizer
 
 
 @dataclass
-class Batch:
-    """Documents on their way to a thread, and where the reader stood after them."""
+class _Documents:
+    texts: list[str] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
-    texts: dict[str, list[str]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    sources: dict[str, list[str]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    digests: list[bytes] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=lambda: {"duplicate": 0, "bad": 0, "empty": 0})
-    characters: int = 0
+
+@dataclass
+class _Batch:
+    """New documents per split, and the position in the source and the counts of what was dropped right after them."""
+
     part: int = 0
     record: int = 0
+    size: int = 0
+    digests: list[bytes] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=lambda: {"duplicate": 0, "bad": 0, "empty": 0})
+    splits: dict[str, _Documents] = field(default_factory=lambda: {split: _Documents() for split in SPLITS})
 
 
-def prepare(
-    spec: DataSpec,
-    progress: bool = True,
-    log: Callable[[str], None] = print,
-    shard_tokens: int = SHARD_TOKENS,
-) -> PreparedInfo:
-    """Make the shards of a corpus, or find and verify the ones made before; goes on where a killed call was.
+def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = print) -> PreparedInfo:
+    """Makes, completes or finds the corpus that `spec` describes, below `spec.cache_dir`.
 
-    Raises UserError for what is wrong with the corpus or its settings, MachineError for a full disk or a lost network.
+    Killed at any moment, the same call goes on where it was, and the result is the same to the byte. A finished
+    corpus is verified, without a look at the network. Raises UserError for mistakes in `spec` and in the text,
+    MachineError for a full disk or a failing network; both keep what was done.
     """
     check_name(spec.tokenizer)
     source = make_source(spec)
-    folder = Path(spec.cache_dir) / f"{spec.source}-{spec.tokenizer}-{cache_key(spec, source.identity, shard_tokens)}"
+    key = _key(spec, source)
+    folder = Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
     if (folder / MANIFEST).exists():
-        verify(folder)
-        return PreparedInfo(folder, False, read_manifest(folder))
-    try:
+        return _found(folder)
+    with _disk_errors(folder), _locked(folder, log):
+        if (folder / MANIFEST).exists():  # made by another process while this one waited
+            return _found(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            if not (folder / MANIFEST).exists():
-                _make(spec, source, folder, progress, log, shard_tokens)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise MachineError(
-            f"{folder} could not be written ({error}); what was finished is kept: free some space, or choose another"
-            " disk with data.cache_dir=FOLDER, and type the same command"
-        ) from error
-    return PreparedInfo(folder, True, read_manifest(folder))
+        if (folder / STATE).exists():
+            log(f"going on with {folder}")
+        _make(spec, source, folder, progress, log)
+    manifest = shards.read_manifest(folder)
+    return PreparedInfo(folder, True, manifest, Tokenizer.load(folder / TOKENIZER))
 
 
-def cache_key(spec: DataSpec, identity: dict[str, Any], shard_tokens: int) -> str:
-    """12 hex digits that stand for the corpus and the settings that decide its tokens."""
-    options = {name: getattr(spec, name) for name in OPTIONS}
-    content = json.dumps([FORMAT, shard_tokens, options, identity], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+def _found(folder: Path) -> PreparedInfo:
+    shards.verify(folder)
+    return PreparedInfo(folder, False, shards.read_manifest(folder), Tokenizer.load(folder / TOKENIZER))
+
+
+def _options(spec: DataSpec) -> dict[str, Any]:
+    """What besides source and tokenizer decides the tokens."""
+    return {
+        "text_key": spec.text_key,
+        "validation_fraction": spec.validation_fraction,
+        "max_bytes": spec.max_bytes,
+        "bad_documents": spec.bad_documents,
+        "shard_tokens": SHARD_TOKENS,
+    }
+
+
+def _key(spec: DataSpec, source: Source) -> str:
+    content = [shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second preparer; raises UserError when there is one."""
-    with (folder / "lock").open("w") as handle:
+def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """One process at a time per corpus. The kernel lets go of the lock when its holder dies, however it dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as file:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder} is being prepared by another process; wait for it or stop it") from None
+            log(f"another process is preparing {folder}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _make(
-    spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None], shard_tokens: int
-) -> None:
-    tokenizer = Tokenizer.load(folder / TOKENIZER) if (folder / TOKENIZER).exists() else None
-    origin = source.open(_origin(folder), log)
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk is the machine's fault, a folder that may not be written the user's: one line, no traceback."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: permission denied; set data.cache_dir= to a folder of yours") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        full = error.errno in FULL if isinstance(error, OSError) else "full" in str(error)
+        if not full:
+            raise
+        raise MachineError(
+            f"the disk of {folder.parent} is full ({error}); what was committed is kept in {folder}: "
+            "make room, then the same command goes on (or set data.cache_dir= to another disk)"
+        ) from error
+
+
+def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> None:
+    """Does all the work that is left in `folder`, under its lock."""
+    state = _peek(folder)
+    origin = source.open(state.origin, log)
     parts = source.parts()
-    if tokenizer is None:
-        if spec.tokenizer.startswith("bpe-"):
-            log(f"training {spec.tokenizer} on a sample of the training text")
-        tokenizer = get_tokenizer(
-            spec.tokenizer, lambda: sample_texts(source, parts, spec.validation_fraction), folder, "trained"
-        )
-        tokenizer.save(folder / TOKENIZER)
-        (folder / f"{spec.tokenizer}-trained.json").unlink(missing_ok=True)
-    writer = Writer(folder, tokenizer, shard_tokens)
+    tokenizer = _tokenizer(spec, source, parts, folder, log)
+    writer = Writer(folder, tokenizer, SHARD_TOKENS)
     try:
         writer.state.origin = origin
         if not writer.state.done:
-            with PartsProgress(f"preparing {spec.source}", source, parts, progress, log) as bar:
-                _encode_all(spec, source, parts, tokenizer, writer, bar)
-            _refuse_empty(spec, writer, folder)
-            for split in SPLITS:
-                writer.seal(split)
-            writer.state.done = True
-            writer.commit()
-        state = writer.state
+            workers = spec.workers or shards.usable_cores()
+            with PartsProgress(f"preparing {folder.name}", source, parts, progress, log) as shown:
+                _encode_all(spec, source, parts, tokenizer, writer, workers, shown)
+            _complete(writer, folder, spec)
+        manifest = _manifest(spec, source, writer.state, tokenizer)
     finally:
         writer.close()
-    write_json(folder / MANIFEST, _manifest(spec, source, tokenizer, vars(state)))
-    for name in (STATE, *(path.name for path in folder.glob("*.part"))):
-        (folder / name).unlink(missing_ok=True)
+    for leftover in folder.glob("*.part"):
+        leftover.unlink()
+    shards.write_json(folder / MANIFEST, manifest)
+    (folder / STATE).unlink()
 
 
-def _origin(folder: Path) -> dict[str, Any] | None:
-    """What `Source.open` returned when an interrupted preparation began."""
+def _peek(folder: Path) -> State:
+    """The state of an interrupted preparation, before there is a tokenizer to write with."""
     if not (folder / STATE).exists():
-        return None
-    from data.writer import load_state
-
-    connection = sqlite3.connect(folder / STATE)
+        return State()
+    db = sqlite3.connect(folder / STATE)
     try:
-        return load_state(connection).origin
-    except sqlite3.OperationalError:  # killed before the first table was made
-        return None
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{folder / STATE}: damaged ({error}); {mend(folder)}") from error
+        return load_state(db)
+    except sqlite3.OperationalError:  # killed before the tables were made
+        return State()
     finally:
-        connection.close()
+        db.close()
+
+
+def _tokenizer(
+    spec: DataSpec, source: Source, parts: list[Part], folder: Path, log: Callable[[str], None]
+) -> Tokenizer:
+    """The tokenizer kept in the folder, or one made now; a trained one is shared between corpora of the same text."""
+    path = folder / TOKENIZER
+    if path.exists():
+        return Tokenizer.load(path)
+    content = [spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def texts() -> Iterator[str]:
+        log(f"training {spec.tokenizer} on a sample of the training text")
+        return sample_texts(source, parts, spec.validation_fraction)
+
+    tokenizer = get_tokenizer(spec.tokenizer, texts, folder.parent / "tokenizers", key)
+    tokenizer.save(path)
+    return tokenizer
 
 
 def _encode_all(
-    spec: DataSpec, source: Source, parts: list[Part], tokenizer: Tokenizer, writer: Writer, bar: PartsProgress
+    spec: DataSpec,
+    source: Source,
+    parts: list[Part],
+    tokenizer: Tokenizer,
+    writer: Writer,
+    workers: int,
+    shown: PartsProgress,
 ) -> None:
-    """Read, encode and write everything that is not written yet."""
-    workers = spec.workers or usable_cores()
-    waiting: deque[tuple[Batch, Future[dict[str, Encoded]]]] = deque()
+    waiting: deque[tuple[_Batch, Future[dict[str, Encoded]]]] = deque()
     uncommitted = 0
 
-    def write_oldest() -> int:
+    def write_oldest() -> None:
+        nonlocal uncommitted
         batch, future = waiting.popleft()
-        tokens = 0
-        for split, encoded in future.result().items():
-            writer.add(split, encoded)
-            tokens += len(encoded.tokens)
-        writer.remember(batch.digests)
-        for reason, count in batch.dropped.items():
-            writer.state.dropped[reason] += count
-        writer.state.part, writer.state.record = batch.part, batch.record
-        bar.update(batch.part, f"{sum(writer.state.total(split, 1) for split in SPLITS) / 1e6:.1f}M tokens")
-        return tokens
+        uncommitted += _write(writer, batch, future.result())
+        if uncommitted >= COMMIT_TOKENS * workers:
+            writer.commit()
+            uncommitted = 0
+        shown.update(writer.state.part, f"{sum(writer.state.total(split, 1) for split in SPLITS):,} tokens")
 
+    failure: UserError | MachineError | None = None
+    reading = _batches(spec, source, parts, writer)
     with ThreadPoolExecutor(workers) as pool:
-        for batch in _batches(spec, source, parts, writer):
+        while True:
+            try:
+                batch = next(reading, None)
+            except (UserError, MachineError) as error:  # a bad line, the network: what was read before is kept
+                failure, batch = error, None
+            if batch is None:
+                break
             waiting.append((batch, pool.submit(_encode, batch, tokenizer)))
-            while len(waiting) > 3 * workers:
-                uncommitted += write_oldest()
-            if uncommitted >= COMMIT_TOKENS:
-                writer.commit()
-                uncommitted = 0
+            while len(waiting) > 2 * workers:
+                write_oldest()
         while waiting:
             write_oldest()
-    bar.update(len(parts), f"{sum(writer.state.total(split, 1) for split in SPLITS) / 1e6:.1f}M tokens")
+    writer.commit()
+    if failure:
+        raise failure
 
 
-def _encode(batch: Batch, tokenizer: Tokenizer) -> dict[str, Encoded]:
-    """The documents of a batch as ids, each ended by end-of-text."""
-    done = {}
-    end = np.array([tokenizer.eot], dtype=tokenizer.dtype)
-    for split, texts in batch.texts.items():
-        if texts:
-            ids = [tokenizer.encode(text) for text in texts]
-            tokens = np.concatenate([piece for each in ids for piece in (each, end)])
-            sizes = [len(text.encode()) for text in texts]
-            done[split] = Encoded(tokens, [len(each) + 1 for each in ids], sizes, batch.sources[split])
-    return done
-
-
-def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) -> Iterator[Batch]:
-    """New documents from where the writer's state stands, in batches of about BATCH_CHARACTERS."""
+def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) -> Iterator[_Batch]:
+    """New documents from the committed position on, in order, about BATCH_BYTES at a time."""
+    taken = {split: writer.state.total(split, 2) for split in SPLITS}
     first, skip = writer.state.part, writer.state.record
-    left = None if spec.max_bytes is None else spec.max_bytes - sum(writer.state.total(split, 2) for split in SPLITS)
-    batch = Batch()
-    for part in range(first, len(parts)):
-        for record, document in enumerate(source.documents(parts[part])):
-            if part == first and record < skip:
+    batch = _Batch()
+    for number in range(first, len(parts)):
+        part = parts[number]
+        record = 0
+        for document in () if _enough(spec, part, taken) else source.documents(part):
+            record += 1
+            if number == first and record <= skip:
                 continue
-            if left is not None and left <= 0:
-                batch.part, batch.record = part, record
-                yield batch
-                return
-            text = "" if document is None else valid_text(document.text)
-            if document is None or not text:
-                batch.dropped["bad" if document is None else "empty"] += 1
+            if document is None:
+                batch.dropped["bad"] += 1
             else:
+                text = valid_text(document.text)
                 split, digest = split_and_digest(document, text, spec.validation_fraction)
-                if writer.is_new(digest):
-                    batch.texts[split].append(text)
-                    batch.sources[split].append(document.source)
-                    batch.digests.append(digest)
-                    batch.characters += len(text)
-                    left = None if left is None else left - len(text.encode())
+                if not text or not writer.is_new(digest):
+                    batch.dropped["duplicate" if text else "empty"] += 1
                 else:
-                    batch.dropped["duplicate"] += 1
-            if batch.characters >= BATCH_CHARACTERS:
-                batch.part, batch.record = part, record + 1
+                    taken[split] += _take(batch, split, text, document.source, digest)
+            if batch.size >= BATCH_BYTES:
+                batch.part, batch.record = number, record
                 yield batch
-                batch = Batch()
-    batch.part, batch.record = len(parts), 0
-    yield batch
+                batch = _Batch()
+            if _enough(spec, part, taken):
+                break
+        batch.part, batch.record = number + 1, 0
+    if batch.part > first or batch.digests:
+        yield batch
 
 
-def _refuse_empty(spec: DataSpec, writer: Writer, folder: Path) -> None:
-    """A corpus without training or without validation text is no corpus; its folder goes."""
-    documents = {split: writer.state.total(split, 0) for split in SPLITS}
-    if all(documents.values()):
-        return
-    shutil.rmtree(folder)
-    origin = f"data.path={spec.path}" if spec.path else f"data.source={spec.source}"
-    if not any(documents.values()):
-        raise UserError(f"{origin}: no text in it (dropped: {writer.state.dropped}); give a file or folder with text")
-    missing = "training" if documents["val"] else "validation"
-    raise UserError(
-        f"{origin}: its {sum(documents.values())} document(s) leave none for {missing}; give more documents or change"
-        f" data.validation_fraction={spec.validation_fraction}"
-    )
+def _take(batch: _Batch, split: str, text: str, label: str, digest: bytes) -> int:
+    """Puts a document in a batch; returns its UTF-8 bytes."""
+    size = len(text.encode())
+    documents = batch.splits[split]
+    documents.texts.append(text)
+    documents.bytes.append(size)
+    documents.sources.append(label)
+    batch.digests.append(digest)
+    batch.size += size
+    return size
 
 
-def _manifest(spec: DataSpec, source: Source, tokenizer: Tokenizer, state: dict[str, Any]) -> dict[str, Any]:
-    counts = {
-        split: {name: dict(zip(("documents", "tokens", "bytes"), row, strict=True)) for name, row in rows.items()}
-        for split, rows in state["counts"].items()
+def _enough(spec: DataSpec, part: Part, taken: dict[str, int]) -> bool:
+    """Whether `max_bytes` is reached for the split of a part. A corpus with a validation split of its own, which is
+    read first, gets `validation_fraction` of them from it, so that training text is left to take."""
+    if spec.max_bytes is None:
+        return False
+    if part.split == "val":
+        return taken["val"] >= spec.validation_fraction * spec.max_bytes
+    return sum(taken.values()) >= spec.max_bytes
+
+
+def _encode(batch: _Batch, tokenizer: Tokenizer) -> dict[str, Encoded]:
+    """What a worker does. The texts are let go of as soon as they are tokens."""
+    eot = np.array([tokenizer.eot], dtype=tokenizer.dtype)
+    out = {}
+    for split, documents in batch.splits.items():
+        if documents.texts:
+            ids = [tokenizer.encode(text) for text in documents.texts]
+            tokens = np.concatenate([each for one in ids for each in (one, eot)])
+            out[split] = Encoded(tokens, [len(one) + 1 for one in ids], documents.bytes, documents.sources)
+            documents.texts = []
+    return out
+
+
+def _write(writer: Writer, batch: _Batch, encoded: dict[str, Encoded]) -> int:
+    """Brings the writer up to the end of a batch; returns the tokens written."""
+    for split, documents in encoded.items():
+        writer.add(split, documents)
+    writer.remember(batch.digests)
+    state = writer.state
+    state.part, state.record = batch.part, batch.record
+    for reason, number in batch.dropped.items():
+        state.dropped[reason] += number
+    return sum(len(documents.tokens) for documents in encoded.values())
+
+
+def _complete(writer: Writer, folder: Path, spec: DataSpec) -> None:
+    """Finishes the last shards. Raises UserError for a corpus without text on one side of the split."""
+    empty = [split for split in SPLITS if not writer.state.total(split, 0)]
+    if empty:
+        documents = sum(writer.state.total(split, 0) for split in SPLITS)
+        shutil.rmtree(folder)
+        if not documents:
+            raise UserError(f"data.source={spec.source} data.path={spec.path}: no text in it; give another data.path")
+        key = "a smaller" if empty == ["train"] else "a larger"
+        raise UserError(
+            f"data.source={spec.source} data.path={spec.path}: no document of {documents} falls to {empty[0]}; "
+            f"choose {key} data.validation_fraction (now {spec.validation_fraction}) or give more text"
+        )
+    for split in SPLITS:
+        writer.seal(split)
+    writer.state.done = True
+    writer.commit()
+
+
+def _manifest(spec: DataSpec, source: Source, state: State, tokenizer: Tokenizer) -> dict[str, Any]:
+    done = sorted(state.shards, key=lambda shard: shard["file"])
+    columns = ("documents", "tokens", "bytes")
+    splits = {
+        split: {name: state.total(split, column) for column, name in enumerate(columns)}
+        | {"by_source": {label: dict(zip(columns, row, strict=True)) for label, row in state.counts[split].items()}}
+        for split in SPLITS
     }
-    options = {name: value for name, value in asdict(spec).items() if name in OPTIONS}
     return {
-        "format": FORMAT,
-        "options": options,
+        "format": shards.FORMAT,
+        "fingerprint": shards.corpus_fingerprint(done, tokenizer.fingerprint),
+        "source": spec.source,
         "identity": source.identity,
-        "origin": state["origin"],
-        "tokenizer": {"name": tokenizer.name, "n_vocab": tokenizer.n_vocab, "fingerprint": tokenizer.fingerprint},
-        "sources": state["sources"],
-        "counts": counts,
-        "dropped": state["dropped"],
-        "shards": state["shards"],
-        "fingerprint": corpus_fingerprint(state["shards"], tokenizer.fingerprint),
+        "origin": state.origin,
+        "options": _options(spec),
+        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab},
+        "splits": splits,
+        "duplicates_dropped": state.dropped["duplicate"],
+        "bad_documents_skipped": state.dropped["bad"],
+        "empty_documents_dropped": state.dropped["empty"],
+        "sources": state.sources,
+        "shards": done,
     }

@@ -179,7 +179,9 @@ def open_corpus(folder: str | Path) -> Corpus:
 
 def _open_split(folder: Path, name: str, manifest: dict[str, Any], tokenizer: Tokenizer) -> Split:
     dtype = token_dtype(tokenizer.dtype.itemsize)
-    shards, starts, source_ids = [], [], []
+    shards: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
+    source_ids: list[np.ndarray] = []
     for shard in manifest["shards"]:
         if shard["split"] != name:
             continue

@@ -117,8 +117,8 @@ class Writer:
         self._db = sqlite3.connect(folder / STATE)
         self._db.execute("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY, content TEXT)")
-        # The digests of 10 million documents; beyond, sqlite reads pages back.
-        self._db.execute("PRAGMA cache_size = -400000")
+        # At most 128 MiB: the digests of 4 million documents; beyond, sqlite reads pages back.
+        self._db.execute("PRAGMA cache_size = -131072")
         self._db.commit()
         self.state = load_state(self._db)
         self._ahead: set[bytes] = set()

@@ -1,0 +1,266 @@
+"""Whole runs, as a user starts them: they stop in time, resume exactly, survive signals, and leave a true record."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "data=text",
+    "data.tokenizer=bytes",
+    "data.validation_fraction=0.2",
+    "model.n_layer=1",
+    "model.n_embd=64",
+    "model.n_head=2",
+    "model.block_size=32",
+    "optim.batch_tokens=256",
+    "optim.learning_rate=3e-3",
+    "eval.tokens=2000",
+    "eval.interim_tokens=500",
+    "samples.tokens=8",
+    "device.threads=1",
+    "device.name=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small corpus, prepared once."""
+    folder = tmp_path_factory.mktemp("runs")
+    texts = folder / "texts"
+    texts.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
+        (texts / f"{path.stem}.txt").write_text(path.read_text(encoding="utf-8", errors="replace")[:8000])
+    return folder
+
+
+def command(place: Path, *arguments: str, name: str = "t") -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *TINY, f"data.path={place / 'texts'}", f"name={name}", *arguments]
+
+
+def train(place: Path, *arguments: str, name: str = "t", status: int = 0) -> subprocess.CompletedProcess[str]:
+    answer = subprocess.run(command(place, *arguments, name=name), capture_output=True, text=True, cwd=place, timeout=120)
+    assert answer.returncode == status, answer.stdout + answer.stderr
+    return answer
+
+
+def folder_of(place: Path, name: str) -> Path:
+    found = [path for path in (place / "outputs").glob(f"{name}-*") if ".old-" not in path.name]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def result_of(place: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder_of(place, name) / "result.json").read_text())
+
+
+def points(folder: Path) -> list[dict[str, Any]]:
+    from run.report import read_metrics
+
+    return [point for point in read_metrics(folder) if "loss" in point]
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """100 steps without interruption."""
+    train(place, "budget.steps=100", "model.dropout=0.1", name="whole")
+    return folder_of(place, "whole")
+
+
+def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    promised = {
+        "config.yaml", "plan.json", "metrics.jsonl", "ledger.json", "checkpoint", "model.safetensors", "model.json",
+        "tokenizer.json", "result.json", "report.html", "status.json", "log.txt",
+    }  # fmt: skip
+    assert promised <= names
+    result = json.loads((finished / "result.json").read_text())
+    assert (result["schema"], result["status"], result["stopped_by"]) == (1, "finished", "steps")
+    assert result["spent"]["steps"] == 100
+    assert result["spent"]["tokens"] == 25_600
+    assert result["eval"]["tokens"] == 2000
+    assert result["eval"]["loss"] < 5.0  # ln 257 is 5.55: it learned something
+    assert sum(result["ledger_s"].values()) == pytest.approx(result["spent"]["hours"] * 3600, rel=0.01)
+    assert json.loads((finished / "status.json").read_text())["status"] == "finished"
+    assert result["learning_rate_last"] == 0.0  # linear to zero
+    assert result["progress"] == 1.0
+    assert len(result["samples"]) == 3
+
+
+def test_the_schedule_that_was_run_is_the_one_asked_for(finished: Path) -> None:
+    rates = [point["learning_rate"] for point in points(finished)]
+    assert len(rates) == 100
+    assert max(rates) == pytest.approx(3e-3)
+    assert rates.index(max(rates)) == 4  # warm-up over 5 % of 100 steps
+    assert rates[-1] == 0.0
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_37_and_63_steps_are_100_bit_for_bit(place: Path, finished: Path) -> None:
+    """Killed by SIGTERM somewhere in the middle and resumed twice: weights, losses and evaluation are the same."""
+    arguments = ("budget.steps=100", "model.dropout=0.1", "checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
+    for wanted in (37, 70):
+        interrupt(place, wanted, *arguments, name="pieces")
+    train(place, *arguments, name="pieces")
+    pieces = folder_of(place, "pieces")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (pieces, finished))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert [p["loss"] for p in points(pieces)] == [p["loss"] for p in points(finished)]
+    results = [json.loads((folder / "result.json").read_text()) for folder in (pieces, finished)]
+    assert results[0]["eval"] == results[1]["eval"]
+
+
+def interrupt(place: Path, step: int, *arguments: str, name: str, number: int = signal.SIGTERM) -> None:
+    """Start a run and send it a signal once it has passed `step`."""
+    process = subprocess.Popen(
+        command(place, *arguments, name=name), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list((place / "outputs").glob(f"{name}-*/metrics.jsonl"))
+        lines = found[0].read_text().splitlines() if found else []
+        if any(json.loads(line).get("step", 0) >= step for line in lines if '"loss"' in line and line.endswith("}")):
+            break
+        time.sleep(0.005)
+    began = time.monotonic()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5, "saved and gone within five seconds"
+    assert process.returncode == 128 + number, output
+    status = json.loads((folder_of(place, name) / "status.json").read_text())
+    assert status == {"status": "stopped", "reason": signal.Signals(number).name}
+
+
+def test_micro_batches_change_nothing(place: Path, finished: Path) -> None:
+    train(place, "budget.steps=100", "optim.micro_batch=3", name="micro")
+    train(place, "budget.steps=100", name="batch")
+    pairs = zip(points(folder_of(place, "micro")), points(folder_of(place, "batch")), strict=True)
+    assert all(ours["loss"] == pytest.approx(theirs["loss"], abs=2e-4) for ours, theirs in pairs)
+    ours, theirs = result_of(place, "micro")["eval"], result_of(place, "batch")["eval"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+
+
+def test_typing_a_finished_command_again_changes_nothing(place: Path, finished: Path) -> None:
+    before = (finished / "result.json").read_bytes()
+    answer = train(place, "budget.steps=100", "model.dropout=0.1", name="whole")
+    assert "finished already" in answer.stdout
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_hours_end_in_time_with_everything_done(place: Path) -> None:
+    began = time.monotonic()
+    train(place, "budget.hours=0.004", name="hours")
+    elapsed = time.monotonic() - began
+    result = result_of(place, "hours")
+    assert result["stopped_by"] == "hours"
+    assert result["progress"] == 1.0
+    assert result["learning_rate_last"] == 0.0
+    assert sum(result["ledger_s"].values()) == pytest.approx(result["spent"]["hours"] * 3600, rel=0.01)
+    # The preparation of this corpus is not on the budget; starting the interpreter is.
+    assert elapsed - result["prepare_s"] < 0.004 * 3600 + 1.0
+    assert result["spent"]["overshoot_s"] <= 0.5
+    assert result["spent"]["overshoot_s"] > -5
+
+
+def test_a_killed_run_goes_on_with_what_is_left(place: Path) -> None:
+    """kill -9 three times at random moments; the same command finishes, and the total is the budget."""
+    rng, hours = random.Random(7), 0.006
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(place, f"budget.hours={hours}", name="killed"), cwd=place, stdout=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(2.0, 5.0))
+        process.kill()
+        process.wait()
+    train(place, f"budget.hours={hours}", name="killed")
+    result = result_of(place, "killed")
+    assert result["status"] == "finished"
+    assert result["spent"]["hours"] < hours * 1.05
+    ledger = json.loads((folder_of(place, "killed") / "ledger.json").read_text())
+    assert sum(ledger["ledger_s"].values()) == pytest.approx(result["spent"]["hours"] * 3600, abs=1.0)
+
+
+def test_extended_hours_go_on_from_the_finished_model(place: Path) -> None:
+    train(place, "budget.hours=0.003", name="more")
+    first = result_of(place, "more")
+    train(place, "budget.hours=0.003", "budget.extend_hours=0.002", name="more")
+    second = result_of(place, "more")
+    assert second["spent"]["steps"] > first["spent"]["steps"]
+    assert second["spent"]["hours"] > first["spent"]["hours"]
+    assert second["extended_hours"] == 0.002
+    assert second["progress"] == 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_every_stopping_signal_saves(place: Path, number: int) -> None:
+    name = signal.Signals(number).name
+    interrupt(place, 20, "budget.steps=100000", name=name, number=number)
+    folder = folder_of(place, name)
+    assert list(folder.glob("checkpoint/step-*"))
+    assert json.loads((folder / "ledger.json").read_text())["clean"]
+    shutil.rmtree(folder)
+
+
+def test_fresh_starts_again_and_keeps_the_old_run(place: Path) -> None:
+    train(place, "budget.steps=20", name="again")
+    train(place, "budget.steps=20", "fresh=true", name="again")
+    assert len(list((place / "outputs").glob("again-*.old-1"))) == 1
+    assert result_of(place, "again")["spent"]["steps"] == 20
+
+
+def test_divergence_is_said_and_recorded(place: Path) -> None:
+    answer = train(place, "budget.steps=400", "optim.learning_rate=99", "optim.grad_clip=0", "model.qk_norm=false",
+                   "model.activation=relu2", "schedule.warmup=0", name="wild", status=1)  # fmt: skip
+    assert answer.stderr.count("\n") == 1
+    assert "diverged" in answer.stderr
+    assert result_of(place, "wild")["status"] == "diverged"
+
+
+def test_output_json_ends_with_the_result(place: Path) -> None:
+    answer = train(place, "budget.steps=20", "output=json", name="json")
+    assert json.loads(answer.stdout.splitlines()[-1])["spent"]["steps"] == 20
+
+
+def test_a_budget_too_short_for_one_step_is_refused_and_leaves_nothing(place: Path) -> None:
+    answer = train(place, "budget.hours=0.0001", name="short", status=2)
+    assert "does not hold one step" in answer.stderr
+    assert "budget.hours=" in answer.stderr.split("give it at least")[1]
+    assert not list((place / "outputs").glob("short-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("data.path=nowhere.txt",), "nowhere.txt"),
+        (("model.block_size=8000000", "optim.batch_tokens=8000000"), "block"),
+        (("data.tokenizer=gpt5",), "gpt5"),
+        (("optim.batch_tokens=100",), "multiple"),
+        (("model.vocab_size=100",), "model.vocab_size=100"),
+        (("device=h100",), "not on this machine"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_run(place: Path, arguments: tuple[str, ...], said: str) -> None:
+    answer = train(place, "budget.steps=10", *arguments, name="bad", status=2)
+    lines = answer.stderr.splitlines()
+    assert len(lines) == 1, answer.stderr
+    assert said in lines[0]
+    assert not list((place / "outputs").glob("bad-*"))
+
+
+def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one device" in train(place, "budget.steps=10", name="two", status=2).stderr
