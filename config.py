@@ -11,6 +11,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -369,8 +370,18 @@ def launch(task: Callable[[Any], None], script: str) -> None:
     if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
         print(help_text(script))
         return
-    try:
+    # Before torch is loaded: OpenMP threads that spin while they wait make a step up to 12 times slower as soon as
+    # anything else runs on the machine, and gain nothing measurable on an idle one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with reported():
         _launch(task, script)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn the two kinds of failure into one line each on standard error and their exit status."""
+    try:
+        yield
     except UserError as error:
         for message in error.messages:
             print(f"error: {message}", file=sys.stderr)
@@ -398,9 +409,10 @@ def _launch(task: Callable[[Any], None], script: str) -> None:
 
     def job(composed: DictConfig) -> None:
         config = OmegaConf.to_object(composed)
-        if wrong := mistakes(config):
-            raise UserError(*wrong)
-        task(config)
+        with reported():  # inside Hydra, which would put a report of its own around any exception
+            if wrong := mistakes(config):
+                raise UserError(*wrong)
+            task(config)
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
     check_command_line(script)

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from data.loader import EvalRange
 
 from config import EvaluateConfig, launch
+from data.loader import EvalRange
 from data.readers import read_documents
 from data.tokenizer import Tokenizer
 from errors import UserError

@@ -191,10 +191,13 @@ def plan_here(
 
     rate = machine.peak_flops * (config.mfu or FIRST_GUESS_MFU)
     request = request_for(config, n_vocab, rate, overhead_s)
+    limited_by_time = request.limits.seconds is not None
+    if not limited_by_time and not config.probe:  # then speed decides nothing
+        return make_plan(replace(request, flops_per_second=None))
     if config.mfu or config.probe is False:
         plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
     else:
-        optim, each = config.optim, probe_s / len(shortlist(request))
+        optim, each = config.optim, min(1.0, probe_s / len(shortlist(request)))
         plan = measured_plan(
             request,
             lambda shape, batch: measure_shape(machine, shape, optim.name, batch, optim.micro_batch, each),

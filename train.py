@@ -13,12 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.prepare import prepare
-
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
 from budget.flops import flops_per_token
-from budget.planner import Plan
+from budget.planner import SHORTEST_BLOCK, Plan
 from config import Config, as_yaml, launch, template
+from data.prepare import prepare
 from data.sources import DataSpec
 from errors import MachineError, UserError
 from finish import finish, record, rehearse
@@ -201,10 +200,13 @@ def prepare_corpus(session: Session) -> Corpus:
 
 def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     """The plan of the run: the one it began with, or a new one from measured speed."""
+    from data.loader import Loader
+
     saved = read_json(session.run.plan)
     if saved is not None and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
         return Plan.from_dict(saved)
 
+    Loader(corpus.train, session.config.model.block_size or SHORTEST_BLOCK, 1, 0)  # long enough? before measuring
     limits = session.clock.limits
     probe_s = probe_seconds(limits)
     spent = session.clock.counted_s()
@@ -220,8 +222,8 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
 def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Trainer:
     """Model, optimizer, loader and evaluation ranges for a plan."""
     import torch
-    from data.loader import EvalRange, Loader
 
+    from data.loader import EvalRange, Loader
     from model.gpt import GPT
     from model.optim import configure_optimizers
     from run.checkpoint import TrainingState
@@ -351,7 +353,9 @@ def fit(session: Session, trainer: Trainer) -> str:
             left, tightest = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
             if left == 0 or clock.progress >= 1.0:
                 break
-            session.signals.check()
+            if session.signals.received:
+                late.read()  # the last step's loss belongs on the record
+                session.signals.check()
             before, progress = clock.progress, clock.advance(left)
             scale = learning_rate_scale(progress, schedule.shape, schedule.warmup, schedule.floor, schedule.decay)
             set_rate(optimizer, trainer.plan.learning_rate * scale)

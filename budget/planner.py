@@ -27,6 +27,7 @@ SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 MIN_STEPS = 1000  # below this many steps a smaller batch beats a larger one (recipe reports of 5-minute runs)
 LR_RANGE = (3e-4, 4e-3)  # Step Law is not extrapolated beyond what anyone trained with
+SHORTEST_BLOCK = 256
 REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
 
 
@@ -117,7 +118,7 @@ def overhead_estimate(seconds: float) -> float:
 def block_size_for(flops: float) -> int:
     """Context length by compute: short below 1e17 FLOPs, where a step of few tokens should still hold several
     sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above."""
-    return 256 if flops < 1e17 else 512 if flops < 1e19 else 1024
+    return SHORTEST_BLOCK if flops < 1e17 else 512 if flops < 1e19 else 1024
 
 
 def batch_for(tokens: float, flops: float, block_size: int) -> int:
@@ -233,10 +234,7 @@ def make_plan(request: Request, speeds: dict[Shape, float] | None = None, speed_
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
-        raise UserError(
-            f"the budget holds {tokens:,.0f} tokens, less than one optimizer step of {batch:,} tokens;"
-            " raise budget.* or lower optim.batch_tokens"
-        )
+        raise UserError(_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
     tokens = steps * batch
     epochs = tokens / request.corpus_tokens if request.corpus_tokens else None
     flops = tokens * flops_per_token(best)
@@ -272,6 +270,14 @@ def make_plan(request: Request, speeds: dict[Shape, float] | None = None, speed_
         },
         notes=_notes(request, best, compute, epochs, steps),
     )
+
+
+def _too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None) -> str:
+    """The one line for a budget that does not hold a single step."""
+    given = {name: getattr(limits, name) for name in ("hours", "flops", "tokens", "steps")}
+    shown = ", ".join(f"budget.{name}={value:g}" for name, value in given.items() if value is not None)
+    mend = f"give it at least budget.hours={1.1 * needed_s / 3600:.2g}" if needed_s and limits.hours else "raise it"
+    return f"{shown} does not hold one step of {batch:,} tokens (room for {tokens:,.0f}); {mend} or lower optim.batch_tokens"
 
 
 def _alternatives(

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.readers import Reading, record_of
-from data.sources import DataSpec, Document, Part
+from data.readers import Document, Reading, record_of
+from data.sources import DataSpec, Part
 from errors import MachineError, UserError
 
 DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
@@ -36,7 +37,7 @@ class HubSource:
         self._splits: dict[str, Any] = {}
         self._label = ""
         self.consumed = 0
-        first = (spec.repo, spec.revision) if spec.repo else DEFAULT
+        first = (spec.repo, spec.revision) if spec.repo else (DEFAULT[0], spec.revision or DEFAULT[1])
         fallbacks = spec.fallbacks or ((ORIGINAL_FALLBACK,) if first[0] == ORIGINAL else ())
         self._candidates = [first, *(_parsed(each) for each in fallbacks)]
         self.identity: dict[str, Any] = {"candidates": [list(each) for each in self._candidates]}
@@ -142,11 +143,13 @@ def _check_network(repo: str) -> None:
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the layers under `datasets` raise when a connection breaks off, or a file is not there for a while."""
-    import aiohttp
-    import httpx
+    """What the layers under `datasets` raise when a connection breaks off, or a file is not there for a while.
 
-    return (ConnectionError, TimeoutError, FileNotFoundError, aiohttp.ClientError, httpx.HTTPError)
+    Which HTTP library is below depends on its version; one that raised has been imported.
+    """
+    raised = [("httpx", "HTTPError"), ("aiohttp", "ClientError"), ("requests", "RequestException")]
+    loaded = [getattr(sys.modules[module], name) for module, name in raised if module in sys.modules]
+    return (ConnectionError, TimeoutError, FileNotFoundError, *loaded)
 
 
 def _interrupted(repo: str, error: Exception) -> MachineError:

@@ -108,27 +108,31 @@ class EvalRange:
         sources: Labels that the source ids of `windows` stand for.
     """
 
-    def __init__(self, split: Split, block_size: int, max_tokens: int | None = None) -> None:
-        """Raises UserError for a split without tokens."""
+    def __init__(self, split: Split, block_size: int, max_tokens: int | None = None, eot: int | None = None) -> None:
+        """`eot` is the id of end-of-text; None means the last token of the first shard, as every document ends with it.
+
+        Raises UserError for a split without tokens.
+        """
         if not split.n_tokens:
             raise UserError(f"the {split.name} split has no tokens to evaluate; give more text with data.path=")
         self.sources = split.sources
         self._split, self._block_size = split, block_size
         self._ends = np.cumsum([len(shard) for shard in split.shards], dtype=np.int64)
-        # Every document ends with end-of-text, so every shard does.
-        self._eot = int(split.shards[0][-1])
+        self._eot = int(split.shards[0][-1]) if eot is None else eot
         self.n_tokens = split.n_tokens if max_tokens is None else min(max_tokens, split.n_tokens)
         self.n_windows = -(-self.n_tokens // block_size)
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, source_ids: np.ndarray, sources: list[str], block_size: int) -> EvalRange:
+    def from_tokens(
+        cls, tokens: np.ndarray, source_ids: np.ndarray, sources: list[str], block_size: int, eot: int | None = None
+    ) -> EvalRange:
         """Of plain arrays, (n,) each: tokens of documents, each ended by end-of-text, and the source of every token.
 
-        Raises UserError where there are no tokens.
+        Give `eot` where the last document may be cut off. Raises UserError where there are no tokens.
         """
         changes = np.flatnonzero(np.diff(source_ids)) + 1
         starts = np.concatenate([np.zeros(min(1, len(tokens)), dtype=np.int64), changes])
-        return cls(Split("given", [tokens], [starts], [source_ids[starts]], sources), block_size)
+        return cls(Split("given", [tokens], [starts], [source_ids[starts]], sources), block_size, eot=eot)
 
     def windows(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows i to j-1: inputs, targets and the source of each target, int64 of shape (j - i, block_size).

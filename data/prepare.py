@@ -16,7 +16,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
 
 
 def _found(folder: Path) -> PreparedInfo:
+    with suppress(PermissionError):  # a finished corpus may lie where this user can only read
+        (folder / STATE).unlink(missing_ok=True)  # there after a kill between the manifest and this
     shards.verify(folder)
     return PreparedInfo(folder, False, shards.read_manifest(folder), Tokenizer.load(folder / TOKENIZER))
 
@@ -164,7 +166,7 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
     for leftover in folder.glob("*.part"):
         leftover.unlink()
     shards.write_json(folder / MANIFEST, manifest)
-    (folder / STATE).unlink()
+    (folder / STATE).unlink(missing_ok=True)
 
 
 def _peek(folder: Path) -> State:

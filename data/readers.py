@@ -6,6 +6,7 @@ text is what is left. Compression (.zst, .gz) is undone underneath, except for .
 
 from __future__ import annotations
 
+import glob
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,6 +35,15 @@ READ_BYTES = 1 << 16
 # One plain-text file is one document up to this size; a longer one is cut at ends of lines, so that a 10 GB file
 # needs no 10 GB of memory.
 PLAIN_DOCUMENT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, the label of where it is from, and its split ("train", "val"; None: decided by a hash of the text)."""
+
+    text: str
+    source: str
+    split: str | None
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,9 @@ def suffix_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """The file's name without its suffixes and the number at its end: "train" for "train-00012.jsonl.zst"."""
+    """The file's name without its suffixes and the number at its end: "train" for "train-00012.jsonl.zst"; perhaps ""."""
     name = path.with_suffix("").name if path.suffix.lower() in COMPRESSED else path.name
-    return name.removesuffix(Path(name).suffix).rstrip("0123456789").rstrip("-_.") or name
+    return name.removesuffix(Path(name).suffix).rstrip("0123456789").rstrip("-_.")
 
 
 def read_file(path: Path, reading: Reading) -> Iterator[Record | None]:
@@ -92,6 +102,83 @@ def read_file(path: Path, reading: Reading) -> Iterator[Record | None]:
             yield record
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); see data.path") from error
+
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """A file and what its texts are counted under, unless they say so themselves."""
+
+    path: Path
+    label: str
+
+
+def _is_hidden(path: Path, base: Path) -> bool:
+    return any(name.startswith(".") for name in path.relative_to(base).parts)
+
+
+def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
+    """The readable files that a file name, folder or glob means, sorted, and the folder their names are relative to.
+
+    Raises UserError where there is nothing, or nothing of a known format.
+    """
+    path = Path(pattern).expanduser()
+    allowed: tuple[str, ...]
+    named: tuple[str, ...] = PROSE + STRUCTURED + CODE
+    if path.is_dir():
+        base, allowed = path, PROSE + STRUCTURED
+        found = [each for each in path.rglob("*") if each.is_file() and not _is_hidden(each, path)]
+    elif path.is_file():
+        base, allowed, found = path.parent, named, [path]
+    else:
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        found = [Path(each) for each in matches if Path(each).is_file()]
+        base, allowed = (_common_folder(found) if found else path), named
+    if not found:
+        what = "an empty folder" if path.is_dir() else "no such file or folder, and no file matches it as a glob"
+        raise UserError(f"data.path={pattern}: {what}; give a file, a folder or a quoted glob")
+    kept = sorted((each for each in found if suffix_of(each) in allowed), key=lambda each: each.as_posix())
+    if not kept:
+        seen = ", ".join(sorted({each.suffix or each.name for each in found})[:8])
+        raise UserError(
+            f"data.path={pattern}: no file of a known format (found: {seen}); allowed: "
+            f"{', '.join(PROSE + STRUCTURED)}, each also with {' or '.join(COMPRESSED)}"
+        )
+    return base, [NamedFile(each, _label(each, base)) for each in kept]
+
+
+def _common_folder(paths: list[Path]) -> Path:
+    first, last = min(paths).parent, max(paths).parent
+    shared = [a for a, b in zip(first.parts, last.parts, strict=False) if a == b]
+    while shared and not all(Path(*shared) in path.parents for path in paths):
+        shared.pop()
+    return Path(*shared) if shared else Path()
+
+
+def _label(path: Path, base: Path) -> str:
+    """What a text is counted under unless it says so itself: the top folder, else the name of its file; loose plain
+    files share the name of their folder, for there may be a million of them."""
+    inner = path.relative_to(base).parts
+    if len(inner) > 1:
+        return inner[0]
+    named = stem_of(path) if suffix_of(path) in STRUCTURED else ""
+    return named or base.resolve().name or "text"
+
+
+def read_documents(path: str | Path, text_key: str = "text", bad_documents: str = "refuse") -> Iterator[Document]:
+    """Documents of a file, folder or glob, in order, for evaluation; split None. Raises UserError like `data.sources.TextSource`,
+    also where there is no document at all."""
+    _, files = find_files(str(path))
+    empty = True
+    for file in files:
+        for record in read_file(file.path, Reading(text_key, bad_documents)):
+            if record is not None and record.text:
+                empty = False
+                yield Document(record.text, record.source or file.label, None)
+    if empty:
+        raise UserError(f"data.path={path}: no text in {len(files)} file(s)")
 
 
 # ----------------------------------------------------------------------------------------------------------- bytes

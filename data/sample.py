@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from data.sources import Document, Part, Source, split_of
+from data.readers import Document
+from data.sources import Part, Source, split_of
 from data.tokenizer import valid_text
 
 # 32 MB is plenty for tens of thousands of merges, and training BPE takes a large multiple of its text in memory

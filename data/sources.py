@@ -6,7 +6,6 @@ A source is deterministic: its parts and the records of a part come in the same 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data import readers, stdlib
-from data.readers import Reading
+from data.readers import Document, NamedFile, Reading, find_files
+from data.readers import read_documents as read_documents
 from errors import UserError
 
 
@@ -49,15 +49,6 @@ class DataSpec:
     bad_documents: str = "refuse"
     cache_dir: str = "prepared"
     workers: int | None = None
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text, the label of where it is from, and its split ("train", "val"; None: decided by a hash of the text)."""
-
-    text: str
-    source: str
-    split: str | None
 
 
 @dataclass(frozen=True)
@@ -121,66 +112,7 @@ def make_source(spec: DataSpec) -> Source:
 # ----------------------------------------------------------------------------------------------------------- files
 
 
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    label: str
-
-
-def _is_hidden(path: Path, base: Path) -> bool:
-    return any(name.startswith(".") for name in path.relative_to(base).parts)
-
-
-def find_files(pattern: str) -> tuple[Path, list[_File]]:
-    """The readable files that a file name, folder or glob means, sorted, and the folder their names are relative to.
-
-    Raises UserError where there is nothing, or nothing of a known format.
-    """
-    path = Path(pattern).expanduser()
-    allowed: tuple[str, ...]
-    named: tuple[str, ...] = readers.PROSE + readers.STRUCTURED + readers.CODE
-    if path.is_dir():
-        base, allowed = path, readers.PROSE + readers.STRUCTURED
-        found = [each for each in path.rglob("*") if each.is_file() and not _is_hidden(each, path)]
-    elif path.is_file():
-        base, allowed, found = path.parent, named, [path]
-    else:
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        found = [Path(each) for each in matches if Path(each).is_file()]
-        base, allowed = (_common_folder(found) if found else path), named
-    if not found:
-        what = "an empty folder" if path.is_dir() else "no such file or folder, and no file matches it as a glob"
-        raise UserError(f"data.path={pattern}: {what}; give a file, a folder or a quoted glob")
-    kept = sorted((each for each in found if readers.suffix_of(each) in allowed), key=lambda each: each.as_posix())
-    if not kept:
-        seen = ", ".join(sorted({each.suffix or each.name for each in found})[:8])
-        raise UserError(
-            f"data.path={pattern}: no file of a known format (found: {seen}); allowed: "
-            f"{', '.join(readers.PROSE + readers.STRUCTURED)}, each also with {' or '.join(readers.COMPRESSED)}"
-        )
-    return base, [_File(each, _label(each, base)) for each in kept]
-
-
-def _common_folder(paths: list[Path]) -> Path:
-    first, last = min(paths).parent, max(paths).parent
-    shared = [a for a, b in zip(first.parts, last.parts, strict=False) if a == b]
-    while shared and not all(Path(*shared) in path.parents for path in paths):
-        shared.pop()
-    return Path(*shared) if shared else Path()
-
-
-def _label(path: Path, base: Path) -> str:
-    """What a text is counted under unless it says so itself: the top folder, else the name of its file; loose plain
-    files share the name of their folder, for there may be a million of them."""
-    inner = path.relative_to(base).parts
-    if len(inner) > 1:
-        return inner[0]
-    if readers.suffix_of(path) in readers.STRUCTURED:
-        return readers.stem_of(path)
-    return base.resolve().name or "text"
-
-
-def _file_identity(base: Path, files: list[_File]) -> dict[str, Any]:
+def _file_identity(base: Path, files: list[NamedFile]) -> dict[str, Any]:
     """Names, sizes and times of the files, hashed: a corpus may have 60,000 of them."""
     listing = hashlib.sha256()
     for file in files:
@@ -272,7 +204,7 @@ class SlimPajamaSource(_Files):
             plain = TextSource(spec)
             self.identity, self._parts = plain.identity, plain.parts()
             return
-        everything: list[_File] = []
+        everything: list[NamedFile] = []
         for split, folder in splits.items():
             _, files = find_files(str(folder))
             everything += files
@@ -310,20 +242,6 @@ class StdlibSource:
             self.consumed += path.stat().st_size
             if text is not None:
                 yield text
-
-
-def read_documents(path: str | Path, text_key: str = "text", bad_documents: str = "refuse") -> Iterator[Document]:
-    """Documents of a file, folder or glob, in order, for evaluation; split None. Raises UserError like `TextSource`,
-    also where there is no document at all."""
-    _, files = find_files(str(path))
-    empty = True
-    for file in files:
-        for record in readers.read_file(file.path, Reading(text_key, bad_documents)):
-            if record is not None and record.text:
-                empty = False
-                yield Document(record.text, record.source or file.label, None)
-    if empty:
-        raise UserError(f"data.path={path}: no text in {len(files)} file(s)")
 
 
 def _slimpajama(spec: DataSpec) -> Source:

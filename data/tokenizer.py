@@ -114,12 +114,13 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes all there is to know to a JSON file, atomically."""
+        in_order = sorted(self._ranks.items(), key=lambda item: item[1])
         content = {
             "format": 1,
             "name": self.name,
             "pattern": self._pattern,
             "specials": self._specials,
-            "ranks": {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()},
+            "ranks": {base64.b64encode(token).decode(): rank for token, rank in in_order},
         }
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("w") as file:

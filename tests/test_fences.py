@@ -15,7 +15,14 @@ FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")
 HYDRA_ALLOWED = {"config.py"}
 WANDB_ALLOWED = {"run/dashboard.py"}
 CLOCK_ALLOWED = {"budget/clock.py"}
-TORCH_FREE = ("budget/clock.py", "budget/flops.py", "budget/devices.py", "budget/laws.py", "budget/planner.py", "model/shape.py")
+TORCH_FREE = (
+    "budget/clock.py",
+    "budget/flops.py",
+    "budget/devices.py",
+    "budget/laws.py",
+    "budget/planner.py",
+    "model/shape.py",
+)
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from budget.clock import ACCOUNTS, HEARTBEAT_S, BudgetClock, Heartbeat, Limits, StepCost, now, process_start, read_ledger
+from budget.clock import (
+    ACCOUNTS,
+    HEARTBEAT_S,
+    BudgetClock,
+    Heartbeat,
+    Limits,
+    StepCost,
+    now,
+    process_start,
+    read_ledger,
+)
 
 COST = StepCost(tokens=1000, flops=1e9)
 
@@ -184,7 +194,9 @@ def test_a_damaged_ledger_is_no_ledger(tmp_path: Path, content: str) -> None:
 def test_the_clock_starts_with_the_process() -> None:
     """Against the age that the operating system reports (ps), in a process that slept before importing anything."""
     code = "import time; time.sleep(0.5); from budget.clock import now, process_start; print(now() - process_start())"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
     assert 0.5 < float(answer.stdout) < 5
     age = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True)
     if age.returncode == 0:

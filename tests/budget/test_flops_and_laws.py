@@ -41,7 +41,9 @@ def test_table_3_is_on_the_line(parameters: float, flops: float) -> None:
 
 @pytest.mark.parametrize(("parameters", "flops"), CHINCHILLA_APPROACH_2)
 def test_approach_2_is_on_its_line(parameters: float, flops: float) -> None:
-    assert LAWS["chinchilla-a2"].parameters(flops) == pytest.approx(parameters, rel=0.05)  # tokens are printed to 2 digits
+    assert LAWS["chinchilla-a2"].parameters(flops) == pytest.approx(
+        parameters, rel=0.05
+    )  # tokens are printed to 2 digits
 
 
 def test_the_regression_is_the_known_one() -> None:

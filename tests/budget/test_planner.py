@@ -94,7 +94,9 @@ def test_measured_speed_decides() -> None:
     for fast in shapes[1:-1]:
         plan = make_plan(hours, {**slow, fast: 1e13 / flops_per_token(fast)}, "measured")
         assert plan.sized(MODERN) == fast
-        assert {(a.n_layer, a.n_embd) for a in plan.alternatives} == {(s.n_layer, s.n_embd) for s in shapes if s != fast}
+        assert {(a.n_layer, a.n_embd) for a in plan.alternatives} == {
+            (s.n_layer, s.n_embd) for s in shapes if s != fast
+        }
         assert all("less compute" in alternative.reason for alternative in plan.alternatives)
         assert plan.source["tokens_per_second"] == "measured"
 
@@ -111,7 +113,7 @@ def test_rules_at_published_points() -> None:
 
 
 def test_a_budget_below_one_step_is_refused_with_the_numbers() -> None:
-    with pytest.raises(UserError, match=r"less than one optimizer step of 65,536 tokens"):
+    with pytest.raises(UserError, match=r"budget.tokens=1000 does not hold one step of 65,536 tokens"):
         make_plan(request(limits=Limits(tokens=1000), batch_tokens=65536))
 
 

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from data import readers
-from data.sources import read_documents
+from data.readers import read_documents
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 LINES = "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(5)).encode()
@@ -53,6 +53,9 @@ def test_a_folder_is_read_in_order_with_a_source_for_each_top_folder(tmp_path: P
     write_jsonl(tmp_path / "b" / "x-01.jsonl", ["3"])
     write_jsonl(tmp_path / "a" / "deep" / "x.jsonl.zst", ["1"])
     (tmp_path / "a" / "note.md").write_text("2")
+    write_jsonl(tmp_path / "c" / "0001.jsonl", ["4"])
+    assert [document.source for document in read_documents(tmp_path / "c")] == ["c"]
+    (tmp_path / "c" / "0001.jsonl").unlink()
     write_jsonl(tmp_path / "part-0001.jsonl", ["4"])
     write_jsonl(tmp_path / "part-0002.jsonl", ["5"])
     (tmp_path / "script.py").write_text("left alone")
@@ -80,7 +83,7 @@ def test_a_line_of_fifty_megabytes(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "truncated.jsonl.zst": (zstandard.compress("".join(texts(9000)).encode())[:-5000], ("truncated",)),
+    "truncated.jsonl.zst": (zstandard.compress(LINES * 1000)[:-7], ("truncated",)),
     "corrupt.jsonl.zst": (b"not zstd at all", ("corrupt .zst",)),
     "truncated.jsonl.gz": (gzip.compress(LINES)[:-20], ("truncated",)),
     "json.jsonl": (LINES + b"{oops\n", (":6:", "not a line of JSON")),
@@ -99,7 +102,7 @@ WRONG = {
 def test_wrong_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     raw, words = WRONG[name]
     path = tmp_path / name
-    path.write_bytes(zstandard.compress(LINES * 1000)[:-7] if name == "truncated.jsonl.zst" else raw)
+    path.write_bytes(raw)
     refused(lambda: read(path), name, *words)
     refused(lambda: make(tmp_path, path), *words[:1])
 

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.loader import EvalRange, Loader, permuted
+from data.shards import Split, open_corpus
+from tests.data.helpers import make, refused, texts, write_jsonl
+
+
+def split_of_sizes(sizes: list[int]) -> Split:
+    """Tokens that tell where they are from: 0, 1, 2 ... through all shards."""
+    ends = np.cumsum(sizes)
+    shards = [np.arange(end - size, end, dtype=np.uint32) for end, size in zip(ends, sizes, strict=True)]
+    starts = [np.array([0]) for _ in sizes]
+    return Split("train", shards, starts, [np.array([i % 2]) for i in range(len(sizes))], ["a", "b"])
+
+
+def brute_force_windows(split: Split, block: int) -> set[tuple[int, ...]]:
+    out = set()
+    for shard in split.shards:
+        start = 0
+        while start + block + 1 <= len(shard):
+            out.add(tuple(shard[start : start + block + 1].tolist()))
+            start += block
+    return out
+
+
+def rows(loader: Loader, step: int) -> list[tuple[int, ...]]:
+    x, y = loader.batch(step)
+    assert x.dtype == y.dtype == np.int64
+    assert (x[:, 1:] == y[:, :-1]).all()
+    return [(*a, b[-1]) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 97, 256, 257, 1009, 4099])
+def test_the_order_is_a_permutation_that_differs_by_seed_and_epoch(n: int) -> None:
+    orders = [permuted(np.arange(n), n, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (-1, 0)]]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(n))
+    if n > 16:
+        assert len({tuple(order.tolist()) for order in orders}) == len(orders)
+
+
+def test_the_order_is_as_scattered_as_a_random_one() -> None:
+    n = 10_007
+    order = permuted(np.arange(n), n, 3, 5)
+    assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.04
+    assert abs(np.mean(np.abs(np.diff(order))) / (n / 3) - 1) < 0.05
+
+
+@pytest.mark.parametrize("sizes", [[9], [17], [41, 8, 9, 100], [1000, 3, 1000]])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_every_window_once_an_epoch_also_across_the_epochs_end(sizes: list[int], batch: int) -> None:
+    split = split_of_sizes(sizes)
+    loader = Loader(split, 8, batch, seed=1)
+    expected = brute_force_windows(split, 8)
+    assert loader.n_windows == len(expected)
+    epochs = 3
+    steps = -(-epochs * loader.n_windows // batch)
+    seen = [row for step in range(steps) for row in rows(loader, step)]
+    for epoch in range(epochs):
+        here = Counter(seen[epoch * len(expected) : (epoch + 1) * len(expected)])
+        assert set(here) == expected
+        assert set(here.values()) == {1}
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    split = split_of_sizes([500, 500])
+    first, second = Loader(split, 8, 6, seed=1), Loader(split, 8, 6, seed=1)
+    forward = [rows(first, step) for step in range(40)]
+    EvalRange(split, 8).windows(0, 3)
+    assert [rows(second, step) for step in reversed(range(40))] == forward[::-1]
+    assert rows(Loader(split, 8, 6, seed=2), 0) != forward[0]
+    half = Loader(split, 8, 3, seed=1)
+    assert rows(half, 0) + rows(half, 1) == forward[0]
+
+
+def test_epoch_counts() -> None:
+    loader = Loader(split_of_sizes([81]), 8, 5, seed=0)
+    assert [loader.epoch(step) for step in (0, 1, 2, 3)] == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_a_corpus_shorter_than_a_block_is_refused_with_numbers() -> None:
+    refused(lambda: Loader(split_of_sizes([8, 8]), 8, 1, 0), "8 tokens", "9", "model.block_size")
+    refused(lambda: Loader(split_of_sizes([]), 8, 1, 0), "0 tokens")
+
+
+@pytest.mark.parametrize("sizes", [[5], [8], [30], [8, 8], [3, 1, 20, 7]])
+@pytest.mark.parametrize("limit", [None, 1, 7, 8, 9, 10_000])
+def test_evaluation_predicts_each_token_once_in_order(sizes: list[int], limit: int | None) -> None:
+    split = split_of_sizes(sizes)
+    found = EvalRange(split, 8, limit)
+    n = min(limit or 10_000, sum(sizes))
+    assert (found.n_tokens, found.n_windows) == (n, -(-n // 8))
+    x, y, sources = found.windows(0, found.n_windows)
+    assert x.shape == y.shape == sources.shape == (found.n_windows, 8)
+    stream = np.concatenate(split.shards).astype(int)
+    assert y.ravel()[:n].tolist() == stream[:n].tolist()
+    assert x.ravel()[:n].tolist() == [int(split.shards[0][-1]), *stream[: n - 1].tolist()]
+    assert (y.ravel()[n:] == -1).all()
+    assert (sources.ravel()[n:] == -1).all()
+    owner = np.repeat(np.arange(len(sizes)) % 2, sizes)
+    assert sources.ravel()[:n].tolist() == owner[:n].tolist()
+    one_by_one = np.concatenate([found.windows(i, i + 1)[1] for i in range(found.n_windows)])
+    assert (one_by_one == y).all()
+
+
+def test_evaluation_fingerprint_is_of_the_tokens_alone() -> None:
+    tokens = np.arange(100)
+    first = EvalRange.from_tokens(tokens, np.zeros(100, int), ["a"], 8)
+    narrow = EvalRange.from_tokens(tokens.astype(np.uint16), np.zeros(100, int), ["a"], 16)
+    assert first.fingerprint == narrow.fingerprint == EvalRange(split_of_sizes([50, 50]), 8).fingerprint
+    tokens[99] = 5
+    assert EvalRange.from_tokens(tokens, np.zeros(100, int), ["a"], 8).fingerprint != first.fingerprint
+    assert EvalRange(split_of_sizes([50, 50]), 8, 99).fingerprint != first.fingerprint
+
+
+def test_from_tokens_keeps_the_source_of_every_token() -> None:
+    ids = np.array([1, 1, 1, 0, 0, 2, 2, 2, 2, 1])
+    found = EvalRange.from_tokens(np.arange(10), ids, ["a", "b", "c"], 4)
+    assert found.windows(0, 1)[0][0].tolist() == [9, 0, 1, 2]
+    assert EvalRange.from_tokens(np.arange(10), ids, ["a"], 4, eot=7).windows(0, 1)[0][0].tolist() == [7, 0, 1, 2]
+    assert found.windows(0, 3)[2].ravel()[:10].tolist() == ids.tolist()
+    refused(lambda: EvalRange.from_tokens(np.zeros(0, int), np.zeros(0, int), [], 4), "no tokens")
+
+
+def test_on_a_prepared_corpus_sources_are_those_of_the_documents(tmp_path: Path) -> None:
+    records = [{"text": t, "meta": {"redpajama_set_name": f"s{i % 3}"}} for i, t in enumerate(texts(300))]
+    corpus = open_corpus(make(tmp_path, write_jsonl(tmp_path / "a.jsonl", records)).folder)
+    found = EvalRange(corpus.val, 64)
+    _, y, sources = found.windows(0, found.n_windows)
+    documents: dict[str, str] = {row["text"]: row["meta"]["redpajama_set_name"] for row in reversed(records)}
+    ids, labels = y.ravel()[: found.n_tokens], sources.ravel()[: found.n_tokens]
+    ends = np.flatnonzero(ids == corpus.tokenizer.eot)
+    assert len(ends) > 10
+    start = 0
+    for end in ends:
+        label = documents[corpus.tokenizer.decode(ids[start:end])]
+        assert {corpus.sources[i] for i in labels[start : end + 1]} == {label}
+        start = end + 1
+    assert start == found.n_tokens

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import prepare as module
+from data.sample import digest_of, sample_texts
+from data.shards import open_corpus
+from data.sources import DataSpec, split_of
+from data.tokenizer import get_tokenizer
+from data.writer import Writer
+from errors import MachineError
+from tests.data.helpers import CORPUS, TIKTOKEN, contents, make, needs_corpus, needs_gpt2, refused, texts, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many batches, commits and shards from little text."""
+    monkeypatch.setattr(module, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(module, "COMMIT_TOKENS", 4000)
+    monkeypatch.setattr(module, "SHARD_TOKENS", 8_000)
+
+
+def corpus_of(tmp_path: Path) -> Path:
+    """Four files, with texts that come again in another of them."""
+    for number in range(4):
+        write_jsonl(tmp_path / "corpus" / f"{number}.jsonl.zst", texts(80, seed=number // 2) + texts(20, seed=number))
+    return tmp_path / "corpus"
+
+
+def naive(paths: list[str], tokenizer: Any, fraction: float) -> dict[str, list[int]]:
+    """The plain loop that the shards must equal."""
+    seen: set[str] = set()
+    out: dict[str, list[int]] = {"train": [], "val": []}
+    for text in paths:
+        if text not in seen:
+            seen.add(text)
+            out[split_of(digest_of(text), fraction)] += [*tokenizer.encode(text).tolist(), tokenizer.eot]
+    return out
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe-500"])
+def test_shards_equal_a_naive_loop(tmp_path: Path, small: None, workers: int, tokenizer: str) -> None:
+    everything = [t for n in range(4) for t in texts(80, seed=n // 2) + texts(20, seed=n)]
+    info = make(tmp_path, corpus_of(tmp_path), tokenizer=tokenizer, workers=workers)
+    corpus = open_corpus(info.folder)
+    expected = naive(everything, corpus.tokenizer, 0.1)
+    for split in (corpus.train, corpus.val):
+        assert np.concatenate(split.shards).tolist() == expected[split.name]
+    assert len(corpus.train.shards) > 2
+    assert info.manifest["duplicates_dropped"] == len(everything) - len(set(everything))
+    sizes = info.manifest["splits"]
+    assert sizes["train"]["bytes"] + sizes["val"]["bytes"] == sum(len(t.encode()) for t in set(everything))
+
+
+def test_a_finished_corpus_is_found_again_and_options_keep_corpora_apart(tmp_path: Path) -> None:
+    path = corpus_of(tmp_path)
+    first = make(tmp_path, path)
+    again = make(tmp_path, path)
+    assert (first.fresh, again.fresh) == (True, False)
+    assert again.manifest == first.manifest
+    assert make(tmp_path, path, workers=1).folder == first.folder
+    others = [{"tokenizer": "bpe-300"}, {"validation_fraction": 0.2}, {"bad_documents": "skip"}, {"max_bytes": 9999}]
+    assert len({make(tmp_path, path, **options).folder for options in others} | {first.folder}) == 5
+    write_jsonl(path / "0.jsonl.zst", ["changed"])
+    assert make(tmp_path, path).folder != first.folder
+
+
+def test_only_what_belongs_there_is_left(tmp_path: Path, small: None) -> None:
+    folder = make(tmp_path, corpus_of(tmp_path)).folder
+    listed = {shard["file"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]}
+    tables = {name.replace(".bin", ".docs.npy") for name in listed}
+    assert {path.name for path in folder.iterdir()} == listed | tables | {"manifest.json", "tokenizer.json"}
+
+
+# ------------------------------------------------------------------------------------------------ killed and resumed
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Runs `work` in a fork; returns its wait status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def die_at(event: int) -> None:
+    """SIGKILL before or after the `event`-th thing that touches the disk in a way that matters."""
+    count = 0
+
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        if count == event:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            tick()
+            result = call(*arguments, **options)
+            tick()
+            return result
+
+        return wrapper
+
+    os.fsync = watched(os.fsync)
+    for owner, names in ((Path, ("rename", "replace", "unlink")), (Writer, ("add", "remember", "commit", "seal"))):
+        for name in names:
+            setattr(owner, name, watched(getattr(owner, name)))
+
+
+def test_killed_at_any_moment_and_resumed_it_is_the_same_to_the_byte(tmp_path: Path, small: None) -> None:
+    path = corpus_of(tmp_path)
+    whole = contents(make(tmp_path, path, cache_dir=str(tmp_path / "whole")).folder)
+    rng = random.Random(0)
+    for trial in range(12):
+        cache = str(tmp_path / f"cut{trial}")
+        kills = 0
+        for _ in range(200):
+            event = rng.randint(1, 150)
+
+            def work(event: int = event, cache: str = cache) -> None:
+                die_at(event)
+                make(tmp_path, path, cache_dir=cache)
+
+            if os.WIFEXITED(in_child(work)):
+                break
+            kills += 1
+        info = make(tmp_path, path, cache_dir=cache)
+        assert contents(info.folder) == whole
+        assert kills > 1
+
+
+def test_every_single_moment_of_the_end_is_survived(tmp_path: Path, small: None) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", texts(12))
+    whole = contents(make(tmp_path, path, cache_dir=str(tmp_path / "whole")).folder)
+    for event in range(1, 400):
+        cache = str(tmp_path / f"cut{event}")
+
+        def work(event: int = event, cache: str = cache) -> None:
+            die_at(event)
+            make(tmp_path, path, cache_dir=cache)
+
+        survived = os.WIFEXITED(in_child(work))
+        assert contents(make(tmp_path, path, cache_dir=cache).folder) == whole
+        if survived:
+            break
+    assert 20 < event < 399
+
+
+def test_killed_from_outside(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", texts(20_000, longest=150))
+    whole = contents(make(tmp_path, path, cache_dir=str(tmp_path / "whole")).folder)
+    code = (
+        "from data import prepare as m; from tests.data.helpers import *; from pathlib import Path; import sys\n"
+        "m.COMMIT_TOKENS = 50_000; print('go', flush=True)\n"
+        "make(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    for delay in (0.05, 0.15, 0.3):
+        child = subprocess.Popen([sys.executable, "-c", code, tmp_path, path], cwd=ROOT, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(delay)
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert contents(make(tmp_path, path).folder) == whole
+
+
+def test_resuming_does_not_encode_again(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = corpus_of(tmp_path)
+    total = sum(
+        s["documents"]
+        for s in make(tmp_path, path, cache_dir="/".join([str(tmp_path), "w"])).manifest["splits"].values()
+    )
+    real, added = Writer.commit, 0
+
+    def breaking(self: Writer) -> None:
+        real(self)
+        if self.state.total("train", 0) > 150:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "commit", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, path)
+    monkeypatch.setattr(Writer, "commit", real)
+    add = Writer.add
+
+    def counted(self: Writer, split: str, encoded: Any) -> None:
+        nonlocal added
+        added += len(encoded.lengths)
+        add(self, split, encoded)
+
+    monkeypatch.setattr(Writer, "add", counted)
+    make(tmp_path, path)
+    assert 0 < added <= total - 150
+
+
+# -------------------------------------------------------------------------------------------------- faults and limits
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_what_was_committed(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = corpus_of(tmp_path)
+    whole = contents(make(tmp_path, path, cache_dir=str(tmp_path / "whole")).folder)
+    real, calls = Writer._append, 0
+
+    def full(self: Writer, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise OSError(code, os.strerror(code))
+        real(self, *arguments)
+
+    monkeypatch.setattr(Writer, "_append", full)
+    with pytest.raises(MachineError, match="same command goes on") as caught:
+        make(tmp_path, path)
+    assert "\n" not in str(caught.value)
+    assert contents(make(tmp_path, path).folder) == whole
+
+
+def test_a_full_database_is_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Writer, digests: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Writer, "remember", full)
+    with pytest.raises(MachineError, match="is full"):
+        make(tmp_path, corpus_of(tmp_path))
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/there")
+
+    path = write_jsonl(tmp_path / "a.jsonl", texts(9))
+    monkeypatch.setattr(Path, "mkdir", denied)
+    refused(lambda: make(tmp_path, path), "/there", "data.cache_dir")
+
+
+def test_two_preparers_of_one_corpus(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = corpus_of(tmp_path)
+    said: list[str] = []
+    infos: list[module.PreparedInfo] = []
+    spec = DataSpec(
+        source="text", path=str(path), tokenizer="bytes", validation_fraction=0.1, cache_dir=str(tmp_path / "p")
+    )
+    inside, go = threading.Event(), threading.Event()
+    real = Writer.commit
+
+    def slow(self: Writer) -> None:
+        inside.set()
+        go.wait(20)
+        real(self)
+
+    def waits(line: str) -> None:
+        said.append(line)
+        go.set()
+
+    monkeypatch.setattr(Writer, "commit", slow)
+    first = threading.Thread(target=lambda: infos.append(module.prepare(spec, False, lambda line: None)))
+    first.start()
+    assert inside.wait(20)
+    infos.append(module.prepare(spec, False, waits))
+    first.join()
+    assert sorted(info.fresh for info in infos) == [False, True]
+    assert len(said) == 1
+    assert "waiting" in said[0]
+
+
+def test_a_bad_line_keeps_what_was_read_before(tmp_path: Path, small: None) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", texts(100))
+    path.write_bytes(path.read_bytes() + b"oops\n")
+    refused(lambda: make(tmp_path, path), "a.jsonl:101")
+    db = sqlite3.connect(next((tmp_path / "prepared").glob("text-*/state.sqlite")))
+    assert json.loads(db.execute("SELECT content FROM state").fetchone()[0])["record"] > 80
+
+
+@pytest.mark.parametrize(
+    ("lines", "fraction", "words"),
+    [
+        ([], 0.5, ("no text",)),
+        (["", ""], 0.5, ("no text in it",)),
+        (["alone"], 1e-9, ("falls to val", "a larger data.validation_fraction")),
+        (["alone"], 1 - 1e-9, ("falls to train", "a smaller data.validation_fraction")),
+    ],
+)
+def test_empty_sides_are_refused(tmp_path: Path, lines: list[str], fraction: float, words: tuple[str, ...]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", lines)
+    for _ in range(2):
+        refused(lambda: make(tmp_path, path, validation_fraction=fraction), *words)
+    assert not list((tmp_path / "prepared").glob("text-*/"))
+
+
+def test_max_bytes(tmp_path: Path) -> None:
+    limited = make(tmp_path, corpus_of(tmp_path), max_bytes=20_000).manifest["splits"]
+    total = limited["train"]["bytes"] + limited["val"]["bytes"]
+    assert 20_000 <= total < 23_000
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / "pajama" / split / "a.jsonl", texts(100, seed=len(split)))
+    own = make(tmp_path, tmp_path / "pajama", source="slimpajama", max_bytes=20_000).manifest["splits"]
+    assert 2000 <= own["val"]["bytes"] < 5000
+    assert 20_000 <= own["train"]["bytes"] + own["val"]["bytes"] < 23_000
+
+
+def test_awkward_documents_go_through(tmp_path: Path) -> None:
+    awkward = ["\ud800 lone", "\0" * 1000, " " * 1_000_000 + "x", "<|endoftext|>", "😀" * 10_000, "x" * 2_000_000]
+    path = write_jsonl(tmp_path / "a.jsonl", awkward + texts(50))
+    corpus = open_corpus(make(tmp_path, path, tokenizer="bpe-400").folder)
+    found = {
+        corpus.tokenizer.decode(document[:-1])
+        for split in (corpus.train, corpus.val)
+        for document in np.split(split.shards[0], split.starts[0][1:])
+    }
+    assert {text.replace("\ud800", "�") for text in awkward} <= found
+
+
+def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", texts(300))
+    source = module.make_source(DataSpec(source="text", path=str(path), tokenizer="bytes"))
+    sampled = list(sample_texts(source, source.parts(), 0.3))
+    assert sampled == list(sample_texts(source, source.parts(), 0.3))
+    assert sampled == [t for t in texts(300) if split_of(digest_of(t), 0.3) == "train"]
+
+
+def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.sample.SAMPLE_BYTES", 60_000)
+    monkeypatch.setattr("data.sample.PIECE_CHARACTERS", 100)
+    for number in range(6):
+        write_jsonl(tmp_path / "c" / f"{number}.jsonl", [f"{number} {t}" * 20 for t in texts(60, seed=number)])
+    source = module.make_source(DataSpec(source="text", path=str(tmp_path / "c"), tokenizer="bytes"))
+    sampled = list(sample_texts(source, source.parts(), 0.01))
+    size = sum(len(piece.encode()) for piece in sampled)
+    assert 5000 < size <= 60_000
+    whole = [
+        "".join(t for t in source_text)
+        for source_text in [[d.text for d in source.documents(p) if d] for p in source.parts()]
+    ]
+    for text in whole:
+        assert any(piece in text for piece in sampled)
+
+
+def test_progress_is_told_where_there_is_no_terminal(tmp_path: Path, small: None) -> None:
+    said: list[str] = []
+    spec = DataSpec(source="text", path=str(corpus_of(tmp_path)), tokenizer="bytes", cache_dir=str(tmp_path / "p"))
+    module.prepare(spec, True, said.append)
+    assert 2 < len(said) < 12
+    assert "100 %" in said[-1]
+    assert all("tokens" in line for line in said)
+
+
+# ------------------------------------------------------------------------------------------------------- real corpora
+
+
+@needs_corpus
+@needs_gpt2
+def test_gpt2_shards_of_real_text_equal_a_naive_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN))
+    corpus = open_corpus(make(tmp_path, CORPUS / "validation", tokenizer="gpt2").folder)
+    from data.readers import read_documents
+
+    tokenizer = get_tokenizer("gpt2", None, tmp_path, "")
+    expected = naive([d.text for d in read_documents(CORPUS / "validation")], tokenizer, 0.1)
+    for split in (corpus.train, corpus.val):
+        assert np.array_equal(np.concatenate(split.shards), np.array(expected[split.name]))
+
+
+@needs_corpus
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    code = (
+        "from tests.data.helpers import *; from pathlib import Path; import sys, resource\n"
+        "make(Path(sys.argv[1]), Path(sys.argv[2]), source='slimpajama', validation_fraction=0.01, "
+        "max_bytes=int(sys.argv[3]) or None)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for limit in (20_000_000, 0):
+        run = subprocess.run(
+            [sys.executable, "-c", code, tmp_path, CORPUS, str(limit)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(run.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 300, peaks

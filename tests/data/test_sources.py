@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import hub, stdlib
+from data.shards import open_corpus
+from data.sources import DataSpec, Document, make_source
+from errors import MachineError
+from tests.data.helpers import make, refused, texts, write_jsonl
+
+LISTING = """
+import hashlib, json
+from data.sources import DataSpec, make_source
+source = make_source(DataSpec(source="stdlib", tokenizer="bytes"))
+digest, counts = hashlib.sha256(), {}
+for part in source.parts():
+    for document in source.documents(part):
+        digest.update(document.text.encode("utf-8", "surrogatepass"))
+        counts[document.source] = counts.get(document.source, 0) + 1
+print(json.dumps([source.identity, digest.hexdigest(), counts]))
+"""
+
+
+def listing(seed: int) -> Any:
+    run = subprocess.run(
+        [sys.executable, "-c", LISTING], env={"PYTHONHASHSEED": str(seed)}, capture_output=True, text=True, check=True
+    )
+    return json.loads(run.stdout)
+
+
+def slimpajama(folder: Path) -> Path:
+    """A corpus in SlimPajama's layout whose training text repeats some of its validation text."""
+    for split, lines in (("train", texts(100)), ("validation", texts(20, seed=5)), ("test", ["never read"])):
+        records = [{"text": t, "meta": {"redpajama_set_name": f"RedPajama{i % 2}"}} for i, t in enumerate(lines)]
+        if split == "train":
+            records[7:9] = [{"text": t, "meta": {"redpajama_set_name": "x"}} for t in texts(20, seed=5)[:2]]
+        write_jsonl(folder / split / "chunk1" / f"example_{split}_0.jsonl.zst", records)
+    return folder
+
+
+def test_stdlib_is_the_same_in_every_process() -> None:
+    first, second = listing(1), listing(2)
+    assert first == second
+    counts = first[2]
+    assert counts["source"] > 500
+    assert counts["topic"] > 50
+    assert counts["docstring"] > 30
+
+
+def test_stdlib_has_no_installed_packages_and_no_addresses() -> None:
+    assert not [path for path in stdlib.source_files() if "site-packages" in path.parts]
+    found = "".join(stdlib.docstrings())
+    assert "math.sqrt" in found
+    assert not stdlib.ADDRESS.search(found)
+
+
+def test_slimpajama_layout_keeps_its_own_split(tmp_path: Path) -> None:
+    folder = slimpajama(tmp_path / "pajama")
+    info = make(tmp_path, folder, source="slimpajama")
+    assert info.manifest["splits"]["val"]["documents"] == len(set(texts(20, seed=5)))
+    assert info.manifest["sources"] == ["RedPajama0", "RedPajama1"]
+    corpus = open_corpus(info.folder)
+    sides = [
+        set(corpus.tokenizer.decode(np.concatenate(s.shards)).split("<|endoftext|>"))
+        for s in (corpus.train, corpus.val)
+    ]
+    assert not sides[0] & sides[1] - {""}
+    assert "never read" not in sides[0] | sides[1]
+
+
+def test_slimpajama_folders_of_other_depths(tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    write_jsonl(folder / "chunk1" / "example.jsonl.zst", texts(100))
+    assert make(tmp_path, folder, source="slimpajama").manifest["sources"] == ["chunk1"]
+    write_jsonl(folder / "train" / "a.jsonl", texts(100))
+    refused(lambda: make(tmp_path, folder, source="slimpajama"), "validation is missing")
+
+
+def test_one_plain_file_is_split_by_place(tmp_path: Path) -> None:
+    text = "".join(texts(200))
+    (tmp_path / "input.txt").write_text(text)
+    corpus = open_corpus(make(tmp_path, tmp_path / "input.txt").folder)
+    train, val = (corpus.tokenizer.decode(split.shards[0][:-1]) for split in (corpus.train, corpus.val))
+    assert train + val == text
+    assert train.endswith("\n")
+    assert 0.05 < len(val) / len(text) < 0.11
+
+
+@pytest.mark.parametrize("text", ["é" * 5000, "é\n" * 3, "ab"])
+def test_one_plain_file_without_good_lines(text: str, tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text(text)
+    corpus = open_corpus(make(tmp_path, tmp_path / "input.txt").folder)
+    train, val = (corpus.tokenizer.decode(split.shards[0][:-1]) for split in (corpus.train, corpus.val))
+    assert train + val == text
+
+
+def test_every_mistake_in_a_spec_is_named_at_once() -> None:
+    spec = DataSpec(source="text", tokenizer="bytes", validation_fraction=2, bad_documents="x", max_bytes=0, workers=0)
+    with pytest.raises(Exception) as caught:
+        make_source(spec)
+    message = str(caught.value)
+    for word in ("data.validation_fraction", "data.bad_documents", "data.max_bytes", "data.workers", "data.path"):
+        assert word in message
+    assert len(message.splitlines()) == 5
+
+
+def test_unknown_source_lists_the_known() -> None:
+    refused(lambda: make_source(DataSpec(source="pile", tokenizer="bytes")), "'pile'", "slimpajama, stdlib, text")
+
+
+# The Hub, stood in for by a local folder that goes through the same `load_dataset`.
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return slimpajama(tmp_path / "repo")
+
+
+def test_hub_dataset_gives_what_the_folder_gives(tmp_path: Path, local_hub: Path) -> None:
+    streamed = make(tmp_path, source="slimpajama", repo=str(local_hub))
+    read = make(tmp_path, local_hub, source="slimpajama")
+    assert streamed.manifest["fingerprint"] == read.manifest["fingerprint"]
+    assert streamed.manifest["origin"] == {"repo": str(local_hub), "revision": None, "gone": []}
+
+
+def test_a_gone_repository_falls_back_and_says_so(
+    tmp_path: Path, local_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_check_network", lambda repo: None)
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    real = datasets.load_dataset
+
+    def load(repo: str, **options: Any) -> Any:
+        if repo == "gone/away":
+            raise DatasetNotFoundError("Dataset 'gone/away' doesn't exist on the Hub")
+        return real(repo, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    spec = DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away", fallbacks=(str(local_hub),))
+    said: list[str] = []
+    source = make_source(spec)
+    origin = source.open(None, said.append)
+    assert origin["repo"] == str(local_hub)
+    assert len(said) == 1
+    assert "gone/away" in said[0]
+    assert said[0].startswith("warning: ")
+    assert source.open(json.loads(json.dumps(origin)), said.append) == origin
+    assert len(said) == 1
+    lost = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away"))
+    refused(lambda: lost.open(None, said.append), "gone/away", "data.repo", "data.path")
+
+
+def test_the_original_has_its_re_upload_as_fallback() -> None:
+    source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo="cerebras/SlimPajama-627B"))
+    assert source.identity["candidates"][1][0] == "gmongaras/SlimPajama-627B_Reupload"
+    default = make_source(DataSpec(source="slimpajama", tokenizer="bytes"))
+    assert default.identity["candidates"] == [["DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968"]]
+
+
+def test_without_a_network_it_says_so_at_once(tmp_path: Path) -> None:
+    code = (
+        "from tests.data.helpers import *; from pathlib import Path\n"
+        "try: make(Path('.'), source='slimpajama')\n"
+        "except UserError as error: print(error)"
+    )
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=15
+    )
+    assert "no network" in run.stdout
+    assert "data.path=" in run.stdout
+    assert run.stdout.count("\n") == 1
+
+
+def test_offline_switch_is_respected(tmp_path: Path) -> None:
+    code = (
+        "from tests.data.helpers import *; from pathlib import Path\n"
+        "try: make(Path('.'), source='slimpajama')\n"
+        "except UserError as error: print(error)"
+    )
+    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "HF_HUB_OFFLINE" in run.stdout
+    assert run.stdout.count("\n") == 1
+
+
+def test_a_broken_connection_keeps_what_was_read(
+    tmp_path: Path, local_hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(tmp_path, source="slimpajama", repo=str(local_hub), cache_dir=str(tmp_path / "whole"))
+    real, reads = hub.record_of, []
+
+    def breaking(*arguments: Any) -> Any:
+        reads.append(1)
+        if len(reads) == 60:
+            raise ConnectionResetError("peer went away")
+        return real(*arguments)
+
+    monkeypatch.setattr("data.prepare.BATCH_BYTES", 1000)
+    monkeypatch.setattr(hub, "record_of", breaking)
+    with pytest.raises(MachineError, match=r"peer went away.*same command goes on"):
+        make(tmp_path, source="slimpajama", repo=str(local_hub))
+    added: list[int] = []
+    from data.writer import Writer
+
+    add = Writer.add
+    monkeypatch.setattr(
+        Writer, "add", lambda self, split, docs: (added.append(len(docs.lengths)), add(self, split, docs))[1]
+    )
+    resumed = make(tmp_path, source="slimpajama", repo=str(local_hub))
+    assert resumed.manifest == whole.manifest
+    assert sum(added) < 80
+
+
+def test_documents_carry_their_split(tmp_path: Path) -> None:
+    source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", path=str(slimpajama(tmp_path))))
+    first = next(iter(source.documents(source.parts()[0])))
+    assert isinstance(first, Document)
+    assert first.split == "val"
