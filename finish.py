@@ -11,7 +11,7 @@ from run.console import format_count, format_seconds
 from run.record import SCHEMA, environment, significant, write_json
 from session import Session, Trainer, evaluate, save, set_status, timed, write_report_of, write_sample
 
-EXIT_S = 0.4  # from the last file written to the end of the process
+EXIT_S = 0.3  # from the last file written to the end of the process
 RESERVE_MARGIN = 1.15  # on what the end was measured to take
 
 
@@ -27,14 +27,14 @@ def rehearse(session: Session, trainer: Trainer) -> None:
     with clock.charge("eval"):
         seconds_per_window = timed(clock, lambda: evaluate(session, trainer, few), 2) / few.n_windows
         sample_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
-        report_s = timed(clock, lambda: write_report_of(session), 1)
+        trainer.report_s = timed(clock, lambda: write_report_of(session), 2)
     limit_s = clock.limits.seconds
     if limit_s is not None:
         shrink_evaluations(session, trainer, seconds_per_window, limit_s)
     samples_s = sample_s * config.samples.tokens * len(config.samples.prompts)
     dashboard_s = config.wandb.timeout_s if config.wandb.mode == "online" else 0.0
-    ending = 3 * trainer.save_s + trainer.final.n_windows * seconds_per_window + samples_s + report_s + dashboard_s
-    clock.reserve_s = RESERVE_MARGIN * ending + EXIT_S
+    trainer.ending_s = 3 * trainer.save_s + trainer.final.n_windows * seconds_per_window + samples_s + dashboard_s
+    keep_time(session, trainer)
     left, tightest = clock.steps_left(trainer.state.step, trainer.state.tokens, trainer.state.flops, trainer.cost)
     if left == 0 and trainer.state.step == 0:
         raise UserError(too_short(session, trainer, tightest))
@@ -42,6 +42,18 @@ def rehearse(session: Session, trainer: Trainer) -> None:
         f"ending  {format_seconds(clock.reserve_s)} are kept for the final save, evaluation"
         f" ({format_count(trainer.final.n_tokens)} tokens), samples and report"
     )
+
+
+def keep_time(session: Session, trainer: Trainer) -> None:
+    """Set the reserve from what the parts of the end were measured to take."""
+    session.clock.reserve_s = RESERVE_MARGIN * (trainer.ending_s + trainer.report_s) + EXIT_S
+
+
+def rehearse_report(session: Session, trainer: Trainer) -> None:
+    """Write the report half-way, for whoever is watching, and keep as much time for the last one as this one took."""
+    with session.clock.charge("eval"):
+        trainer.report_s = max(trainer.report_s, timed(session.clock, lambda: write_report_of(session), 1))
+    keep_time(session, trainer)
 
 
 def too_short(session: Session, trainer: Trainer, tightest: str) -> str:
@@ -106,9 +118,8 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
     session.dashboard.finish()
     write_report_of(session)
     set_status(session, "finished", f"the budget of {stopped_by} is spent")
-    show_result(session, trainer, result)
-    record(session, trainer, "finished", stopped_by, figures)  # once more, with the seconds that the report took
-    console.say("")
+    # once more, with the seconds that the dashboard and the report took
+    show_result(session, trainer, record(session, trainer, "finished", stopped_by, figures))
 
 
 def about(trainer: Trainer) -> dict[str, Any]:

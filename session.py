@@ -57,6 +57,8 @@ class Trainer:
     interim: EvalRange
     final: EvalRange
     save_s: float = 0.0  # what the last checkpoint took
+    report_s: float = 0.0  # what the last report took
+    ending_s: float = 0.0  # what the rest of the end will take
     saved_at: float = 0.0  # on the clock's scale of spent seconds
 
 

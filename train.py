@@ -20,7 +20,7 @@ from config import Config, as_yaml, launch, template
 from data.prepare import prepare
 from data.sources import DataSpec
 from errors import MachineError, UserError
-from finish import finish, record, rehearse
+from finish import finish, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
 from plan import limits_of, plan_here, probe_seconds, show
 from run.console import Console, Progress, Status, format_count, format_seconds
@@ -382,6 +382,8 @@ def fit(session: Session, trainer: Trainer) -> str:
             show_progress(session, trainer, bar, left - 1, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)
+            if before < 0.5 <= progress:
+                rehearse_report(session, trainer)
             if save_due(session, trainer):
                 save(session, trainer, final=False)
         late.read()
@@ -466,3 +468,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
 
 if __name__ == "__main__":
     launch(main, "config")
+    # Everything is written. Taking the interpreter apart would cost up to a second of the budget.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
