@@ -96,7 +96,7 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
     from run.checkpoint import save_weights
     from run.directory import full_disk
 
-    run, clock, console = session.run, session.clock, session.console
+    run, clock = session.run, session.clock
     with session.signals.deferred():
         save(session, trainer, final=True)
         with clock.charge("checkpoint"):

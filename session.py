@@ -17,8 +17,8 @@ from run.signals import Signals
 
 if TYPE_CHECKING:
     import torch
-    from data.loader import EvalRange, Loader
 
+    from data.loader import EvalRange, Loader
     from data.shards import Corpus
     from model.gpt import GPT
     from run.checkpoint import TrainingState

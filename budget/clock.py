@@ -46,6 +46,16 @@ def process_start() -> float:
         return now()
 
 
+_runs_begun = 0
+
+
+def run_start() -> float:
+    """When the run being set up began: with the process, or now for a later run in the same process (a sweep)."""
+    global _runs_begun
+    _runs_begun += 1
+    return process_start() if _runs_begun == 1 else now()
+
+
 class Pace:
     """Step times, and from them how long the next step takes: typically (median) and at worst (95th percentile)."""
 
@@ -107,7 +117,7 @@ class BudgetClock:
 
     limits: Limits
     clock: Callable[[], float] = now
-    started: float = field(default_factory=process_start)
+    started: float = field(default_factory=run_start)
     reserve_s: float = 0.0  # kept for the final save, evaluation, samples and report
     progress: float = 0.0
     ledger: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))

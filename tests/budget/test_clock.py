@@ -191,6 +191,20 @@ def test_a_damaged_ledger_is_no_ledger(tmp_path: Path, content: str) -> None:
     assert read_ledger(tmp_path / "absent.json") is None
 
 
+def test_a_second_run_in_a_process_starts_when_it_starts() -> None:
+    """Hydra's basic launcher runs a whole sweep in one process: each job has its own budget."""
+    code = (
+        "import time; from budget.clock import BudgetClock, Limits\n"
+        "first = BudgetClock(Limits(hours=1)); time.sleep(0.3); second = BudgetClock(Limits(hours=1))\n"
+        "print(first.spent_s(), second.spent_s())"
+    )
+    root = Path(__file__).parents[2]
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    first, second = (float(number) for number in answer.stdout.split())
+    assert first > 0.3
+    assert second < 0.2
+
+
 def test_the_clock_starts_with_the_process() -> None:
     """Against the age that the operating system reports (ps), in a process that slept before importing anything."""
     code = "import time; time.sleep(0.5); from budget.clock import now, process_start; print(now() - process_start())"

@@ -105,8 +105,11 @@ def test_evaluation_predicts_each_token_once_in_order(sizes: list[int], limit: i
     assert (sources.ravel()[n:] == -1).all()
     owner = np.repeat(np.arange(len(sizes)) % 2, sizes)
     assert sources.ravel()[:n].tolist() == owner[:n].tolist()
-    one_by_one = np.concatenate([found.windows(i, i + 1)[1] for i in range(found.n_windows)])
-    assert (one_by_one == y).all()
+    one_by_one = [
+        np.concatenate(each) for each in zip(*(found.windows(i, i + 1) for i in range(found.n_windows)), strict=True)
+    ]
+    for single, together in zip(one_by_one, (x, y, sources), strict=True):
+        assert (single == together).all()
 
 
 def test_evaluation_fingerprint_is_of_the_tokens_alone() -> None:

@@ -15,6 +15,7 @@ from tests.data.helpers import contents, make, refused, texts, write_jsonl
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "SHARD_TOKENS", 20_000)
+    monkeypatch.setattr(module, "BATCH_BYTES", 5000)
     return make(tmp_path, write_jsonl(tmp_path / "a.jsonl", texts(200)), tokenizer="bpe-400").folder
 
 

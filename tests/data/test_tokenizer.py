@@ -152,6 +152,22 @@ def test_a_trained_tokenizer_is_kept(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
+def test_all_ids_below_the_last_are_used_and_the_last_is_end_of_text() -> None:
+    ours = bpe(320)
+    assert (ours.n_vocab, ours.eot) == (320, 319)
+    assert (ours.token_bytes[:319] > 0).all()
+    assert ours.token_bytes[319] == 0
+
+
+def test_text_that_overflows_the_pattern_is_cut_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIECE", 10_000_000)
+    ours = Tokenizer("x", BYTES, public.r50k_pat_str, {END_OF_TEXT: 256})
+    text = " " * 1_000_000 + "a"
+    with pytest.raises(ValueError, match="stack"):
+        ours._encoding.encode_ordinary(text)
+    assert ours.decode(ours.encode(text)) == text
+
+
 def test_a_tiny_corpus_still_gives_the_size_asked_for() -> None:
     ours = train_bpe("bpe-5000", iter(["ab ab ab"]))
     assert (ours.n_vocab, ours.eot, len(ours.token_bytes)) == (5000, 4999, 5000)
