@@ -505,7 +505,7 @@ def _with_error(evaluation: Mapping[str, Any], key: str, digits: int, percent: b
     scale, unit = (100, " %") if percent else (1, "")
     value = evaluation[key]
     if not _is_number(value):
-        return str(value)
+        return "not finite"
     error = _standard_error(evaluation, key)
     shown = f"{value * scale:.{digits}f}"
     return shown + (f" ± {error * scale:.{digits}f}" if error is not None else "") + unit

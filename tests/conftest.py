@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 # Before any test imports torch: spinning OpenMP threads on shared cores make everything several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,3 +15,52 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+TINY = (
+    "data=text",
+    "data.tokenizer=bytes",
+    "data.validation_fraction=0.2",
+    "model.n_layer=1",
+    "model.n_embd=64",
+    "model.n_head=2",
+    "model.block_size=32",
+    "optim.batch_tokens=256",
+    "optim.learning_rate=3e-3",
+    "eval.tokens=2000",
+    "eval.interim_tokens=500",
+    "samples.tokens=8",
+    "device.threads=1",
+    "device.name=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small corpus, in which runs are started."""
+    folder = tmp_path_factory.mktemp("runs")
+    texts = folder / "texts"
+    texts.mkdir()
+    for path in sorted(Path(os.__file__).parent.glob("*.py"))[:40]:
+        (texts / f"{path.stem}.txt").write_text(path.read_text(encoding="utf-8", errors="replace")[:8000])
+    return folder
+
+
+def command(place: Path, *arguments: str, name: str = "t") -> list[str]:
+    """The command of a run of a tiny model on the corpus of `place`."""
+    return [sys.executable, str(ROOT / "train.py"), *TINY, f"data.path={place / 'texts'}", f"name={name}", *arguments]
+
+
+def train(place: Path, *arguments: str, name: str = "t", status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run it to its end and check its exit status."""
+    answer = subprocess.run(
+        command(place, *arguments, name=name), capture_output=True, text=True, cwd=place, timeout=120
+    )
+    assert answer.returncode == status, answer.stdout + answer.stderr
+    return answer
+
+
+def folder_of(place: Path, name: str) -> Path:
+    """outputs/NAME of a run."""
+    found = [path for path in (place / "outputs").glob(f"{name}-*") if ".old-" not in path.name]
+    assert len(found) == 1, found
+    return found[0]

@@ -164,7 +164,7 @@ def test_text_that_overflows_the_pattern_is_cut_further(monkeypatch: pytest.Monk
     ours = Tokenizer("x", BYTES, public.r50k_pat_str, {END_OF_TEXT: 256})
     text = " " * 1_000_000 + "a"
     with pytest.raises(ValueError, match="stack"):
-        ours._encoding.encode_ordinary(text)
+        ours._encoding.encode_to_numpy(text, disallowed_special=())
     assert ours.decode(ours.encode(text)) == text
 
 

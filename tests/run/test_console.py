@@ -35,8 +35,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def attach_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     screen = Terminal()
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -157,7 +156,8 @@ def test_bar_never_passes_the_width(width: int) -> None:
         assert "left" in bar_status(FULL, 50).plain
 
 
-def test_terminal_bar_and_lines_above_it(terminal: Terminal, tmp_path: Path) -> None:
+def test_terminal_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    terminal = attach_terminal(monkeypatch)
     console = Console(tmp_path / "log.txt")
     with console.progress() as bar:
         bar.update(FULL)
@@ -177,7 +177,8 @@ def test_terminal_bar_and_lines_above_it(terminal: Terminal, tmp_path: Path) -> 
     ]
 
 
-def test_terminal_table_and_colour(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_table_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = attach_terminal(monkeypatch)
     Console().warn("yellow")
     assert "\x1b[33m" in terminal.getvalue()
     monkeypatch.setenv("NO_COLOR", "1")
