@@ -25,15 +25,13 @@ def rehearse(session: Session, trainer: Trainer) -> None:
         save(session, trainer, final=False)
     few = EvalRange(trainer.corpus.val, shape.block_size, trainer.micro_batch * shape.block_size)
     with clock.charge("eval"):
-        seconds_per_window = timed(clock, lambda: evaluate(session, trainer, few), 2) / few.n_windows
+        trainer.window_s = timed(clock, lambda: evaluate(session, trainer, few), 2) / few.n_windows
         sample_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
         trainer.report_s = timed(clock, lambda: write_report_of(session), 2)
     limit_s = clock.limits.seconds
     if limit_s is not None:
-        shrink_evaluations(session, trainer, seconds_per_window, limit_s)
-    samples_s = sample_s * config.samples.tokens * len(config.samples.prompts)
-    dashboard_s = config.wandb.timeout_s if config.wandb.mode == "online" else 0.0
-    trainer.ending_s = 3 * trainer.save_s + trainer.final.n_windows * seconds_per_window + samples_s + dashboard_s
+        shrink_evaluations(session, trainer, limit_s)
+    trainer.samples_s = sample_s * config.samples.tokens * len(config.samples.prompts)
     keep_time(session, trainer)
     left, tightest = clock.steps_left(trainer.state.step, trainer.state.tokens, trainer.state.flops, trainer.cost)
     if left == 0 and trainer.state.step == 0:
@@ -46,7 +44,11 @@ def rehearse(session: Session, trainer: Trainer) -> None:
 
 def keep_time(session: Session, trainer: Trainer) -> None:
     """Set the reserve from what the parts of the end were measured to take."""
-    session.clock.reserve_s = RESERVE_MARGIN * (trainer.ending_s + trainer.report_s) + EXIT_S
+    wandb = session.config.wandb
+    dashboard_s = wandb.timeout_s if wandb.mode == "online" else 0.0
+    evaluation_s = trainer.final.n_windows * trainer.window_s
+    ending_s = 3 * trainer.save_s + evaluation_s + trainer.samples_s + trainer.report_s + dashboard_s
+    session.clock.reserve_s = RESERVE_MARGIN * ending_s + EXIT_S
 
 
 def rehearse_report(session: Session, trainer: Trainer) -> None:
@@ -73,12 +75,12 @@ def too_short(session: Session, trainer: Trainer, tightest: str) -> str:
     )
 
 
-def shrink_evaluations(session: Session, trainer: Trainer, seconds_per_window: float, limit_s: float) -> None:
+def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> None:
     """Halve the evaluations until they fit their share of the hours; the record holds the number of tokens scored."""
     from data.loader import EvalRange
 
     evals, shape, split = session.config.eval, trainer.shape, trainer.corpus.val
-    allowed = evals.max_fraction * limit_s / seconds_per_window
+    allowed = evals.max_fraction * limit_s / trainer.window_s
     while trainer.final.n_windows > max(1, allowed):
         trainer.final = EvalRange(split, shape.block_size, trainer.final.n_tokens // 2)
     if trainer.final.n_tokens < min(evals.tokens, split.n_tokens - 1):

@@ -58,7 +58,8 @@ class Trainer:
     final: EvalRange
     save_s: float = 0.0  # what the last checkpoint took
     report_s: float = 0.0  # what the last report took
-    ending_s: float = 0.0  # what the rest of the end will take
+    window_s: float = 0.0  # what a window of evaluation took, at worst so far
+    samples_s: float = 0.0  # what writing the samples will take
     saved_at: float = 0.0  # on the clock's scale of spent seconds
 
 

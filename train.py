@@ -6,6 +6,7 @@ torch is imported inside the functions, so that mistakes and --help answer at on
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -20,12 +21,12 @@ from config import Config, as_yaml, launch, template
 from data.prepare import prepare
 from data.sources import DataSpec
 from errors import MachineError, UserError
-from finish import finish, record, rehearse, rehearse_report
+from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
 from plan import limits_of, plan_here, probe_seconds, show
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
-from run.directory import RunDirectory, run_name
+from run.directory import RunDirectory, full_disk, run_name
 from run.record import Metrics, finite, read_json, significant, write_json
 from run.signals import Interrupted, Signals
 from session import Session, Trainer, axes, evaluate, save, save_due, set_status, timed, write_report_of
@@ -49,6 +50,7 @@ NOT_IDENTITY = (
     "budget.extend_hours",
 )
 SHOWN_OF_PLAN = ("n_layer", "n_head", "n_embd", "block_size", "parameters", "tokens", "batch_tokens", "learning_rate")
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
 
@@ -67,6 +69,10 @@ def main(config: Config) -> None:
         run.config.write_text(as_yaml(config))
         with Signals() as signals:
             supervise(Session(config, run, clock, signals, console))
+    except OSError as error:
+        if error.errno in DISK_FAULTS:
+            raise full_disk(run.folder, error, "every checkpoint that was finished") from None
+        raise
     finally:
         run.close()
     if config.output == "json":
@@ -455,8 +461,13 @@ def show_progress(session: Session, trainer: Trainer, bar: Progress, left: int, 
 
 
 def interim_evaluation(session: Session, trainer: Trainer) -> None:
+    """Score the model on the way; what that takes now says more about the end than the rehearsal did."""
     with session.clock.charge("eval"):
+        began = session.clock.clock()
         figures = evaluate(session, trainer, trainer.interim)
+        seconds = session.clock.clock() - began
+    trainer.window_s = max(trainer.window_s, seconds / trainer.interim.n_windows)
+    keep_time(session, trainer)
     point = {**axes(session, trainer), "val_loss": figures["loss"], "val_bits_per_byte": figures["bits_per_byte"]}
     trainer.metrics.write(point)
     session.dashboard.log(point)

@@ -285,7 +285,10 @@ class Heartbeat:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
-        self.write(clean=True)
+        try:
+            self.write(clean=True)
+        except OSError as error:
+            self.warn(f"the last ledger could not be written ({error}); the one before it counts")
 
 
 def read_ledger(path: Path) -> dict | None:

@@ -258,11 +258,13 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
                 batch.dropped["bad"] += 1
             else:
                 text = valid_text(document.text)
-                split, digest = split_and_digest(document, text, spec.validation_fraction)
+                raw = text.encode()
+                split, digest = split_and_digest(document, raw, spec.validation_fraction)
                 if not text or not writer.is_new(digest):
                     batch.dropped["duplicate" if text else "empty"] += 1
                 else:
-                    taken[split] += _take(batch, split, text, document.source, digest)
+                    _take(batch, split, text, len(raw), document.source, digest)
+                    taken[split] += len(raw)
             if batch.size >= BATCH_BYTES:
                 batch.part, batch.record = number, record
                 yield batch
@@ -274,16 +276,14 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
         yield batch
 
 
-def _take(batch: _Batch, split: str, text: str, label: str, digest: bytes) -> int:
-    """Puts a document in a batch; returns its UTF-8 bytes."""
-    size = len(text.encode())
+def _take(batch: _Batch, split: str, text: str, size: int, label: str, digest: bytes) -> None:
+    """Puts a document of `size` UTF-8 bytes in a batch."""
     documents = batch.splits[split]
     documents.texts.append(text)
     documents.bytes.append(size)
     documents.sources.append(label)
     batch.digests.append(digest)
     batch.size += size
-    return size
 
 
 def _enough(spec: DataSpec, part: Part, taken: dict[str, int]) -> bool:

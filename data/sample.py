@@ -20,14 +20,14 @@ FEWEST_PARTS = 64
 EXPANSION = 3
 
 
-def digest_of(text: str) -> bytes:
-    """16 bytes that stand for a valid text: equal texts are duplicates, and it decides the split."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def digest_of(raw: bytes) -> bytes:
+    """16 bytes that stand for a text, given as UTF-8: equal texts are duplicates, and it decides the split."""
+    return hashlib.blake2b(raw, digest_size=16).digest()
 
 
-def split_and_digest(document: Document, text: str, validation_fraction: float) -> tuple[str, bytes]:
-    """The split a document belongs to, and the digest of its `text` (which is `valid_text` of the document's)."""
-    digest = digest_of(text)
+def split_and_digest(document: Document, raw: bytes, validation_fraction: float) -> tuple[str, bytes]:
+    """The split a document belongs to, and the digest of its text; `raw` is `valid_text` of that, as UTF-8."""
+    digest = digest_of(raw)
     return document.split or split_of(digest, validation_fraction), digest
 
 
@@ -53,7 +53,7 @@ def _pieces(source: Source, part: Part, validation_fraction: float, keep: float)
         if document is None:
             continue
         text = valid_text(document.text)
-        split, digest = split_and_digest(document, text, validation_fraction)
+        split, digest = split_and_digest(document, text.encode(), validation_fraction)
         if split == "val":
             continue
         for start in range(0, len(text), PIECE_CHARACTERS):

@@ -128,6 +128,7 @@ class _WandbDashboard(Dashboard):
         self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
         self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._failures = 0
+        self._closed = False
         self._run: Any = None
         self._thread: threading.Thread | None = None
         self._open(request)
@@ -149,7 +150,9 @@ class _WandbDashboard(Dashboard):
             if thread.is_alive():
                 self._warn(f"wandb did not finish within {self._timeout_s:g} s and was left behind; {_KEPT}")
             self._report()
-        _tear_down()
+        if not self._closed:
+            self._closed = True
+            _tear_down()
 
     def _open(self, request: _Request) -> None:
         try:

@@ -32,7 +32,7 @@ MAX_POINTS = 1000  # of one curve; more cannot be told apart on a screen and cos
 SMOOTHING = 0.01  # half width of the moving average, as a share of the run
 INK = "#010203"  # drawn in this colour, then turned into currentColor: black by day, white by night
 BLUE, ORANGE, GREEN = "#3b82f6", "#f97316", "#16a34a"  # legible on white and on black
-FIGURE_INCHES = (5.4, 3.0)  # at 390 pixels of a phone 10 pt letters stay above 9 pixels
+FIGURE_INCHES = (5.0, 2.9)  # on the 390 pixels of a phone a letter of 10 pt stays 10 pixels high
 ACCOUNT_COLOURS = {
     "setup": "#8b5cf6",
     "compile": "#ec4899",
@@ -42,6 +42,7 @@ ACCOUNT_COLOURS = {
     "checkpoint": "#f97316",
     "idle": "#94a3b8",
 }
+TIME_STEPS_S = (1, 2, 5, 10, 15, 30, *(60 * m for m in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440)))
 METRICS = (("loss", "Loss, nats/token", 4), ("perplexity", "Perplexity", 2), ("bits_per_byte", "Bits per byte", 4))
 STATUS_WORDS = {
     "finished": "finished",
@@ -78,7 +79,14 @@ class _Run:
 
     @property
     def outcome(self) -> str:
-        return str(self.result.get("status") or self.status.get("status") or "unknown")
+        # status.json still says "running" while a run that has its result writes this page.
+        status = self.status.get("status")
+        return str(status if status not in (None, "running") else self.result.get("status") or status or "unknown")
+
+    @property
+    def went_on(self) -> bool:
+        """Whether the run was given more budget after it wrote its result, and has used some of it."""
+        return _number(self.last.get("step"), 0) > _number(self.part("spent").get("steps"), math.inf)
 
 
 def write_report(folder: Path, records: Records | None = None) -> Path:
@@ -114,7 +122,7 @@ def read_metrics(folder: Path) -> Records:
         return []
     kept: Records = []
     limit = math.inf
-    for record in reversed([record for line in lines if (record := _json_object(line)) is not None]):
+    for record in reversed(_json_objects(lines)):
         if "event" in record:
             kept.append(record)
             if record["event"] == "resume":
@@ -173,11 +181,16 @@ def _headline(run: _Run) -> str:
     if "accuracy" in evaluation:
         tiles.append(("Next-token accuracy", _with_error(evaluation, "accuracy", 2, percent=True)))
     if not evaluation and run.validation:
-        tiles.append(("Last validation loss", _fixed(run.validation[-1]["val_loss"], 4)))
-    boxes = "".join(f"<div><dt>{_text(label)}</dt><dd>{_text(value)}</dd></div>" for label, value in tiles)
+        tiles.append(("Last validation loss", _with_error(run.validation[-1], "val_loss", 4)))
+    boxes = "".join(f"<div><dt>{_text(label)}</dt><dd>{_tile(value)}</dd></div>" for label, value in tiles)
     kind = run.outcome if run.outcome in STATUS_WORDS else "unknown"
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in _remarks(run))
     return f'<header class="{kind}"><h1>{_text(run.name)}</h1><dl class="tiles">{boxes}</dl>{notes}</header>'
+
+
+def _tile(value: str) -> str:
+    figure, sign, error = value.partition(" ± ")
+    return f"{_text(figure)} <small>± {_text(error)}</small>" if sign else _text(value)
 
 
 def _remarks(run: _Run) -> list[str]:
@@ -187,6 +200,8 @@ def _remarks(run: _Run) -> list[str]:
         remarks.append(f"Reason: {reason}")
     if not run.result:
         remarks.append("There is no result.json: the run was stopped before its final evaluation, or is still going.")
+    if run.went_on:
+        remarks.append(f"The figures are those of an earlier end; the run went on to step {run.last['step']}.")
     loss = _column(run.points, "loss")
     if len(loss) and not np.isfinite(loss).all():
         bad = np.flatnonzero(~np.isfinite(loss))
@@ -234,13 +249,19 @@ def _shape_line(run: _Run) -> str:
         parts.insert(0, f"{format_count(shape['parameters'])} parameters")
     if _is_number(shape.get("parameters_law")):
         parts.insert(1, f"{format_count(shape['parameters_law'])} as scaling laws count them")
-    law = f" Law: {run.plan['law']}." if run.plan.get("law") else ""
-    return f"<p>{_text('Model: ' + ', '.join(parts) + '.' + law)}</p>"
+    return f"<p>{_text('Model: ' + ', '.join(parts) + '.' + _law_line(run.plan))}</p>"
+
+
+def _law_line(plan: Mapping[str, Any]) -> str:
+    best = _mapping(plan.get("optimum"))
+    sizes = [f"{format_count(best[key])} {key}" for key in ("parameters", "tokens") if _is_number(best.get(key))]
+    optimum = f", whose own optimum is {' and '.join(sizes)}" if sizes else ""
+    return f" Law: {plan['law']}{optimum}." if plan.get("law") else ""
 
 
 def _budget_line(run: _Run) -> str:
     budget, spent = run.part("budget"), run.part("spent")
-    limits = [f"{key} {value:g}" for key, value in budget.items() if _is_number(value)]
+    limits = [f"{key} {value:g}" for key, value in budget.items() if _is_number(value) and value]
     parts = [f"Budget: {', '.join(limits)}"] if limits else []
     if budget.get("counts"):
         parts.append(f"counting {budget['counts']}")
@@ -260,8 +281,8 @@ def _loss_section(run: _Run) -> str:
     if not run.points and not run.validation:
         return _section("Loss", "<p>No training point was logged.</p>")
     pictures = [
-        _picture("Loss against tokens", "tokens", lambda axes: _draw_loss(axes, run, "tokens"), _tick(format_count)),
-        _picture("Loss against budget time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), _tick(_hours)),
+        _picture("Loss against tokens", "tokens", lambda axes: _draw_loss(axes, run, "tokens"), _axis(format_count)),
+        _picture("Loss against budget time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), _time_axis),
     ]
     return _section("Loss", _gallery(pictures))
 
@@ -302,8 +323,8 @@ def _schedule_section(run: _Run) -> str:
         return on
 
     pictures = [
-        _picture("Learning rate against progress", "share of the budget spent", draw("progress"), _tick(_percent)),
-        _picture("Learning rate against step", "step", draw("step"), _tick(format_count)),
+        _picture("Learning rate against progress", "share of the budget spent", draw("progress"), _axis(_percent)),
+        _picture("Learning rate against step", "step", draw("step"), _axis(format_count)),
     ]
     return _section("Schedule that was run", _gallery(pictures))
 
@@ -335,7 +356,7 @@ def _throughput_section(run: _Run) -> str:
         axes.plot(*thin(hours, rate), color=BLUE, alpha=0.3, linewidth=0.8)
         axes.plot(*thin(hours, smooth(rate)), color=BLUE, linewidth=1.6)
         axes.set_ylim(0, 1.15 * float(np.percentile(rate, 99)) or 1)
-        axes.yaxis.set_major_formatter(_tick(format_count))
+        axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
         axes.set_ylabel("tokens/s")
 
     speed, peak = run.part("throughput"), ""
@@ -343,7 +364,7 @@ def _throughput_section(run: _Run) -> str:
         source = speed.get("peak_flops_source", "unknown source")
         sentence = f"Peak of the device: {format_count(speed['peak_flops'])} FLOP/s ({source})."
         peak = f"<p>{_text(sentence)}</p>"
-    picture = _picture("Throughput over time", "time spent", draw, _tick(_hours))
+    picture = _picture("Throughput over time", "time spent", draw, _time_axis)
     return _section("Throughput", f"{_gallery([picture])}{peak}")
 
 
@@ -362,16 +383,18 @@ def _alternatives_section(run: _Run) -> str:
     if not alternatives:
         return ""
     rows = [_alternative({**run.plan, "reason": "chosen"}), *map(_alternative, alternatives)]
-    heads = ("Layers", "Heads", "Width", "Parameters", "Tokens", "Tokens/s", "Why")
+    heads = ("Layers", "Heads", "Width", "Parameters", "Tokens", "Tokens/s", "Loss", "Why")
     source = _mapping(run.plan.get("source"))
     basis = "; ".join(f"{key}: {_value(value)}" for key, value in source.items())
-    note = f"<p>{_text(f'The plan rests on: {basis}.')}</p>" if basis else ""
-    return _section("Alternatives of the plan", _table(heads, rows, first_is_chosen=True) + note)
+    notes = [f"The plan rests on: {basis}."] * bool(basis) + [str(note) for note in _list(run.plan.get("notes"))]
+    below = "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
+    return _section("Alternatives of the plan", _table(heads, rows, "shapes") + below)
 
 
 def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ("n_layer", "n_head", "n_embd", "parameters", "tokens", "tokens_per_second")
-    return (*(_show(shape.get(key), format_count) for key in counts), str(shape.get("reason", "")))
+    worse = f"+{shape['worse']:.2%}" if _is_number(shape.get("worse")) else "–"
+    return (*(_show(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
 
 
 def _samples_section(run: _Run) -> str:
@@ -387,7 +410,8 @@ def _continuation(sample: Mapping[str, Any]) -> str:
 
 def _events_section(run: _Run) -> str:
     items = []
-    for event in run.events:
+    # Every run opens with a resume at step 0; only those that took something back or went on are news.
+    for event in run.events[1:] if run.events and run.events[0].get("step") == 0 else run.events:
         known = {"resume": f"resumed at step {event.get('step')}", "note": event.get("text", "")}
         items.append(f"<li>{_text(known.get(str(event['event']), json.dumps(event)))}</li>")
     return _section("Events", f"<ul>{''.join(items)}</ul>") if items else ""
@@ -401,7 +425,7 @@ def _config_section(run: _Run) -> str:
 
 def _environment_section(run: _Run) -> str:
     rows = [(key, _value(value)) for part in ("data", "environment") for key, value in run.part(part).items()]
-    return _section("Data and environment", _table(("", ""), rows)) if rows else ""
+    return _section("Data and environment", _table(("", ""), rows, "facts")) if rows else ""
 
 
 # Curves.
@@ -417,11 +441,16 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndar
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
-    """A centred moving average over 2 x SMOOTHING of the run; the window shrinks towards both ends."""
+    """A moving average over 2 x SMOOTHING of the run.
+
+    The window grows from nothing, so that the steep beginning stays steep, and is cut off at the end, where the loss is
+    flat and its last noisy point must not look like a turn.
+    """
     index = np.arange(len(y))
-    half = np.minimum.reduce([index, index[::-1], np.full(len(y), max(1, int(SMOOTHING * len(y))))])
+    left = np.minimum(index, max(1, int(SMOOTHING * len(y))))
+    right = np.minimum(left, index[::-1])
     sums = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
-    return (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
+    return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
 
 
 def _extremes(y: np.ndarray) -> tuple[int, ...]:
@@ -447,21 +476,21 @@ def _median(records: Records, key: str) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
-def _picture(title: str, xlabel: str, draw: Callable[[Axes], None], x_ticks: Any) -> str:
+def _picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callable[[Axes], None]) -> str:
     """One chart as an inline SVG with its text as text, in the colours of the page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({**_RC, "svg.hashsalt": title}):
-        figure = Figure(figsize=FIGURE_INCHES, layout="tight")
+        figure = Figure(figsize=FIGURE_INCHES)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.grid(alpha=0.18)
         axes.set_xlabel(xlabel)
         draw(axes)
-        axes.xaxis.set_major_formatter(x_ticks)
         axes.margins(x=0.02)
+        ticks(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
     return f"<figure><figcaption>{_text(title)}</figcaption>{_inline(buffer.getvalue(), title)}</figure>"
@@ -478,15 +507,36 @@ def _inline(svg: str, title: str) -> str:
     return svg.replace(INK, "currentColor")
 
 
-def _tick(format_value: Callable[[float], str]) -> Any:
-    from matplotlib.ticker import FuncFormatter
+def _axis(format_value: Callable[[float], str]) -> Callable[[Axes], None]:
+    def set_up(axes: Axes) -> None:
+        axes.locator_params(axis="x", nbins=6)
+        axes.xaxis.set_major_formatter(lambda value, _: format_value(value))
 
-    return FuncFormatter(lambda value, _: format_value(value))
+    return set_up
+
+
+def _time_axis(axes: Axes) -> None:
+    """Hours as a clock counts them: ticks at whole seconds, minutes or hours."""
+    from matplotlib.ticker import MultipleLocator
+
+    low, high = axes.get_xlim()
+    step = next((step for step in TIME_STEPS_S if (high - low) * 3600 / step <= 6), 24 * 3600 * math.ceil(high / 144))
+    axes.xaxis.set_major_locator(MultipleLocator(step / 3600))
+    axes.xaxis.set_major_formatter(lambda hours, _: _tick_time(hours))
+
+
+def _tick_time(hours: float) -> str:
+    return re.sub(r"(?<=[mhd])00[smh]$|\.0(?= s)", "", format_seconds(round(hours * 3600, 3) + 0.0))
 
 
 _SVG_METADATA = ("Date", "Creator", "Format", "Type")
 _RC: Any = {
     "svg.fonttype": "none",
+    # Fixed margins: fitting them to the labels would draw each picture twice.
+    "figure.subplot.left": 0.135,
+    "figure.subplot.right": 0.965,
+    "figure.subplot.bottom": 0.175,
+    "figure.subplot.top": 0.965,
     "font.family": "sans-serif",
     "font.size": 10,
     "legend.frameon": False,
@@ -557,10 +607,6 @@ def _percent(share: float) -> str:
     return f"{share * 100:.3g} %"
 
 
-def _fixed(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if _is_number(value) else str(value)
-
-
 class _Html(str):
     """Text that is markup already."""
 
@@ -573,12 +619,10 @@ def _cell(value: object, tag: str = "td") -> str:
     return f"<{tag}>{value if isinstance(value, _Html) else _text(value)}</{tag}>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], first_is_chosen: bool = False) -> str:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "figures") -> str:
     head = f"<thead><tr>{''.join(_cell(h, 'th') for h in heads)}</tr></thead>" if any(heads) else ""
     lines = [f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows]
-    if first_is_chosen:
-        lines[0] = lines[0].replace("<tr>", '<tr class="chosen">', 1)
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _section(title: str, body: str) -> str:
@@ -609,6 +653,16 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def _json_objects(lines: list[bytes]) -> Records:
+    if lines and not lines[-1].endswith(b"}"):
+        lines = lines[:-1]
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")  # twice as fast as line by line
+    except ValueError:
+        values = [_json_object(line) for line in lines]
+    return [value for value in values if isinstance(value, dict)]
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -660,18 +714,20 @@ header.finished { border-color: #16a34a; }
 header.stopped, header.running { border-color: #eab308; }
 header.diverged, header.failed { border-color: #dc2626; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 8px; margin: 0 0 8px; }
-.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; }
+.tiles div { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 8px 10px; }
 dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; font-size: 1.05rem; font-weight: 600; overflow-wrap: anywhere; }
+dd { margin: 0; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
 .note { color: var(--soft); font-size: .9rem; margin: 4px 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; font-size: .85rem; }
-th:first-child, td:first-child { text-align: left; }
-td:last-child:not(:nth-child(-n+4)) { text-align: left; }
-.chosen td { font-weight: 600; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
+th:first-child, td:first-child, .shapes :last-child, .facts td { text-align: left; }
+.shapes td:last-child { min-width: 13rem; }
+.shapes tbody tr:first-child { font-weight: 600; }
+.facts td { overflow-wrap: anywhere; }
+.facts td:first-child { color: var(--soft); overflow-wrap: normal; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 figure { margin: 0; max-width: 640px; }
 figcaption { color: var(--soft); font-size: .85rem; }
 svg, img { width: 100%; max-width: 100%; height: auto; display: block; }
@@ -681,6 +737,11 @@ blockquote { margin: 8px 0; padding: 8px 12px; background: var(--card); border-r
   overflow-wrap: anywhere; }
 pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; }
+small { color: var(--soft); font-weight: 400; font-size: .8rem; white-space: nowrap; }
+@media (max-width: 600px) {
+  table { font-size: .9rem; }
+  th, td { padding-right: 10px; }
+}
 """
 
 

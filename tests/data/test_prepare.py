@@ -51,7 +51,7 @@ def naive(paths: list[str], tokenizer: Any, fraction: float) -> dict[str, list[i
     for text in paths:
         if text not in seen:
             seen.add(text)
-            out[split_of(digest_of(text), fraction)] += [*tokenizer.encode(text).tolist(), tokenizer.eot]
+            out[split_of(digest_of(text.encode()), fraction)] += [*tokenizer.encode(text).tolist(), tokenizer.eot]
     return out
 
 
@@ -341,7 +341,7 @@ def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path) -> None:
     source = module.make_source(DataSpec(source="text", path=str(path), tokenizer="bytes"))
     sampled = list(sample_texts(source, source.parts(), 0.3))
     assert sampled == list(sample_texts(source, source.parts(), 0.3))
-    assert sampled == [t for t in texts(300) if split_of(digest_of(t), 0.3) == "train"]
+    assert sampled == [t for t in texts(300) if split_of(digest_of(t.encode()), 0.3) == "train"]
 
 
 def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,132 @@
+"""Faults of the machine in the middle of a run: a full disk, a read-only folder, a lost ledger, a damaged checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import command, folder_of, train
+
+
+def mounted(folder: Path, options: str) -> None:
+    folder.mkdir(exist_ok=True)
+    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
+    if answer.returncode:
+        pytest.skip("mounting a small file system needs root")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def test_a_disk_too_small_is_refused_before_training(place: Path, disk: Path) -> None:
+    mounted(disk, "size=1m")
+    answer = train(place, "budget.steps=10", f"output_dir={disk}", name="small", status=2)
+    assert answer.stderr.count("\n") == 1
+    assert "MB free" in answer.stderr
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> None:
+    """Filled by somebody else after the first checkpoint: the run says so, and goes on once there is space again."""
+    mounted(disk, "size=8m")
+    arguments = ("budget.steps=2000", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    process = subprocess.Popen(
+        command(place, *arguments, name="full"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(disk.glob("full-*/checkpoint/step-0000001*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
+        while handle.write(b"\0" * 4096):
+            pass
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 1, output + error
+    assert "Traceback" not in error
+    assert "could not be written" in error
+    assert "no checkpoint at step" in output
+    ballast.unlink()
+    train(place, *arguments, name="full")
+    result = json.loads(next(disk.glob("full-*/result.json")).read_text())
+    assert (result["status"], result["spent"]["steps"]) == ("finished", 2000)
+
+
+def test_a_read_only_output_folder_is_one_line(place: Path, disk: Path) -> None:
+    mounted(disk, "size=1m,ro")
+    answer = train(place, "budget.steps=10", f"output_dir={disk}", name="readonly", status=2)
+    assert answer.stderr.count("\n") == 1
+    assert "cannot be written" in answer.stderr
+
+
+def stopped_run(place: Path, name: str, *arguments: str) -> Path:
+    """A run that was stopped half-way."""
+    process = subprocess.Popen(command(place, *arguments, name=name), cwd=place, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = list((place / "outputs").glob(f"{name}-*/metrics.jsonl"))
+        if found and found[0].read_text().count('"loss"') > 50:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    return folder_of(place, name)
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"ledger_s": {"setup": 0}}'])
+def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) -> None:
+    """The checkpoint holds the accounts as well."""
+    name = f"ledger{len(damage)}"
+    folder = stopped_run(place, name, "budget.hours=0.005")
+    before = sum(json.loads((folder / "ledger.json").read_text())["ledger_s"].values())
+    (folder / "ledger.json").write_text(damage)
+    train(place, "budget.hours=0.005", name=name)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["spent"]["hours"] * 3600 > before + 1
+    assert result["spent"]["hours"] < 0.005 * 1.1
+
+
+def test_a_damaged_checkpoint_costs_one_interval_and_one_line(place: Path) -> None:
+    arguments = ("budget.steps=3000", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    folder = stopped_run(place, "damaged", *arguments)
+    newest = sorted(folder.glob("checkpoint/step-*"))[-1]
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 255
+    (newest / "model.safetensors").write_bytes(content)
+    answer = train(place, *arguments, name="damaged")
+    assert answer.stdout.count("is damaged") == 1
+    assert "resuming at step" in answer.stdout
+
+
+def test_a_shard_with_a_flipped_byte_is_one_line(place: Path, tmp_path: Path) -> None:
+    arguments = ("budget.steps=5", f"data.cache_dir={tmp_path}")
+    train(place, *arguments, name="flipped")
+    shard = next(tmp_path.glob("*/train-*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    answer = train(place, *arguments, "seed=2", name="flipped2", status=2)
+    assert answer.stderr.count("\n") == 1
+    assert shard.name in answer.stderr
+
+
+def test_no_folder_is_shared_by_two_live_runs(place: Path) -> None:
+    process = subprocess.Popen(command(place, "budget.steps=100000", name="two"), cwd=place, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not list((place / "outputs").glob("two-*/status.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    answer = train(place, "budget.steps=100000", name="two", status=2)
+    assert f"in use by process {process.pid} on {os.uname().nodename}" in answer.stderr
+    process.kill()
+    process.wait()
