@@ -1,0 +1,33 @@
+"""Put the outcome of a `make train` into bench/results/make_train.json and into the README.
+
+    make train NAME=first && .venv/bin/python -m bench.first_result outputs/first-*
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- make train: begin -->", "<!-- make train: end -->"
+
+
+def main(folder: str) -> None:
+    run = Path(folder)
+    result = json.loads((run / "result.json").read_text())
+    log = (run / "log.txt").read_text()
+    content = {"how": "make train", "result": result, "plan": json.loads((run / "plan.json").read_text())}
+    (ROOT / "bench" / "results" / "make_train.json").write_text(json.dumps(content, indent=1) + "\n")
+    plan = log[log.index("Plan\n") : log.index("Also considered")]
+    ending = log[log.index("Plan against outcome") :]
+    samples = [line[:110] + "..." if len(line) > 113 else line for line in ending.splitlines()]
+    shown = f"{BEGIN}\n```text\n{plan}...\n" + "\n".join(samples).rstrip() + f"\n```\n{END}"
+    readme = ROOT / "README.md"
+    text = re.sub(f"{BEGIN}.*?{END}", lambda match: shown, readme.read_text(), flags=re.DOTALL)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,73 @@
+"""Every command of the README runs, and every number in it is the one in the file that it names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY, folder_of, train
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+MAKE = [command for command in COMMANDS if command.startswith("make ")]
+PYTHON = [command for command in COMMANDS if command.startswith("python ")]
+
+
+def test_the_readme_has_only_commands_that_are_run_here() -> None:
+    assert set(COMMANDS) == set(MAKE) | set(PYTHON)
+    assert len(PYTHON) > 8
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_targets_exist(command: str) -> None:
+    """`make test` is what runs this; `make train` is what made the README's output; the recipes are looked at."""
+    words = shlex.split(command)
+    answer = subprocess.run(["make", "--dry-run", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_make_help_lists_every_target() -> None:
+    answer = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT)
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert len(targets) > 8
+    assert all(f"  {target} " in answer.stdout for target in targets)
+
+
+@pytest.mark.parametrize("command", PYTHON)
+def test_python_commands_run(command: str, place: Path) -> None:
+    """As they stand; trainings are made small by knobs added behind."""
+    if not list((place / "outputs").glob("readme-*")):
+        train(place, "budget.steps=20", name="readme")
+    words = [word.replace("outputs/NAME", str(folder_of(place, "readme"))) for word in shlex.split(command)]
+    script, arguments = words[1], words[2:]
+    if script == "train.py":
+        arguments = [word for word in arguments if not word.startswith("budget.hours")]
+        kept = {word.split("=")[0] for word in arguments}
+        small = [word for word in TINY if word.split("=")[0] not in kept]
+        arguments += [*small, f"data.path={place / 'texts'}", "budget.steps=3"]
+        arguments = list({word.split("=")[0] if "=" in word else word: word for word in arguments}.values())
+    arguments = [word.replace("README.md", str(ROOT / "README.md")) for word in arguments]
+    arguments = [str(ROOT / "sweeps") if word == "sweeps" else word for word in arguments]
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=place, timeout=120
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_the_first_result_is_the_one_on_file() -> None:
+    """The console output in the README against bench/results/make_train.json."""
+    kept = json.loads((ROOT / "bench/results/make_train.json").read_text())
+    shown = README.split("<!-- make train: begin -->")[1].split("<!-- make train: end -->")[0]
+    figures = kept["result"]["eval"]
+    assert f"validation loss  {figures['loss']:.4f}" in shown
+    assert f"perplexity       {figures['perplexity']:.2f}" in shown
+    assert f"bits per byte    {figures['bits_per_byte']:.4f}" in shown
+    assert f"accuracy         {figures['accuracy']:.2%}" in shown
+    assert kept["how"] == "make train"
