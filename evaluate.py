@@ -49,7 +49,7 @@ def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
     if config.data.path is None:
         raise UserError("data.path is missing; give a file, folder or glob of text, e.g. data.path=my.jsonl.zst")
     tokens, source_ids, sources = read_tokens(config, finished.tokenizer)
-    windows = EvalRange.from_tokens(tokens, source_ids, sources, block_size)
+    windows = EvalRange.from_tokens(tokens, source_ids, sources, block_size, eot=finished.tokenizer.eot)
     figures = evaluate(
         finished.model,
         windows,

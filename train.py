@@ -216,7 +216,7 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     limits = session.clock.limits
     probe_s = probe_seconds(limits)
     spent = session.clock.counted_s()
-    ending = 3.0 + 0.02 * (limits.seconds or 0.0)  # final evaluation, saving and report, before they were measured
+    ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
     overhead_s = spent + probe_s + min(60.0, ending)
     plan = plan_here(session.config, corpus.tokenizer.n_vocab, machine, overhead_s, probe_s, session.console.say)
     plan = replace(plan, epochs=plan.tokens / corpus.train.n_tokens)

@@ -1,6 +1,6 @@
 """Put the outcome of a `make train` into bench/results/make_train.json and into the README.
 
-    make train NAME=first && .venv/bin/python -m bench.first_result outputs/first-*
+make train NAME=first && .venv/bin/python -m bench.first_result outputs/first-*
 """
 
 from __future__ import annotations

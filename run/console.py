@@ -122,7 +122,7 @@ def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
     done = round(bar * share)
     line = Text(f"{head}  ", style="bold", no_wrap=True, overflow="crop", end="")
     line.append("━" * done, style="not bold green").append("━" * (bar - done), style="not bold bright_black")
-    line.append("  ".join([percent, *tail]), style="not bold")
+    line.append("  ".join([f" {percent}", *tail]), style="not bold")
     line.truncate(width)
     return line
 

@@ -152,8 +152,17 @@ def test_bar_never_passes_the_width(width: int) -> None:
     for phase in ("train", "final evaluation"):
         line = bar_status(Status(**{**vars(FULL), "phase": phase, "budget_left_s": 90 * 3600}), width)
         assert len(line.plain) <= width
-        assert "MFU" not in bar_status(FULL, 50).plain
-        assert "left" in bar_status(FULL, 50).plain
+
+
+def test_bar_drops_whole_figures_the_least_needed_first() -> None:
+    tails = [re.split(r"━+", bar_status(FULL, width).plain)[-1].strip() for width in (70, 60, 50, 35, 20)]
+    assert tails == [
+        "34 %  left 1m52s  eta 1m58s  loss 4.812  24.3k tok/s",
+        "34 %  left 1m52s  eta 1m58s  loss 4.812",
+        "34 %  left 1m52s  eta 1m58s",
+        "34 %  left 1m52s",
+        "34 %",
+    ]
 
 
 def test_terminal_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

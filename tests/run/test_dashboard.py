@@ -273,7 +273,7 @@ def test_init_that_raises(
     dashboard.log(point(1))
     dashboard.finish()
     assert len(warnings) == 1
-    assert "no dashboard" in warnings[0]
+    assert f"no dashboard for this run: {error};" in warnings[0]
     assert fake.logged == []
 
 

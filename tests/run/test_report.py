@@ -365,16 +365,19 @@ def render_folder(folder: Path) -> str:
 def test_report_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path, training(5))
     before = write_report(folder).read_text()
+    (folder / "opened earlier").hardlink_to(folder / "report.html")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
     (folder / "config.yaml").write_text("changed: true")
-    with pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("os.fsync", full)
         write_report(folder)
     assert (folder / "report.html").read_text() == before
     assert not list(folder.glob(".report*"))
+    assert "changed: true" in write_report(folder).read_text()
+    assert (folder / "opened earlier").read_text() == before
 
 
 def test_given_records_are_used(tmp_path: Path) -> None:
