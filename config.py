@@ -95,7 +95,7 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    name: str = knob("adamw", "adamw")
+    name: str = knob("adamw", "optimizer: adamw")
     learning_rate: float | None = knob(None, "peak learning rate; null: planned")
     weight_decay: float = knob(0.1, "decoupled weight decay, on matrices only")
     beta1: float = knob(0.9, "decay of the first moment")

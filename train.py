@@ -133,7 +133,6 @@ def supervise(session: Session) -> None:
         session.console.say(f"stopped by {stop.name}; type the same command to go on with the budget that is left")
         sys.exit(stop.exit_status)
     except Diverged as error:
-        set_status(session, "diverged", str(error))
         raise MachineError(f"diverged: {error}; lower optim.learning_rate, then fresh=true") from None
     except UserError as error:
         set_status(session, "failed", str(error))
@@ -174,12 +173,14 @@ def train(session: Session) -> None:
     try:
         stopped_by = fit(session, trainer)
         finish(session, trainer, stopped_by)
-    except Interrupted:
+    except Interrupted as stop:
         with session.signals.deferred():
             save(session, trainer, final=False)
-        write_report_of(session)
+            set_status(session, "stopped", stop.name)
+            write_report_of(session)
         raise
-    except Diverged:
+    except Diverged as error:
+        set_status(session, "diverged", str(error))
         record(session, trainer, "diverged", "diverged", None)
         write_report_of(session)
         raise
