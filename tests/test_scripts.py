@@ -161,8 +161,8 @@ def test_plan_for_a_device_imports_no_torch() -> None:
 def test_a_sweep_is_one_file_and_one_command(place: Path) -> None:
     """Three seeds, three runs with a budget each, three different models."""
     arguments = ["-cd", str(ROOT / "sweeps"), "-cn", "seeds", *TINY, f"data.path={place / 'texts'}", "budget.steps=5"]
-    script("train", *arguments, cwd=place)
-    runs = sorted((place / "outputs").glob("seeds-*/result.json"))
+    script("train", *arguments, "name=swept", cwd=place)
+    runs = sorted((place / "outputs").glob("swept-*/result.json"))
     losses = [json.loads(path.read_text())["eval"]["loss"] for path in runs]
     assert len(set(np.round(losses, 6))) == 3
 
