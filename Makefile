@@ -81,7 +81,7 @@ format: $(DEV)  ## let ruff format and mend
 	@$(PY) -m ruff format .
 
 bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FILE-OR-FOLDER
-	@$(PY) bench/prepare.py $(CORPUS)
+	@$(PY) -m bench.prepare $(CORPUS)
 
 lock:  ## write the locks anew from requirements*.in, in a throw-away environment
 	@for set in requirements requirements-dev; do \

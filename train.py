@@ -302,7 +302,7 @@ def resume(session: Session, trainer: Trainer) -> None:
     restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
     trainer.state, clock.progress = found.state, found.state.progress
     if sum(found.ledger.values()) > clock.earlier_s:  # the ledger on disk was lost or damaged; the checkpoint's counts
-        clock.carry({name: spent - clock.ledger[name] for name, spent in found.ledger.items()}, clean=False)
+        clock.carry(found.ledger, clean=False)
     limit_s = clock.limits.seconds
     if limit_s is not None and found.state.limit_s and limit_s != found.state.limit_s:
         clock.progress *= found.state.limit_s / limit_s  # what was all of the old budget is a share of the new one

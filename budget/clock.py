@@ -126,6 +126,8 @@ class BudgetClock:
 
     def __post_init__(self) -> None:
         self.pace = Pace()
+        self._carried = dict.fromkeys(ACCOUNTS, 0.0)
+        self._gap_s = 0.0
         self._account = "setup"
         self._since = self.started
         self._lock = threading.Lock()
@@ -168,10 +170,14 @@ class BudgetClock:
     def carry(self, ledger: dict[str, float], clean: bool) -> None:
         """Add what earlier processes of this run spent. After a kill nobody knows when the last process died: at most
         one heartbeat after its last ledger, so that much is charged as idle."""
-        for account in ACCOUNTS:
-            self.ledger[account] += ledger.get(account, 0.0)
-        self.ledger["idle"] += 0.0 if clean else HEARTBEAT_S
-        self.earlier_s = sum(ledger.get(account, 0.0) for account in ACCOUNTS) + (0.0 if clean else HEARTBEAT_S)
+        for account in ACCOUNTS:  # a second, fuller account of the same past replaces the first
+            more = max(0.0, ledger.get(account, 0.0) - self._carried[account])
+            self._carried[account] += more
+            self.ledger[account] += more
+        if not clean and not self._gap_s:
+            self._gap_s = HEARTBEAT_S
+            self.ledger["idle"] += HEARTBEAT_S
+        self.earlier_s = sum(self._carried.values()) + self._gap_s
 
     # -- what is left --------------------------------------------------------------------------------------------
 

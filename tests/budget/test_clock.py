@@ -154,6 +154,16 @@ def test_a_resumed_run_has_what_was_left() -> None:
     assert second.spent_s() <= 100
 
 
+def test_a_checkpoints_accounts_fill_in_for_a_lost_ledger_without_counting_twice() -> None:
+    """This process's own seconds stay on top, and what the ledger knew already is not added again."""
+    clock, hand = make(Limits(hours=1))
+    hand.time += 5
+    clock.carry({"setup": 3.0}, clean=False)
+    clock.carry({"setup": 4.0, "train": 20.0}, clean=False)
+    assert clock.earlier_s == 24 + HEARTBEAT_S
+    assert clock.spent_s() == 5 + 24 + HEARTBEAT_S
+
+
 def test_a_stall_is_idle_not_training() -> None:
     clock, hand = make(Limits(hours=1))
     for _ in range(10):
