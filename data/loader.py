@@ -7,6 +7,7 @@ was evaluated in between.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +19,9 @@ from errors import UserError
 # small here (a few bits for a small corpus), hence some more.
 ROUNDS = 8
 HASH_TOKENS = 1 << 20
+# Tokens in a row of an evaluation: at least a usual context, and many of them in the few hundred thousand that are
+# evaluated. Not the block size, so that models of different block sizes are scored on the same tokens.
+STRETCH = 2048
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -97,10 +101,12 @@ class Loader:
 
 
 class EvalRange:
-    """The first tokens of a split, in order, in windows; every token is predicted exactly once.
+    """Tokens spread evenly over a split, in windows; each of them is predicted exactly once.
 
-    A token's context is what came before it in its window, end-of-text for the very first: so the first word of the
-    first document counts as well, and the bytes of the text are the bytes of the predicted tokens.
+    They are stretches of STRETCH tokens in a row with equal gaps between, strung together: a split is often ordered by
+    source, so that its first tokens alone would speak for one source. A token's context is what came before it in its
+    window, end-of-text for the very first: so the first word of the first document counts as well, and the bytes of
+    the text are the bytes of the predicted tokens.
 
     Attributes:
         n_tokens: Predicted tokens.
@@ -140,40 +146,46 @@ class EvalRange:
         After the end of the range, inputs are end-of-text, targets and sources -1.
         """
         shape = (j - i, self._block_size)
-        start, stop = i * self._block_size, min(j * self._block_size, self.n_tokens)
-        before = [self._eot] if start == 0 else self._tokens(start - 1, start)
-        tokens = np.concatenate([before, self._tokens(start, stop)])
-        x = np.full(shape[0] * shape[1], self._eot, dtype=np.int64)
+        positions = self._positions(i * self._block_size, min(j * self._block_size, self.n_tokens))
+        x = np.full(shape, self._eot, dtype=np.int64)
         y, sources = np.full_like(x, -1), np.full_like(x, -1)
-        x[: stop - start], y[: stop - start] = tokens[:-1], tokens[1:]
-        sources[: stop - start] = self._sources(start, stop)
-        return x.reshape(shape), y.reshape(shape), sources.reshape(shape)
+        n = len(positions)
+        first = int(i == 0)  # nothing stands before the split's first token
+        x.flat[first:n] = self._tokens(positions[first:] - 1)
+        y.flat[:n], sources.flat[:n] = self._tokens(positions), self._sources(positions)
+        return x, y, sources
 
-    def _stretches(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(shard, first, last) of what tokens start to stop-1 of the split are in its shards."""
-        out = []
-        for number, end in enumerate(self._ends):
-            first = int(end) - len(self._split.shards[number])
-            if start < end and stop > first:
-                out.append((number, max(start, first) - first, min(stop, int(end)) - first))
+    def _positions(self, start: int, stop: int) -> np.ndarray:
+        """Where in the split tokens start to stop-1 of the range are."""
+        index = np.arange(start, stop, dtype=np.int64)
+        gaps = max(1, -(-self.n_tokens // STRETCH) - 1)
+        return index + (self._split.n_tokens - self.n_tokens) * (index // STRETCH) // gaps
+
+    def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard that holds some of `positions`: its number, which ones, and where in it they are."""
+        owner = np.searchsorted(self._ends, positions, side="right")
+        for number in np.unique(owner):
+            here = np.flatnonzero(owner == number)
+            yield int(number), here, positions[here] - (self._ends[number] - len(self._split.shards[number]))
+
+    def _tokens(self, positions: np.ndarray) -> np.ndarray:
+        out = np.empty(len(positions), dtype=np.int64)
+        for number, here, within in self._by_shard(positions):
+            out[here] = self._split.shards[number][within]
         return out
 
-    def _tokens(self, start: int, stop: int) -> np.ndarray:
-        pieces = [self._split.shards[number][a:b] for number, a, b in self._stretches(start, stop)]
-        return np.concatenate(pieces).astype(np.int64) if pieces else np.zeros(0, dtype=np.int64)
-
-    def _sources(self, start: int, stop: int) -> np.ndarray:
-        pieces = []
-        for number, a, b in self._stretches(start, stop):
-            document = np.searchsorted(self._split.starts[number], np.arange(a, b), side="right") - 1
-            pieces.append(self._split.source_ids[number][document])
-        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+    def _sources(self, positions: np.ndarray) -> np.ndarray:
+        out = np.empty(len(positions), dtype=np.int64)
+        for number, here, within in self._by_shard(positions):
+            document = np.searchsorted(self._split.starts[number], within, side="right") - 1
+            out[here] = self._split.source_ids[number][document]
+        return out
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash over the predicted tokens, whatever their dtype and the block size."""
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, self.n_tokens, HASH_TOKENS):
-            stop = min(start + HASH_TOKENS, self.n_tokens)
-            digest.update(self._tokens(start, stop).astype("<u4").tobytes())
+            positions = self._positions(start, min(start + HASH_TOKENS, self.n_tokens))
+            digest.update(self._tokens(positions).astype("<u4").tobytes())
         return digest.hexdigest()

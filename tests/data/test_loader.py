@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.loader import EvalRange, Loader, permuted
+from data.loader import STRETCH, EvalRange, Loader, permuted
 from data.shards import Split, open_corpus
 from tests.data.helpers import make, refused, texts, write_jsonl
 
@@ -110,6 +110,22 @@ def test_evaluation_predicts_each_token_once_in_order(sizes: list[int], limit: i
     ]
     for single, together in zip(one_by_one, (x, y, sources), strict=True):
         assert (single == together).all()
+
+
+@pytest.mark.parametrize("block", [48, 64, 5000])
+def test_a_limited_evaluation_is_spread_evenly_over_the_split(block: int) -> None:
+    split = split_of_sizes([30_000, 1, 30_000, 40_000])  # sources a, b, a, b
+    found = EvalRange(split, block, 5 * STRETCH + 100)
+    assert found.n_tokens == 5 * STRETCH + 100
+    x, y, sources = (each.ravel()[: found.n_tokens] for each in found.windows(0, found.n_windows))
+    starts = [int(y[i]) for i in range(0, found.n_tokens, STRETCH)]
+    assert starts[0] == 0
+    assert y[-1] == split.n_tokens - 1
+    assert np.ptp(np.diff(starts)) <= 1
+    assert y.tolist() == [i for start in starts for i in range(start, start + STRETCH)][: found.n_tokens]
+    assert (x[1:] == y[1:] - 1).all()
+    assert sources.tolist() == [int(i == 30_000 or i >= 60_001) for i in y]
+    assert found.fingerprint == EvalRange(split, 128, 5 * STRETCH + 100).fingerprint
 
 
 def test_evaluation_fingerprint_is_of_the_tokens_alone() -> None:
