@@ -1,4 +1,4 @@
-"""Every knob of stint: one dataclass tree, registered with Hydra, so that a typo or a wrong type dies at once.
+"""Every knob of stint: one dataclass tree, so that a typo or a wrong type dies at once.
 
 A knob's comment (its `help`) gives its unit and meaning and is what `--help` prints. null means: chosen by the plan or
 by the device. The groups under conf/ only hold named choices of these knobs. Configuration stops at the entry scripts:
@@ -8,17 +8,13 @@ the packages receive plain values or small frozen dataclasses.
 from __future__ import annotations
 
 import difflib
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from budget.devices import BY_NAME
 from budget.laws import LAWS
-from errors import MachineError, UserError
 from model.schedule import mistakes as schedule_mistakes
 from model.shape import Shape
 
@@ -287,7 +283,7 @@ def mistakes(config: Any) -> list[str]:
             continue
         if name in ALLOWED and value not in ALLOWED[name]:
             found.append(
-                f"{name}={value} is not known; allowed: {', '.join(ALLOWED[name])}{_closest(value, ALLOWED[name])}"
+                f"{name}={value} is not known; allowed: {', '.join(ALLOWED[name])}{closest(value, ALLOWED[name])}"
             )
         if name in RANGES:
             low, high, with_low, with_high = RANGES[name]
@@ -325,7 +321,7 @@ def _run_mistakes(config: Config) -> list[str]:
     device = config.device.name
     if device not in ("auto", "cpu", "mps") and not device.startswith("cuda") and device not in BY_NAME:
         known = ("auto", "cpu", "cuda", "mps", *BY_NAME)
-        found.append(f"device={device} is not known; allowed: {', '.join(known)}{_closest(device, known)}")
+        found.append(f"device={device} is not known; allowed: {', '.join(known)}{closest(device, known)}")
     schedule = config.schedule
     found += schedule_mistakes(schedule.shape, schedule.warmup, schedule.floor, schedule.decay)
     return found + template(config).mistakes()
@@ -347,183 +343,7 @@ def template(config: Config) -> Shape:
     return Shape(**{**values, **open_sizes})
 
 
-def as_yaml(config: Any) -> str:
-    """The resolved configuration as YAML, with the names of the command line."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def _closest(value: Any, allowed: Any) -> str:
+def closest(value: Any, allowed: Any) -> str:
+    """The end of an error message: "; did you mean X?" where one of `allowed` is like `value`, else nothing."""
     near = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-# -- the command line --------------------------------------------------------------------------------------------------
-
-
-def launch(task: Callable[[Any], None], script: str) -> None:
-    """Run `task(config)` under Hydra with the knobs of `script` (a key of SCRIPTS) from the command line.
-
-    Mistakes of the user's end with status 2, faults of the machine with status 1, each in one line on standard error.
-    """
-    if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
-        print(help_text(script))
-        return
-    # Before torch is loaded: OpenMP threads that spin for long while they wait make a step up to ten times slower as
-    # soon as anything else runs on the machine; sleeping at once costs an idle machine a third. 3000 turns (about 10
-    # microseconds) are good at both. Only GNU's runtime, torch's on Linux, reads this.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    with reported():
-        _launch(task, script)
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """Turn the two kinds of failure into one line each on standard error and their exit status."""
-    try:
-        yield
-    except UserError as error:
-        for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except MachineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `| head` closed our standard output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-
-
-def _launch(task: Callable[[Any], None], script: str) -> None:
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    store = ConfigStore.instance()
-    for name, schema in SCRIPTS.items():
-        store.store(name=f"{name}_schema", node=schema)
-    for device in BY_NAME:
-        store.store(group="device", name=device, node={"name": device})
-
-    def job(composed: DictConfig) -> None:
-        config = OmegaConf.to_object(composed)
-        with reported():  # inside Hydra, which would put a report of its own around any exception
-            if wrong := mistakes(config):
-                raise UserError(*wrong)
-            task(config)
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
-    check_command_line(script)
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
-
-
-def check_command_line(script: str) -> None:
-    """Refuse every override that names no knob or has the wrong type, all of them together with the impossible values
-    of the others, before Hydra stops at the first."""
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    arguments = get_args_parser().parse_args()
-    parser, good, wrong = OverridesParser.create(), [], []
-    for text in arguments.overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            wrong.append(f"{text!r} is not KEY=VALUE; quote values with special signs, e.g. 'data.path=\"a=b.txt\"'")
-            continue
-        key = str(override.key_or_group)
-        if key.startswith("hydra"):
-            continue
-        problem = _override_mistake(SCRIPTS[script], text, override, key)
-        if problem:
-            wrong.append(problem)
-        else:
-            good.append(text)
-    if wrong and arguments.config_name is None and arguments.config_dir is None:
-        raise UserError(*wrong, *_mistakes_of(script, good))
-    if wrong:
-        raise UserError(*wrong)
-
-
-def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
-    """The impossible values among overrides that are well-formed, so that one run of the command shows them all."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return mistakes(OmegaConf.to_object(compose(script, overrides)))
-    except (HydraException, OmegaConfBaseException):
-        return []
-
-
-def _override_mistake(schema: type, text: str, override: Any, key: str) -> str | None:
-    """What is wrong with one override, or None."""
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    names_ = {name: help_text for name, help_text, _ in leaves(schema)}
-    values = list(override.value().list) if override.is_choice_sweep() else [override.value()]
-    if override.is_add() or override.is_delete() or override.is_force_add():
-        return f"{text!r} adds or removes a knob; every knob is there already: write {key}=VALUE"
-    if key in groups and key not in names_:
-        options = group_options(key)
-        unknown = [value for value in values if str(value) not in options]
-        if unknown:
-            return f"{key}={unknown[0]} is not known; allowed: {', '.join(options)}{_closest(unknown[0], options)}"
-        return None
-    if key not in names_:
-        near = difflib.get_close_matches(key, names_, n=1) or [n for n in names_ if n.endswith(f".{key}")]
-        return f"{key} is no knob{f'; did you mean {near[0]}?' if near else ''}; `--help` lists them all"
-    for value in values:
-        if not _fits(schema, key, value):
-            return f"{key}={value} has the wrong type; it is: {names_[key]}"
-    return None
-
-
-def _fits(schema: type, key: str, value: Any) -> bool:
-    from hydra.core.override_parser.types import QuotedString
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    plain = value.text if isinstance(value, QuotedString) else value
-    if isinstance(plain, list):
-        plain = [entry.text if isinstance(entry, QuotedString) else entry for entry in plain]
-    if isinstance(plain, str) and "${" in plain:
-        return True  # an interpolation; Hydra resolves and checks it
-    try:
-        OmegaConf.update(OmegaConf.structured(schema), key, plain)
-    except OmegaConfBaseException:
-        return False
-    return True
-
-
-def group_options(group: str) -> list[str]:
-    """Named choices of a group: the files of conf/GROUP, and for devices the table."""
-    files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
-
-
-def help_text(script: str) -> str:
-    """What `--help` prints: every knob with its default, unit and meaning, and the named choices of each group."""
-    schema = SCRIPTS[script]
-    program = "train.py" if script == "config" else f"{script}.py"
-    lines = [f"{program if len(sys.argv) == 0 else Path(sys.argv[0]).name} KEY=VALUE ...", ""]
-    if script == "config":
-        lines.append("Named choices (conf/), e.g. data=slimpajama:")
-        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-        lines += [f"  {group + '=':<12}{' | '.join(group_options(group))}" for group in groups]
-        lines.append("")
-    lines.append("Knobs:")
-    for name, meaning, value in leaves(schema()):
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        lines.append(f"  {name}={shown}\n      {meaning}")
-    lines += ["", "Sweeps: add -m and commas, e.g. -m model.dropout=0,0.1. More of Hydra: --hydra-help."]
-    return "\n".join(lines)

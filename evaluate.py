@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from config import EvaluateConfig, launch
+from command_line import launch
+from config import EvaluateConfig
 from data.loader import EvalRange
 from data.readers import read_documents
 from data.tokenizer import Tokenizer

@@ -14,7 +14,8 @@ from budget.devices import BY_NAME
 from budget.flops import flops_per_token
 from budget.laws import LAWS
 from budget.planner import Plan, Request, block_size_for, make_plan, overhead_estimate, shortlist
-from config import Config, launch, template
+from command_line import launch
+from config import Config, template
 from errors import UserError
 from model.shape import Shape, padded_vocab
 from run.console import Console, format_count, format_seconds

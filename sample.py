@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from config import SampleConfig, launch
+from command_line import launch
+from config import SampleConfig
 from run.console import Console
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
 from budget.flops import flops_per_token
 from budget.planner import SHORTEST_BLOCK, Plan
-from config import Config, as_yaml, launch, template
+from command_line import as_yaml, launch
+from config import Config, template
 from data.prepare import prepare
 from data.sources import DataSpec
 from errors import MachineError, UserError

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, group_options, leaves, mistakes
+from command_line import group_options
+from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves, mistakes
 from model.shape import PRESETS
 
 ROOT = Path(__file__).parents[1]
