@@ -88,9 +88,8 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
             log(f"going on with {folder}")
-        _make(spec, source, folder, progress, log)
-    manifest = shards.read_manifest(folder)
-    return PreparedInfo(folder, True, manifest, Tokenizer.load(folder / TOKENIZER))
+        tokenizer = _make(spec, source, folder, progress, log)
+    return PreparedInfo(folder, True, shards.read_manifest(folder), tokenizer)
 
 
 def _found(folder: Path) -> PreparedInfo:
@@ -146,8 +145,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> None:
-    """Does all the work that is left in `folder`, under its lock."""
+def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
+    """Does all the work that is left in `folder`, under its lock, and returns the corpus' tokenizer."""
     state = _peek(folder)
     origin = source.open(state.origin, log)
     parts = source.parts()
@@ -167,6 +166,7 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
         leftover.unlink()
     shards.write_json(folder / MANIFEST, manifest)
     (folder / STATE).unlink(missing_ok=True)
+    return tokenizer
 
 
 def _peek(folder: Path) -> State:

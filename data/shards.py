@@ -63,7 +63,7 @@ def documents_path(shard: Path) -> Path:
 
 def read_shard(shard: Path, itemsize: int) -> ShardCheck:
     """Reads a shard and its table from the disk, in constant memory."""
-    digest, largest = hashlib.blake2b(digest_size=32), -1
+    digest, largest = hashlib.sha256(), -1
     with shard.open("rb") as file:
         digest.update(file.read(HEADER.size))
         while chunk := file.read(READ_BYTES):
