@@ -23,7 +23,7 @@ def result_of(place: Path, name: str) -> dict[str, Any]:
 
 
 def points(folder: Path) -> list[dict[str, Any]]:
-    from run.report import read_metrics
+    from run.history import read_metrics
 
     return [point for point in read_metrics(folder) if "loss" in point]
 

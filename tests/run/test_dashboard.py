@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -19,11 +17,11 @@ import pytest
 
 import run.dashboard
 from run.dashboard import AXES, Dashboard, flatten, open_dashboard, public_config, within
+from tests.run.wandb_file import history, read_back, values
 
 ROOT = Path(__file__).parents[2]
 CHANGED_VARIABLES = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ERROR_REPORTING", "WANDB_SILENT")
 CONFIG = {"budget": {"hours": 0.05, "flops": None}, "batch_tokens": 8192, "wandb": {"api_key": "hunter2"}}
-BLOCK = 32768  # bytes; the framing of LevelDB's log, which wandb's files have
 
 
 @pytest.fixture(autouse=True)
@@ -61,39 +59,6 @@ def start(tmp_path: Path, warnings: list[str]) -> Callable[..., Dashboard]:
 
 def point(step: int) -> dict[str, Any]:
     return {"step": step, "tokens": step * 8192, "flops": step * 1e10, "hours": step / 1000, "loss": 8 - step / 100}
-
-
-# Reading a .wandb file back.
-
-
-def payloads(path: Path) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format: 7 bytes of crc, length and kind before each piece of a record."""
-    content, position, record = path.read_bytes(), 7, b""
-    while position + 7 <= len(content):
-        left = BLOCK - position % BLOCK
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        piece = content[position + 7 : position + 7 + length]
-        position += 7 + length
-        record = piece if kind in (1, 2) else record + piece
-        if kind in (1, 4):
-            yield record
-
-
-def read_back(path: Path) -> list[Any]:
-    from wandb.proto import wandb_internal_pb2
-
-    return [wandb_internal_pb2.Record.FromString(payload) for payload in payloads(path)]
-
-
-def values(items: Any) -> dict[str, Any]:
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def history(records: list[Any]) -> list[dict[str, Any]]:
-    return [values(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
 
 
 def test_offline_run_holds_every_point_with_its_axes(

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from run.report import main, read_metrics, smooth, thin, write_report
+from run.curves import smooth, thin
+from run.history import read_metrics
+from run.report import main, write_report
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br", "hr", "img", "input", "link"}

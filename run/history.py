@@ -1,0 +1,159 @@
+"""What a run's folder tells, read with all that a kill or a full disk can leave behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run's folder says; what is missing is empty."""
+
+    name: str
+    plan: dict[str, Any]
+    result: dict[str, Any]
+    status: dict[str, Any]
+    ledger: dict[str, float]
+    config: str
+    points: Records  # one for each training step that was logged
+    validation: Records
+    events: Records
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A section of result.json."""
+        return mapping(self.result.get(name))
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.points[-1] if self.points else {}
+
+    @property
+    def outcome(self) -> str:
+        # status.json still says "running" while a run that has its result writes this page.
+        status = self.status.get("status")
+        return str(status if status not in (None, "running") else self.result.get("status") or status or "unknown")
+
+    @property
+    def went_on(self) -> bool:
+        """Whether the run was given more budget after it wrote its result, and has used some of it."""
+        return number(self.last.get("step"), 0) > number(self.part("spent").get("steps"), math.inf)
+
+
+def read_metrics(folder: Path) -> Records:
+    """The lines of folder/metrics.jsonl in order, without the points that a resume rolled back.
+
+    A killed run goes on from its last checkpoint: {"event": "resume", "step": S} says that what came before it with
+    a later step than S was done again. Events are all kept. Lines that cannot be read (a kill cuts the last one
+    short) are left out; a missing file has none.
+    """
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return []
+    kept: Records = []
+    limit = math.inf
+    for record in reversed(_json_objects(lines)):
+        if "event" in record:
+            kept.append(record)
+            if record["event"] == "resume":
+                limit = min(limit, number(record.get("step"), math.inf))
+        elif number(record.get("step"), 0) <= limit:
+            kept.append(record)
+    kept.reverse()
+    return kept
+
+
+def read_run(folder: Path, records: Records) -> Run:
+    """Everything else that the folder holds."""
+    result = _read_json(folder / "result.json")
+    ledger = mapping(result.get("ledger_s")) or mapping(_read_json(folder / "ledger.json").get("ledger_s"))
+    return Run(
+        name=folder.absolute().name,
+        plan=_read_json(folder / "plan.json"),
+        result=result,
+        status=_read_json(folder / "status.json"),
+        ledger={str(k): float(v) for k, v in ledger.items() if is_number(v) and v >= 0},
+        config=_read_text(folder / "config.yaml"),
+        points=[r for r in records if "event" not in r and "loss" in r],
+        validation=[r for r in records if "event" not in r and "val_loss" in r],
+        events=[r for r in records if "event" in r],
+    )
+
+
+def column(records: Records, key: str) -> np.ndarray:
+    """One figure of all records, float64 (n,); NaN where a record has no number under `key`."""
+    values = [record.get(key) for record in records]
+    try:
+        return np.array(values, dtype=np.float64)  # None becomes NaN
+    except (TypeError, ValueError):
+        return np.array([number(value, math.nan) for value in values], dtype=np.float64)
+
+
+def finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points whose coordinates are both finite."""
+    good = np.isfinite(x) & np.isfinite(y)
+    return x[good], y[good]
+
+
+def median(records: Records, key: str) -> float | None:
+    """The median of what is finite; None where nothing is."""
+    values = column(records, key)
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _json_object(_read_text(path).encode()) or {}
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _json_objects(lines: list[bytes]) -> Records:
+    if lines and not lines[-1].endswith(b"}"):
+        lines = lines[:-1]
+    try:
+        values = json.loads(b"[" + b",".join(lines) + b"]")  # twice as fast as line by line
+    except ValueError:
+        values = [_json_object(line) for line in lines]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is a dict, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def listing(value: Any) -> list[Any]:
+    """`value` if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number (True and False are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, default: float) -> float:
+    """`value` as a float, or `default` where it is no number."""
+    return float(value) if is_number(value) else default
