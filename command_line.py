@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from budget.devices import BY_NAME
 from config import CONF, SCRIPTS, closest, leaves, mistakes
-from errors import MachineError, UserError
+from errors import UserError, reported
 
 
 def launch(task: Callable[[Any], None], script: str) -> None:
@@ -29,23 +28,6 @@ def launch(task: Callable[[Any], None], script: str) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     with reported():
         _launch(task, script)
-
-
-@contextmanager
-def reported() -> Iterator[None]:
-    """Turn the two kinds of failure into one line each on standard error and their exit status."""
-    try:
-        yield
-    except UserError as error:
-        for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except MachineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # `| head` closed our standard output
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _launch(task: Callable[[Any], None], script: str) -> None:

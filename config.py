@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from budget.devices import BY_NAME
-from budget.laws import LAWS
+from budget.laws import LAWS, LOCAL
+from budget.planner import ASPECT, MAX_EPOCHS
 from model.schedule import mistakes as schedule_mistakes
 from model.shape import Shape
 
@@ -60,7 +61,9 @@ class ModelConfig:
     block_size: int | None = knob(None, "context, tokens; null: 256 below 1e17 FLOPs, 512 below 1e19, else 1024")
     vocab_size: int | None = knob(None, "rows of the vocabulary matrix; null: the tokenizer's, padded to 64")
     ffn_hidden: int | None = knob(None, "feed-forward width; null: 4 n_embd, 8/3 n_embd for swiglu")
-    dropout: float = knob(0.0, "share of activations dropped in training, 0..1; 0 is best within one epoch")
+    dropout: float | None = knob(
+        None, "share of activations dropped in training, 0..1; null: 0, and 0.1 beyond four epochs"
+    )
     bias: bool = knob(False, "biases in linear layers and layer norms")
     tie: bool = knob(True, "one matrix for embedding and output")
     position: str = knob("rotary", "learned | rotary")
@@ -93,7 +96,7 @@ class DataConfig:
 class OptimConfig:
     name: str = knob("adamw", "optimizer: adamw")
     learning_rate: float | None = knob(None, "peak learning rate; null: planned")
-    weight_decay: float = knob(0.1, "decoupled weight decay, on matrices only")
+    weight_decay: float | None = knob(None, "decoupled weight decay, on matrices only; null: planned")
     beta1: float = knob(0.9, "decay of the first moment")
     beta2: float | None = knob(None, "decay of the second moment; null: 0.95 from 2^18 tokens a batch, else 0.99")
     eps: float = knob(1e-8, "added to the denominator of Adam")
@@ -107,7 +110,9 @@ class OptimConfig:
 @dataclass
 class ScheduleConfig:
     shape: str = knob("linear", "cosine | linear | wsd | constant, over the share of the budget spent")
-    warmup: float = knob(0.05, "share of the budget over which the learning rate rises, 0..1")
+    warmup: float | None = knob(
+        None, "share of the budget over which the learning rate rises, 0..1; null: as many tokens as parameters"
+    )
     floor: float = knob(0.0, "learning rate at the very end, as a share of the peak")
     decay: float = knob(0.2, "wsd: share of the budget over which it falls at the end")
 
@@ -118,6 +123,16 @@ class EvalConfig:
     every: float = knob(0.1, "share of the budget between interim evaluations; 0: none")
     interim_tokens: int = knob(16384, "validation tokens of an interim evaluation")
     max_fraction: float = knob(0.05, "largest share of the hours for the final evaluation, and for all interim ones")
+
+
+@dataclass
+class PlanConfig:
+    law_file: str = knob("outputs/law.json", "law=local: the law of your own runs, from python -m budget.refit")
+    aspect_min: float = knob(ASPECT[0], "least n_embd / n_layer of the shapes to choose from (16 up to a width of 256)")
+    aspect_max: float = knob(ASPECT[1], "largest n_embd / n_layer of the shapes to choose from")
+    max_epochs: float = knob(MAX_EPOCHS, "refuse a plan that repeats the corpus more often")
+    corpus_tokens: float | None = knob(None, "plan.py: training tokens of the corpus; null: as many as wanted")
+    folder: str | None = knob(None, "plan.py: write plan.json and plan.png into this folder; null: write nothing")
 
 
 @dataclass
@@ -158,13 +173,15 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     name: str = knob("run", "first part of the run's folder name; the second is a hash of the knobs that matter")
     seed: int = knob(1337, "seed of initialisation, data order, dropout and sampling")
     output_dir: str = knob("outputs", "folder of runs")
     fresh: bool = knob(False, "true: set an existing run of the same name aside and start again")
-    law: str = knob("chinchilla-table3", "scaling law of the plan: chinchilla-table3 | chinchilla-a2")
+    law: str = knob("chinchilla-table3", f"scaling law of the plan: {' | '.join(LAWS)} | local (plan.law_file)")
     mfu: float | None = knob(None, "share of the device's peak to plan with, 0..1; null: measured, else the table's")
     probe: bool | None = knob(None, "measure candidate shapes on this device; null: train.py does, plan.py does not")
+    explain: bool = knob(False, "plan.py: print how every number of the plan comes about")
     output: str = knob("text", "text | json: one JSON object on standard output")
 
 
@@ -218,7 +235,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "data.bad_documents": ("refuse", "skip"),
     "optim.name": ("adamw",),
     "wandb.mode": ("online", "offline", "disabled"),
-    "law": tuple(LAWS),
+    "law": (*LAWS, LOCAL),
     "output": ("text", "json"),
 }
 
@@ -246,6 +263,10 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "eval.every": (0, 1, True, True),
     "eval.interim_tokens": (1, 1e15, True, True),
     "eval.max_fraction": (0, 1, False, True),
+    "plan.aspect_min": (0, 1e6, False, True),
+    "plan.aspect_max": (0, 1e6, False, True),
+    "plan.max_epochs": (0, 1e9, False, True),
+    "plan.corpus_tokens": (1, 1e15, True, True),
     "checkpoint.max_fraction": (0, 1, False, True),
     "checkpoint.every_s": (0, 1e9, False, True),
     "samples.tokens": (0, 1e6, True, True),
@@ -323,7 +344,12 @@ def _run_mistakes(config: Config) -> list[str]:
         known = ("auto", "cpu", "cuda", "mps", *BY_NAME)
         found.append(f"device={device} is not known; allowed: {', '.join(known)}{closest(device, known)}")
     schedule = config.schedule
-    found += schedule_mistakes(schedule.shape, schedule.warmup, schedule.floor, schedule.decay)
+    found += schedule_mistakes(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay)
+    if config.plan.aspect_min > config.plan.aspect_max:
+        found.append(
+            f"plan.aspect_min={config.plan.aspect_min:g} is more than plan.aspect_max={config.plan.aspect_max:g}; no shape"
+            " is between them"
+        )
     return found + template(config).mistakes()
 
 
@@ -337,7 +363,9 @@ def unset_sizes(model: ModelConfig) -> set[str]:
 def template(config: Config) -> Shape:
     """The architecture that was asked for; sizes that are still open hold something valid until the plan sets them."""
     values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(config.model)}
-    open_sizes = dict.fromkeys(unset_sizes(config.model), 1)
+    open_sizes: dict[str, Any] = dict.fromkeys(unset_sizes(config.model), 1)
+    if values["dropout"] is None:
+        values["dropout"] = 0.0
     if "n_embd" in open_sizes:
         open_sizes["n_embd"] = 64 * max(1, values["n_head"] or 1)
     return Shape(**{**values, **open_sizes})

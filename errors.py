@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake of the user's: exit status 2, one line per mistake, before anything is spent.
@@ -19,3 +24,20 @@ class MachineError(Exception):
 
     The message says what failed, what was kept and how to go on.
     """
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn the two kinds of failure into one line each on standard error and their exit status."""
+    try:
+        yield
+    except UserError as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # `| head` closed our standard output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -6,26 +6,31 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budget.clock import Limits
 from budget.devices import BY_NAME
 from budget.flops import flops_per_token
-from budget.laws import LAWS
-from budget.planner import Plan, Request, block_size_for, make_plan, overhead_estimate, shortlist
+from budget.laws import LAWS, LOCAL, Law, load_law
+from budget.planner import Plan, Request, make_plan, overhead_estimate, shortlist
+from budget.rules import block_size_for, largest_batch
 from command_line import launch
 from config import Config, template
 from errors import UserError
 from model.shape import Shape, padded_vocab
-from run.console import Console, format_count, format_seconds
-from run.record import significant
+from run.console import Console, format_count
+from run.plan_view import budget_of, explain, show, write_picture
+from run.record import significant, write_json
 
 if TYPE_CHECKING:
     from run.machine import Machine
 
 # Share of a device's peak that small models reach, to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
+# A batch twice as large that runs by less than this faster is not worth its coarser steps.
+SATURATED = 0.05
 
 
 def limits_of(config: Config) -> Limits:
@@ -41,8 +46,33 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-def request_for(config: Config, n_vocab: int | None, flops_per_second: float | None, overhead_s: float) -> Request:
+@dataclass(frozen=True)
+class Text:
+    """What a plan has to know of the text: ids of its tokenizer and the tokenizer's name, training tokens where they are
+    known."""
+
+    n_vocab: int | None
+    tokenizer: str
+    train_tokens: float | None
+
+
+def law_of(config: Config, tokenizer: str) -> Law:
+    """The law to plan by. Raises UserError for a law of the user's own that was fitted with another tokenizer."""
+    if config.law != LOCAL:
+        return LAWS[config.law]
+    law, about = load_law(Path(config.plan.law_file))
+    if about.get("tokenizer") not in (None, tokenizer):
+        raise UserError(
+            f"law=local: {config.plan.law_file} is about runs with data.tokenizer={about['tokenizer']}, this one has"
+            f" {tokenizer}; refit from runs of this tokenizer, or fit bits per byte: python -m budget.refit --metric"
+            " bits_per_byte"
+        )
+    return law if about.get("metric") == "loss" else replace(law, draws=())  # a loss in nats is not to be had from it
+
+
+def request_for(config: Config, text: Text, flops_per_second: float | None, overhead_s: float) -> Request:
     """The planner's request: the user's fixed sizes, and rules for the block size and vocabulary where they are open."""
+    n_vocab = text.n_vocab
     limits, model = limits_of(config), config.model
     shape = template(config)
     if model.vocab_size is None:
@@ -68,7 +98,7 @@ def request_for(config: Config, n_vocab: int | None, flops_per_second: float | N
     return Request(
         limits=limits,
         template=shape,
-        law=LAWS[config.law],
+        law=law_of(config, text.tokenizer),
         n_layer=model.n_layer,
         n_head=model.n_head,
         n_embd=model.n_embd,
@@ -76,6 +106,13 @@ def request_for(config: Config, n_vocab: int | None, flops_per_second: float | N
         overhead_s=overhead_s,
         batch_tokens=batch,
         learning_rate=config.optim.learning_rate,
+        weight_decay=config.optim.weight_decay,
+        warmup=config.schedule.warmup,
+        beta2=config.optim.beta2,
+        dropout=model.dropout,
+        corpus_tokens=text.train_tokens,
+        aspect=(config.plan.aspect_min, config.plan.aspect_max),
+        max_epochs=config.plan.max_epochs,
     )
 
 
@@ -103,64 +140,30 @@ def measured_plan(
             f" {format_count(speeds[shape])} tokens/s, {speeds[shape] * flops_per_token(shape):.3g} FLOP/s"
         )
     plan = make_plan(request, speeds, "measured")
-    return replace(plan, micro_batch=micro[plan.sized(request.template)])
+    shape = plan.sized(request.template)
+    if request.batch_tokens is None:
+        larger = saturate(measure, shape, plan, say)
+        if larger is not None:
+            speeds[shape], micro[shape], saturation = larger
+            plan = make_plan(request, {shape: speeds[shape]} | speeds, "measured", saturation)
+            shape = plan.sized(request.template)
+    return replace(plan, micro_batch=micro[shape])
 
 
-def show(plan: Plan, console: Console, limits: Limits) -> None:
-    """The plan as tables."""
-    console.table("Plan", ["", "", "from"], _rows(plan, limits))
-    if plan.alternatives:
-        columns = ["layers", "width", "parameters", "tokens", "tokens/s", "loss", "why not"]
-        rows = [
-            (
-                row.n_layer,
-                row.n_embd,
-                format_count(row.parameters),
-                format_count(row.tokens),
-                format_count(row.tokens_per_second) if row.tokens_per_second else "-",
-                f"+{row.worse:.2%}",
-                row.reason,
-            )
-            for row in plan.alternatives
-        ]
-        console.table("Also considered", columns, rows)
-    for note in plan.notes:
-        console.say(f"note: {note}")
-
-
-def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
-    given = [
-        text
-        for value, text in (
-            (limits.seconds, f"{format_seconds(limits.seconds or 0)} of wall clock"),
-            (limits.flops, f"{limits.flops or 0:.3g} FLOPs"),
-            (limits.tokens, f"{format_count(limits.tokens or 0)} tokens"),
-            (limits.steps, f"{limits.steps} steps"),
-        )
-        if value is not None
-    ]
-    epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
-    rows = [
-        ("budget", ", ".join(given), "given"),
-        (
-            "law",
-            f"{format_count(plan.optimum['parameters'])} parameters, {format_count(plan.optimum['tokens'])} tokens"
-            f" for {plan.optimum['flops']:.3g} FLOPs",
-            plan.law,
-        ),
-        ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
-        ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
-        ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
-        ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
-        ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
-        ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
-        ("learning rate", f"{plan.learning_rate:g}, beta2 {plan.beta2:g}", plan.source["learning_rate"]),
-    ]
-    if plan.tokens_per_second and plan.hours is not None:
-        mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
-        speed = f"{format_count(plan.tokens_per_second)} tokens/s{mfu}, {format_seconds(plan.hours * 3600)} of training"
-        rows.append(("speed", speed, plan.source["tokens_per_second"]))
-    return rows
+def saturate(
+    measure: Callable[[Shape, int], tuple[float, int]], shape: Shape, plan: Plan, say: Callable[[str], None]
+) -> tuple[float, int, int] | None:
+    """(tokens per second, micro-batch, tokens a step) of the smallest batch that runs at full speed, if that is larger
+    than the plan's and within what the number of steps and the critical batch allow; else None."""
+    rate, batch, found = plan.tokens_per_second or 0.0, plan.batch_tokens, None
+    while 2 * batch <= largest_batch(plan.tokens):
+        batch *= 2
+        faster, micro = measure(shape, batch)
+        if faster < (1 + SATURATED) * rate:
+            break
+        say(f"measured {shape.n_layer} x {shape.n_embd} with {batch:,} tokens a step: {format_count(faster)} tokens/s")
+        rate, found = faster, (faster, micro, batch)
+    return found
 
 
 def with_mfu(plan: Plan, shape: Shape, peak_flops: float) -> Plan:
@@ -170,7 +173,7 @@ def with_mfu(plan: Plan, shape: Shape, peak_flops: float) -> Plan:
     return replace(plan, mfu=plan.tokens_per_second * flops_per_token(shape) / peak_flops)
 
 
-def plan_without_device(config: Config, n_vocab: int | None) -> Plan:
+def plan_without_device(config: Config, text: Text) -> Plan:
     """A plan from the device table, or from FLOPs, tokens or steps alone; imports no torch."""
     device = BY_NAME.get(config.device.name)
     limits = limits_of(config)
@@ -179,26 +182,26 @@ def plan_without_device(config: Config, n_vocab: int | None) -> Plan:
         peak = config.device.peak_flops or device.peak
         rate = peak * (config.mfu or device.expected_mfu)
     overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
-    request = request_for(config, n_vocab, rate, overhead)
+    request = request_for(config, text, rate, overhead)
     plan = make_plan(request, speed_source="mfu" if config.mfu else "table")
     return with_mfu(plan, plan.sized(request.template), peak) if peak else plan
 
 
 def plan_here(
-    config: Config, n_vocab: int, machine: Machine, overhead_s: float, probe_s: float, say: Callable[[str], None]
+    config: Config, text: Text, machine: Machine, overhead_s: float, probe_s: float, say: Callable[[str], None]
 ) -> Plan:
     """A plan from speeds measured on this machine within about `probe_s` seconds (or from mfu= where it is given)."""
     from run.trial import measure_shape
 
     rate = machine.peak_flops * (config.mfu or FIRST_GUESS_MFU)
-    request = request_for(config, n_vocab, rate, overhead_s)
+    request = request_for(config, text, rate, overhead_s)
     limited_by_time = request.limits.seconds is not None
     if not limited_by_time and not config.probe:  # then speed decides nothing
         return make_plan(replace(request, flops_per_second=None))
     if config.mfu or config.probe is False:
         plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
     else:
-        optim, each = config.optim, min(1.0, probe_s / len(shortlist(request)))
+        optim, each = config.optim, min(1.0, probe_s / (2 + len(shortlist(request))))
         plan = measured_plan(
             request,
             lambda shape, batch: measure_shape(machine, shape, optim.name, batch, optim.micro_batch, each),
@@ -212,33 +215,86 @@ def probe_seconds(limits: Limits) -> float:
     return 5.0 if limits.seconds is None else min(30.0, max(2.0, 0.02 * limits.seconds))
 
 
-def main(config: Config) -> None:
+def plan_for(config: Config) -> Plan:
+    """The plan that the command line asks for, without or with measuring this device."""
     from data.tokenizer import vocab_size_of
 
-    def say(text: str) -> None:  # standard output holds the plan alone
-        print(text, file=sys.stderr)
-
     n_vocab = config.model.vocab_size or vocab_size_of(config.data.tokenizer)
+    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens)
     limits = limits_of(config)
-    if config.probe or (limits.seconds is not None and config.device.name not in BY_NAME):
-        from run.machine import find_machine
+    if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
+        return plan_without_device(config, text)
+    from run.machine import find_machine
 
-        if n_vocab is None:
-            raise UserError(
-                f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known; set model.vocab_size"
-            )
-        device = config.device
-        say("measuring this device; for another one name it, e.g. device=a100")
-        machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
-        overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
-        plan = plan_here(config, n_vocab, machine, overhead, probe_seconds(limits), say)
-    else:
-        plan = plan_without_device(config, n_vocab)
+    if n_vocab is None:
+        raise UserError(f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known; set model.vocab_size")
+
+    def say(line: str) -> None:  # standard output holds the plan alone
+        print(line, file=sys.stderr)
+
+    device = config.device
+    say("measuring this device; for another one name it, e.g. device=a100")
+    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
+    overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
+    return plan_here(config, text, machine, overhead, probe_seconds(limits), say)
+
+
+def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:
+    """A plan as one row of a sweep over budgets."""
+    return (
+        budget_of(limits),
+        f"{plan.n_layer} x {plan.n_embd}",
+        format_count(plan.parameters),
+        " to ".join(format_count(size) for size in plan.flat),
+        format_count(plan.tokens),
+        f"{plan.flops:.3g}",
+        f"{plan.batch_tokens:,}",
+        f"{plan.learning_rate:g}",
+        f"{plan.predicted_loss:.4f}" if plan.predicted_loss is not None else "-",
+    )
+
+
+def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
+    """plan.json and plan.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", significant(plan.to_dict(), 10))
+    title = f"{budget_of(limits)}: {plan.n_layer} x {plan.n_embd}, {format_count(plan.parameters)} parameters"
+    write_picture(plan, title, folder / "plan.png")
+
+
+def show_one(config: Config) -> None:
+    """The plan of one budget, in full."""
+    plan, limits = plan_for(config), limits_of(config)
+    if config.plan.folder:
+        write_files(plan, limits, Path(config.plan.folder))
     if config.output == "json":
         print(json.dumps(significant(plan.to_dict()), indent=1))
-    else:
-        show(plan, Console(), limits)
+        return
+    show(plan, Console(), limits)
+    if config.explain:
+        law, shape = law_of(config, config.data.tokenizer), plan.sized(template(config))
+        print("\n" + "\n".join(explain(plan, shape, law, limits, config.plan.corpus_tokens)))
+    if config.plan.folder:
+        print(f"written: plan.json and plan.png in {config.plan.folder}")
+
+
+def main() -> None:
+    """One budget in full, or, for a list of them (budget.hours=0.5,1,3), one row each."""
+    if not any(argument.startswith("budget.") and "," in argument for argument in sys.argv[1:]):
+        launch(show_one, "config")
+        return
+    plans: list[tuple[Plan, Limits]] = []
+    as_json = "output=json" in sys.argv[1:]
+    sys.argv += [] if {"-m", "--multirun"} & set(sys.argv) else ["-m"]
+    launch(lambda config: plans.append((plan_for(config), limits_of(config))), "config")
+    if as_json:
+        print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))
+        return
+    columns = ["budget", "layers x width", "parameters", "within 1 %", "tokens", "FLOPs", "batch", "rate", "loss"]
+    Console().table("Plans", columns, [row_of(plan, limits) for plan, limits in plans])
+    for note in dict.fromkeys(note for plan, _ in plans for note in plan.notes if "FLOPs;" not in note):
+        print(f"note: {note}")
 
 
 if __name__ == "__main__":
-    launch(main, "config")
+    main()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
 from budget.flops import flops_per_token
-from budget.planner import SHORTEST_BLOCK, Plan
+from budget.planner import Plan
+from budget.rules import SHORTEST_BLOCK
 from command_line import as_yaml, launch
 from config import Config, template
 from data.prepare import prepare
@@ -24,10 +25,11 @@ from data.sources import DataSpec
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
-from plan import limits_of, plan_here, probe_seconds, show
+from plan import Text, limits_of, plan_here, probe_seconds
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
 from run.directory import RunDirectory, full_disk, run_name
+from run.plan_view import show
 from run.record import Metrics, finite, read_json, significant, write_json
 from run.signals import Interrupted, Signals
 from session import Session, Trainer, axes, evaluate, save, save_due, set_status, timed, write_report_of
@@ -220,8 +222,8 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     spent = session.clock.counted_s()
     ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
     overhead_s = spent + probe_s + min(60.0, ending)
-    plan = plan_here(session.config, corpus.tokenizer.n_vocab, machine, overhead_s, probe_s, session.console.say)
-    plan = replace(plan, epochs=plan.tokens / corpus.train.n_tokens)
+    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens)
+    plan = plan_here(session.config, text, machine, overhead_s, probe_s, session.console.say)
     show(plan, session.console, limits)
     write_json(session.run.plan, significant(plan.to_dict(), 10))
     return plan
@@ -237,15 +239,15 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
     from run.checkpoint import TrainingState
 
     config, run = session.config, session.run
-    shape = plan.sized(template(config))
+    shape = replace(plan.sized(template(config)), dropout=plan.dropout)
     run.require_space(4 * 3 * shape.parameters() * 4)  # weights and two moments in float32; two checkpoints, one being
     torch.manual_seed(config.seed)  # written, and the finished weights
     with machine.device:
         model = GPT(shape)
     optim = config.optim
-    betas = (optim.beta1, optim.beta2 if optim.beta2 is not None else plan.beta2)
+    betas = (optim.beta1, plan.beta2)
     optimizer = configure_optimizers(
-        model, plan.learning_rate, optim.weight_decay, betas, machine.device.type, optim.name, optim.eps
+        model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, optim.name, optim.eps
     )
     sequences = plan.batch_tokens // shape.block_size
     loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
@@ -365,7 +367,7 @@ def fit(session: Session, trainer: Trainer) -> str:
                 late.read()  # the last step's loss belongs on the record
                 session.signals.check()
             before, progress = clock.progress, clock.advance(left)
-            scale = learning_rate_scale(progress, schedule.shape, schedule.warmup, schedule.floor, schedule.decay)
+            scale = learning_rate_scale(progress, schedule.shape, trainer.plan.warmup, schedule.floor, schedule.decay)
             set_rate(optimizer, trainer.plan.learning_rate * scale)
             with clock.step():
                 with clock.charge("data"):

@@ -14,21 +14,30 @@ from typing import Any
 
 from budget.clock import Limits
 from budget.flops import flops_6nd_per_token, flops_per_token
-from budget.laws import Law, relative_loss
+from budget.laws import LAWS, LOCAL, Law, bracket, relative_loss, standing, unique_worth
+from budget.rules import (
+    MIN_STEPS,
+    batch_efficiency,
+    batch_for,
+    beta2_for,
+    dropout_for,
+    learning_rate_for,
+    learning_rates,
+    warmup_for,
+    weight_decay_for,
+)
 from errors import UserError
 from model.shape import Shape
 
-ASPECT = (40, 100)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
-SMALL_WIDTH, SMALL_ASPECT = (
-    256,
-    (16, 100),
-)  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
+ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
+SMALL_WIDTH, SMALL_ASPECT = 256, 16.0  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
 SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
-MIN_STEPS = 1000  # below this many steps a smaller batch beats a larger one (recipe reports of 5-minute runs)
-LR_RANGE = (3e-4, 4e-3)  # Step Law is not extrapolated beyond what anyone trained with
-SHORTEST_BLOCK = 256
+FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
 REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
+MAX_EPOCHS = 16.0  # beyond, a repeated token is worth less than two thirds of a new one
+VOCABULARY_WARNING = 0.5  # share of the model
+VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2048, "bpe-2048"), (1024, "bpe-1024"))
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Request:
     """What the plan is for. `template` carries the architecture, block size and vocabulary; None sizes are free.
 
     flops_per_second: sustained rate to assume where a shape was not measured. overhead_s: of the hours, what is not
-    training (set-up, compilation, final evaluation). The other None fields are the user's to fix and ours to choose.
+    training (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more
+    repetitions of the corpus than that are refused. The other None fields are the user's to fix and ours to choose.
     """
 
     limits: Limits
@@ -49,7 +59,13 @@ class Request:
     overhead_s: float = 0.0
     batch_tokens: int | None = None
     learning_rate: float | None = None
-    corpus_tokens: int | None = None
+    weight_decay: float | None = None
+    warmup: float | None = None
+    beta2: float | None = None
+    dropout: float | None = None
+    corpus_tokens: float | None = None
+    aspect: tuple[float, float] = ASPECT
+    max_epochs: float = MAX_EPOCHS
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Alternative:
     n_head: int
     n_embd: int
     parameters: int
+    parameters_law: int
     tokens: int
     tokens_per_second: float | None
     worse: float
@@ -68,8 +85,14 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train. `parameters_law` is N as the law counts it; `optimum` the law's own answer (N, D)
-    for this many FLOPs."""
+    """What to train.
+
+    parameters_law: N as the law counts it. optimum: the law's own answer (N, D) for this many FLOPs; bracket: the least
+    and the largest N of all laws for them; interval: its 80 % interval where the law has one; flat: the sizes whose
+    expected loss is within 1 % of the best. predicted_loss with its 80 % interval: from a law of one's own runs only.
+    curve: (N as the law counts it, expected loss relative to the best) of every candidate at the chosen one's FLOP/s.
+    source: where each choice is from, in one word.
+    """
 
     n_layer: int
     n_head: int
@@ -84,14 +107,24 @@ class Plan:
     steps: int
     batch_tokens: int
     learning_rate: float
+    learning_rate_spread: tuple[float, float]
+    weight_decay: float
+    warmup: float
     beta2: float
+    dropout: float
     hours: float | None
     tokens_per_second: float | None
     epochs: float | None
     predicted_loss: float | None
+    predicted_loss_interval: tuple[float, float] | None
     law: str
+    standing: str
     optimum: dict[str, float]
+    bracket: tuple[float, float]
+    interval: tuple[float, float] | None
+    flat: tuple[float, float]
     alternatives: list[Alternative]
+    curve: list[tuple[float, float]]
     source: dict[str, str]
     notes: list[str] = field(default_factory=list)
     mfu: float | None = None
@@ -102,47 +135,22 @@ class Plan:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Plan:
-        return Plan(**{**content, "alternatives": [Alternative(**row) for row in content["alternatives"]]})
+        """The plan that `to_dict` described, also after a way through JSON."""
+        pairs = ("learning_rate_spread", "predicted_loss_interval", "bracket", "interval", "flat")
+        tuples = {name: tuple(content[name]) if content[name] is not None else None for name in pairs}
+        alternatives = [Alternative(**row) for row in content["alternatives"]]
+        curve = [(size, worse) for size, worse in content["curve"]]
+        return Plan(**{**content, **tuples, "alternatives": alternatives, "curve": curve})
 
     def sized(self, template: Shape) -> Shape:
         """The template with the plan's sizes."""
-        sizes = {name: getattr(self, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
-        return replace(template, **sizes)
+        names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+        return replace(template, **{name: getattr(self, name) for name in names})
 
 
 def overhead_estimate(seconds: float) -> float:
     """Seconds of a budget that do not train, before any of it was measured: set-up, compilation, final evaluation."""
     return min(60.0, 8.0 + 0.02 * seconds)
-
-
-def block_size_for(flops: float) -> int:
-    """Context length by compute: short below 1e17 FLOPs, where a step of few tokens should still hold several
-    sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above."""
-    return SHORTEST_BLOCK if flops < 1e17 else 512 if flops < 1e19 else 1024
-
-
-def batch_for(tokens: float, flops: float, block_size: int) -> int:
-    """Tokens per optimizer step: the geometric mean of two measured laws, to the nearest power of two.
-
-    Step Law (arXiv 2503.04715): 0.58 D^0.571; DeepSeek LLM (2401.02954): 0.2920 C^0.3271. At most D / MIN_STEPS, at
-    least one sequence.
-    """
-    wished = math.sqrt(0.58 * tokens**0.571 * 0.2920 * flops**0.3271)
-    wished = max(1.0, min(wished, tokens / MIN_STEPS))
-    return max(1, round(2 ** round(math.log2(wished)) / block_size)) * block_size
-
-
-def learning_rate_for(shape: Shape, tokens: float, batch_tokens: int) -> float:
-    """Peak learning rate of AdamW: Step Law (arXiv 2503.04715), 1.79 N^-0.713 D^0.307 with N without the vocabulary,
-    times sqrt(batch / its batch), times 0.7 where queries and keys are not normalised, clipped to LR_RANGE."""
-    law = 1.79 * max(1, shape.non_vocab_parameters()) ** -0.713 * tokens**0.307
-    law *= math.sqrt(batch_tokens / (0.58 * tokens**0.571)) * (1.0 if shape.qk_norm else 0.7)
-    return float(f"{min(max(law, LR_RANGE[0]), LR_RANGE[1]):.2g}")
-
-
-def beta2_for(batch_tokens: int) -> float:
-    """Second-moment decay: 0.95 is too short for small batches (Porian et al. 2024), so 0.99 below 2^18 tokens."""
-    return 0.95 if batch_tokens >= 2**18 else 0.99
 
 
 def heads_for(n_embd: int) -> int:
@@ -156,8 +164,9 @@ def candidates(request: Request) -> list[Shape]:
     widths = [request.n_embd] if request.n_embd else [*range(64, 1024, 64), *range(1024, 8193, 128)]
     found = []
     for width in widths:
-        low, high = SMALL_ASPECT if width <= SMALL_WIDTH else ASPECT
-        layers = range(max(1, math.ceil(width / high)), max(1, width // low) + 1)
+        low, high = request.aspect
+        low = min(low, SMALL_ASPECT) if width <= SMALL_WIDTH else low
+        layers = range(max(1, math.ceil(width / high)), max(1, int(width // low)) + 1)
         if request.n_layer:
             layers = (
                 range(request.n_layer, request.n_layer + 1) if request.n_embd or request.n_layer in layers else range(0)
@@ -192,10 +201,20 @@ def assumed_speed(request: Request, shape: Shape) -> float | None:
     return request.flops_per_second / flops_per_token(shape) if request.flops_per_second else None
 
 
+def tokens_worth(request: Request, shape: Shape, tokens: float) -> float:
+    """New tokens in small batches that these are worth: less where the corpus is repeated, and where the user's batch is
+    larger than the rule's, whose cost the laws' own runs have paid."""
+    worth = unique_worth(tokens, request.corpus_tokens)
+    if request.batch_tokens is None:
+        return worth
+    usual = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size)
+    return worth * min(1.0, batch_efficiency(request.batch_tokens, tokens) / batch_efficiency(usual, tokens))
+
+
 def expected(request: Request, shape: Shape, speed: float | None) -> float:
     """ln of the expected loss up to a constant; comparable between shapes only."""
     tokens = tokens_within(request, shape, speed, request.batch_tokens)
-    return relative_loss(request.law, shape.matmul_parameters(), tokens)
+    return relative_loss(request.law, shape.matmul_parameters(), tokens_worth(request, shape, tokens))
 
 
 def shortlist(request: Request) -> list[Shape]:
@@ -217,8 +236,14 @@ def _skew(shape: Shape) -> float:
     return abs(math.log(shape.n_embd / shape.n_layer / 64))
 
 
-def make_plan(request: Request, speeds: dict[Shape, float] | None = None, speed_source: str = "assumed") -> Plan:
-    """The plan for a request. With `speeds` (tokens per second, measured) only those shapes compete."""
+def make_plan(
+    request: Request,
+    speeds: dict[Shape, float] | None = None,
+    speed_source: str = "assumed",
+    saturation: float = 0.0,
+) -> Plan:
+    """The plan for a request. With `speeds` (tokens per second, measured) only those shapes compete. `saturation`: tokens
+    per step that the device was measured to need for full speed."""
     speed: Callable[[Shape], float | None]
     if speeds is not None:
         shapes, speed = list(speeds), lambda shape: speeds[shape]
@@ -226,20 +251,26 @@ def make_plan(request: Request, speeds: dict[Shape, float] | None = None, speed_
         shapes, speed = candidates(request), lambda shape: assumed_speed(request, shape)
     # Differences below a ten-thousandth mean nothing: among those the usual proportions win over deep and thin ones.
     ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
-    best, rate = ranked[0], speed(ranked[0])
+    best, rate, law = ranked[0], speed(ranked[0]), request.law
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
-    compute = 6 * parameters * tokens
-    batch = request.batch_tokens or batch_for(tokens, compute, best.block_size)
+    batch = request.batch_tokens or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
         raise UserError(_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
     tokens = steps * batch
+    compute = 6 * parameters * tokens
     epochs = tokens / request.corpus_tokens if request.corpus_tokens else None
+    if epochs and epochs > request.max_epochs:
+        raise UserError(_too_often(tokens, request, epochs))
     flops = tokens * flops_per_token(best)
-    optimum = {"flops": flops, "parameters": request.law.parameters(flops), "tokens": request.law.tokens(flops)}
-    chosen_lr = request.learning_rate or learning_rate_for(best, tokens, batch)
+    peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch)
+    decay = request.weight_decay
+    all_rates = learning_rates(best, tokens, batch).values()
+    predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
+    curve = _curve(request, best, flops_per_token(best) * rate if rate else None)
+    near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
     return Plan(
         n_layer=best.n_layer,
         n_head=best.n_head,
@@ -253,22 +284,67 @@ def make_plan(request: Request, speeds: dict[Shape, float] | None = None, speed_
         flops_6nd=tokens * flops_6nd_per_token(best),
         steps=steps,
         batch_tokens=batch,
-        learning_rate=chosen_lr,
-        beta2=beta2_for(batch),
+        learning_rate=peak_rate,
+        learning_rate_spread=(min(all_rates), max(all_rates)),
+        weight_decay=decay if decay is not None else weight_decay_for(parameters, tokens, batch, peak_rate),
+        warmup=request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
+        beta2=request.beta2 if request.beta2 is not None else beta2_for(batch),
+        dropout=request.dropout if request.dropout is not None else dropout_for(epochs),
         hours=tokens / rate / 3600 if rate else None,
         tokens_per_second=rate,
         epochs=epochs,
-        predicted_loss=None,  # a literature law's absolute loss does not transfer between corpora and vocabularies
-        law=request.law.name,
-        optimum=optimum,
+        predicted_loss=predicted[0] if predicted else None,
+        predicted_loss_interval=predicted[1:] if predicted else None,
+        law=law.name,
+        standing=standing(law, compute),
+        optimum={"flops": flops, "parameters": law.parameters(flops), "tokens": law.tokens(flops)},
+        bracket=bracket(flops, law if law.name == LOCAL else None),
+        interval=law.interval(flops),
+        flat=(min(near), max(near)),
         alternatives=_alternatives(request, best, ranked[1:], speed),
-        source={
-            "size": "fixed" if len(shapes) == 1 and request.n_layer and request.n_embd else request.law.name,
-            "tokens_per_second": speed_source if rate else "none",
-            "batch_tokens": "fixed" if request.batch_tokens else "step-law+deepseek",
-            "learning_rate": "fixed" if request.learning_rate else "step-law",
-        },
+        curve=curve,
+        source=_sources(request, shapes, batch, saturation, speed_source if rate else "none"),
         notes=_notes(request, best, compute, epochs, steps),
+    )
+
+
+def _sources(request: Request, shapes: list[Shape], batch: int, saturation: float, speed: str) -> dict[str, str]:
+    """Where each choice is from, in a word or two."""
+
+    def ruled(fixed: object, rule: str) -> str:
+        return "fixed" if fixed is not None else rule
+
+    return {
+        "size": "fixed" if len(shapes) == 1 and request.n_layer and request.n_embd else request.law.name,
+        "tokens_per_second": speed,
+        "batch_tokens": ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
+        "learning_rate": ruled(request.learning_rate, "step-law"),
+        "weight_decay": ruled(request.weight_decay, "power-lines"),
+        "warmup": ruled(request.warmup, "porian"),
+        "beta2": ruled(request.beta2, "porian"),
+        "dropout": ruled(request.dropout, "epochs"),
+    }
+
+
+def _curve(request: Request, best: Shape, flops_per_second: float | None) -> list[tuple[float, float]]:
+    """(N, expected loss relative to the best) of the best shape of each size, by size, all at one FLOP/s."""
+    assumed = replace(request, flops_per_second=flops_per_second) if flops_per_second else request
+    free = replace(assumed, n_layer=None, n_embd=None, n_head=None)
+    scores: dict[float, float] = {}
+    for shape in [*candidates(free), best]:
+        score = expected(free, shape, assumed_speed(free, shape))
+        size = float(shape.matmul_parameters())
+        scores[size] = min(score, scores.get(size, math.inf))
+    least = min(scores.values())
+    return [(size, math.expm1(score - least)) for size, score in sorted(scores.items())]
+
+
+def _too_often(tokens: float, request: Request, epochs: float) -> str:
+    """The one line for a corpus that the budget would repeat too often."""
+    return (
+        f"the plan repeats the corpus {epochs:.1f} times ({tokens:,.0f} training tokens of {request.corpus_tokens:,.0f});"
+        f" beyond {request.max_epochs:g} epochs repeated text is worth too little: give more text with data.path=, a smaller"
+        f" budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
     )
 
 
@@ -283,13 +359,14 @@ def _too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None
 def _alternatives(
     request: Request, best: Shape, others: list[Shape], speed: Callable[[Shape], float | None]
 ) -> list[Alternative]:
-    """The runners-up: the five closest, and where the grid is large, one clearly smaller and one clearly larger."""
+    """The runners-up: all that are close, at least five, and one clearly smaller and one clearly larger."""
     size = best.matmul_parameters()
-    shown = others[:5]
+    reference = expected(request, best, speed(best))
+    close = [shape for shape in others if math.expm1(expected(request, shape, speed(shape)) - reference) < TIE]
+    shown = close if len(close) > 5 else others[:5]
     smaller = [shape for shape in others if shape.matmul_parameters() <= 0.5 * size]
     larger = [shape for shape in others if shape.matmul_parameters() >= 2 * size]
     shown += [shape for shape in smaller[:1] + larger[:1] if shape not in shown]
-    reference = expected(request, best, speed(best))
     reference_compute = 6 * size * tokens_within(request, best, speed(best), request.batch_tokens)
     rows = []
     for shape in shown:
@@ -303,41 +380,52 @@ def _alternatives(
                 shape.n_head,
                 shape.n_embd,
                 shape.parameters(),
+                shape.matmul_parameters(),
                 int(tokens),
                 rate,
                 worse,
-                _reason(request.law, shape, compute, reference_compute, worse),
+                _reason(request.law, shape, best, compute, reference_compute, worse),
             )
         )
     return rows
 
 
-def _reason(law: Law, shape: Shape, compute: float, reference: float, worse: float) -> str:
+def _reason(law: Law, shape: Shape, best: Shape, compute: float, reference: float, worse: float) -> str:
     """Why a shape lost, in a few words."""
     ratio = shape.matmul_parameters() / law.parameters(compute)
     size = f"{ratio:.2g}x the law's size" if not 0.9 <= ratio <= 1.1 else "the law's size"
     share = compute / reference
     speed = f", {1 - share:.0%} less compute in the same budget" if share < 0.97 else ""
     speed = f", {share - 1:.0%} more compute in the same budget" if share > 1.03 else speed
+    if worse < 1e-4 and not speed and _skew(shape) > _skew(best):
+        return f"as good; n_embd / n_layer = {shape.n_embd / shape.n_layer:.0f} is further from 64"
     return ("close: " if worse < TIE else "") + size + speed
 
 
 def _notes(request: Request, shape: Shape, compute: float, epochs: float | None, steps: int) -> list[str]:
     """What a reader should know before believing the plan."""
     notes = []
-    if request.law.extrapolates(compute):
-        low, high = request.law.fitted
+    stands = standing(request.law, compute)
+    if stands == "extrapolated":
+        low, high = request.law.measured
         notes.append(
             f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated"
+        )
+    if compute < 1e16 and request.law.name in LAWS:
+        notes.append(
+            "below 1e16 FLOPs no published law was measured; runs of your own say more: make law, then law=local"
         )
     if epochs and epochs > REPEAT_WARNING:
         notes.append(
             f"the corpus is repeated {epochs:.1f} times; beyond {REPEAT_WARNING:.0f} epochs more text helps more"
         )
-    vocabulary = shape.vocab_size * shape.n_embd
-    if vocabulary > 0.75 * shape.matmul_parameters():
-        share = vocabulary / shape.matmul_parameters()
-        notes.append(f"the vocabulary is {share:.0%} of the model; a smaller data.tokenizer leaves more for the blocks")
+    share = shape.vocab_size * shape.n_embd / shape.matmul_parameters()
+    if share > VOCABULARY_WARNING:
+        rest = (1 - share) * shape.matmul_parameters()
+        fits = (name for rows, name in VOCABULARIES if rows * shape.n_embd <= rest and rows < shape.vocab_size)
+        notes.append(
+            f"the vocabulary is {share:.0%} of the model; data.tokenizer={next(fits, 'bytes')} leaves more for the blocks"
+        )
     if steps < MIN_STEPS / 10:
         notes.append(f"only {steps} optimizer steps fit; loss at so few steps depends more on luck than on the plan")
     return notes

@@ -33,6 +33,7 @@ from run.history import (
     read_metrics,
     read_run,
 )
+from run.plan_view import draw as draw_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -320,6 +321,12 @@ def _alternatives_section(run: Run) -> str:
     basis = "; ".join(f"{key}: {_value(value)}" for key, value in source.items())
     notes = [f"The plan rests on: {basis}."] * bool(basis) + [str(note) for note in listing(run.plan.get("notes"))]
     below = "".join(f'<p class="note">{page.text(note)}</p>' for note in notes)
+    if run.plan.get("curve"):
+        title = "Expected loss against size for this budget"
+        axis = curves.axis(format_count)
+        below = (
+            page.gallery([curves.picture(title, "parameters", lambda axes: draw_plan(axes, run.plan), axis)]) + below
+        )
     return page.section("Alternatives of the plan", page.table(heads, rows, "shapes") + below)
 
 

@@ -1,0 +1,229 @@
+"""A scaling law from finished runs, for `law=local`: reads their records, fits, draws the picture, saves.
+
+    python -m budget.refit outputs/*            # or make law
+    python -m budget.refit outputs/* --metric bits_per_byte --output outputs/law.json
+
+Runs may be of any mixture of sizes and budgets; slices of one budget with at least three sizes say most. All must have
+been scored on the same tokens: losses of different tokenizers cannot be compared, bits per byte of the same text can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from budget.fit import Fit, Point, fit
+from budget.laws import LAWS, bracket, save_law
+from errors import UserError, reported
+
+DEFAULT_OUTPUT = Path("outputs/law.json")
+DEFAULT_LAW = "chinchilla-table3"
+METRICS = ("loss", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What of a run's record the fit and its checks need."""
+
+    name: str
+    point: Point
+    tokenizer: str
+    corpus: str  # fingerprint of the prepared corpus
+    scored: str  # fingerprint of the tokens that were predicted
+    block_size: int
+
+
+def read_run(folder: Path, metric: str) -> FinishedRun | str:
+    """The run in `folder`, or why it does not count."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return "no readable result.json"
+    if result.get("status") != "finished":
+        return f"its status is {result.get('status')}"
+    try:
+        value = result["eval"][metric]
+        if value is None or not value > 0:
+            return f"its {metric} is no number"
+        model, data = result["model"], result["data"]
+        point = Point(float(model["parameters_law"]), float(result["spent"]["tokens"]), float(value))
+        return FinishedRun(
+            folder.name,
+            point,
+            data["tokenizer"],
+            data["fingerprint"],
+            result["eval"]["fingerprint"],
+            model["block_size"],
+        )
+    except (KeyError, TypeError) as error:
+        return f"its result.json lacks {error}"
+
+
+def read_runs(folders: Sequence[Path], metric: str) -> tuple[list[FinishedRun], list[str]]:
+    """Runs that count, and a line for each folder that does not."""
+    runs, left_out = [], []
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        found = read_run(folder, metric)
+        if isinstance(found, str):
+            left_out.append(f"{folder}: left out, {found}")
+        else:
+            runs.append(found)
+    return runs, left_out
+
+
+def check_alike(runs: Sequence[FinishedRun], metric: str) -> list[str]:
+    """Raises UserError for runs whose figures cannot be compared; returns what is worth saying about the others."""
+    if not runs:
+        raise UserError("no finished run among the folders; give some, e.g. python -m budget.refit outputs/*")
+    tokenizers = _counted(run.tokenizer for run in runs)
+    if metric == "loss" and len(tokenizers) > 1:
+        raise UserError(
+            f"the runs have different tokenizers ({_shown(tokenizers)}), nats per token cannot be compared; give runs of one,"
+            " or fit bits per byte: --metric bits_per_byte"
+        )
+    scored = _counted(run.scored[:8] for run in runs)
+    if metric == "loss" and len(scored) > 1:
+        raise UserError(
+            f"the runs were scored on different tokens ({_shown(scored)}), e.g. another corpus or eval.tokens; give runs that"
+            " were scored alike: a short budget cuts its evaluation, so set eval.tokens low enough for the shortest"
+        )
+    notes = []
+    for what, found in (
+        ("corpora", _counted(run.corpus[:8] for run in runs)),
+        ("block sizes", _counted(str(run.block_size) for run in runs)),
+    ):
+        if len(found) > 1:
+            notes.append(
+                f"the runs have different {what} ({_shown(found)}); the law mixes their effect with the size's"
+            )
+    return notes
+
+
+def _counted(values: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def _shown(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} in {n}" for name, n in sorted(counts.items()))
+
+
+def lines_of(found: Fit) -> list[str]:
+    """What the fit says, for the terminal."""
+    law = found.law
+    lines = []
+    for each in found.slices:
+        sizes = f"{len(each.points)} runs, {min(p.parameters for p in each.points):.3g} to"
+        sizes += f" {max(p.parameters for p in each.points):.3g} parameters"
+        best = (
+            each.refused
+            or f"best {each.parameters:.3g} +- {each.error:.0%}, {each.loss:.4f}, curvature {each.curvature:.3f}"
+        )
+        lines.append(f"{each.flops:.3g} FLOPs: {sizes}: {best}")
+    lines.append(f"N* = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from {_range(law.measured)} FLOPs")
+    top = law.measured[1]
+    for factor in (1, 4, 16):
+        low, high = law.interval(factor * top) or (math.nan, math.nan)
+        size, tokens = law.parameters(factor * top), law.tokens(factor * top)
+        predicted = law.predict(size, tokens)
+        loss = f", loss {predicted[0]:.4f} ({predicted[1]:.4f} to {predicted[2]:.4f})" if predicted else ""
+        others = "{:.3g} to {:.3g}".format(*bracket(factor * top))
+        lines.append(
+            f"at {factor * top:.3g} FLOPs: {size:.3g} parameters ({low:.3g} to {high:.3g}),"
+            f" {tokens:.3g} tokens{loss}; the published laws say {others}"
+        )
+    return lines + [f"note: {warning}" for warning in found.warnings]
+
+
+def _range(values: tuple[float, float]) -> str:
+    return f"{values[0]:.3g} to {values[1]:.3g}"
+
+
+def draw(found: Fit, metric: str, path: Path) -> None:
+    """The isoFLOP picture: loss against size for each budget with its parabola, and the optimum against compute."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    colours = [f"C{i}" for i in range(10)]
+    for i, each in enumerate(found.slices):
+        colour = colours[i % 10]
+        sizes = np.array([p.parameters for p in each.points])
+        left.scatter(sizes, [p.loss for p in each.points], color=colour, s=22, label=f"{each.flops:.2g} FLOPs")
+        if not each.refused:
+            x = np.geomspace(sizes.min(), sizes.max(), 100)
+            left.plot(x, each.loss * np.exp(each.curvature * np.log(x / each.parameters) ** 2), color=colour, lw=1)
+            left.plot(each.parameters, each.loss, marker="*", color=colour, markersize=12)
+    left.set(xscale="log", xlabel="parameters (blocks + one vocabulary matrix)", ylabel=metric.replace("_", " "))
+    left.set_title("Runs by budget; stars: the best size")
+    left.legend(fontsize=8)
+    law = found.law
+    flops = np.geomspace(law.measured[0] / 2, law.measured[1] * 32, 60)
+    bounds = np.array([law.interval(c) for c in flops])
+    right.fill_between(flops, bounds[:, 0], bounds[:, 1], alpha=0.25, color="C0", label="80 %")
+    right.plot(flops, [law.parameters(c) for c in flops], color="C0", label="these runs")
+    for name, other in LAWS.items():
+        style = {"color": "0.35", "lw": 1.2} if name == DEFAULT_LAW else {"color": "0.8", "lw": 0.8}
+        right.plot(flops, [other.parameters(c) for c in flops], label=name if name == DEFAULT_LAW else None, **style)
+    good = [each for each in found.slices if not each.refused]
+    right.errorbar(
+        [s.flops for s in good],
+        [s.parameters for s in good],
+        yerr=[
+            [s.parameters * (1 - math.exp(-s.error)) for s in good],
+            [s.parameters * math.expm1(s.error) for s in good],
+        ],
+        fmt="*",
+        color="C0",
+        markersize=10,
+    )
+    right.set(xscale="log", yscale="log", xlabel="FLOPs (6ND)", ylabel="best parameters")
+    right.set_title("The law; grey: published ones")
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--metric", choices=METRICS, default="loss", help="what to fit (default: loss)")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help=f"the law (default: {DEFAULT_OUTPUT})")
+    options = parser.parse_args()
+    with reported():
+        runs, left_out = read_runs(options.folders, options.metric)
+        for line in left_out:
+            print(line)
+        notes = check_alike(runs, options.metric)
+        found = fit([run.point for run in runs], source=f"{len(runs)} own runs")
+        for line in [*(f"note: {note}" for note in notes), *lines_of(found)]:
+            print(line)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "metric": options.metric,
+            "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
+            "corpus": runs[0].corpus if len({run.corpus for run in runs}) == 1 else None,
+            "runs": [run.name for run in runs],
+        }
+        save_law(found.law, about, options.output)
+        picture = options.output.with_suffix(".png")
+        draw(found, options.metric, picture)
+        print(f"saved {options.output} and {picture}; use it with law=local")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Batch size, learning rate and what goes with them: published rules, each with its source and where it is cut off.
+
+Symbols as in the papers: N parameters (as laws count them unless said otherwise), D training tokens, C = 6 N D FLOPs,
+B tokens per optimizer step.
+"""
+
+from __future__ import annotations
+
+import math
+
+from model.shape import Shape
+
+SHORTEST_BLOCK = 256
+# Below this many steps a smaller batch beats a larger one: bench/results/batch.json, 3 minutes of two CPU cores.
+MIN_STEPS = 3000
+LR_RANGE = (3e-4, 4e-3)  # Step Law is not extrapolated beyond what anyone trained with
+WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1; Power Lines was fitted from 111M parameters on
+WARMUP_RANGE = (0.01, 0.1)
+REPEATS_WITH_DROPOUT = 4.0  # epochs
+
+
+def block_size_for(flops: float) -> int:
+    """Context length by compute: short below 1e17 FLOPs, where a step of few tokens should still hold several
+    sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above."""
+    return SHORTEST_BLOCK if flops < 1e17 else 512 if flops < 1e19 else 1024
+
+
+def critical_batch(tokens: float) -> float:
+    """B beyond which more parallelism stops paying: Zhang et al. 2024 (arXiv 2410.21676), 22.91 D^0.47 sequences of 512
+    with D in millions."""
+    return float(512 * 22.91 * (tokens / 1e6) ** 0.47)
+
+
+def batch_efficiency(batch_tokens: float, tokens: float) -> float:
+    """Share of the tokens' worth that a batch of finite size leaves: 1 / (1 + B / B_crit) (McCandlish et al. 2018)."""
+    return 1 / (1 + batch_tokens / critical_batch(tokens))
+
+
+def largest_batch(tokens: float) -> float:
+    """Tokens per step that a run of so many tokens can do with: MIN_STEPS of them, and half the critical batch."""
+    return max(1.0, min(tokens / MIN_STEPS, critical_batch(tokens) / 2))
+
+
+def batch_for(tokens: float, flops: float, block_size: int, saturation: float = 0.0) -> int:
+    """Tokens per optimizer step: the geometric mean of two measured laws, to the nearest power of two.
+
+    Step Law (arXiv 2503.04715): 0.58 D^0.571; DeepSeek LLM (2401.02954): 0.2920 C^0.3271. At least `saturation`, the
+    tokens per step that the device needs to run at full speed; but no more than `largest_batch`, and one sequence.
+    """
+    wished = max(saturation, math.sqrt(0.58 * tokens**0.571 * 0.2920 * flops**0.3271))
+    power = min(round(math.log2(max(1.0, wished))), math.floor(math.log2(largest_batch(tokens))))
+    return max(1, 2**power // block_size) * block_size
+
+
+def learning_rates(shape: Shape, tokens: float, batch_tokens: int) -> dict[str, float]:
+    """Peak learning rate of AdamW by each published rule, before any clipping.
+
+    Step Law (arXiv 2503.04715): 1.79 N^-0.713 D^0.307, N without the vocabulary, scaled by sqrt(B / its batch), and by
+    0.7 where queries and keys are not normalised. DeepSeek LLM (2401.02954): 0.3118 C^-0.1250. Moonlight (2502.16982),
+    its AdamW baseline: 0.0127 C^-0.057. Porian et al. (2406.19146): 0.0047 (N / 108e6)^(-1/3).
+    """
+    parameters = shape.matmul_parameters()
+    flops = 6 * parameters * tokens
+    step_law = 1.79 * max(1, shape.non_vocab_parameters()) ** -0.713 * tokens**0.307
+    step_law *= math.sqrt(batch_tokens / (0.58 * tokens**0.571)) * (1.0 if shape.qk_norm else 0.7)
+    return {
+        "step-law": step_law,
+        "deepseek": 0.3118 * flops**-0.1250,
+        "moonlight": 0.0127 * flops**-0.057,
+        "porian": 0.0047 * (parameters / 108e6) ** (-1 / 3),
+    }
+
+
+def learning_rate_for(shape: Shape, tokens: float, batch_tokens: int) -> float:
+    """Peak learning rate of AdamW: Step Law's, clipped to LR_RANGE, two digits."""
+    return _digits(_clipped(learning_rates(shape, tokens, batch_tokens)["step-law"], LR_RANGE))
+
+
+def weight_decay_for(parameters: float, tokens: float, batch_tokens: int, learning_rate: float) -> float:
+    """Decoupled weight decay whose time scale, B / (lr wd D), is 1.084 (D/N)^-0.527 (Power Lines, arXiv 2505.13738),
+    clipped to WEIGHT_DECAY_RANGE."""
+    time_scale = 1.084 * (tokens / parameters) ** -0.527
+    return _digits(_clipped(batch_tokens / (time_scale * learning_rate * tokens), WEIGHT_DECAY_RANGE))
+
+
+def warmup_for(parameters: float, tokens: float) -> float:
+    """Share of the budget for the warm-up: as many tokens as parameters (Porian et al. 2024), within WARMUP_RANGE."""
+    return _digits(_clipped(parameters / tokens, WARMUP_RANGE))
+
+
+def beta2_for(batch_tokens: int) -> float:
+    """Second-moment decay: 0.95 is too short for small batches (Porian et al. 2024), so 0.99 below 2^18 tokens."""
+    return 0.95 if batch_tokens >= 2**18 else 0.99
+
+
+def dropout_for(epochs: float | None) -> float:
+    """0 where text is seen once or a few times (Liu, Bauer & Manning 2025), 0.1, as all of Muennighoff et al.'s runs had
+    it, beyond four epochs."""
+    return 0.1 if epochs is not None and epochs > REPEATS_WITH_DROPOUT else 0.0
+
+
+def _clipped(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
+
+
+def _digits(value: float) -> float:
+    """Two significant digits: more would claim a precision that no rule has."""
+    return float(f"{value:.2g}")

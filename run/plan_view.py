@@ -1,0 +1,196 @@
+"""A plan as people read it: tables, a derivation in full, a picture of what else would have been as good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budget.clock import Limits
+from budget.laws import LAWS, Law, unique_worth
+from budget.planner import FLAT, TIE, Plan
+from budget.rules import (
+    LR_RANGE,
+    MIN_STEPS,
+    WARMUP_RANGE,
+    WEIGHT_DECAY_RANGE,
+    batch_efficiency,
+    critical_batch,
+    learning_rates,
+)
+from model.shape import Shape
+from run.console import Console, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN_ALTERNATIVES = 7
+HIGHEST = 0.12  # of the picture: beyond 12 % above the best loss nothing is worth a look
+
+
+def show(plan: Plan, console: Console, limits: Limits) -> None:
+    """The plan as tables."""
+    console.table("Plan", ["", "", "from"], _rows(plan, limits))
+    if plan.alternatives:
+        console.table(
+            "Also considered", ["layers", "width", "parameters", "tokens", "tokens/s", "loss", "why not"], _others(plan)
+        )
+    close = sum(row.worse < TIE for row in plan.alternatives)
+    left = close - sum(row.worse < TIE for row in _shown(plan))
+    if left > 0:
+        console.say(f"{left} more within {TIE:.1%} of the expected loss are in plan.json and with output=json")
+    for note in plan.notes:
+        console.say(f"note: {note}")
+
+
+def _shown(plan: Plan) -> list[Any]:
+    """The closest alternatives, and the last two, which are clearly smaller and larger."""
+    rows = plan.alternatives
+    return rows if len(rows) <= SHOWN_ALTERNATIVES else [*rows[: SHOWN_ALTERNATIVES - 2], *rows[-2:]]
+
+
+def _others(plan: Plan) -> list[tuple[object, ...]]:
+    return [
+        (
+            row.n_layer,
+            row.n_embd,
+            format_count(row.parameters),
+            format_count(row.tokens),
+            format_count(row.tokens_per_second) if row.tokens_per_second else "-",
+            f"+{row.worse:.2%}",
+            row.reason,
+        )
+        for row in _shown(plan)
+    ]
+
+
+def budget_of(limits: Limits) -> str:
+    """The limits in words."""
+    given = (
+        (limits.seconds, f"{format_seconds(limits.seconds or 0)} of wall clock"),
+        (limits.flops, f"{limits.flops or 0:.3g} FLOPs"),
+        (limits.tokens, f"{format_count(limits.tokens or 0)} tokens"),
+        (limits.steps, f"{limits.steps} steps"),
+    )
+    return ", ".join(text for value, text in given if value is not None)
+
+
+def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
+    epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
+    low, high = (format_count(size) for size in plan.bracket)
+    rates = [f"{rate:.2g}" for rate in plan.learning_rate_spread]
+    rows = [
+        ("budget", budget_of(limits), "given"),
+        (
+            "law",
+            f"{format_count(plan.optimum['parameters'])} parameters, {format_count(plan.optimum['tokens'])} tokens"
+            f" for {plan.optimum['flops']:.3g} FLOPs; all laws {low} to {high}",
+            f"{plan.law}, {plan.standing}",
+        ),
+        ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
+        ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
+        ("within 1 %", f"{format_count(plan.flat[0])} to {format_count(plan.flat[1])} as the law counts", "porian"),
+        ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
+        ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
+        ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
+        ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
+        ("learning rate", f"{plan.learning_rate:g} (rules say {rates[0]} to {rates[1]})", plan.source["learning_rate"]),
+        ("warm-up", f"{plan.warmup:.1%} of the budget", plan.source["warmup"]),
+        ("weight decay", f"{plan.weight_decay:g}", plan.source["weight_decay"]),
+        ("beta2", f"{plan.beta2:g}", plan.source["beta2"]),
+        ("dropout", f"{plan.dropout:g}", plan.source["dropout"]),
+    ]
+    if plan.interval is not None:
+        rows.insert(
+            2, ("80 % interval", f"{format_count(plan.interval[0])} to {format_count(plan.interval[1])}", plan.law)
+        )
+    if plan.tokens_per_second and plan.hours is not None:
+        mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
+        speed = f"{format_count(plan.tokens_per_second)} tokens/s{mfu}, {format_seconds(plan.hours * 3600)} of training"
+        rows.append(("speed", speed, plan.source["tokens_per_second"]))
+    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
+        low_loss, high_loss = plan.predicted_loss_interval
+        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low_loss:.4f} to {high_loss:.4f}, 80 %)", plan.law))
+    return rows
+
+
+def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
+    """How every number of the plan comes about, a line each."""
+    tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
+    attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
+    rates = learning_rates(shape, tokens, plan.batch_tokens)
+    lines = [
+        f"budget: {budget_of(limits)}",
+        f"law {law.name} ({law.source}): N = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from"
+        f" {law.measured[0]:.2g} to {law.measured[1]:.2g} FLOPs; at {compute:.3g} it is {plan.standing}",
+        "what the laws say for these FLOPs: "
+        + ", ".join(f"{name} {format_count(other.parameters(plan.flops))}" for name, other in LAWS.items()),
+    ]
+    if plan.hours is not None and plan.tokens_per_second:
+        lines.append(
+            f"tokens: {format_seconds(plan.hours * 3600)} of training x {plan.tokens_per_second:,.0f} tokens/s"
+            f" ({plan.source['tokens_per_second']}); the rest of the hours is set-up, evaluation and saving"
+        )
+    lines += [
+        f"score: loss ~ C^-slope exp(curvature (ln N/N*)^2) with C = 6 N x tokens' worth (slope and curvature:"
+        f" {'these runs' if law.curve else 'Porian et al. 2024, measured'}); within {FLAT:.0%}:"
+        f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
+        f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
+        f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
+        f"tokens' worth: {unique_worth(tokens, corpus_tokens) / tokens:.1%} of new ones"
+        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)"
+        f" x {batch_efficiency(plan.batch_tokens, tokens):.1%} for a batch of {plan.batch_tokens:,}"
+        f" (critical: {critical_batch(tokens):,.0f}; Zhang et al. 2024)",
+        f"batch: Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * compute**0.3271:,.0f} tokens; at most tokens /"
+        f" {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch; chosen {plan.batch_tokens:,}",
+        "learning rate: "
+        + ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
+        + f"; Step Law's within {LR_RANGE[0]:g} to {LR_RANGE[1]:g}: {plan.learning_rate:g}",
+        f"weight decay: B / (1.084 (D/N)^-0.527 lr D) within {WEIGHT_DECAY_RANGE[0]:g} to {WEIGHT_DECAY_RANGE[1]:g}:"
+        f" {plan.weight_decay:g} (Power Lines)",
+        f"warm-up: N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}: {plan.warmup:g}",
+    ]
+    return lines
+
+
+def draw(axes: Axes, plan: Mapping[str, Any]) -> None:
+    """Expected loss against size for one budget: the flat region and the laws' spread shaded, the choice starred."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    sizes = [size for size, _ in plan["curve"]]
+    worse = [100 * value for _, value in plan["curve"]]
+    chosen = plan["parameters_law"]
+    axes.axvspan(*plan["bracket"], color="#f97316", alpha=0.13, linewidth=0, label="the laws' best sizes")
+    axes.axvspan(*plan["flat"], color="#16a34a", alpha=0.13, linewidth=0, label=f"within {FLAT:.0%}")
+    axes.plot(sizes, worse, color="#3b82f6", linewidth=1.4)
+    least = min(worse)
+    rows = [row for row in plan["alternatives"] if row.get("parameters_law")]
+    axes.scatter(
+        [row["parameters_law"] for row in rows], [100 * row["worse"] for row in rows], s=12, color="#64748b", zorder=3
+    )
+    axes.plot([chosen], [least], marker="*", markersize=13, color="#f97316", linestyle="none", label="chosen")
+    inside = [size for size, value in plan["curve"] if value <= HIGHEST] or sizes
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda size, _: format_count(size))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(0.8 * min([*inside, plan["bracket"][0]]), 1.25 * max([*inside, plan["bracket"][1]]))
+    axes.set_ylim(-0.4, 100 * HIGHEST)
+    axes.set_ylabel("% above the best expected loss")
+    axes.legend(loc="upper center", fontsize=8)
+
+
+def write_picture(plan: Plan, title: str, path: Path) -> None:
+    """plan.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    draw(axes, plan.to_dict())
+    axes.set_xlabel("parameters (blocks + one vocabulary matrix)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=130)

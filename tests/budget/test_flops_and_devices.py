@@ -1,0 +1,56 @@
+"""The FLOP convention and the device table, against published numbers and torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from budget.devices import BY_NAME, by_cuda_name
+from budget.flops import flops_6nd_per_token, flops_per_token
+from model.gpt import GPT
+from model.shape import PRESETS, Shape
+
+
+@pytest.mark.parametrize("preset", ["classic", "llama", "modern"])
+def test_flops_agree_with_torchs_counter(preset: str) -> None:
+    """torch counts what runs: forward and backward of every matrix product, and attention (its causal half in full)."""
+    shape = Shape(n_layer=3, n_head=2, n_embd=128, block_size=64, vocab_size=512, **PRESETS[preset])
+    model, tokens = GPT(shape), torch.randint(512, (2, 64))
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(tokens, tokens).backward()
+    assert counter.get_total_flops() == pytest.approx(flops_per_token(shape) * tokens.numel(), rel=0.01)
+
+
+def test_published_flops_of_gpt2_small() -> None:
+    """12 x 768, V 50257, T 1024: 8.54e8 FLOPs a token by PaLM's formula; 6N is 7.4e8 of them."""
+    shape = Shape(12, 12, 768, 1024, 50257)
+    assert flops_per_token(shape) == pytest.approx(8.54e8, rel=2e-3)
+    assert flops_6nd_per_token(shape) == pytest.approx(6 * 123.5e6, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("reported", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-PCIE-40GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Tesla T4", "t4"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+    ],
+)
+def test_devices_are_known_by_the_names_cuda_reports(reported: str, name: str) -> None:
+    device = by_cuda_name(reported)
+    assert device is not None
+    assert device.name == name
+
+
+def test_an_unknown_device_is_not_guessed() -> None:
+    assert by_cuda_name("NVIDIA GeForce GTX 1080 Ti") is None
+    assert BY_NAME["a100"].peak == 312e12
