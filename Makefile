@@ -8,6 +8,7 @@ DEVICE ?= auto
 WANDB  ?= disabled
 SWEEP  ?= seeds
 NAME   ?= run
+RUNS   ?= outputs/*
 ARGS   ?=
 
 VENV   := .venv
@@ -16,7 +17,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan sweep evaluate sample test test-slow lint format lock bench clean
+.PHONY: help train plan law sweep evaluate sample test test-slow lint format lock bench clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -56,6 +57,9 @@ train: $(RUN)  ## plan, train for HOURS, evaluate, report
 plan: $(RUN)  ## what HOURS on DEVICE would buy
 	@$(PY) plan.py budget.hours=$(HOURS) data=$(DATA) model=$(MODEL) device=$(DEVICE) $(ARGS)
 
+law: $(RUN)  ## a scaling law from your own runs, for law=local: RUNS="outputs/*"
+	@$(PY) -m budget.refit $(RUNS) $(ARGS)
+
 sweep: $(RUN)  ## run sweeps/SWEEP.yaml
 	@$(PY) train.py -cd sweeps -cn $(SWEEP) budget.hours=$(HOURS) data=$(DATA) $(ARGS)
 
@@ -80,8 +84,10 @@ format: $(DEV)  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FILE-OR-FOLDER
+bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE
 	@$(PY) -m bench.prepare $(CORPUS)
+	@$(PY) -m bench.killed $(CORPUS)
+	@$(PY) -m bench.replay $(CURVES)
 
 lock:  ## write the locks anew from requirements*.in, in a throw-away environment
 	@for set in requirements requirements-dev; do \

@@ -46,6 +46,8 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
         result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
         return "no readable result.json"
+    if not isinstance(result, dict):
+        return "no readable result.json"
     if result.get("status") != "finished":
         return f"its status is {result.get('status')}"
     try:

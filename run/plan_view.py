@@ -15,7 +15,6 @@ from budget.rules import (
     MIN_STEPS,
     WARMUP_RANGE,
     WEIGHT_DECAY_RANGE,
-    batch_efficiency,
     critical_batch,
     learning_rates,
 )
@@ -139,11 +138,10 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
         f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
         f"tokens' worth: {unique_worth(tokens, corpus_tokens) / tokens:.1%} of new ones"
-        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)"
-        f" x {batch_efficiency(plan.batch_tokens, tokens):.1%} for a batch of {plan.batch_tokens:,}"
-        f" (critical: {critical_batch(tokens):,.0f}; Zhang et al. 2024)",
+        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
         f"batch: Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * compute**0.3271:,.0f} tokens; at most tokens /"
-        f" {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch; chosen {plan.batch_tokens:,}",
+        f" {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al."
+        f" 2024); chosen {plan.batch_tokens:,}",
         "learning rate: "
         + ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
         + f"; Step Law's within {LR_RANGE[0]:g} to {LR_RANGE[1]:g}: {plan.learning_rate:g}",

@@ -1,0 +1,105 @@
+"""From folders of finished runs to a law, as a user does it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budget.laws import load_law
+from budget.refit import check_alike, read_run, read_runs
+from errors import UserError
+from tests.budget.test_fit import FIVE, SMALL, runs
+from tests.conftest import ROOT
+
+
+def write_run(folder: Path, parameters: float, tokens: float, loss: float, **changes: Any) -> Path:
+    """A folder that holds what the refit reads of a finished run."""
+    folder.mkdir(parents=True)
+    result = {
+        "status": changes.get("status", "finished"),
+        "spent": {"tokens": tokens},
+        "model": {"parameters_law": parameters, "block_size": changes.get("block_size", 256)},
+        "eval": {"loss": loss, "bits_per_byte": loss / 3, "fingerprint": changes.get("scored", "f" * 32)},
+        "data": {"tokenizer": changes.get("tokenizer", "bytes"), "fingerprint": "c" * 64},
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    for i, point in enumerate(runs(SMALL, [1e13, 4e13], FIVE, noise=0.002)):
+        write_run(tmp_path / "outputs" / f"run-{i}", point.parameters, point.tokens, point.loss)
+    return tmp_path / "outputs"
+
+
+def refit(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "budget.refit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
+    write_run(outputs / "stopped", 1e5, 1e8, 3.0, status="stopped")
+    (outputs / "no-run").mkdir()
+    law_file = outputs / "law.json"
+    answer = refit(*sorted(outputs.iterdir()), "--output", law_file)
+    assert answer.returncode == 0, answer.stderr
+    assert "stopped: left out, its status is stopped" in answer.stdout
+    assert "no-run: left out, no readable result.json" in answer.stdout
+    assert "the exponent alone would be" in answer.stdout
+    assert (outputs / "law.png").read_bytes().startswith(b"\x89PNG")
+    law, about = load_law(law_file)
+    assert about["tokenizer"] == "bytes"
+    assert len(about["runs"]) == 10
+    command = [sys.executable, "plan.py", "budget.flops=1e14", "law=local", f"plan.law_file={law_file}", "output=json"]
+    plan = subprocess.run([*command, "data.tokenizer=bytes"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert plan.returncode == 0, plan.stderr
+    shown = json.loads(plan.stdout)
+    assert shown["law"] == "local"
+    assert shown["optimum"]["parameters"] == pytest.approx(law.parameters(shown["optimum"]["flops"]), rel=1e-4)
+    low, high = shown["predicted_loss_interval"]
+    assert low < shown["predicted_loss"] < high
+    other = subprocess.run([*command, "data.tokenizer=gpt2"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert other.returncode == 2
+    assert "--metric bits_per_byte" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+
+
+def test_without_runs_it_is_one_line(tmp_path: Path) -> None:
+    answer = refit(tmp_path, "--output", tmp_path / "law.json")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: no finished run")
+    assert not (tmp_path / "law.json").exists()
+
+
+def test_different_tokenizers_are_refused_and_bits_per_byte_is_the_way_out(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "a", 1e5, 1e8, 3.0, tokenizer="bytes"),
+        write_run(tmp_path / "b", 1e5, 1e8, 4.0, tokenizer="gpt2", scored="0" * 32),
+    ]
+    found, left_out = read_runs(folders, "loss")
+    assert not left_out
+    with pytest.raises(UserError, match=r"bytes in 1, gpt2 in 1.*--metric bits_per_byte"):
+        check_alike(found, "loss")
+    assert check_alike(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
+
+
+def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", 1e5, 1e8, 3.0)
+    other = write_run(tmp_path / "b", 1e5, 1e8, 3.0, scored="0" * 32)
+    with pytest.raises(UserError, match="scored on different tokens"):
+        check_alike(read_runs([first, other], "loss")[0], "loss")
+    longer = write_run(tmp_path / "c", 1e5, 1e8, 3.0, block_size=512)
+    notes = check_alike(read_runs([first, longer], "loss")[0], "loss")
+    assert "block sizes (256 in 1, 512 in 1)" in notes[0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": "finished"}', '{"status": "finished", "eval": 3}'])
+def test_a_damaged_record_is_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    assert isinstance(read_run(tmp_path, "loss"), str)

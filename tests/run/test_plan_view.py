@@ -1,0 +1,58 @@
+"""What a plan looks like to the people who read it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def plan(*arguments: str, status: int = 0) -> str:
+    command = [sys.executable, "plan.py", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert answer.returncode == status, answer.stderr
+    return answer.stdout if status == 0 else answer.stderr
+
+
+def test_a_list_of_budgets_is_one_row_each() -> None:
+    shown = plan("budget.hours=0.5,1,3,10,24", "device=a100")
+    rows = [line for line in shown.splitlines() if "of wall clock" in line]
+    assert [row.split(" of ")[0].strip() for row in rows] == ["30m00s", "1h00m", "3h00m", "10h00m", "24h00m"]
+    plans = json.loads(plan("budget.flops=1e17,1e18,1e19", "output=json"))
+    sizes = [each["parameters_law"] for each in plans]
+    assert sizes == sorted(sizes)
+    assert len(sizes) == 3
+
+
+def test_the_derivation_is_printed_in_full_on_request() -> None:
+    shown = plan("budget.hours=3", "device=a100", "explain=true", "plan.corpus_tokens=6e9")
+    for words in ("chinchilla-table3 (Hoffmann", "porian-refinedweb", "FLOPs a token: 6 x", "Step Law", "Power Lines"):
+        assert words in shown
+    assert "Power Lines" not in plan("budget.hours=3", "device=a100")
+
+
+def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+    plan("budget.hours=3", "device=a100", f"plan.folder={tmp_path / 'p'}")
+    content = json.loads((tmp_path / "p" / "plan.json").read_text())
+    assert content["n_layer"] >= 1
+    assert (tmp_path / "p" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("law=locl", "did you mean local"),
+        ("law=local", "budget.refit"),
+        ("plan.aspect_min=200", "plan.aspect_max"),
+        ("plan.corpus_tokens=1e6", "plan.max_epochs="),
+    ],
+)
+def test_mistakes_are_one_line(argument: str, words: str) -> None:
+    shown = plan("budget.flops=1e17", argument, "plan.law_file=nowhere/law.json", status=2)
+    assert words in shown
+    assert len(shown.splitlines()) == 1
