@@ -17,7 +17,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law sweep evaluate sample test test-slow lint format lock bench clean
+.PHONY: help train plan law sweep evaluate sample test test-slow lint format lock bench prove-plan clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -88,6 +88,9 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 	@$(PY) -m bench.prepare $(CORPUS)
 	@$(PY) -m bench.killed $(CORPUS)
 	@$(PY) -m bench.replay $(CURVES)
+
+prove-plan: $(DEV)  ## is the plan right? one and a half hours: CORPUS=FOLDER
+	@$(PY) -m bench.prove_plan $(CORPUS) $(ARGS)
 
 lock:  ## write the locks anew from requirements*.in, in a throw-away environment
 	@for set in requirements requirements-dev; do \

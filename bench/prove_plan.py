@@ -1,0 +1,196 @@
+"""Is the plan right? A law from two small budgets on this machine chooses a size for a larger one; then five sizes run there.
+
+    make prove-plan CORPUS=../shared/corpus/slimpajama      # one and a half hours on two idle cores
+
+1. Five sizes at each of two budgets in FLOPs, a factor of four apart, and one of them again with other seeds.
+2. `budget.refit` makes a law of them.
+3. `train.py law=local` plans and runs a budget in hours about four times as large as the larger of the two.
+4. Four more sizes run for the same hours: half and twice the chosen one, and two between.
+
+Passed when the chosen size is within 1 % of the best loss of the five, and better than half and twice its size; tokens
+are within 2 % of the plan's, and the wall clock within 5 % of the budget. Whatever comes out is written down. A run that
+is finished is not run again, so that the command can be stopped and typed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from budget.refit import FinishedRun, draw, fit, lines_of, read_run
+from model.shape import PRESETS, Shape, padded_vocab
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "bench" / "results" / "prove_plan.json"
+PICTURE = ROOT / "docs" / "prove_plan.png"
+TOKENIZER, VOCAB, BLOCK = "bytes", padded_vocab(257), 256
+EVAL_TOKENS = 131072  # the same in every run, so that losses can be compared
+# (layers, width): 70 thousand to 10 million parameters in steps of 1.3 to 1.8
+LADDER = (
+    *((1, 64), (2, 64), (3, 64), (1, 128), (2, 128), (3, 128), (4, 128), (3, 192), (4, 192), (4, 256), (6, 256)),
+    *((6, 320), (6, 384)),
+)
+SIZES = 5
+MOST_SIZES = 8
+SEEDS = (1337, 1, 2)
+HELD_OUT = 4.0  # times the larger slice's compute
+
+
+def parameters(layers: int, width: int) -> int:
+    """N as laws count it."""
+    shape = Shape(layers, max(1, width // 64), width, BLOCK, VOCAB, **PRESETS["modern"])
+    return shape.matmul_parameters()
+
+
+def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
+    """The folder of a run of train.py, which is started unless it is finished."""
+    common = [
+        *("data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}", f"model.block_size={BLOCK}"),
+        *(f"eval.tokens={EVAL_TOKENS}", "eval.max_fraction=0.3", "samples.prompts=[]", f"output_dir={place}"),
+    ]
+    command = [sys.executable, "train.py", *common, f"name={name}", *arguments]
+    print(f"\n$ {' '.join(command[1:])}", flush=True)
+    if subprocess.run(command, cwd=ROOT).returncode:
+        sys.exit(f"{name} failed")
+    folders = [folder for folder in place.glob(f"{name}-*") if (folder / "result.json").exists()]
+    return max(folders, key=lambda folder: (folder / "result.json").stat().st_mtime)
+
+
+def sized(layers: int, width: int) -> list[str]:
+    return [f"model.n_layer={layers}", f"model.n_embd={width}"]
+
+
+def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
+    """Runs of one budget: SIZES of them around LADDER[centre], more beyond where the best one lies at an edge."""
+    low = max(0, min(centre - SIZES // 2, len(LADDER) - SIZES))
+    high = low + SIZES - 1
+    folders: dict[int, Path] = {}
+    while True:
+        for i in range(low, high + 1):
+            if i not in folders:
+                name = f"c{flops:.0e}-{LADDER[i][0]}x{LADDER[i][1]}".replace("+", "")
+                folders[i] = run(place, corpus, name, f"budget.flops={flops:g}", *sized(*LADDER[i]))
+        best = min(folders, key=lambda i: finished(folders[i]).point.loss)
+        if len(folders) >= MOST_SIZES:
+            break
+        if best == low and low > 0:
+            low -= 1
+        elif best == high and high < len(LADDER) - 1:
+            high += 1
+        else:
+            break
+    return list(folders.values())
+
+
+def finished(folder: Path) -> FinishedRun:
+    found = read_run(folder, "loss")
+    if isinstance(found, str):
+        sys.exit(f"{folder}: {found}")
+    return found
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What of a run the proof looks at."""
+    result = json.loads((folder / "result.json").read_text())
+    keys = ("n_layer", "n_embd", "parameters_law")
+    return {
+        "name": result["name"],
+        **{key: result["model"][key] for key in keys},
+        "tokens": result["spent"]["tokens"],
+        "planned_tokens": result["plan"]["predicted_tokens"],
+        "flops_6nd": result["spent"]["flops_6nd"],
+        "hours": result["spent"]["hours"],
+        "overshoot_s": result["spent"]["overshoot_s"],
+        "predicted_loss": result["plan"]["predicted_loss"],
+        "loss": result["eval"]["loss"],
+        "loss_se": result["eval"]["loss_se"],
+        "bits_per_byte": result["eval"]["bits_per_byte"],
+    }
+
+
+def rivals(chosen: int) -> list[tuple[int, int]]:
+    """Shapes of LADDER nearest to half, 0.7, 1.4 and twice the chosen number of parameters, none twice."""
+    shapes: list[tuple[int, int]] = []
+    for factor in (0.5, 0.7, 1.4, 2.0):
+        target = factor * chosen
+        free = [s for s in LADDER if s not in shapes and abs(math.log(parameters(*s) / chosen)) > 0.1]
+        shapes.append(min(free, key=lambda s: abs(math.log(parameters(*s) / target))))
+    return shapes
+
+
+def verdict(chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) -> dict[str, Any]:
+    """Each point of the proof, with its number."""
+    best = min([chosen, *others], key=lambda row: row["loss"])
+    smaller = [row for row in others if row["parameters_law"] <= 0.6 * chosen["parameters_law"]]
+    larger = [row for row in others if row["parameters_law"] >= 1.7 * chosen["parameters_law"]]
+    tokens, clock = chosen["tokens"] / chosen["planned_tokens"] - 1, chosen["hours"] / hours - 1
+    return {
+        "above_the_best": chosen["loss"] / best["loss"] - 1,
+        "within_1_percent": chosen["loss"] <= 1.01 * best["loss"],
+        "better_than_half_and_twice": all(chosen["loss"] < row["loss"] for row in smaller + larger)
+        and bool(smaller)
+        and bool(larger),
+        "tokens_off": tokens,
+        "tokens_within_2_percent": abs(tokens) <= 0.02,
+        "clock_off": clock,
+        "clock_within_5_percent": abs(clock) <= 0.05,
+        "predicted_loss_off": chosen["loss"] / chosen["predicted_loss"] - 1 if chosen["predicted_loss"] else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    parser.add_argument("--flops", type=float, default=1e13, help="compute of the larger slice (default: 1e13)")
+    parser.add_argument("--centre", type=int, default=4, help="index of the middle size of the smaller slice")
+    parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "prove-plan", help="folder of the runs")
+    options = parser.parse_args()
+    place, corpus = options.place, options.corpus
+    small = slice_of(place, corpus, options.flops / 4, options.centre)
+    best = finished(min(small, key=lambda folder: finished(folder).point.loss))
+    shape = min(LADDER, key=lambda s: abs(parameters(*s) - best.point.parameters))
+    cell = [f"budget.flops={options.flops / 4:g}", *sized(*shape)]
+    seeds = [run(place, corpus, f"seed{seed}", *cell, f"seed={seed}") for seed in SEEDS[1:]]
+    large = slice_of(place, corpus, options.flops, LADDER.index(shape) + 1)
+    runs = [finished(folder) for folder in small + seeds + large]
+    found = fit([each.point for each in runs], source=f"{len(runs)} runs of bench.prove_plan")
+    print("\n".join(lines_of(found)), flush=True)
+    folders = [str(folder) for folder in small + seeds + large]
+    law = place / "law.json"
+    subprocess.run([sys.executable, "-m", "budget.refit", *folders, "--output", str(law)], cwd=ROOT, check=True)
+    fastest = [outcome(folder) for folder in large]
+    near = min(fastest, key=lambda row: row["loss"])
+    seconds = HELD_OUT * near["hours"] * 3600
+    hours = round(seconds / 3600, 3)
+    budget = [f"budget.hours={hours}", "law=local", f"plan.law_file={law}"]
+    chosen = outcome(run(place, corpus, "held-out-planned", *budget))
+    others = [
+        outcome(run(place, corpus, f"held-out-{layers}x{width}", *budget, *sized(layers, width)))
+        for layers, width in rivals(chosen["parameters_law"])
+    ]
+    content = {
+        "how": f"python -m bench.prove_plan {corpus} --flops {options.flops:g} --centre {options.centre}",
+        "held_out_hours": hours,
+        "noise_of_ln_loss": found.law.noise,
+        "law": {"exponent": found.law.exponent, "intercept": found.law.intercept, "warnings": found.warnings},
+        "slices": [
+            {"flops": s.flops, "best": s.parameters, "loss": s.loss, "curvature": s.curvature, "refused": s.refused}
+            for s in found.slices
+        ],
+        "verdict": verdict(chosen, others, hours),
+        "chosen": chosen,
+        "others": others,
+        "runs": [outcome(folder) for folder in small + seeds + large],
+    }
+    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    draw(found, "loss", PICTURE)
+    print(json.dumps(content["verdict"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
