@@ -71,3 +71,11 @@ def test_the_first_result_is_the_one_on_file() -> None:
     assert f"bits per byte    {figures['bits_per_byte']:.4f}" in shown
     assert f"accuracy         {figures['accuracy']:.2%}" in shown
     assert kept["how"] == "make train"
+
+
+def test_the_replay_is_the_one_on_file() -> None:
+    kept = json.loads((ROOT / "bench/results/replay.json").read_text())
+    corpora = [kept[name] for name in ("RefinedWeb", "OpenWebText2")]
+    assert "68 times the compute it was shown to within 4 %" in README
+    assert all(kept["target_flops"] / max(corpus["budgets"]) == pytest.approx(68, rel=0.01) for corpus in corpora)
+    assert all(abs(corpus["error"]) <= 0.04 for corpus in corpora)

@@ -214,7 +214,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
         "MFU 39 % 41 % +5.1%",
         "Loss 3.8000 3.9012 +2.7%",
         "0.4 s left over",
-        "10.4T FLOPs by 6ND",
+        "1.04e+13 FLOPs by 6ND",
         "12.5 s of data preparation",
         "train 2m46s 93.5%",
         "total 2m58s 100 %",
