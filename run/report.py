@@ -323,10 +323,8 @@ def _alternatives_section(run: Run) -> str:
     below = "".join(f'<p class="note">{page.text(note)}</p>' for note in notes)
     if run.plan.get("curve"):
         title = "Expected loss against size for this budget"
-        axis = curves.axis(format_count)
-        below = (
-            page.gallery([curves.picture(title, "parameters", lambda axes: draw_plan(axes, run.plan), axis)]) + below
-        )
+        picture = curves.picture(title, "parameters", lambda axes: draw_plan(axes, run.plan), lambda _: None)
+        below = page.gallery([picture]) + below
     return page.section("Alternatives of the plan", page.table(heads, rows, "shapes") + below)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from run.report import write_report
 from tests.conftest import ROOT
 
 
@@ -41,6 +42,15 @@ def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "p" / "plan.json").read_text())
     assert content["n_layer"] >= 1
     assert (tmp_path / "p" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_a_run_shows_the_picture(tmp_path: Path) -> None:
+    plan("budget.hours=3", "device=a100", f"plan.folder={tmp_path}")
+    page = write_report(tmp_path).read_text()
+    assert "Expected loss against size for this budget" in page
+    assert page.count("<svg") == 1
+    for size in ("50M", "100M", "200M"):  # the ticks
+        assert f">{size}<" in page
 
 
 @pytest.mark.parametrize(
