@@ -18,12 +18,14 @@ def main(folder: str) -> None:
     run = Path(folder)
     result = json.loads((run / "result.json").read_text())
     log = (run / "log.txt").read_text()
-    content = {"how": "make train", "result": result, "plan": json.loads((run / "plan.json").read_text())}
+    plan = json.loads((run / "plan.json").read_text())
+    plan.pop("curve")  # for the picture; a hundred points that nobody reads here
+    content = {"how": "make train", "result": result, "plan": plan}
     (ROOT / "bench" / "results" / "make_train.json").write_text(json.dumps(content, indent=1) + "\n")
-    plan = log[log.index("Plan\n") : log.index("Also considered")]
+    table = log[log.index("Plan\n") : log.index("Also considered")]
     ending = log[log.index("Plan against outcome") :]
     samples = [line[:110] + "..." if len(line) > 113 else line for line in ending.splitlines()]
-    shown = f"{BEGIN}\n```text\n{plan}...\n" + "\n".join(samples).rstrip() + f"\n```\n{END}"
+    shown = f"{BEGIN}\n```text\n{table}...\n" + "\n".join(samples).rstrip() + f"\n```\n{END}"
     readme = ROOT / "README.md"
     text = re.sub(f"{BEGIN}.*?{END}", lambda match: shown, readme.read_text(), flags=re.DOTALL)
     readme.write_text(text)

@@ -34,6 +34,7 @@ SMALL_WIDTH, SMALL_ASPECT = 256, 16.0  # below any table the grid would be too c
 SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
+CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
 REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
 MAX_EPOCHS = 16.0  # beyond, a repeated token is worth less than two thirds of a new one
 VOCABULARY_WARNING = 0.5  # share of the model
@@ -327,7 +328,8 @@ def _sources(request: Request, shapes: list[Shape], batch: int, saturation: floa
 
 
 def _curve(request: Request, best: Shape, flops_per_second: float | None) -> list[tuple[float, float]]:
-    """(N, expected loss relative to the best) of the best shape of each size, by size, all at one FLOP/s."""
+    """(N, expected loss relative to the best) of the best shape of each size, by size, all at one FLOP/s; about
+    CURVE_POINTS of them, up to CURVE_HIGHEST."""
     assumed = replace(request, flops_per_second=flops_per_second) if flops_per_second else request
     free = replace(assumed, n_layer=None, n_embd=None, n_head=None)
     scores: dict[float, float] = {}
@@ -336,7 +338,10 @@ def _curve(request: Request, best: Shape, flops_per_second: float | None) -> lis
         size = float(shape.matmul_parameters())
         scores[size] = min(score, scores.get(size, math.inf))
     least = min(scores.values())
-    return [(size, math.expm1(score - least)) for size, score in sorted(scores.items())]
+    worse = [(size, math.expm1(score - least)) for size, score in sorted(scores.items())]
+    near = [point for point in worse if point[1] <= CURVE_HIGHEST or point[0] == best.matmul_parameters()]
+    stride = -(-len(near) // CURVE_POINTS)
+    return [point for i, point in enumerate(near) if i % stride == 0 or point[0] == best.matmul_parameters()]
 
 
 def _too_often(tokens: float, request: Request, epochs: float) -> str:

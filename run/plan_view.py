@@ -89,7 +89,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ),
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
         ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
-        ("within 1 %", f"{format_count(plan.flat[0])} to {format_count(plan.flat[1])} as the law counts", "porian"),
+        ("within 1 %", _flat(plan), "porian"),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
@@ -112,6 +112,14 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         low_loss, high_loss = plan.predicted_loss_interval
         rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low_loss:.4f} to {high_loss:.4f}, 80 %)", plan.law))
     return rows
+
+
+def _flat(plan: Plan) -> str:
+    """The sizes that are as good to within FLAT."""
+    low, high = plan.flat
+    if low == high:
+        return "no other size of the grid"
+    return f"{format_count(low)} to {format_count(high)} as the law counts"
 
 
 def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
