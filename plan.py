@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -289,7 +290,9 @@ def main() -> None:
     plans: list[tuple[Plan, Limits]] = []
     as_json = "output=json" in sys.argv[1:]
     sys.argv += [] if {"-m", "--multirun"} & set(sys.argv) else ["-m"]
-    launch(lambda config: plans.append((plan_for(config), limits_of(config))), "config")
+    with tempfile.TemporaryDirectory() as folder:  # for the file that Hydra writes of every sweep
+        sys.argv.insert(1, f"hydra.sweep.dir={folder}")  # before -m: argparse wants all overrides in a row
+        launch(lambda config: plans.append((plan_for(config), limits_of(config))), "config")
     if as_json:
         print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))
         return

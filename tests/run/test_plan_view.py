@@ -13,15 +13,16 @@ from run.report import write_report
 from tests.conftest import ROOT
 
 
-def plan(*arguments: str, status: int = 0) -> str:
-    command = [sys.executable, "plan.py", *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+def plan(*arguments: str, status: int = 0, cwd: Path = ROOT) -> str:
+    command = [sys.executable, str(ROOT / "plan.py"), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
     assert answer.returncode == status, answer.stderr
     return answer.stdout if status == 0 else answer.stderr
 
 
-def test_a_list_of_budgets_is_one_row_each() -> None:
-    shown = plan("budget.hours=0.5,1,3,10,24", "device=a100")
+def test_a_list_of_budgets_is_one_row_each(tmp_path: Path) -> None:
+    shown = plan("budget.hours=0.5,1,3,10,24", "device=a100", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
     rows = [line for line in shown.splitlines() if "of wall clock" in line]
     assert [row.split(" of ")[0].strip() for row in rows] == ["30m00s", "1h00m", "3h00m", "10h00m", "24h00m"]
     plans = json.loads(plan("budget.flops=1e17,1e18,1e19", "output=json"))
