@@ -130,7 +130,9 @@ class PlanConfig:
     law_file: str = knob("outputs/law.json", "law=local: the law of your own runs, from python -m budget.refit")
     aspect_min: float = knob(ASPECT[0], "least n_embd / n_layer of the shapes to choose from (16 up to a width of 256)")
     aspect_max: float = knob(ASPECT[1], "largest n_embd / n_layer of the shapes to choose from")
-    max_epochs: float = knob(MAX_EPOCHS, "refuse a plan that repeats the corpus more often")
+    max_epochs: float | None = knob(
+        None, f"refuse a plan that repeats the corpus more often; null: {MAX_EPOCHS:g}, for data=stdlib no limit"
+    )
     corpus_tokens: float | None = knob(None, "plan.py: training tokens of the corpus; null: as many as wanted")
     folder: str | None = knob(None, "plan.py: write plan.json and plan.png into this folder; null: write nothing")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from budget.clock import Limits
 from budget.devices import BY_NAME
 from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
-from budget.planner import Plan, Request, make_plan, overhead_estimate, shortlist
+from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate, shortlist
 from budget.rules import block_size_for, largest_batch
 from command_line import launch
 from config import Config, template
@@ -71,6 +72,15 @@ def law_of(config: Config, tokenizer: str) -> Law:
     return law if about.get("metric") == "loss" else replace(law, draws=())  # a loss in nats is not to be had from it
 
 
+def max_epochs_of(config: Config) -> float:
+    """How often the corpus may be repeated; the embedded one, which is small and only shows that all works, as often as
+    a fast device gets through it."""
+    if config.plan.max_epochs is not None:
+        return config.plan.max_epochs
+    embedded = config.data.source == "stdlib" and config.plan.corpus_tokens is None
+    return math.inf if embedded else MAX_EPOCHS
+
+
 def request_for(config: Config, text: Text, flops_per_second: float | None, overhead_s: float) -> Request:
     """The planner's request: the user's fixed sizes, and rules for the block size and vocabulary where they are open."""
     n_vocab = text.n_vocab
@@ -113,7 +123,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         dropout=model.dropout,
         corpus_tokens=text.train_tokens,
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
-        max_epochs=config.plan.max_epochs,
+        max_epochs=max_epochs_of(config),
     )
 
 
@@ -131,7 +141,7 @@ def measured_plan(
     request: Request, measure: Callable[[Shape, int], tuple[float, int]], say: Callable[[str], None]
 ) -> Plan:
     """A plan from measured speed: `measure(shape, batch_tokens)` gives the tokens per second and the micro-batch."""
-    batch = make_plan(request).batch_tokens
+    batch = make_plan(replace(request, max_epochs=math.inf)).batch_tokens  # from a guessed speed nothing is refused
     speeds: dict[Shape, float] = {}
     micro: dict[Shape, int] = {}
     shapes = shortlist(request)
@@ -260,10 +270,13 @@ def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:
 
 def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
     """plan.json and plan.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "plan.json", significant(plan.to_dict(), 10))
     title = f"{budget_of(limits)}: {plan.n_layer} x {plan.n_embd}, {format_count(plan.parameters)} parameters"
-    write_picture(plan, title, folder / "plan.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "plan.json", significant(plan.to_dict(), 10))
+        write_picture(plan, title, folder / "plan.png")
+    except OSError as error:
+        raise UserError(f"plan.folder={folder} cannot be written ({error.strerror}); choose another folder") from error
 
 
 def show_one(config: Config) -> None:
@@ -284,14 +297,16 @@ def show_one(config: Config) -> None:
 
 def main() -> None:
     """One budget in full, or, for a list of them (budget.hours=0.5,1,3), one row each."""
-    if not any(argument.startswith("budget.") and "," in argument for argument in sys.argv[1:]):
+    arguments = sys.argv[1:]
+    listed = any(argument.startswith("budget.") and "," in argument for argument in arguments)
+    if not listed or {"-h", "--help"} & set(arguments):
         launch(show_one, "config")
         return
     plans: list[tuple[Plan, Limits]] = []
     as_json = "output=json" in sys.argv[1:]
-    sys.argv += [] if {"-m", "--multirun"} & set(sys.argv) else ["-m"]
+    given = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
     with tempfile.TemporaryDirectory() as folder:  # for the file that Hydra writes of every sweep
-        sys.argv.insert(1, f"hydra.sweep.dir={folder}")  # before -m: argparse wants all overrides in a row
+        sys.argv[1:] = ["-m", f"hydra.sweep.dir={folder}", *given]
         launch(lambda config: plans.append((plan_for(config), limits_of(config))), "config")
     if as_json:
         print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))

@@ -65,6 +65,11 @@ def sized(layers: int, width: int) -> list[str]:
     return [f"model.n_layer={layers}", f"model.n_embd={width}"]
 
 
+def cell(flops: float, shape: tuple[int, int]) -> list[str]:
+    """The arguments of a run that spends `flops` as laws count them, 6ND, so that a slice is one in the fit as well."""
+    return [f"budget.tokens={flops / (6 * parameters(*shape)):.6g}", *sized(*shape)]
+
+
 def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
     """Runs of one budget: SIZES of them around LADDER[centre], more beyond where the best one lies at an edge."""
     low = max(0, min(centre - SIZES // 2, len(LADDER) - SIZES))
@@ -74,7 +79,7 @@ def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
         for i in range(low, high + 1):
             if i not in folders:
                 name = f"c{flops:.0e}-{LADDER[i][0]}x{LADDER[i][1]}".replace("+", "")
-                folders[i] = run(place, corpus, name, f"budget.flops={flops:g}", *sized(*LADDER[i]))
+                folders[i] = run(place, corpus, name, *cell(flops, LADDER[i]))
         best = min(folders, key=lambda i: finished(folders[i]).point.loss)
         if len(folders) >= MOST_SIZES:
             break
@@ -154,8 +159,8 @@ def main() -> None:
     small = slice_of(place, corpus, options.flops / 4, options.centre)
     best = finished(min(small, key=lambda folder: finished(folder).point.loss))
     shape = min(LADDER, key=lambda s: abs(parameters(*s) - best.point.parameters))
-    cell = [f"budget.flops={options.flops / 4:g}", *sized(*shape)]
-    seeds = [run(place, corpus, f"seed{seed}", *cell, f"seed={seed}") for seed in SEEDS[1:]]
+    repeated = cell(options.flops / 4, shape)
+    seeds = [run(place, corpus, f"seed{seed}", *repeated, f"seed={seed}") for seed in SEEDS[1:]]
     large = slice_of(place, corpus, options.flops, LADDER.index(shape) + 1)
     runs = [finished(folder) for folder in small + seeds + large]
     found = fit([each.point for each in runs], source=f"{len(runs)} runs of bench.prove_plan")

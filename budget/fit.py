@@ -235,7 +235,7 @@ def fit_surface(points: Sequence[Point], start: Surface | None = None, n_starts:
         return scale * value, scale * gradient
 
     options = {"maxiter": 5000, "ftol": 1e-12, "gtol": 1e-8}
-    bounds = [(-50, 60), (-50, 60), (-20, 10), (0, 3), (0, 3)]
+    bounds = [(-50, 60), (-50, 60), (-20, 10), (1e-3, 3), (1e-3, 3)]
     results = [minimize(scaled, theta, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for theta in starts]
     best = min(results, key=lambda r: r.fun)
     polished = minimize(scaled, best.x, jac=True, method="BFGS", options={"gtol": 1e-9})
@@ -255,18 +255,21 @@ def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit
     slices = [fit_slice(each) for each in groups]
     good = [with_error(each, noise, draw) for each in slices if not each.refused]
     warnings = [f"at {each.flops:.2g} FLOPs: {each.refused}" for each in slices if each.refused]
-    surface = fit_surface(points) if len(points) >= FEWEST_FOR_SURFACE else None
+    different = len({(p.parameters, p.tokens) for p in points})
+    surface = fit_surface(points) if different >= FEWEST_FOR_SURFACE and len(groups) > 1 else None
     surfaces = _surface_draws(points, surface, noise, draw) if surface else ()
     measured = (min(p.flops for p in points), max(p.flops for p in points)) if points else (math.nan, math.nan)
     if good:
         intercept, exponent, error = fit_line(good)
-        lines = _line_draws(good, noise, draw)
+        uncertainty = _uncertainty(good, error)
         free, doubts = _free_exponent(good)
         warnings += doubts
     elif surface:
         intercept, exponent = surface.line()
         lines = np.array([each.line() for each in surfaces])
-        error, free = float(np.std(lines[:, 1])), (math.nan, math.nan)
+        pivot, free = math.sqrt(measured[0] * measured[1]), (math.nan, math.nan)
+        sizes = lines[:, 0] + lines[:, 1] * math.log(pivot)
+        uncertainty = Uncertainty(pivot, max(LACK_OF_FIT, float(np.std(sizes))), float(np.std(lines[:, 1])))
         warnings.append(
             "no budget has sizes on both sides of its best one: the size rests on approach 3 alone, which put the optimum"
             " of measured curves at 1.5 times its place; run five sizes, each 1.5 times the last, at one budget"
@@ -278,16 +281,18 @@ def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit
         )
     if surface is None:
         warnings.append(
-            f"{len(points)} runs are too few for a predicted loss; it takes {FEWEST_FOR_SURFACE}, of different N and D"
+            f"{different} different runs are too few for a predicted loss; it takes {FEWEST_FOR_SURFACE}, at two budgets"
         )
-    pivot = (
-        math.exp(float(np.mean([math.log(s.flops) for s in good]))) if good else math.sqrt(measured[0] * measured[1])
-    )
-    spread = lines[:, 0] + lines[:, 1] * math.log(pivot)
-    uncertainty = Uncertainty(pivot, max(0.01, float(np.std(spread))), max(0.005, error))
     law = Law(LOCAL, source, exponent, intercept, measured, uncertainty, surface, surfaces, noise, _curve(good))
     by_flops = {each.flops: each for each in good}
     return Fit(law, tuple(by_flops.get(each.flops, each) for each in slices), free, tuple(warnings))
+
+
+def _uncertainty(slices: Sequence[Slice], exponent_error: float) -> Uncertainty:
+    """Of `fit_line`'s line: level and exponent are independent at the weighted mean of ln C."""
+    weight = np.array([1 / each.error**2 for each in slices])
+    pivot = float(np.average(np.log([each.flops for each in slices]), weights=weight))
+    return Uncertainty(math.exp(pivot), float(weight.sum()) ** -0.5, exponent_error)
 
 
 def _curve(slices: Sequence[Slice]) -> tuple[float, float] | None:
@@ -297,18 +302,6 @@ def _curve(slices: Sequence[Slice]) -> tuple[float, float] | None:
     x, y = np.log([s.flops for s in slices]), np.log([s.loss for s in slices])
     slope = -float(np.polyfit(x, y, 1)[0])
     return (slope, float(np.median([s.curvature for s in slices]))) if slope > 0 else None
-
-
-def _line_draws(slices: Sequence[Slice], noise: float, draw: np.random.Generator) -> np.ndarray:
-    """(BOOTSTRAPS, 2) lines: the losses moved by the noise, and the prior's mean drawn from itself."""
-    lines: list[tuple[float, float]] = []
-    while len(lines) < BOOTSTRAPS:
-        moved = []
-        for each in slices:
-            again = fit_slice(disturbed(each.points, noise, draw))
-            moved.append(replace(each, parameters=again.parameters if not again.refused else each.parameters))
-        lines.append(fit_line(moved, (draw.normal(*PRIOR), PRIOR[1]))[:2])
-    return np.array(lines)
 
 
 def _surface_draws(

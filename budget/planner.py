@@ -155,9 +155,11 @@ def overhead_estimate(seconds: float) -> float:
 
 
 def heads_for(n_embd: int) -> int:
-    """Heads of 64, of 128 from a width of 1024 on (Hoffmann et al. 2022, Table A9)."""
-    size = 128 if n_embd >= 1024 and n_embd % 128 == 0 else 64
-    return max(1, n_embd // size)
+    """Heads of 64, of 128 from a width of 1024 on (Hoffmann et al. 2022, Table A9); fewer where they would not divide it."""
+    heads = max(1, n_embd // (128 if n_embd >= 1024 and n_embd % 128 == 0 else 64))
+    while n_embd % heads:
+        heads -= 1
+    return heads
 
 
 def candidates(request: Request) -> list[Shape]:
@@ -177,7 +179,7 @@ def candidates(request: Request) -> list[Shape]:
             if width % n_head == 0:
                 found.append(replace(request.template, n_layer=n_layer, n_head=n_head, n_embd=width))
     if not found:  # a depth or head count that no width of the grid goes with: let the aspect ratio give way
-        width = max(64, 64 * (request.n_layer or 1)) * (request.n_head or 1)
+        width = request.n_embd or max(64, 64 * (request.n_layer or 1)) * (request.n_head or 1)
         found = [replace(request.template, n_layer=request.n_layer or 1, n_head=request.n_head or 1, n_embd=width)]
     return sorted(found, key=lambda shape: shape.matmul_parameters())
 
@@ -193,7 +195,9 @@ def tokens_within(request: Request, shape: Shape, tokens_per_second: float | Non
         fits.append(limits.tokens)
     if limits.steps is not None:
         # Without a batch the two rules are solved together: D = steps x 0.58 D^0.571.
-        fits.append(limits.steps * (batch_tokens or max(shape.block_size, (0.58 * limits.steps) ** (0.571 / 0.429))))
+        fits.append(
+            limits.steps * (batch_tokens or max(shape.block_size, 0.58 * (0.58 * limits.steps) ** (0.571 / 0.429)))
+        )
     return max(1.0, min(fits))
 
 
@@ -255,7 +259,8 @@ def make_plan(
     best, rate, law = ranked[0], speed(ranked[0]), request.law
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
-    batch = request.batch_tokens or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation)
+    fewest = 1 if request.limits.steps is not None else MIN_STEPS  # a smaller batch buys no more of given steps
+    batch = request.batch_tokens or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation, fewest)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:

@@ -9,7 +9,6 @@ run that was stopped, killed or diverged has fewer of them; the page then says s
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from run import curves, page
 from run.console import format_count, format_seconds
+from run.figures import difference, hours, percent, scientific, show, with_error
 from run.history import (
     Records,
     Run,
@@ -104,11 +104,11 @@ def _headline(run: Run) -> str:
     tiles = [("Status", STATUS_WORDS.get(run.outcome, run.outcome))]
     if run.result.get("stopped_by"):
         tiles.append(("Stopped by", str(run.result["stopped_by"])))
-    tiles += [(label, _with_error(evaluation, key, digits)) for key, label, digits in METRICS if key in evaluation]
+    tiles += [(label, with_error(evaluation, key, digits)) for key, label, digits in METRICS if key in evaluation]
     if "accuracy" in evaluation:
-        tiles.append(("Next-token accuracy", _with_error(evaluation, "accuracy", 2, percent=True)))
+        tiles.append(("Next-token accuracy", with_error(evaluation, "accuracy", 2, percent=True)))
     if not evaluation and run.validation:
-        tiles.append(("Last validation loss", _with_error(run.validation[-1], "val_loss", 4)))
+        tiles.append(("Last validation loss", with_error(run.validation[-1], "val_loss", 4)))
     boxes = "".join(f"<div><dt>{page.text(label)}</dt><dd>{_tile(value)}</dd></div>" for label, value in tiles)
     kind = run.outcome if run.outcome in STATUS_WORDS else "unknown"
     notes = "".join(f'<p class="note">{page.text(note)}</p>' for note in _remarks(run))
@@ -150,18 +150,18 @@ def _plan_and_outcome(run: Run) -> str:
     rows: list[tuple[str, Any, Any, Callable[[float], str]]] = [
         ("Tokens", plan.get("tokens"), spent.get("tokens", last.get("tokens")), format_count),
         ("Steps", plan.get("steps"), spent.get("steps", last.get("step")), format_count),
-        ("Time", plan.get("hours"), spent.get("hours", last.get("hours")), _hours),
+        ("Time", plan.get("hours"), spent.get("hours", last.get("hours")), hours),
         ("Tokens/s", plan.get("tokens_per_second"), speed.get("tokens_per_second"), format_count),
-        ("FLOPs", plan.get("flops"), spent.get("flops", last.get("flops")), _scientific),
-        ("MFU", plan.get("mfu"), speed.get("mfu"), _percent),
+        ("FLOPs", plan.get("flops"), spent.get("flops", last.get("flops")), scientific),
+        ("MFU", plan.get("mfu"), speed.get("mfu"), percent),
         ("Loss", plan.get("predicted_loss"), run.part("eval").get("loss"), lambda value: f"{value:.4f}"),
     ]
     if not speed and run.points:
         rows[3] = ("Tokens/s", plan.get("tokens_per_second"), median(run.points, "tokens_per_second"), format_count)
-        rows[5] = ("MFU", plan.get("mfu"), median(run.points, "mfu"), _percent)
+        rows[5] = ("MFU", plan.get("mfu"), median(run.points, "mfu"), percent)
     if not any(is_number(value) for row in rows for value in row[1:3]):
         return ""
-    body = [(label, _show(planned, f), _show(got, f), _difference(planned, got)) for label, planned, got, f in rows]
+    body = [(label, show(planned, f), show(got, f), difference(planned, got)) for label, planned, got, f in rows]
     table = page.table(("", "Planned", "Reached", "Difference"), body)
     return page.section("Plan and outcome", f"{_shape_line(run)}{table}{_budget_line(run)}")
 
@@ -196,9 +196,9 @@ def _budget_line(run: Run) -> str:
         over = spent["overshoot_s"]
         parts.append(f"{format_seconds(abs(over))} {'past the limit' if over > 0 else 'left over'}")
     if is_number(spent.get("training_hours")):
-        parts.append(f"{_hours(spent['training_hours'])} of it training")
+        parts.append(f"{hours(spent['training_hours'])} of it training")
     if is_number(spent.get("flops_6nd")):
-        parts.append(f"{_scientific(spent['flops_6nd'])} FLOPs by 6ND")
+        parts.append(f"{scientific(spent['flops_6nd'])} FLOPs by 6ND")
     if is_number(run.result.get("prepare_s")):
         parts.append(f"{format_seconds(run.result['prepare_s'])} of data preparation before the clock")
     return f"<p>{page.text('; '.join(parts))}.</p>" if parts else ""
@@ -255,7 +255,7 @@ def _schedule_section(run: Run) -> str:
 
     pictures = [
         curves.picture(
-            "Learning rate against progress", "share of the budget spent", draw("progress"), curves.axis(_percent)
+            "Learning rate against progress", "share of the budget spent", draw("progress"), curves.axis(percent)
         ),
         curves.picture("Learning rate against step", "step", draw("step"), curves.axis(format_count)),
     ]
@@ -331,7 +331,7 @@ def _alternatives_section(run: Run) -> str:
 def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ("n_layer", "n_head", "n_embd", "parameters", "tokens", "tokens_per_second")
     worse = f"+{shape['worse']:.2%}" if is_number(shape.get("worse")) else "–"
-    return (*(_show(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
+    return (*(show(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
 
 
 def _samples_section(run: Run) -> str:
@@ -373,26 +373,6 @@ def _environment_section(run: Run) -> str:
 # Figures.
 
 
-def _with_error(evaluation: Mapping[str, Any], key: str, digits: int, percent: bool = False) -> str:
-    scale, unit = (100, " %") if percent else (1, "")
-    value = evaluation[key]
-    if not is_number(value):
-        return "not finite"
-    error = _standard_error(evaluation, key)
-    shown = f"{value * scale:.{digits}f}"
-    return shown + (f" ± {error * scale:.{digits}f}" if error is not None else "") + unit
-
-
-def _standard_error(evaluation: Mapping[str, Any], key: str) -> float | None:
-    """The recorded standard error; those of perplexity (e^loss) and bits per byte (~ loss) follow from the loss's."""
-    if is_number(evaluation.get(f"{key}_se")):
-        return float(evaluation[f"{key}_se"])
-    loss, error = number(evaluation.get("loss"), 0), number(evaluation.get("loss_se"), math.nan)
-    slope = {"perplexity": 1.0, "bits_per_byte": 1 / loss if loss else math.nan}.get(key, math.nan)
-    derived = evaluation[key] * slope * error
-    return derived if math.isfinite(derived) else None
-
-
 def _figure(key: str, value: Any) -> str:
     if not is_number(value):
         return "–" if value is None else _value(value)
@@ -409,28 +389,6 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
-
-
-def _show(value: Any, form: Callable[[float], str]) -> str:
-    return form(value) if is_number(value) else "–"
-
-
-def _difference(planned: Any, reached: Any) -> str:
-    if not (is_number(planned) and is_number(reached) and planned):
-        return "–"
-    return f"{reached / planned - 1:+.1%}"
-
-
-def _hours(hours: float) -> str:
-    return format_seconds(hours * 3600) if hours else "0"
-
-
-def _scientific(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.3g} %"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ def test_a_disk_too_small_is_refused_before_training(place: Path, disk: Path) ->
 def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> None:
     """Filled by somebody else after the first checkpoint: the run says so, and goes on once there is space again."""
     mounted(disk, "size=8m")
-    arguments = ("budget.steps=2000", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    arguments = ("budget.steps=800", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     process = subprocess.Popen(
         command(place, *arguments, name="full"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -60,7 +60,7 @@ def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> N
     ballast.unlink()
     train(place, *arguments, name="full")
     result = json.loads(next(disk.glob("full-*/result.json")).read_text())
-    assert (result["status"], result["spent"]["steps"]) == ("finished", 2000)
+    assert (result["status"], result["spent"]["steps"]) == ("finished", 800)
 
 
 def test_a_read_only_output_folder_is_one_line(place: Path, disk: Path) -> None:
@@ -84,7 +84,14 @@ def stopped_run(place: Path, name: str, *arguments: str) -> Path:
     return folder_of(place, name)
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"ledger_s": {"setup": 0}}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        pytest.param("", marks=pytest.mark.slow),
+        pytest.param('{"ledger_s": {"setup": 0}}', marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) -> None:
     """The checkpoint holds the accounts as well."""
     name = f"ledger{len(damage)}"
@@ -98,7 +105,7 @@ def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) 
 
 
 def test_a_damaged_checkpoint_costs_one_interval_and_one_line(place: Path) -> None:
-    arguments = ("budget.steps=3000", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    arguments = ("budget.steps=1000", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     folder = stopped_run(place, "damaged", *arguments)
     newest = sorted(folder.glob("checkpoint/step-*"))[-1]
     content = bytearray((newest / "model.safetensors").read_bytes())

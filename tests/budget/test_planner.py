@@ -84,6 +84,19 @@ def test_what_the_user_fixes_stays_fixed() -> None:
     assert candidates(request(n_layer=1000, n_head=7))  # no usual proportions: still something
 
 
+@pytest.mark.parametrize("width", [96, 200, 1000])
+def test_a_fixed_width_stays_whatever_its_divisors(width: int) -> None:
+    plan = make_plan(request(n_embd=width))
+    assert plan.n_embd == width
+    assert width % plan.n_head == 0
+
+
+def test_given_steps_decide_tokens_and_size_alike() -> None:
+    """The batch rule holds at the tokens that the steps come to, so that the size is chosen for what is trained."""
+    plan = make_plan(request(limits=Limits(steps=100_000)))
+    assert plan.parameters_law == pytest.approx(plan.optimum["parameters"], rel=0.5)
+
+
 def test_every_candidate_can_be_built() -> None:
     assert not [mistake for shape in candidates(request()) for mistake in shape.mistakes()]
 

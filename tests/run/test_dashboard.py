@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 import run.dashboard
 from run.dashboard import AXES, Dashboard, flatten, open_dashboard, public_config, within
+from tests.run.fake_wandb import FakeWandb
 from tests.run.wandb_file import history, read_back, values
 
 ROOT = Path(__file__).parents[2]
@@ -136,58 +136,6 @@ def test_resumed_run_holds_all_points_under_one_id(
 
 
 # A wandb that misbehaves.
-
-
-class FakeRun:
-    def __init__(self, fake: FakeWandb) -> None:
-        self.fake = fake
-        self.summary: dict[str, Any] = {}
-        self.settings = types.SimpleNamespace(sync_dir="/run/wandb dir")
-
-    def define_metric(self, name: str, **options: Any) -> None:
-        self.fake.defined.append((name, options))
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        self.fake.logged.append(metrics)
-        self.fake.on_log()
-
-    def finish(self) -> None:
-        self.fake.finished += 1
-        self.fake.on_finish()
-
-
-class FakeWandb(types.ModuleType):
-    """Stands for the wandb module; `on_...` are run inside the calls."""
-
-    class Settings:
-        model_fields = ("silent", "console")
-
-        def __init__(self, **known: Any) -> None:
-            assert set(known) == {"silent", "console"}
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.modes: list[str] = []
-        self.arguments: dict[str, Any] = {}
-        self.defined: list[tuple[str, dict[str, Any]]] = []
-        self.logged: list[dict[str, Any]] = []
-        self.finished = self.torn_down = 0
-        self.on_init: Callable[[str], None] = lambda mode: None
-        self.on_log: Callable[[], None] = lambda: None
-        self.on_finish: Callable[[], None] = lambda: None
-
-    def init(self, mode: str, **arguments: Any) -> FakeRun:
-        self.modes.append(mode)
-        self.arguments = arguments
-        self.on_init(mode)
-        return FakeRun(self)
-
-    def setup(self) -> Any:
-        settings = types.SimpleNamespace(base_url="https://api.wandb.example", api_key=None)
-        return types.SimpleNamespace(settings=settings)
-
-    def teardown(self) -> None:
-        self.torn_down += 1
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_a_list_of_budgets_is_one_row_each(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     rows = [line for line in shown.splitlines() if "of wall clock" in line]
     assert [row.split(" of ")[0].strip() for row in rows] == ["30m00s", "1h00m", "3h00m", "10h00m", "24h00m"]
-    plans = json.loads(plan("budget.flops=1e17,1e18,1e19", "output=json"))
+    plans = json.loads(plan("-m", "budget.flops=1e17,1e18,1e19", "output=json"))
     sizes = [each["parameters_law"] for each in plans]
     assert sizes == sorted(sizes)
     assert len(sizes) == 3
