@@ -91,12 +91,6 @@ def test_a_fixed_width_stays_whatever_its_divisors(width: int) -> None:
     assert width % plan.n_head == 0
 
 
-def test_given_steps_decide_tokens_and_size_alike() -> None:
-    """The batch rule holds at the tokens that the steps come to, so that the size is chosen for what is trained."""
-    plan = make_plan(request(limits=Limits(steps=100_000)))
-    assert plan.parameters_law == pytest.approx(plan.optimum["parameters"], rel=0.5)
-
-
 def test_every_candidate_can_be_built() -> None:
     assert not [mistake for shape in candidates(request()) for mistake in shape.mistakes()]
 
