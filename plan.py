@@ -63,13 +63,15 @@ def law_of(config: Config, tokenizer: str) -> Law:
     if config.law != LOCAL:
         return LAWS[config.law]
     law, about = load_law(Path(config.plan.law_file))
+    if about.get("metric") != "loss":  # bits per byte hold for any tokenizer, but give no loss in nats
+        return replace(law, draws=())
     if about.get("tokenizer") not in (None, tokenizer):
         raise UserError(
             f"law=local: {config.plan.law_file} is about runs with data.tokenizer={about['tokenizer']}, this one has"
-            f" {tokenizer}; refit from runs of this tokenizer, or fit bits per byte: python -m budget.refit --metric"
-            " bits_per_byte"
+            f" {tokenizer}; refit from runs of this tokenizer, or fit bits per byte: python -m budget.refit outputs/*"
+            " --metric bits_per_byte"
         )
-    return law if about.get("metric") == "loss" else replace(law, draws=())  # a loss in nats is not to be had from it
+    return law
 
 
 def max_epochs_of(config: Config) -> float:
@@ -159,7 +161,7 @@ def measured_plan(
         larger = saturate(measure, shape, plan, say)
         if larger is not None:
             speeds[shape], micro[shape], saturation = larger
-            plan = make_plan(request, {shape: speeds[shape]} | speeds, "measured", saturation)
+            plan = make_plan(request, speeds, "measured", saturation)
             shape = plan.sized(request.template)
     return replace(plan, micro_batch=micro[shape])
 
