@@ -15,6 +15,7 @@ is finished is not run again, so that the command can be stopped and typed again
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import subprocess
@@ -58,7 +59,9 @@ def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
     if subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(f"{name} failed")
     folders = [folder for folder in place.glob(f"{name}-*") if (folder / "result.json").exists()]
-    return max(folders, key=lambda folder: (folder / "result.json").stat().st_mtime)
+    if len(folders) != 1:
+        sys.exit(f"{place} holds {len(folders)} runs named {name}: of other settings? Empty it or give another --place")
+    return folders[0]
 
 
 def sized(layers: int, width: int) -> list[str]:
@@ -78,7 +81,7 @@ def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
     while True:
         for i in range(low, high + 1):
             if i not in folders:
-                name = f"c{flops:.0e}-{LADDER[i][0]}x{LADDER[i][1]}".replace("+", "")
+                name = f"c{flops:.3g}-{LADDER[i][0]}x{LADDER[i][1]}".replace("+", "")
                 folders[i] = run(place, corpus, name, *cell(flops, LADDER[i]))
         best = min(folders, key=lambda i: finished(folders[i]).point.loss)
         if len(folders) >= MOST_SIZES:
@@ -172,10 +175,12 @@ def main() -> None:
     near = min(fastest, key=lambda row: row["loss"])
     seconds = HELD_OUT * near["hours"] * 3600
     hours = round(seconds / 3600, 3)
+    # A law made again is another law: what was planned from the old one is not mistaken for its outcome.
+    held_out = f"held-out-{hashlib.sha256(law.read_bytes()).hexdigest()[:6]}-{hours}h"
     budget = [f"budget.hours={hours}", "law=local", f"plan.law_file={law}"]
-    chosen = outcome(run(place, corpus, "held-out-planned", *budget))
+    chosen = outcome(run(place, corpus, f"{held_out}-planned", *budget))
     others = [
-        outcome(run(place, corpus, f"held-out-{layers}x{width}", *budget, *sized(layers, width)))
+        outcome(run(place, corpus, f"{held_out}-{layers}x{width}", *budget, *sized(layers, width)))
         for layers, width in rivals(chosen["parameters_law"])
     ]
     content = {
