@@ -8,8 +8,10 @@ from typing import Any
 from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
 from run.console import format_count, format_seconds
+from run.history import read_metrics
 from run.record import SCHEMA, environment, significant, write_json
 from session import Session, Trainer, evaluate, save, set_status, timed, write_report_of, write_sample
+from settle import why_off
 
 EXIT_S = 0.3  # from the last file written to the end of the process
 RESERVE_MARGIN = 1.15  # on what the end was measured to take
@@ -143,21 +145,22 @@ def record(
     config, clock, state, shape = session.config, session.clock, trainer.state, trainer.shape
     rate = state.tokens / max(clock.training_s(), 1e-9)
     ledger, machine = clock.accounts(), trainer.machine
+    spent = {
+        "hours": clock.spent_s() / 3600,
+        "training_hours": clock.training_s() / 3600,
+        "flops": state.flops,
+        "flops_6nd": state.tokens * flops_6nd_per_token(shape),
+        "tokens": state.tokens,
+        "steps": state.step,
+        "overshoot_s": clock.overshoot_s(),
+    }
     result = {
         "schema": SCHEMA,
         "status": status,
         "stopped_by": stopped_by,
         "name": session.run.folder.name,
         "budget": asdict(config.budget),
-        "spent": {
-            "hours": clock.spent_s() / 3600,
-            "training_hours": clock.training_s() / 3600,
-            "flops": state.flops,
-            "flops_6nd": state.tokens * flops_6nd_per_token(shape),
-            "tokens": state.tokens,
-            "steps": state.step,
-            "overshoot_s": clock.overshoot_s(),
-        },
+        "spent": spent,
         "ledger_s": ledger,
         "prepare_s": clock.prepare_s,
         "extended_hours": config.budget.extend_hours,
@@ -176,11 +179,13 @@ def record(
             "peak_flops_source": trainer.machine.peak_source,
         },
         "plan": {
-            "predicted_tokens": trainer.plan.tokens,
-            "predicted_steps": trainer.plan.steps,
-            "predicted_tokens_per_second": trainer.plan.tokens_per_second,
-            "predicted_loss": trainer.plan.predicted_loss,
-            "law": trainer.plan.law,
+            "predicted_tokens": trainer.planned.tokens,
+            "predicted_steps": trainer.planned.steps,
+            "predicted_tokens_per_second": trainer.planned.tokens_per_second,
+            "predicted_loss": trainer.planned.predicted_loss,
+            "law": trainer.planned.law,
+            "correction": state.correction,
+            "why_off": why_off(trainer.planned, spent, clock.limits.seconds, rates_of(session)),
         },
         "data": {
             "source": config.data.source,
@@ -196,9 +201,14 @@ def record(
     return result
 
 
+def rates_of(session: Session) -> list[float]:
+    """Tokens per second of the run's steps, as they were logged."""
+    return [rate for point in read_metrics(session.run.folder) if (rate := point.get("tokens_per_second"))]
+
+
 def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> None:
     """The end of the console: what came out, against the plan, and where it lies."""
-    console, run, plan, spent = session.console, session.run, trainer.plan, result["spent"]
+    console, run, plan, spent = session.console, session.run, trainer.planned, result["spent"]
     figures, over = result["eval"], result["spent"]["overshoot_s"]
     rows = [
         ("tokens", format_count(plan.tokens), format_count(spent["tokens"]), change(plan.tokens, spent["tokens"])),
@@ -213,6 +223,8 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
         spent_s = spent["hours"] * 3600
         rows.append(("wall clock", format_seconds(limit_s), format_seconds(spent_s), change(limit_s, spent_s)))
     console.table("Plan against outcome", ["", "planned", "reached", "difference"], rows)
+    for reason in result["plan"]["why_off"]:
+        console.say(f"off plan: {reason}")
     console.table(
         "Where the time went",
         ["", "seconds", "share"],

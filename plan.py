@@ -16,14 +16,16 @@ from budget.clock import Limits
 from budget.devices import BY_NAME
 from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
-from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate, shortlist
-from budget.rules import block_size_for, largest_batch
+from budget.measured import measured_plan
+from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate
+from budget.rules import block_size_for
 from command_line import launch
 from config import Config, template
 from errors import UserError
 from model.shape import Shape, padded_vocab
 from run.console import Console, format_count
 from run.plan_view import budget_of, explain, show, write_picture
+from run.prober import DeviceProber, TrialProcess, trial_process
 from run.record import significant, write_json
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 # Share of a device's peak that small models reach, to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
-# A batch twice as large that runs by less than this faster is not worth its coarser steps.
-SATURATED = 0.05
 
 
 def limits_of(config: Config) -> Limits:
@@ -139,49 +139,6 @@ def _rough_flops(limits: Limits, flops_per_second: float | None) -> float:
     return min(guesses, default=0.0)
 
 
-def measured_plan(
-    request: Request, measure: Callable[[Shape, int], tuple[float, int]], say: Callable[[str], None]
-) -> Plan:
-    """A plan from measured speed: `measure(shape, batch_tokens)` gives the tokens per second and the micro-batch."""
-    batch = make_plan(replace(request, max_epochs=math.inf)).batch_tokens  # from a guessed speed nothing is refused
-    speeds: dict[Shape, float] = {}
-    micro: dict[Shape, int] = {}
-    shapes = shortlist(request)
-    for shape in shapes * 2:  # in two rounds, the better one counts: a second of other work spoils one of them only
-        rate, micro[shape] = measure(shape, batch)
-        speeds[shape] = max(rate, speeds.get(shape, 0.0))
-    for shape in shapes:
-        say(
-            f"measured {shape.n_layer} x {shape.n_embd} ({format_count(shape.parameters())} parameters):"
-            f" {format_count(speeds[shape])} tokens/s, {speeds[shape] * flops_per_token(shape):.3g} FLOP/s"
-        )
-    plan = make_plan(request, speeds, "measured")
-    shape = plan.sized(request.template)
-    if request.batch_tokens is None:
-        larger = saturate(measure, shape, plan, say)
-        if larger is not None:
-            speeds[shape], micro[shape], saturation = larger
-            plan = make_plan(request, speeds, "measured", saturation)
-            shape = plan.sized(request.template)
-    return replace(plan, micro_batch=micro[shape])
-
-
-def saturate(
-    measure: Callable[[Shape, int], tuple[float, int]], shape: Shape, plan: Plan, say: Callable[[str], None]
-) -> tuple[float, int, int] | None:
-    """(tokens per second, micro-batch, tokens a step) of the smallest batch that runs at full speed, if that is larger
-    than the plan's and within what the number of steps and the critical batch allow; else None."""
-    rate, batch, found = plan.tokens_per_second or 0.0, plan.batch_tokens, None
-    while 2 * batch <= largest_batch(plan.tokens):
-        batch *= 2
-        faster, micro = measure(shape, batch)
-        if faster < (1 + SATURATED) * rate:
-            break
-        say(f"measured {shape.n_layer} x {shape.n_embd} with {batch:,} tokens a step: {format_count(faster)} tokens/s")
-        rate, found = faster, (faster, micro, batch)
-    return found
-
-
 def with_mfu(plan: Plan, shape: Shape, peak_flops: float) -> Plan:
     """The plan with the share of the peak that its speed amounts to."""
     if not plan.tokens_per_second:
@@ -203,32 +160,39 @@ def plan_without_device(config: Config, text: Text) -> Plan:
     return with_mfu(plan, plan.sized(request.template), peak) if peak else plan
 
 
-def plan_here(
-    config: Config, text: Text, machine: Machine, overhead_s: float, probe_s: float, say: Callable[[str], None]
-) -> Plan:
-    """A plan from speeds measured on this machine within about `probe_s` seconds (or from mfu= where it is given)."""
-    from run.trial import measure_shape
+def wants_trials(config: Config, limits: Limits) -> bool:
+    """Whether speeds are measured: where they decide something, and nobody said what to assume."""
+    return not config.mfu and config.probe is not False and (config.probe is True or limits.seconds is not None)
 
+
+def plan_here(
+    config: Config,
+    text: Text,
+    machine: Machine,
+    overhead_s: float,
+    trials: TrialProcess | None,
+    say: Callable[[str], None],
+) -> Plan:
+    """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none."""
     rate = machine.peak_flops * (config.mfu or FIRST_GUESS_MFU)
     request = request_for(config, text, rate, overhead_s)
-    limited_by_time = request.limits.seconds is not None
-    if not limited_by_time and not config.probe:  # then speed decides nothing
-        return make_plan(replace(request, flops_per_second=None))
-    if config.mfu or config.probe is False:
-        plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
+    compiling, seconds = machine.compiling(config.device.compile), request.limits.seconds
+    if trials is not None:
+        optim, probe_s = config.optim, probe_seconds(request.limits)
+        prober = DeviceProber(trials, machine, optim.name, optim.micro_batch, probe_s, say)
+        plan = measured_plan(request, prober, compiling, say)
     else:
-        optim, each = config.optim, min(0.5, probe_s / (2 + 2 * len(shortlist(request))))
-        plan = measured_plan(
-            request,
-            lambda shape, batch: measure_shape(machine, shape, optim.name, batch, optim.micro_batch, each),
-            say,
-        )
+        if seconds is None and not config.mfu:  # speed decides nothing
+            request = replace(request, flops_per_second=None)
+        plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
+        plan = replace(plan, compiled=compiling.pays(None if seconds is None else seconds - overhead_s))
     return with_mfu(plan, plan.sized(request.template), machine.peak_flops)
 
 
 def probe_seconds(limits: Limits) -> float:
-    """How long measuring may take: 2 % of the hours, between 2 and 30 seconds."""
-    return 5.0 if limits.seconds is None else min(30.0, max(2.0, 0.02 * limits.seconds))
+    """How long measuring may take: 2 % of the hours, at most 30 seconds, and at least one, in which a CPU does a few
+    steps."""
+    return 5.0 if limits.seconds is None else min(30.0, max(1.0, 0.02 * limits.seconds))
 
 
 def plan_for(config: Config) -> Plan:
@@ -240,7 +204,6 @@ def plan_for(config: Config) -> Plan:
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)
-    from run.machine import find_machine
 
     if n_vocab is None:
         raise UserError(f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known; set model.vocab_size")
@@ -249,10 +212,13 @@ def plan_for(config: Config) -> Plan:
         print(line, file=sys.stderr)
 
     device = config.device
-    say("measuring this device; for another one name it, e.g. device=a100")
-    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
     overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
-    return plan_here(config, text, machine, overhead, probe_seconds(limits), say)
+    say("measuring this device; for another one name it, e.g. device=a100")
+    with trial_process(device.name, wants_trials(config, limits)) as trials:
+        from run.machine import find_machine
+
+        machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
+        return plan_here(config, text, machine, overhead, trials, say)
 
 
 def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:

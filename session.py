@@ -43,7 +43,8 @@ class Trainer:
     """Everything the training loop touches."""
 
     shape: Shape
-    plan: Plan
+    planned: Plan  # as the run began with it
+    plan: Plan  # as it goes on, after its correction
     machine: Machine
     corpus: Corpus
     model: GPT

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
 from budget.flops import flops_per_token
 from budget.planner import Plan
-from budget.rules import SHORTEST_BLOCK
 from command_line import as_yaml, launch
 from config import Config, template
 from data.prepare import prepare
@@ -25,14 +24,15 @@ from data.sources import DataSpec
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
-from plan import Text, limits_of, plan_here, probe_seconds
+from plan import limits_of, wants_trials
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
 from run.directory import RunDirectory, full_disk, run_name
-from run.plan_view import show
-from run.record import Metrics, finite, read_json, significant, write_json
+from run.prober import trial_process
+from run.record import Metrics, finite, read_json
 from run.signals import Interrupted, Signals
 from session import Session, Trainer, axes, evaluate, save, save_due, set_status, timed, write_report_of
+from settle import apply_correction, correct, saved_plan, settle_plan
 
 if TYPE_CHECKING:
     import torch
@@ -162,16 +162,14 @@ def train(session: Session) -> None:
     """Prepare, plan, build, resume, rehearse the end, fit, finish."""
     console, run = session.console, session.run
     console.say(f"run     {run.folder}")
-    corpus = prepare_corpus(session)
-    from run.machine import find_machine
-
-    device = session.config.device
-    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
-    console.say(
-        f"device  {machine.name}, {machine.threads} threads, {machine.precision},"
-        f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
-    )
-    trainer = build(session, corpus, machine, settle_plan(session, corpus, machine))
+    saved = saved_plan(session)
+    # The process for trials loads its libraries while the corpus is prepared and while this one loads its own.
+    wanted = saved is None and wants_trials(session.config, session.clock.limits)
+    with trial_process(session.config.device.name, wanted) as trials:
+        corpus = prepare_corpus(session)
+        machine = machine_of(session)
+        plan = saved or settle_plan(session, corpus, machine, trials)
+    trainer = build(session, corpus, machine, plan)
     session.dashboard = dashboard_of(session, trainer)
     resume(session, trainer)
     compile_model(session, trainer)
@@ -211,25 +209,17 @@ def prepare_corpus(session: Session) -> Corpus:
     return corpus
 
 
-def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
-    """The plan of the run: the one it began with, or a new one from measured speed."""
-    from data.loader import Loader
+def machine_of(session: Session) -> Machine:
+    """The device that the run computes on."""
+    from run.machine import find_machine
 
-    saved = read_json(session.run.plan)
-    if saved is not None and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
-        return Plan.from_dict(saved)
-
-    Loader(corpus.train, session.config.model.block_size or SHORTEST_BLOCK, 1, 0)  # long enough? before measuring
-    limits = session.clock.limits
-    probe_s = probe_seconds(limits)
-    spent = session.clock.counted_s()
-    ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
-    overhead_s = spent + probe_s + min(60.0, ending)
-    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens)
-    plan = plan_here(session.config, text, machine, overhead_s, probe_s, session.console.say)
-    show(plan, session.console, limits)
-    write_json(session.run.plan, significant(plan.to_dict(), 10))
-    return plan
+    device = session.config.device
+    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
+    session.console.say(
+        f"device  {machine.name}, {machine.threads} threads, {machine.precision},"
+        f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
+    )
+    return machine
 
 
 def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Trainer:
@@ -256,6 +246,7 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
     loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
     return Trainer(
         shape=shape,
+        planned=plan,
         plan=plan,
         machine=machine,
         corpus=corpus,
@@ -307,6 +298,7 @@ def resume(session: Session, trainer: Trainer) -> None:
     load_weights(trainer.model, found.model, "the checkpoint")
     restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
     trainer.state, clock.progress = found.state, found.state.progress
+    apply_correction(session, trainer)
     if sum(found.ledger.values()) > clock.earlier_s:  # the ledger on disk was lost or damaged; the checkpoint's counts
         clock.carry(found.ledger, clean=False)
     limit_s = clock.limits.seconds
@@ -327,7 +319,11 @@ def compile_model(session: Session, trainer: Trainer) -> None:
     import torch
 
     clock, machine = session.clock, trainer.machine
-    compiled = machine.compiles(session.config.device.compile, clock.seconds_left(), clock.limits.seconds is None)
+    compiled = trainer.plan.compiled
+    if compiled and trainer.state.step:  # a resumed run has less left to earn it back
+        known = machine.compiling(session.config.device.compile)
+        cost_s, speedup = trainer.plan.compile_s or known.cost_s, trainer.plan.compile_speedup or known.speedup
+        compiled = replace(known, cost_s=cost_s, speedup=speedup).pays(clock.seconds_left())
     with clock.charge("compile" if compiled else "setup"):
         if compiled:
             session.console.say("compiling the model")
@@ -392,6 +388,7 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.flops += trainer.cost.flops
             state.progress = progress
             late.push(loss, norm, trainer.plan.learning_rate * scale)
+            correct(session, trainer, left - 1, tightest)
             show_progress(session, trainer, bar, left - 1, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)

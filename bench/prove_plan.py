@@ -1,9 +1,9 @@
 """Is the plan right? A law from two small budgets on this machine chooses a size for a larger one; then five sizes run there.
 
-    make prove-plan CORPUS=../shared/corpus/slimpajama      # one and a half hours on two idle cores
+    make prove-plan CORPUS=../shared/corpus/slimpajama      # about an hour on two idle cores
 
-1. Five sizes at each of two budgets in FLOPs, a factor of four apart, and one of them again with other seeds.
-2. `budget.refit` makes a law of them.
+1. One cell with three seeds: how large is noise?
+2. Five sizes at each of two budgets in FLOPs, a factor of two apart; `budget.refit` makes a law of them.
 3. `train.py law=local` plans and runs a budget in hours about four times as large as the larger of the two.
 4. Four more sizes run for the same hours: half and twice the chosen one, and two between.
 
@@ -31,14 +31,15 @@ RESULT = ROOT / "bench" / "results" / "prove_plan.json"
 PICTURE = ROOT / "docs" / "prove_plan.png"
 TOKENIZER, VOCAB, BLOCK = "bytes", padded_vocab(257), 256
 EVAL_TOKENS = 131072  # the same in every run, so that losses can be compared
-# (layers, width): 70 thousand to 10 million parameters in steps of 1.3 to 1.8
+# (layers, width): 70 thousand to 10 million parameters in steps of 1.2 to 2, none of a single wide layer
 LADDER = (
-    *((1, 64), (2, 64), (3, 64), (1, 128), (2, 128), (3, 128), (4, 128), (3, 192), (4, 192), (4, 256), (6, 256)),
+    *((1, 64), (2, 64), (3, 64), (4, 64), (2, 128), (3, 128), (4, 128), (3, 192), (4, 192), (4, 256), (6, 256)),
     *((6, 320), (6, 384)),
 )
 SIZES = 5
 MOST_SIZES = 8
-SEEDS = (1337, 1, 2)
+OTHER_SEEDS = (1, 2)
+FACTOR = 2.0  # between the slices
 HELD_OUT = 4.0  # times the larger slice's compute
 
 
@@ -113,6 +114,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         "planned_tokens": result["plan"]["predicted_tokens"],
         "flops_6nd": result["spent"]["flops_6nd"],
         "hours": result["spent"]["hours"],
+        "training_hours": result["spent"]["training_hours"],
+        "why_off": result["plan"].get("why_off", []),
         "overshoot_s": result["spent"]["overshoot_s"],
         "predicted_loss": result["plan"]["predicted_loss"],
         "loss": result["eval"]["loss"],
@@ -129,6 +132,15 @@ def rivals(chosen: int) -> list[tuple[int, int]]:
         free = [s for s in LADDER if s not in shapes and abs(math.log(parameters(*s) / chosen)) > 0.1]
         shapes.append(min(free, key=lambda s: abs(math.log(parameters(*s) / target))))
     return shapes
+
+
+def held_out_hours(rows: list[dict[str, Any]], flops: float) -> float:
+    """Hours in which a model of the larger slice's best size trains on HELD_OUT times its compute, at the best speed
+    that its size reached in the slices."""
+    slice_rows = [row for row in rows if abs(math.log(row["flops_6nd"] / flops)) < 0.1]
+    best = min(slice_rows, key=lambda row: row["loss"])["parameters_law"]
+    speed = max(row["flops_6nd"] / row["training_hours"] for row in rows if row["parameters_law"] == best)
+    return round(HELD_OUT * flops / speed, 3)
 
 
 def verdict(chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) -> dict[str, Any]:
@@ -154,27 +166,24 @@ def verdict(chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
-    parser.add_argument("--flops", type=float, default=1e13, help="compute of the larger slice (default: 1e13)")
-    parser.add_argument("--centre", type=int, default=4, help="index of the middle size of the smaller slice")
+    parser.add_argument("--flops", type=float, default=2.5e12, help="compute of the larger slice (default: 2.5e12)")
+    parser.add_argument("--centre", type=int, default=2, help="index in LADDER of the middle size of the slices")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "prove-plan", help="folder of the runs")
     options = parser.parse_args()
     place, corpus = options.place, options.corpus
-    small = slice_of(place, corpus, options.flops / 4, options.centre)
-    best = finished(min(small, key=lambda folder: finished(folder).point.loss))
-    shape = min(LADDER, key=lambda s: abs(parameters(*s) - best.point.parameters))
-    repeated = cell(options.flops / 4, shape)
-    seeds = [run(place, corpus, f"seed{seed}", *repeated, f"seed={seed}") for seed in SEEDS[1:]]
-    large = slice_of(place, corpus, options.flops, LADDER.index(shape) + 1)
-    runs = [finished(folder) for folder in small + seeds + large]
+    shape = LADDER[options.centre]
+    # The default seed's run is the slice's own.
+    noise = [run(place, corpus, f"seed{seed}", *cell(options.flops, shape), f"seed={seed}") for seed in OTHER_SEEDS]
+    small = slice_of(place, corpus, options.flops / FACTOR, options.centre)
+    large = slice_of(place, corpus, options.flops, options.centre)
+    folders = small + large + noise
+    runs = [finished(folder) for folder in folders]
     found = fit([each.point for each in runs], source=f"{len(runs)} runs of bench.prove_plan")
     print("\n".join(lines_of(found)), flush=True)
-    folders = [str(folder) for folder in small + seeds + large]
     law = place / "law.json"
-    subprocess.run([sys.executable, "-m", "budget.refit", *folders, "--output", str(law)], cwd=ROOT, check=True)
-    fastest = [outcome(folder) for folder in large]
-    near = min(fastest, key=lambda row: row["loss"])
-    seconds = HELD_OUT * near["hours"] * 3600
-    hours = round(seconds / 3600, 3)
+    refit = [sys.executable, "-m", "budget.refit", *map(str, folders), "--output", str(law)]
+    subprocess.run(refit, cwd=ROOT, check=True)
+    hours = held_out_hours([outcome(folder) for folder in folders], options.flops)
     # A law made again is another law: what was planned from the old one is not mistaken for its outcome.
     held_out = f"held-out-{hashlib.sha256(law.read_bytes()).hexdigest()[:6]}-{hours}h"
     budget = [f"budget.hours={hours}", "law=local", f"plan.law_file={law}"]
@@ -195,7 +204,7 @@ def main() -> None:
         "verdict": verdict(chosen, others, hours),
         "chosen": chosen,
         "others": others,
-        "runs": [outcome(folder) for folder in small + seeds + large],
+        "runs": [outcome(folder) for folder in folders],
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
     draw(found, "loss", PICTURE)

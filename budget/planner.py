@@ -92,7 +92,8 @@ class Plan:
     and the largest N of all laws for them; interval: its 80 % interval where the law has one; flat: the sizes whose
     expected loss is within 1 % of the best. predicted_loss with its 80 % interval: from a law of one's own runs only.
     curve: (N as the law counts it, expected loss relative to the best) of every candidate at the chosen one's FLOP/s.
-    source: where each choice is from, in one word.
+    source: where each choice is from, in one word. peak_memory: bytes of a training step, measured. compiled:
+    whether the speed is that of the compiled model; compile_s and compile_speedup: what compilation costs and brings.
     """
 
     n_layer: int
@@ -130,6 +131,10 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     mfu: float | None = None
     micro_batch: int | None = None
+    peak_memory: int | None = None
+    compiled: bool = False
+    compile_s: float | None = None
+    compile_speedup: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,8 +1,7 @@
-"""Measured speed: what this device really does, instead of what its data sheet says."""
+"""The measured peak: what this device really does, instead of what its data sheet says."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -26,16 +25,3 @@ def measure_peak(device: torch.device, dtype: torch.dtype, synchronize: Callable
         synchronize()
         times.append(now() - start)
     return 2 * n**3 / min(times[1:])  # the first product also pays for start-up
-
-
-def measure_speed(step: Callable[[], None], tokens: int, synchronize: Callable[[], None], seconds: float) -> float:
-    """Tokens per second of `step`, which trains on `tokens` tokens: median over at least three runs, the first, which
-    also allocates memory, left out. Takes about `seconds`, longer only for steps that are slow."""
-    times: list[float] = []
-    began = now()
-    while now() - began < seconds or len(times) < MIN_REPEATS:
-        start = now()
-        step()
-        synchronize()
-        times.append(now() - start)
-    return tokens / statistics.median(times[1:])

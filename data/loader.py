@@ -18,6 +18,7 @@ from errors import UserError
 # Luby & Rackoff (1988): four rounds make a pseudo-random permutation of a pseudo-random function; the halves are
 # small here (a few bits for a small corpus), hence some more.
 ROUNDS = 8
+ORDERED_AT_ONCE = 4096  # positions; for one at a time the order would cost more than the tokens
 HASH_TOKENS = 1 << 20
 # Tokens in a row of an evaluation: at least a usual context, and many of them in the few hundred thousand that are
 # evaluated. Not the block size, so that models of different block sizes are scored on the same tokens.
@@ -59,9 +60,14 @@ class Loader:
         n_windows: Windows in the split: non-overlapping, within a shard, each with one more token for the target.
     """
 
-    def __init__(self, split: Split, block_size: int, batch_size: int, seed: int) -> None:
-        """`batch_size` counts sequences per optimizer step. Raises UserError where the split has no whole window."""
+    def __init__(
+        self, split: Split, block_size: int, batch_size: int, seed: int, first_step: int = 0, first_window: int = 0
+    ) -> None:
+        """`batch_size` counts sequences per optimizer step, from `first_step` on, before which `first_window` sequences
+        were used in batches of another size. Raises UserError where the split has no whole window."""
         self._split, self._block_size, self._batch_size, self._seed = split, block_size, batch_size, seed
+        self._offset = first_window - first_step * batch_size
+        self._orders: dict[int, np.ndarray] = {}  # the last two, as a batch may lie across
         per_shard = [max(0, len(shard) - 1) // block_size for shard in split.shards]
         self._ends = np.cumsum(per_shard, dtype=np.int64)
         self.n_windows = int(self._ends[-1]) if per_shard else 0
@@ -74,14 +80,28 @@ class Loader:
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of an optimizer step, each int64 of shape (batch_size, block_size)."""
-        position = np.arange(step * self._batch_size, (step + 1) * self._batch_size, dtype=np.int64)
-        epochs, index = position // self.n_windows, position % self.n_windows
-        windows = np.empty_like(index)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            windows[here] = permuted(index[here], self.n_windows, self._seed, int(epoch))
-        tokens = self._gather(windows)
+        first = self._offset + step * self._batch_size
+        last = first + self._batch_size - 1
+        numbers = range(first // ORDERED_AT_ONCE, last // ORDERED_AT_ONCE + 1)
+        order = np.concatenate([self._order(number) for number in numbers])
+        start = first - numbers[0] * ORDERED_AT_ONCE
+        tokens = self._gather(order[start : start + self._batch_size])
         return tokens[:, :-1], tokens[:, 1:]
+
+    def _order(self, number: int) -> np.ndarray:
+        """The windows that come at positions number * ORDERED_AT_ONCE and after, so many of them."""
+        if number not in self._orders:
+            first = number * ORDERED_AT_ONCE
+            position = np.arange(first, first + ORDERED_AT_ONCE, dtype=np.int64)
+            epochs, index = position // self.n_windows, position % self.n_windows
+            windows = np.empty_like(index)
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                windows[here] = permuted(index[here], self.n_windows, self._seed, int(epoch))
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            self._orders[number] = windows
+        return self._orders[number]
 
     def _gather(self, windows: np.ndarray) -> np.ndarray:
         """Tokens of windows, int64 of shape (len(windows), block_size + 1)."""
@@ -94,10 +114,6 @@ class Loader:
             starts = (windows[here] - first) * self._block_size
             out[here] = self._split.shards[number][starts[:, None] + within]
         return out
-
-    def epoch(self, step: int) -> float:
-        """Epochs behind the beginning of `step`: 1.5 is the middle of the second."""
-        return step * self._batch_size / self.n_windows
 
 
 class EvalRange:

@@ -31,7 +31,8 @@ FOLDER = re.compile(r"step-(\d{9})")
 
 @dataclass
 class TrainingState:
-    """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds."""
+    """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `correction`: what it
+    goes on with instead of its plan's batch and rates."""
 
     step: int = 0
     tokens: int = 0
@@ -39,6 +40,7 @@ class TrainingState:
     progress: float = 0.0
     loss: float | None = None
     limit_s: float | None = None
+    correction: dict[str, Any] | None = None
 
 
 def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

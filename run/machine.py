@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from budget.devices import by_cuda_name
+from budget.measured import Compiling
 from budget.probe import measure_peak
 from errors import UserError
 from model.shape import Shape
 
-# Compilation pays when what it saves of the budget is at least twice what it costs. Seconds and speed-up: nanoGPT's
-# README (250 to 135 ms a step on an A100, here taken lower) and inductor's C++ back end on two cores (1.29x, 46 s cold).
-COMPILE_COST_S = {"cuda": 45.0, "cpu": 60.0}
+# Expected until it was measured. nanoGPT's README: 250 to 135 ms a step on an A100, here taken lower; inductor's C++
+# back end on two cores: 1.29 times as fast after 23 to 46 s.
+COMPILE_COST_S = {"cuda": 45.0, "cpu": 45.0}
 COMPILE_SPEEDUP = {"cuda": 1.5, "cpu": 1.2}
 
 MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need; the rest is for what estimates miss
@@ -57,10 +61,32 @@ class Machine:
         return tensor.to(self.device)
 
     def free_memory(self) -> int:
-        """Bytes."""
+        """Bytes that may still be taken."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[0]
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        return available_memory()
+
+    def restart_peak_memory(self) -> int:
+        """Measure `peak_memory` from here on; returns the bytes in use now."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.memory_reserved(self.device)
+        with suppress(OSError):  # not on every system: the peak is then that of the whole process so far
+            Path("/proc/self/clear_refs").write_text("5")
+        return process_memory("VmRSS")
+
+    def peak_memory(self) -> int:
+        """Most bytes in use since `restart_peak_memory`, those in use then included."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device)
+        return process_memory("VmHWM")
+
+    def release_memory(self) -> None:
+        """Give back what is cached of tensors that are gone."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with suppress(OSError, AttributeError):  # glibc keeps what was freed, which would count for the next shape
+            ctypes.CDLL(None).malloc_trim(0)
 
     def micro_batch(self, shape: Shape, sequences: int) -> int:
         """Sequences per forward pass that should fit, at most `sequences`: a power of two, or all of them."""
@@ -74,18 +100,38 @@ class Machine:
         fits = max(1, int(tokens // shape.block_size))
         return sequences if fits >= sequences else 1 << (fits.bit_length() - 1)
 
-    def compiles(self, setting: str, seconds: float | None, deterministic: bool) -> bool:
-        """Whether to torch.compile, for `seconds` of budget (None: no limit of time).
-
-        auto leaves it off where two compiled runs would differ in their last bits and the budget is in steps, so that
-        such runs stay reproducible, and on devices where it was not tried.
-        """
+    def compiling(self, setting: str) -> Compiling:
+        """What torch.compile is expected to cost and bring on this device; off where that was never tried."""
         kind = self.device.type
-        if setting != "auto":
-            return setting == "on"
-        if kind not in COMPILE_COST_S or deterministic or seconds is None:
-            return False
-        return seconds * (1 - 1 / COMPILE_SPEEDUP[kind]) > 2 * COMPILE_COST_S[kind]
+        if kind not in COMPILE_COST_S:
+            return Compiling("off" if setting == "auto" else setting, 0.0, 1.0)
+        return Compiling(setting, COMPILE_COST_S[kind], COMPILE_SPEEDUP[kind])
+
+
+def process_memory(what: str) -> int:
+    """Bytes of this process: VmRSS, in use now, or VmHWM, at most so far."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    except (OSError, StopIteration):
+        import resource  # not on every system
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the system could free, and no more than a container's limit."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no limit
+        return free
 
 
 def synchronize(device: torch.device) -> None:
@@ -101,7 +147,7 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
 
     Raises UserError when it is not there.
     """
-    device = _device(name)
+    device = find_device(name)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or usable
     torch.set_num_threads(threads)
@@ -120,7 +166,8 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
     return Machine(device, shown, precision, threads, peak, "measured")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device that a name means here. Raises UserError when it is not there."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
     if name == "auto":

@@ -108,6 +108,13 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
         speed = f"{format_count(plan.tokens_per_second)} tokens/s{mfu}, {format_seconds(plan.hours * 3600)} of training"
         rows.append(("speed", speed, plan.source["tokens_per_second"]))
+    if plan.compiled:
+        cost = f"takes {format_seconds(plan.compile_s)}, " if plan.compile_s else ""
+        gain = f"{plan.compile_speedup:.2f} times as fast" if plan.compile_speedup else "asked for"
+        rows.append(("torch.compile", cost + gain, plan.source.get("compile", "expected")))
+    if plan.peak_memory is not None:
+        memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences at once"
+        rows.append(("memory", memory, "measured"))
     if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
         low_loss, high_loss = plan.predicted_loss_interval
         rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low_loss:.4f} to {high_loss:.4f}, 80 %)", plan.law))

@@ -1,57 +1,134 @@
-"""Trials of a shape on this machine: a real training step on random tokens, to measure what it costs."""
+"""Trials of shapes in a process of their own: `python -m run.trial DEVICE` reads requests, a JSON object a line, and answers.
+
+Real training steps on random tokens. What a trial takes of memory, and a crash of it, end with its process; the run that
+asked is not touched. It ends by itself when its standard input does, so that it never outlives the run.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import queue
+import statistics
+import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from budget.probe import measure_speed
+from budget.clock import now
 from model.gpt import GPT
 from model.optim import configure_optimizers
-from model.shape import Shape
-from run.machine import Machine
+from model.shape import PRESETS, Shape
+from run.machine import Machine, find_device
+
+MIN_REPEATS = 3
 
 
-def halving_out_of_memory(attempt: Callable[[int], float], micro_batch: int) -> tuple[float, int]:
-    """`attempt(micro_batch)`, with half the micro-batch as often as the device runs out of memory; the micro-batch
-    that worked comes back too. A single sequence that does not fit raises torch.OutOfMemoryError."""
-    while True:
-        try:
-            return attempt(micro_batch), micro_batch
-        except torch.OutOfMemoryError:
-            if micro_batch == 1:
-                raise
-        # Outside the except block: its traceback would keep the tensors of the failed attempt alive.
-        torch.cuda.empty_cache()
-        micro_batch //= 2
+def measure(
+    machine: Machine,
+    shape: Shape,
+    optimizer: str,
+    sequences: int,
+    micro_batch: int,
+    seconds: float,
+    compiled: bool = False,
+) -> dict[str, float]:
+    """What an optimizer step of `sequences`, `micro_batch` at once, costs: step_s, tokens_per_second, compile_s, and
+    bytes of peak_memory, and of available_memory, which the process had or could have had before.
 
-
-def measure_shape(
-    machine: Machine, shape: Shape, optimizer: str, batch_tokens: int, micro_batch: int | None, seconds: float
-) -> tuple[float, int]:
-    """Tokens per second of training `shape` with `batch_tokens` a step, and the micro-batch that fitted.
-
-    The step is the training loop's own work without its bookkeeping: forward, backward, clipping, optimizer. The model
-    is thrown away. What is measured is not compiled.
+    The step is the training loop's own work without its bookkeeping: forward, backward, clipping, optimizer. One
+    micro-batch and the rest are timed apart, so that a large batch is measured without running all of it. Medians; the
+    first step, which also allocates memory and compiles, is left out.
     """
-    sequences = max(1, batch_tokens // shape.block_size)
-    with torch.random.fork_rng(), torch.device(machine.device):
+    available = machine.restart_peak_memory() + machine.free_memory()
+    with torch.device(machine.device):
         model = GPT(shape)
+    forward: Callable[..., torch.Tensor] = torch.compile(model) if compiled else model
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
-    size = (sequences, shape.block_size)
+    micro = min(micro_batch, sequences)
+    size = (micro, shape.block_size)
     x, y = (torch.randint(shape.vocab_size, size, device=machine.device) for _ in range(2))
 
-    def attempt(micro: int) -> float:
-        def step() -> None:
-            for xs, ys in zip(x.split(micro), y.split(micro), strict=True):
-                with machine.autocast():
-                    loss = model(xs, ys) * (len(xs) / len(x))
-                loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optim.step()
-            optim.zero_grad(set_to_none=True)
+    def forward_and_backward() -> None:
+        with machine.autocast():
+            loss = forward(x, y)
+        loss.backward()
 
-        return measure_speed(step, x.numel(), machine.synchronize, seconds)
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optim.step()
+        optim.zero_grad(set_to_none=True)
 
-    return halving_out_of_memory(attempt, micro_batch or machine.micro_batch(shape, sequences))
+    def timed(work: Callable[[], None]) -> float:
+        began = now()
+        work()
+        machine.synchronize()
+        return now() - began
+
+    first_s = timed(forward_and_backward)
+    timed(update)
+    micro_s: list[float] = []
+    update_s: list[float] = []
+    began = now()
+    while now() - began < seconds or len(micro_s) < MIN_REPEATS:
+        micro_s.append(timed(forward_and_backward))
+        update_s.append(timed(update))
+    one = statistics.median(micro_s)
+    step_s = one * sequences / micro + statistics.median(update_s)
+    return {
+        "step_s": step_s,
+        "tokens_per_second": sequences * shape.block_size / step_s,
+        "compile_s": max(0.0, first_s - one) if compiled else 0.0,
+        "peak_memory": machine.peak_memory(),
+        "available_memory": available,
+    }
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request; too large is an answer, every other failure is named."""
+    machine = Machine(**{**request["machine"], "device": torch.device(request["machine"]["device"])})
+    torch.set_num_threads(machine.threads)
+    try:
+        return measure(machine, Shape(**request["shape"]), **request["trial"])
+    except (torch.OutOfMemoryError, MemoryError):
+        return {"too_large": True}
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # what PyTorch's allocator for the CPU says
+            return {"too_large": True}
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    finally:
+        machine.release_memory()
+
+
+def warm_up(name: str) -> None:
+    """What a process pays for once, in its first step, is not any shape's doing."""
+    device = find_device(name)
+    machine = Machine(device, "", "float32", torch.get_num_threads(), 1.0, "")
+    tiny = Shape(1, 1, 64, 16, 64, **PRESETS["modern"])
+    measure(machine, tiny, "adamw", 1, 1, 0.0)
+
+
+def _read_requests(lines: queue.Queue[str]) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)  # whoever asked is gone, also in the middle of a trial
+
+
+def main() -> None:
+    # Answers alone go through the pipe; what a library prints goes where errors go.
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_read_requests, args=(lines,), daemon=True).start()
+        warm_up(sys.argv[1])
+        found: dict[str, Any] = {"ready": True}
+        while True:
+            answers.write(json.dumps(found) + "\n")
+            answers.flush()
+            found = answer(json.loads(lines.get()))
+
+
+if __name__ == "__main__":
+    main()

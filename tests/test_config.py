@@ -134,7 +134,9 @@ def test_every_knob_is_read_by_the_code() -> None:
     from model.shape import Shape
 
     handed_on = {f"model.{f.name}" for f in fields(Shape)} | {f"data.{f.name}" for f in fields(DataSpec)}
-    scripts = [ROOT / f"{name}.py" for name in ("train", "plan", "evaluate", "sample", "session", "finish", "config")]
+    scripts = [
+        ROOT / f"{name}.py" for name in ("train", "plan", "evaluate", "sample", "session", "settle", "finish", "config")
+    ]
     read = set().union(*(attribute_chains(path) for path in scripts))
     last_two = {".".join(chain.split(".")[-2:]) for chain in read}
     # `optim = config.optim` and then `optim.name`; `device.threads`, ...

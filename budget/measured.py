@@ -1,0 +1,269 @@
+"""A plan from measured speed: which shapes are tried on the device, in which order, and what the trials change.
+
+The trials themselves happen elsewhere (run/prober.py); no torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from budget.flops import flops_per_token
+from budget.planner import Plan, Request, make_plan, shortlist
+from budget.rules import largest_batch
+from errors import UserError
+from model.shape import Shape
+
+# A batch twice as large that runs by less than this faster is not worth its coarser steps.
+SATURATED = 0.05
+MEMORY_SHARE = 0.9  # of what is free that a micro-batch may take: a run meets longer kernels' workspaces than a trial
+TRIAL_S = 0.5  # enough for a stable median; more only where the time allows
+CONFIRM_S = 5.0  # seconds, for the shape that was chosen
+CONFIRM_SHARE = 0.7  # of the time that is left; building the model takes some of the rest
+COMPILE_RETURN = 2.0  # compilation pays when it saves at least this many times what it costs
+COMPILE_TRY = 0.5  # of the seconds that compilation is expected to take: with less left it is not tried
+
+
+class TooLarge(Exception):
+    """A shape does not fit into the device's memory even one sequence at a time."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What training steps of a shape cost on the device.
+
+    step_s: seconds of an optimizer step; peak_memory: bytes that it took at most; compile_s: seconds of compilation
+    before the first step, 0 where nothing was compiled.
+    """
+
+    tokens_per_second: float
+    step_s: float
+    micro_batch: int
+    peak_memory: int
+    compile_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """Whether to torch.compile: setting auto | on | off; what it is expected to cost, seconds, and to bring, a factor."""
+
+    setting: str
+    cost_s: float
+    speedup: float
+
+    def pays(self, seconds: float | None) -> bool:
+        """Whether it is worth it for so many seconds of training; None, no limit of time, is a question of taste, and
+        two compiled runs may differ in their last bits."""
+        if self.setting != "auto":
+            return self.setting == "on"
+        return seconds is not None and seconds * (1 - 1 / self.speedup) > COMPILE_RETURN * self.cost_s
+
+
+class Prober(Protocol):
+    """Tries shapes on the device, within the time that it was given."""
+
+    def seconds_left(self) -> float: ...
+
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+        """About `seconds` of training steps; None when the time is up. Raises TooLarge."""
+        ...
+
+
+def largest_fitting(
+    attempt: Callable[[int], tuple[Trial, int] | None], first: int, most: int
+) -> tuple[Trial, int] | None:
+    """The trial with the largest micro-batch that leaves a tenth of the memory free, from `first` up to `most`.
+
+    `attempt(micro_batch)` gives a trial and the bytes that were free before it, None when the time is up, or raises
+    TooLarge. So does this, when not even a single sequence fits.
+    """
+    micro, best = max(1, min(first, most)), None
+    while True:
+        try:
+            found = attempt(micro)
+        except TooLarge:
+            found, fits = None, False
+            if best is None and micro == 1:
+                raise
+        else:
+            if found is None:
+                return best
+            fits = found[0].peak_memory <= MEMORY_SHARE * found[1]
+        if not fits:
+            if best is not None:
+                return best
+            if micro == 1:
+                raise TooLarge
+            micro //= 2
+            continue
+        assert found is not None
+        was_halved = micro < min(first, most)
+        best = found
+        # Twice the sequences need less than twice the memory: weights and optimizer are there once.
+        if was_halved or micro >= most or 2 * found[0].peak_memory > MEMORY_SHARE * found[1]:
+            return best
+        micro = min(2 * micro, most)
+
+
+def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: Callable[[str], None]) -> Plan:
+    """The plan from what the shapes around the law's optimum were measured to do; from the assumed speed where the time
+    did not suffice for a single one. Raises UserError when none of them fits into the memory."""
+    unlimited = replace(request, max_epochs=math.inf)  # before the speed is known nothing is refused
+    trials, saturation = first_round(unlimited, prober, say)
+    if not trials:
+        say("no shape could be measured in time; the plan rests on an assumed speed")
+        return make_plan(request)
+    second_round(unlimited, prober, trials, saturation)
+    plan = plan_of(unlimited, trials, saturation)
+    confirm(prober, plan.sized(request.template), plan.batch_tokens, trials)
+    for shape in trials:
+        say(f"measured {_shown(shape, trials[shape])}")
+    plan = plan_of(request, trials, saturation)
+    return compiled_plan(request, plan, prober, compiling, trials, saturation, say)
+
+
+def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
+    """Measure the chosen one for longer: the better of two short trials is a fair judge between shapes, but promises too
+    much. What it promised too much, it did for the others as well."""
+    longer = prober.measure(shape, batch_tokens, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
+    if longer is None:
+        return
+    ratio = longer.tokens_per_second / trials[shape].tokens_per_second
+    for each, trial in trials.items():
+        trials[each] = replace(trial, tokens_per_second=ratio * trial.tokens_per_second, step_s=trial.step_s / ratio)
+    trials[shape] = longer
+
+
+def _shown(shape: Shape, trial: Trial) -> str:
+    rate = trial.tokens_per_second
+    return (
+        f"{shape.n_layer} x {shape.n_embd} ({shape.parameters() / 1e6:.3g}M parameters): {rate:,.0f} tokens/s,"
+        f" {rate * flops_per_token(shape):.3g} FLOP/s, {1000 * trial.step_s:.3g} ms a step,"
+        f" {trial.peak_memory / 2**20:,.0f} MiB with {trial.micro_batch} sequences at once"
+    )
+
+
+def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float = 0.0) -> Plan:
+    """The best of the shapes that were tried, with what was found out about it."""
+    plan = make_plan(
+        request, {shape: trial.tokens_per_second for shape, trial in trials.items()}, "measured", saturation
+    )
+    trial = trials[plan.sized(request.template)]
+    return replace(plan, micro_batch=trial.micro_batch, peak_memory=trial.peak_memory)
+
+
+def first_round(request: Request, prober: Prober, say: Callable[[str], None]) -> tuple[dict[Shape, Trial], float]:
+    """A short trial of each shape of the short list, the most promising first, as far as the time goes; and, tried with
+    the first of them, the tokens a step from which on the device runs at full speed (0: the rules' batch will do)."""
+    guess = make_plan(request)
+    shapes = sorted(
+        shortlist(request), key=lambda shape: abs(math.log(shape.matmul_parameters() / guess.parameters_law))
+    )
+    seconds = min(TRIAL_S, prober.seconds_left() / (3 + 3 * len(shapes)))
+    trials: dict[Shape, Trial] = {}
+    batch, saturation = guess.batch_tokens, 0.0
+    too_large = []
+    for shape in shapes:
+        try:
+            trial = prober.measure(shape, batch, seconds)
+        except TooLarge:
+            too_large.append(shape)
+            say(f"{shape.n_layer} x {shape.n_embd} does not fit into the memory")
+            continue
+        if trial is None:
+            break
+        trials[shape] = trial
+        if len(trials) == 1 and request.batch_tokens is None:
+            batch, saturation = saturate(request, prober, shape, batch, trials, seconds)
+    if too_large and not trials:
+        smallest = min(too_large, key=lambda shape: shape.parameters())
+        raise UserError(
+            f"not even {smallest.n_layer} x {smallest.n_embd} ({smallest.parameters() / 1e6:.3g}M parameters) fits into the"
+            " memory of this device; free some, choose a smaller model.n_layer or model.n_embd, or a smaller"
+            " optim.micro_batch"
+        )
+    return trials, saturation
+
+
+def saturate(
+    request: Request, prober: Prober, shape: Shape, batch: int, trials: dict[Shape, Trial], seconds: float
+) -> tuple[int, float]:
+    """Tokens a step for the other trials, and those from which on the device runs this shape at full speed: twice the
+    rules' batch, and twice again, as long as it helps and the number of steps and the critical batch allow it; 0 where
+    the rules' batch will do. The trial of `shape`, which had `batch`, becomes the one with what was found."""
+    rules = plan_of(request, {shape: trials[shape]}).batch_tokens
+    if rules != batch:  # the assumed speed was another
+        again = prober.measure(shape, rules, seconds)
+        if again is None:
+            return batch, 0.0
+        batch, trials[shape] = rules, again
+    found = 0.0
+    while 2 * batch <= largest_batch(plan_of(request, {shape: trials[shape]}).tokens):
+        trial = prober.measure(shape, 2 * batch, seconds)
+        if trial is None or trial.tokens_per_second < (1 + SATURATED) * trials[shape].tokens_per_second:
+            break
+        batch, trials[shape], found = 2 * batch, trial, 2.0 * batch
+    return batch, found
+
+
+def second_round(request: Request, prober: Prober, trials: dict[Shape, Trial], saturation: float) -> None:
+    """Each shape once more, the best ones first, and the better trial counts: a second of other work on the machine
+    spoils one of them only."""
+    plan = plan_of(request, trials, saturation)
+    chosen = [(plan.n_layer, plan.n_embd)] + [(row.n_layer, row.n_embd) for row in plan.alternatives]
+    ranked = sorted(trials, key=lambda shape: _rank(chosen, (shape.n_layer, shape.n_embd)))
+    seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
+    for shape in ranked:
+        again = prober.measure(shape, plan.batch_tokens, seconds)
+        if again is None:
+            return
+        if again.tokens_per_second > trials[shape].tokens_per_second:
+            trials[shape] = again
+
+
+def _rank(chosen: list[tuple[int, int]], sizes: tuple[int, int]) -> int:
+    return chosen.index(sizes) if sizes in chosen else len(chosen)
+
+
+def compiled_plan(
+    request: Request,
+    plan: Plan,
+    prober: Prober,
+    compiling: Compiling,
+    trials: dict[Shape, Trial],
+    saturation: float,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan with compilation where it pays: at its measured cost and gain where there is time to measure them, else
+    at the expected ones."""
+    seconds = request.limits.seconds
+    training_s = None if seconds is None else seconds - request.overhead_s
+    if not compiling.pays(training_s):
+        return plan
+    shape, source = plan.sized(request.template), "expected"
+    if prober.seconds_left() > COMPILE_TRY * compiling.cost_s:
+        trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=True)
+        if trial is not None:
+            speedup = trial.tokens_per_second / trials[shape].tokens_per_second
+            compiling, source = replace(compiling, cost_s=trial.compile_s, speedup=speedup), "measured"
+            say(
+                f"measured compiled: {trial.tokens_per_second:,.0f} tokens/s, {speedup:.2f} times as fast, after"
+                f" {trial.compile_s:.0f} s of compilation"
+            )
+            if not compiling.pays(training_s):
+                return replace(plan, compile_s=compiling.cost_s, compile_speedup=compiling.speedup)
+    faster = {
+        each: replace(trial, tokens_per_second=trial.tokens_per_second * compiling.speedup)
+        for each, trial in trials.items()
+    }
+    charged = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
+    plan = plan_of(charged, faster, saturation)
+    return replace(
+        plan,
+        compiled=True,
+        compile_s=compiling.cost_s,
+        compile_speedup=compiling.speedup,
+        source={**plan.source, "compile": source},
+    )

@@ -1,0 +1,183 @@
+"""The run's side of the trials: asks a process of its own what shapes cost, and ends it in time."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from budget.clock import now
+from budget.measured import TooLarge, Trial, largest_fitting
+from model.shape import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from run.machine import Machine
+
+ROOT = Path(__file__).parents[1]
+START_S = 30.0  # to load libraries, which a run does at the same time; a busy machine takes its time
+
+
+class TrialProcess:
+    """`python -m run.trial`, started at once: its imports overlap with whatever the run does next."""
+
+    def __init__(self, device: str) -> None:
+        """`device` as in find_machine."""
+        self._device = device
+        self._start()
+
+    def _start(self) -> None:
+        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "run.trial", self._device],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the run's to handle
+        )
+        self._ready = False
+        threading.Thread(target=self._read, args=(self._process, self._answers), daemon=True).start()
+
+    @staticmethod
+    def _read(process: subprocess.Popen[str], answers: queue.Queue[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            answers.put(line)
+        answers.put("")  # it has ended
+
+    def wait(self) -> bool:
+        """Until it has loaded its libraries; whether it ever did. Raises EOFError, as `ask`."""
+        if not self._ready:
+            self._ready = self._answer(START_S) is not None
+        return self._ready
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """The answer, or None when there was none in time. Raises EOFError, with the reason, when the process died."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # the answer says why
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        return self._answer(seconds)
+
+    def _answer(self, seconds: float) -> dict[str, Any] | None:
+        try:
+            line = self._answers.get(timeout=max(0.0, seconds))
+        except queue.Empty:
+            return None
+        if line:
+            return dict(json.loads(line))
+        status = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines()
+        raise EOFError(signal.Signals(-status).name if status < 0 else said[-1] if said else f"exit status {status}")
+
+    def restart(self) -> None:
+        """Begin anew after it died."""
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what could not be written any more
+                pipe.close() if pipe is not None else None
+        self._errors.close()
+
+
+@contextmanager
+def trial_process(device: str, wanted: bool) -> Iterator[TrialProcess | None]:
+    """A process for trials, ended when the block is left; None where none is wanted."""
+    process = TrialProcess(device) if wanted else None
+    try:
+        yield process
+    finally:
+        if process is not None:
+            process.close()
+
+
+class DeviceProber:
+    """Measures shapes on this machine's device within `seconds` in all, counted from when the process is ready."""
+
+    def __init__(
+        self,
+        process: TrialProcess,
+        machine: Machine,
+        optimizer: str,
+        micro_batch: int | None,
+        seconds: float,
+        say: Callable[[str], None],
+    ) -> None:
+        """`micro_batch`: sequences at once where the user fixed them; None looks for the largest that fit."""
+        self._process, self._machine, self._optimizer, self._micro_batch = process, machine, optimizer, micro_batch
+        self._seconds, self._say = seconds, say
+        self._deadline: float | None = None
+        self._over = False
+
+    def seconds_left(self) -> float:
+        if self._over:
+            return 0.0
+        return self._seconds if self._deadline is None else self._deadline - now()
+
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+        """See budget.measured.Prober."""
+        sequences = max(1, batch_tokens // shape.block_size)
+        first = self._micro_batch or self._machine.micro_batch(shape, sequences)
+        # On a CPU the first guess is what its caches like, not what its memory holds.
+        most = first if self._micro_batch or self._machine.device.type == "cpu" else sequences
+
+        def attempt(micro_batch: int) -> tuple[Trial, int] | None:
+            return self._ask(shape, sequences, micro_batch, seconds, compiled)
+
+        found = attempt(self._micro_batch) if self._micro_batch else largest_fitting(attempt, first, most)
+        return found[0] if found else None
+
+    def _ask(
+        self, shape: Shape, sequences: int, micro_batch: int, seconds: float, compiled: bool
+    ) -> tuple[Trial, int] | None:
+        if self.seconds_left() <= 0:
+            return None
+        machine = {**vars(self._machine), "device": str(self._machine.device)}
+        trial = {
+            "optimizer": self._optimizer,
+            "sequences": sequences,
+            "micro_batch": micro_batch,
+            "seconds": seconds,
+            "compiled": compiled,
+        }
+        try:
+            self._over = not self._process.wait()
+            if self._deadline is None:
+                self._deadline = now() + self._seconds
+            found = self._process.ask({"machine": machine, "shape": asdict(shape), "trial": trial}, self.seconds_left())
+        except EOFError as error:
+            if str(error) == "SIGKILL":  # the system's last word when memory runs out
+                self._process.restart()
+                raise TooLarge from None
+            self._over = True
+            self._say(f"the trial of {shape.n_layer} x {shape.n_embd} failed ({error}); no more shapes are measured")
+            return None
+        if found is None:
+            self._over = True
+            return None
+        if "too_large" in found:
+            raise TooLarge
+        if "error" in found:
+            self._say(f"the trial of {shape.n_layer} x {shape.n_embd} failed: {found['error']}")
+            return None
+        available, peak = int(found.pop("available_memory")), int(found.pop("peak_memory"))
+        return Trial(micro_batch=micro_batch, peak_memory=peak, **found), available

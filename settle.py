@@ -1,0 +1,166 @@
+"""What a run trains: its plan, made once from measured speed, and one correction when the device turns out different."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from budget.clock import StepCost
+from budget.flops import flops_per_token
+from budget.planner import Plan
+from budget.rules import SHORTEST_BLOCK, batch_for, learning_rate_for, weight_decay_for
+from plan import Text, plan_here, probe_seconds
+from run.console import format_count
+from run.plan_view import show
+from run.record import read_json, significant, write_json
+from session import Session, Trainer
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+    from run.machine import Machine
+    from run.prober import TrialProcess
+
+CORRECT_AT = 0.05  # of the budget: enough steps to know the speed, and most runs are still warming up
+ENOUGH_STEPS = 16  # whose median is a speed
+TOLERATED = 0.05  # a horizon that is off by less than this changes no rule's answer by more than its own error
+
+
+def saved_plan(session: Session) -> Plan | None:
+    """The plan that this run began with, in an earlier process."""
+    saved = read_json(session.run.plan)
+    if saved is None or read_json(session.run.status) is None or session.clock.earlier_s <= 0:
+        return None
+    return Plan.from_dict(saved)
+
+
+def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: TrialProcess | None) -> Plan:
+    """A new plan, from measured speed where time is what is limited."""
+    from data.loader import Loader
+
+    Loader(corpus.train, session.config.model.block_size or SHORTEST_BLOCK, 1, 0)  # long enough? before measuring
+    limits = session.clock.limits
+    ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
+    overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending)
+    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens)
+    plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
+    show(plan, session.console, limits)
+    write_json(session.run.plan, significant(plan.to_dict(), 10))
+    return plan
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a run went on with after its first twentieth. `step` and `trained`: steps and tokens behind it then; `tokens`:
+    of the whole run, as the speed of those steps has it; the rest is as in Plan."""
+
+    step: int
+    trained: int
+    tokens: int
+    tokens_per_second: float
+    batch_tokens: int
+    learning_rate: float
+    weight_decay: float
+
+
+def correct(session: Session, trainer: Trainer, steps_left: int, tightest: str) -> None:
+    """Once, early in a run that is limited by time: where the device is faster or slower than it was measured, give the
+    rules the number of tokens that it will really reach, and go on with the batch, learning rate and weight decay that
+    they say. The shape stays. What the user fixed stays."""
+    state, clock = trainer.state, session.clock
+    if state.correction is not None or tightest != "hours":
+        return
+    if clock.progress < CORRECT_AT or len(clock.pace) < ENOUGH_STEPS:
+        return
+    plan, rate = trainer.plan, clock.tokens_per_second(trainer.cost)
+    tokens = state.tokens + steps_left * plan.batch_tokens
+    correction = Correction(
+        state.step, state.tokens, tokens, rate, plan.batch_tokens, plan.learning_rate, plan.weight_decay
+    )
+    off = tokens / plan.tokens - 1
+    if abs(off) > TOLERATED:
+        correction = by_the_rules(session, trainer, correction)
+        session.console.say(
+            f"corrected: {format_count(rate)} tokens/s, {format_count(tokens)} tokens in this budget ({off:+.0%});"
+            f" batch {correction.batch_tokens:,}, learning rate {correction.learning_rate:g}"
+        )
+    state.correction = asdict(correction)
+    apply_correction(session, trainer)
+
+
+def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> Correction:
+    """The correction with the rules' answers for its number of tokens."""
+    plan, shape, optim, tokens = trainer.plan, trainer.shape, session.config.optim, correction.tokens
+    parameters = shape.matmul_parameters()
+    batch = plan.batch_tokens
+    if optim.batch_tokens is None:
+        saturation = float(batch) if plan.source["batch_tokens"] == "saturation" else 0.0
+        batch = batch_for(tokens, 6 * parameters * tokens, shape.block_size, saturation)
+        if plan.compiled and batch % (trainer.micro_batch * shape.block_size):
+            batch = plan.batch_tokens  # another micro-batch would be compiled again
+    rate = optim.learning_rate or learning_rate_for(shape, tokens, batch)
+    decay = optim.weight_decay
+    if decay is None:
+        decay = weight_decay_for(parameters, tokens, batch, rate)
+    return replace(correction, batch_tokens=batch, learning_rate=rate, weight_decay=decay)
+
+
+def apply_correction(session: Session, trainer: Trainer) -> None:
+    """Go on as the run's correction says: now, or after a resume. The next windows are those that would have come."""
+    from data.loader import Loader
+    from model.optim import set_weight_decay
+
+    if trainer.state.correction is None:
+        return
+    correction, plan, shape = Correction(**trainer.state.correction), trainer.plan, trainer.shape
+    batch = correction.batch_tokens
+    session.clock.pace.rescale(batch / plan.batch_tokens)
+    trainer.plan = replace(
+        plan,
+        tokens=correction.tokens,
+        steps=correction.step + (correction.tokens - correction.trained) // batch,
+        tokens_per_second=correction.tokens_per_second,
+        batch_tokens=batch,
+        learning_rate=correction.learning_rate,
+        weight_decay=correction.weight_decay,
+    )
+    set_weight_decay(trainer.optimizer, correction.weight_decay)
+    trainer.cost = StepCost(batch, batch * flops_per_token(shape))
+    trainer.loader = Loader(
+        trainer.corpus.train,
+        shape.block_size,
+        batch // shape.block_size,
+        session.config.seed,
+        first_step=correction.step,
+        first_window=correction.trained // shape.block_size,
+    )
+
+
+def why_off(plan: Plan, spent: dict[str, Any], limit_s: float | None, rates: list[float]) -> list[str]:
+    """In words, why a run limited by time trained on more or fewer tokens than planned; empty within TOLERATED.
+
+    `spent` is result.json's; `rates`: tokens per second on the way, as logged.
+    """
+    if not plan.tokens_per_second or plan.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
+        return []
+    training_s, planned_s = spent["training_hours"] * 3600, plan.hours * 3600
+    rate = spent["tokens"] / max(training_s, 1e-9)
+    reasons = []
+    if abs(rate / plan.tokens_per_second - 1) > TOLERATED / 2:
+        reasons.append(
+            f"{format_count(rate)} tokens/s instead of the {format_count(plan.tokens_per_second)} that were"
+            f" {plan.source['tokens_per_second']} ({rate / plan.tokens_per_second - 1:+.0%})"
+        )
+    few = max(1, len(rates) // 5)
+    if len(rates) >= 5:
+        first, last = sorted(rates[:few])[few // 2], sorted(rates[-few:])[few // 2]
+        if abs(last / first - 1) > TOLERATED:
+            reasons.append(
+                f"the device went from {format_count(first)} to {format_count(last)} tokens/s on the way"
+                f" ({last / first - 1:+.0%})"
+            )
+    if limit_s is not None and abs(training_s / planned_s - 1) > TOLERATED / 2:
+        reasons.append(
+            f"{limit_s - training_s:.1f} s of the budget went into set-up, compilation, evaluation, saving and what was"
+            f" left at the end, {limit_s - planned_s:.1f} s were planned"
+        )
+    return reasons or ["a little more or less of everything"]

@@ -1,0 +1,183 @@
+"""The plan from trials: a made-up device stands in for the real one, so that the choice can be checked by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from budget.clock import Limits
+from budget.flops import flops_per_token
+from budget.laws import LAWS
+from budget.measured import Compiling, TooLarge, Trial, largest_fitting, measured_plan
+from budget.planner import Request
+from budget.rules import batch_for, largest_batch
+from errors import UserError
+from model.shape import PRESETS, Shape
+
+NEVER = Compiling("off", 0.0, 1.0)
+GIB = 2**30
+
+
+class Device:
+    """Runs every shape at `flops` FLOP/s, small batches slower; each trial takes its seconds of the `budget`."""
+
+    def __init__(self, flops: float, budget: float = 30.0, full_at: int = 1, memory: float = math.inf) -> None:
+        self.flops, self.left, self.full_at, self.memory = flops, budget, full_at, memory
+        self.asked: list[tuple[Shape, int, bool]] = []
+        self.compiled_speedup, self.compile_s = 1.5, 10.0
+
+    def seconds_left(self) -> float:
+        return self.left
+
+    def rate(self, shape: Shape, batch_tokens: int) -> float:
+        return self.flops / flops_per_token(shape) * min(1.0, batch_tokens / self.full_at)
+
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+        self.asked.append((shape, batch_tokens, compiled))
+        if 16 * shape.parameters() > self.memory:
+            raise TooLarge
+        self.left -= seconds + (self.compile_s if compiled else 0.0)
+        if self.left < 0:
+            return None
+        rate = self.rate(shape, batch_tokens) * (self.compiled_speedup if compiled else 1.0)
+        return Trial(rate, batch_tokens / rate, 8, 1000, self.compile_s if compiled else 0.0)
+
+
+def request(hours: float = 1.0, flops_per_second: float = 1e13, **changes: object) -> Request:
+    template = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
+    base = Request(Limits(hours=hours), template, LAWS["chinchilla-table3"], flops_per_second=flops_per_second)
+    return replace(base, **changes)
+
+
+def test_the_plan_is_made_at_the_measured_speed_not_at_the_assumed_one() -> None:
+    device = Device(flops=2e13)
+    plan = measured_plan(request(flops_per_second=1e13), device, NEVER, lambda line: None)
+    shape = plan.sized(request().template)
+    assert plan.tokens_per_second == pytest.approx(2e13 / flops_per_token(shape))
+    assert plan.tokens == pytest.approx(3600 * plan.tokens_per_second, rel=1e-3)
+    assert plan.source["tokens_per_second"] == "measured"
+    assert (plan.micro_batch, plan.peak_memory) == (8, 1000)
+
+
+def test_the_time_for_trials_is_kept_and_the_most_promising_shape_comes_first() -> None:
+    device = Device(flops=1e13, budget=0.5)
+    measured_plan(request(), device, NEVER, lambda line: None)
+    assert device.left >= 0
+    generous = Device(flops=1e13)
+    plan = measured_plan(request(), generous, NEVER, lambda line: None)
+    assert device.asked[0][0] == generous.asked[0][0]
+    assert 0.5 < device.asked[0][0].matmul_parameters() / plan.parameters_law < 2
+
+
+def test_without_time_for_any_trial_the_plan_says_that_the_speed_is_assumed() -> None:
+    said: list[str] = []
+    plan = measured_plan(request(), Device(flops=1e13, budget=-1.0), NEVER, said.append)
+    assert plan.source["tokens_per_second"] == "assumed"
+    assert "assumed" in said[0]
+
+
+def test_shapes_that_do_not_fit_are_out_and_none_is_an_error_of_one_line() -> None:
+    free = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
+    said: list[str] = []
+    tight = measured_plan(request(), Device(1e13, memory=15.9 * free.parameters), NEVER, said.append)
+    assert tight.parameters < free.parameters
+    assert any("does not fit" in line for line in said)
+    with pytest.raises(UserError, match="fits into the memory"):
+        measured_plan(request(), Device(1e13, memory=1000), NEVER, lambda line: None)
+
+
+def test_a_device_that_needs_large_batches_gets_them_within_the_rules() -> None:
+    long = request(hours=0.175, n_layer=2, n_embd=128)  # many tokens for its size: room for larger batches
+    small = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
+    hungry = measured_plan(long, Device(1e13, full_at=small.batch_tokens), NEVER, lambda line: None)
+    assert hungry.tokens_per_second == pytest.approx(small.tokens_per_second)
+    starving = measured_plan(long, Device(1e13, full_at=2 * small.batch_tokens), NEVER, lambda line: None)
+    rules = batch_for(starving.tokens, starving.flops_6nd, 256)
+    assert rules < starving.batch_tokens <= largest_batch(starving.tokens)
+    assert starving.source["batch_tokens"] == "saturation"
+    fixed = measured_plan(request(batch_tokens=256), Device(1e13, full_at=4096), NEVER, lambda line: None)
+    assert fixed.batch_tokens == 256
+
+
+def test_a_lucky_trial_promises_no_more_than_the_longer_one_that_confirms_it() -> None:
+    class Lucky(Device):
+        def rate(self, shape: Shape, batch_tokens: int) -> float:
+            return super().rate(shape, batch_tokens) * (1.3 if len(self.asked) == 1 else 1.0)
+
+    plan = measured_plan(request(), Lucky(flops=1e13), NEVER, lambda line: None)
+    assert plan.tokens_per_second == pytest.approx(1e13 / flops_per_token(plan.sized(request().template)))
+
+
+def test_compilation_is_charged_and_credited_as_measured() -> None:
+    device = Device(flops=1e13)
+    eager = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
+    plan = measured_plan(request(), device, Compiling("auto", 15.0, 2.0), lambda line: None)
+    assert (plan.compiled, plan.compile_s, plan.compile_speedup) == (True, 10.0, 1.5)
+    assert plan.source["compile"] == "measured"
+    assert plan.flops == pytest.approx(1.5 * eager.flops * (3600 - 10) / 3600, rel=0.01)
+
+
+def test_compilation_that_brings_nothing_is_left_out() -> None:
+    device = Device(flops=1e13)
+    device.compiled_speedup = 1.001
+    plan = measured_plan(request(), device, Compiling("auto", 15.0, 2.0), lambda line: None)
+    assert not plan.compiled
+
+
+def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
+    plan = measured_plan(request(), Device(1e13, budget=5.0), Compiling("auto", 45.0, 1.5), lambda line: None)
+    assert plan.compiled
+    assert plan.source["compile"] == "expected"
+    assert plan.tokens == pytest.approx((3600 - 45) * plan.tokens_per_second, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "seconds", "pays"), [("on", None, True), ("off", 1e6, False), ("auto", None, False)]
+)
+def test_what_the_user_says_of_compilation_holds(setting: str, seconds: float | None, pays: bool) -> None:
+    assert Compiling(setting, 45.0, 1.5).pays(seconds) is pays
+
+
+def test_compilation_pays_from_twice_its_cost_on() -> None:
+    assert not Compiling("auto", 45.0, 1.5).pays(269)
+    assert Compiling("auto", 45.0, 1.5).pays(271)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "first", "most", "expected"),
+    [
+        (1.0, 0.1, 8, 64, 64),  # 7.4 of 10 GiB
+        (1.0, 0.2, 8, 64, 32),  # 7.4; 64 would take 13.8
+        (1.0, 0.2, 64, 64, 32),
+        (1.0, 0.5, 64, 64, 16),  # 9.0 of 10 leave a tenth; 32 take 17
+        (8.5, 0.4, 4, 64, 1),  # 8.9
+        (0.0, 0.001, 3, 5, 5),
+    ],
+)
+def test_the_largest_micro_batch_leaves_a_tenth_of_the_memory(
+    fixed: float, each: float, first: int, most: int, expected: int
+) -> None:
+    """Memory of `fixed` + `each` x sequences GiB on a device with 10; beyond it there is no answer but TooLarge."""
+    tried: list[int] = []
+
+    def attempt(micro_batch: int) -> tuple[Trial, int]:
+        tried.append(micro_batch)
+        used = fixed + each * micro_batch
+        if used > 10:
+            raise TooLarge
+        return Trial(1.0, 1.0, micro_batch, int(used * GIB)), 10 * GIB
+
+    found = largest_fitting(attempt, first, most)
+    assert found is not None
+    assert found[0].micro_batch == expected
+    assert len(tried) == len(set(tried)) <= 8
+
+
+def test_a_shape_too_large_for_one_sequence_is_too_large() -> None:
+    def attempt(micro_batch: int) -> tuple[Trial, int]:
+        return Trial(1.0, 1.0, micro_batch, 95), 100
+
+    with pytest.raises(TooLarge):
+        largest_fitting(attempt, 4, 4)
