@@ -273,9 +273,15 @@ def main() -> None:
     plans: list[tuple[Plan, Limits]] = []
     as_json = "output=json" in sys.argv[1:]
     given = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+
+    def one_of_many(config: Config) -> None:
+        if config.explain or config.plan.folder:
+            raise UserError("explain=true and plan.folder are for one budget; give a single one instead of a list")
+        plans.append((plan_for(config), limits_of(config)))
+
     with tempfile.TemporaryDirectory() as folder:  # for the file that Hydra writes of every sweep
         sys.argv[1:] = ["-m", f"hydra.sweep.dir={folder}", *given]
-        launch(lambda config: plans.append((plan_for(config), limits_of(config))), "config")
+        launch(one_of_many, "config")
     if as_json:
         print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))
         return

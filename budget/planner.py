@@ -23,6 +23,7 @@ from budget.rules import (
     dropout_for,
     learning_rate_for,
     learning_rates,
+    tokens_in_steps,
     warmup_for,
     weight_decay_for,
 )
@@ -199,10 +200,8 @@ def tokens_within(request: Request, shape: Shape, tokens_per_second: float | Non
     if limits.tokens is not None:
         fits.append(limits.tokens)
     if limits.steps is not None:
-        # Without a batch the two rules are solved together: D = steps x 0.58 D^0.571.
-        fits.append(
-            limits.steps * (batch_tokens or max(shape.block_size, 0.58 * (0.58 * limits.steps) ** (0.571 / 0.429)))
-        )
+        open_batch = tokens_in_steps(limits.steps, shape.matmul_parameters(), shape.block_size)
+        fits.append(limits.steps * batch_tokens if batch_tokens else open_batch)
     return max(1.0, min(fits))
 
 
@@ -327,6 +326,7 @@ def _sources(request: Request, shapes: list[Shape], batch: int, saturation: floa
 
     return {
         "size": "fixed" if len(shapes) == 1 and request.n_layer and request.n_embd else request.law.name,
+        "flat": request.law.name if request.law.curve else "porian",
         "tokens_per_second": speed,
         "batch_tokens": ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
         "learning_rate": ruled(request.learning_rate, "step-law"),

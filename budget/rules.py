@@ -55,6 +55,18 @@ def batch_for(
     return max(1, 2**power // block_size) * block_size
 
 
+def tokens_in_steps(steps: float, parameters: float, block_size: int) -> float:
+    """D of a run of so many steps when its batch is `batch_for`'s, which in turn depends on D: the two solved together.
+
+    sqrt(0.58 D^0.571 x 0.2920 (6 N D)^0.3271) is k D^0.449, and half the critical batch k D^0.47; D = steps x B.
+    """
+    rule = math.sqrt(0.58 * 0.2920 * (6 * parameters) ** 0.3271)
+    critical = critical_batch(1.0) / 2
+    by_rule = (steps * rule) ** (1 / (1 - (0.571 + 0.3271) / 2))
+    by_critical = (steps * critical) ** (1 / (1 - 0.47))
+    return max(steps * block_size, min(by_rule, by_critical))
+
+
 def learning_rates(shape: Shape, tokens: float, batch_tokens: int) -> dict[str, float]:
     """Peak learning rate of AdamW by each published rule, before any clipping.
 

@@ -13,6 +13,7 @@ from budget.planner import FLAT, TIE, Plan
 from budget.rules import (
     LR_RANGE,
     MIN_STEPS,
+    REPEATS_WITH_DROPOUT,
     WARMUP_RANGE,
     WEIGHT_DECAY_RANGE,
     critical_batch,
@@ -89,7 +90,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ),
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
         ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
-        ("within 1 %", _flat(plan), "porian"),
+        ("within 1 %", _flat(plan), plan.source["flat"]),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
@@ -133,7 +134,6 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
     """How every number of the plan comes about, a line each."""
     tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
     attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
-    rates = learning_rates(shape, tokens, plan.batch_tokens)
     lines = [
         f"budget: {budget_of(limits)}",
         f"law {law.name} ({law.source}): N = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from"
@@ -154,17 +154,36 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
         f"tokens' worth: {unique_worth(tokens, corpus_tokens) / tokens:.1%} of new ones"
         f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
-        f"batch: Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * compute**0.3271:,.0f} tokens; at most tokens /"
-        f" {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al."
-        f" 2024); chosen {plan.batch_tokens:,}",
-        "learning rate: "
-        + ", ".join(f"{name} {rate:.2g}" for name, rate in rates.items())
-        + f"; Step Law's within {LR_RANGE[0]:g} to {LR_RANGE[1]:g}: {plan.learning_rate:g}",
-        f"weight decay: B / (1.084 (D/N)^-0.527 lr D) within {WEIGHT_DECAY_RANGE[0]:g} to {WEIGHT_DECAY_RANGE[1]:g}:"
-        f" {plan.weight_decay:g} (Power Lines)",
-        f"warm-up: N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}: {plan.warmup:g}",
+        *_explain_rules(plan, shape),
     ]
     return lines
+
+
+def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
+    """How batch and rates come about; what the user fixed needs no rule."""
+    tokens, parameters = plan.tokens, plan.parameters_law
+    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
+    epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
+    rules = {
+        "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
+        f" most tokens / {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch of"
+        f" {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
+        "learning_rate": f"{rates}; Step Law's within {LR_RANGE[0]:g} to {LR_RANGE[1]:g}",
+        "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {WEIGHT_DECAY_RANGE[0]:g} to {WEIGHT_DECAY_RANGE[1]:g}"
+        " (Power Lines)",
+        "warmup": f"N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
+        "beta2": "0.99 below 2^18 tokens a step, else 0.95 (Porian et al. 2024)",
+        "dropout": f"0.1 beyond {REPEATS_WITH_DROPOUT:g} epochs; {epochs}",
+    }
+    return [
+        f"{name.replace('_', ' ')}: {_plain(getattr(plan, name))}, {'given' if plan.source[name] == 'fixed' else rule}"
+        for name, rule in rules.items()
+    ]
+
+
+def _plain(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def draw(axes: Axes, plan: Mapping[str, Any]) -> None:
@@ -177,19 +196,18 @@ def draw(axes: Axes, plan: Mapping[str, Any]) -> None:
     axes.axvspan(*plan["bracket"], color="#f97316", alpha=0.13, linewidth=0, label="the laws' best sizes")
     axes.axvspan(*plan["flat"], color="#16a34a", alpha=0.13, linewidth=0, label=f"within {FLAT:.0%}")
     axes.plot(sizes, worse, color="#3b82f6", linewidth=1.4)
-    least = min(worse)
+    height = dict(plan["curve"]).get(chosen, min(worse) / 100)  # above 0 where the user fixed the size
     rows = [row for row in plan["alternatives"] if row.get("parameters_law")]
-    axes.scatter(
-        [row["parameters_law"] for row in rows], [100 * row["worse"] for row in rows], s=12, color="#64748b", zorder=3
-    )
-    axes.plot([chosen], [least], marker="*", markersize=13, color="#f97316", linestyle="none", label="chosen")
+    heights = [100 * ((1 + height) * (1 + row["worse"]) - 1) for row in rows]
+    axes.scatter([row["parameters_law"] for row in rows], heights, s=12, color="#64748b", zorder=3)
+    axes.plot([chosen], [100 * height], marker="*", markersize=13, color="#f97316", linestyle="none", label="chosen")
     inside = [size for size, value in plan["curve"] if value <= HIGHEST] or sizes
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda size, _: format_count(size))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0.8 * min([*inside, plan["bracket"][0]]), 1.25 * max([*inside, plan["bracket"][1]]))
-    axes.set_ylim(-0.4, 100 * HIGHEST)
+    axes.set_ylim(-0.4, 100 * max(HIGHEST, 1.1 * height))
     axes.set_ylabel("% above the best expected loss")
     axes.legend(loc="upper center", fontsize=8)
 
