@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from run.machine import Machine
     from run.prober import TrialProcess
 
-CORRECT_AT = 0.05  # of the budget: enough steps to know the speed, and most runs are still warming up
-ENOUGH_STEPS = 16  # whose median is a speed
+# Of the budget: enough steps to know the speed, and most runs are still warming up. Where a step is a larger share than
+# that, the first one has to do.
+CORRECT_AT = 0.05
 TOLERATED = 0.05  # a horizon that is off by less than this changes no rule's answer by more than its own error
 
 
@@ -67,9 +68,7 @@ def correct(session: Session, trainer: Trainer, steps_left: int, tightest: str) 
     rules the number of tokens that it will really reach, and go on with the batch, learning rate and weight decay that
     they say. The shape stays. What the user fixed stays."""
     state, clock = trainer.state, session.clock
-    if state.correction is not None or tightest != "hours":
-        return
-    if clock.progress < CORRECT_AT or len(clock.pace) < ENOUGH_STEPS:
+    if state.correction is not None or tightest != "hours" or clock.progress < CORRECT_AT:
         return
     plan, rate = trainer.plan, clock.tokens_per_second(trainer.cost)
     tokens = state.tokens + steps_left * plan.batch_tokens
@@ -143,12 +142,12 @@ def why_off(plan: Plan, spent: dict[str, Any], limit_s: float | None, rates: lis
     if not plan.tokens_per_second or plan.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
         return []
     training_s, planned_s = spent["training_hours"] * 3600, plan.hours * 3600
-    rate = spent["tokens"] / max(training_s, 1e-9)
+    rate, planned = spent["tokens"] / max(training_s, 1e-9), plan.tokens_per_second
     reasons = []
-    if abs(rate / plan.tokens_per_second - 1) > TOLERATED / 2:
+    if abs(rate / planned - 1) > TOLERATED / 2:
+        how = "measured" if plan.source["tokens_per_second"] == "measured" else "assumed"
         reasons.append(
-            f"{format_count(rate)} tokens/s instead of the {format_count(plan.tokens_per_second)} that were"
-            f" {plan.source['tokens_per_second']} ({rate / plan.tokens_per_second - 1:+.0%})"
+            f"{format_count(rate)} tokens/s instead of the {format_count(planned)} that were {how} ({rate / planned - 1:+.0%})"
         )
     few = max(1, len(rates) // 5)
     if len(rates) >= 5:

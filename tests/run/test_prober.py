@@ -1,0 +1,113 @@
+"""Trials in a real process of their own, and what becomes of a run when they fail, hang or eat the memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from budget.measured import TooLarge
+from model.shape import PRESETS, Shape
+from run.machine import Machine
+from run.prober import DeviceProber, TrialProcess
+
+MACHINE = Machine(torch.device("cpu"), "cpu", "float32", 1, 1e11, "given")
+SMALL = Shape(1, 1, 64, 64, 256, **PRESETS["modern"])
+LARGE = Shape(6, 8, 512, 256, 8192, **PRESETS["modern"])
+
+
+@pytest.fixture
+def process() -> Iterator[TrialProcess]:
+    found = TrialProcess("cpu")
+    found.wait()
+    yield found
+    found.close()
+
+
+def prober(process: TrialProcess, seconds: float = 30.0, said: list[str] | None = None) -> DeviceProber:
+    return DeviceProber(process, MACHINE, "adamw", None, seconds, (said if said is not None else []).append)
+
+
+def pid(process: TrialProcess) -> int:
+    return process._process.pid
+
+
+def test_trials_tell_speed_and_memory_within_their_time(process: TrialProcess) -> None:
+    device = prober(process)
+    small, large = device.measure(SMALL, 1024, 0.2), device.measure(LARGE, 1024, 0.2)
+    assert small is not None
+    assert large is not None
+    assert small.tokens_per_second * small.step_s == pytest.approx(1024)
+    assert small.micro_batch == 16
+    assert small.tokens_per_second > 5 * large.tokens_per_second  # 500 times the FLOPs
+    assert (
+        large.peak_memory - small.peak_memory > 12 * LARGE.parameters()
+    )  # weights, gradient and two moments, less noise
+    # A batch of several micro-batches is measured by one of them.
+    began = time.monotonic()
+    huge = device.measure(SMALL, 4096 * 1024, 0.2)
+    assert huge is not None
+    assert time.monotonic() - began < 0.5 * huge.step_s
+    assert huge.micro_batch < 4096 * 16
+    # A question that takes too long is cut off, and there are no more.
+    hurried = prober(process, seconds=0.3)
+    began = time.monotonic()
+    assert hurried.measure(replace(LARGE, n_layer=48), 1024, 0.2) is None
+    assert time.monotonic() - began < 1.0
+    assert hurried.measure(SMALL, 1024, 0.1) is None
+    assert hurried.seconds_left() <= 0
+
+
+def test_memory_that_runs_out_halves_the_micro_batch(process: TrialProcess) -> None:
+    """The limit is real: the process may take 600 MiB more than it has, and 64 sequences need several times that."""
+    status = Path(f"/proc/{pid(process)}/status")
+    if not status.exists():
+        pytest.skip("limits of another process are Linux's")
+    virtual = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmSize"))
+    limit = virtual * 1024 + 600 * 2**20
+    resource.prlimit(pid(process), resource.RLIMIT_AS, (limit, limit))
+    found = prober(process).measure(replace(LARGE, n_embd=256, n_head=4, n_layer=4), 64 * 256, 0.1)
+    assert found is not None
+    assert 1 <= found.micro_batch < 64
+    with pytest.raises(TooLarge):
+        prober(process).measure(replace(LARGE, n_layer=48, n_embd=1024), 256, 0.1)
+    assert prober(process).measure(SMALL, 1024, 0.1) is not None  # it goes on
+
+
+def test_a_trial_killed_by_the_system_is_tried_again_with_half(process: TrialProcess) -> None:
+    threading.Timer(0.7, os.kill, (pid(process), signal.SIGKILL)).start()
+    found = prober(process).measure(LARGE, 4096, 1.5)
+    assert found is not None
+    assert found.micro_batch == 8
+
+
+def test_a_trial_that_fails_is_named_and_does_not_stop_the_run(process: TrialProcess) -> None:
+    said: list[str] = []
+    device = prober(process, said=said)
+    assert device.measure(replace(SMALL, activation="none"), 1024, 0.1) is None
+    assert "failed" in said[0]
+    assert "none" in said[0]
+
+
+def test_the_process_ends_with_the_run_that_started_it() -> None:
+    script = (
+        "import os; from run.prober import TrialProcess; p = TrialProcess('cpu'); p.wait();"
+        " print(p._process.pid, flush=True); os._exit(0)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    gone = time.monotonic() + 5
+    while Path(f"/proc/{int(answer.stdout)}").exists():
+        assert time.monotonic() < gone
+        time.sleep(0.05)
