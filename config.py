@@ -48,7 +48,9 @@ class BudgetConfig:
 class DeviceConfig:
     name: str = knob("auto", "auto | cpu | cuda | mps; plan.py also takes a name of the table, e.g. a100")
     threads: int | None = knob(None, "CPU threads; null: every core this process may use")
-    precision: str = knob("auto", "auto (bfloat16 where the GPU has it, else float32) | float32 | bfloat16")
+    precision: str = knob(
+        "auto", "auto (GPU: bfloat16, before Ampere float16; else float32) | float32 | bfloat16 | float16"
+    )
     compile: str = knob("auto", "torch.compile: auto (when the budget is long enough to earn it back) | on | off")
     peak_flops: float | None = knob(None, "FLOP/s that MFU is measured against; null: the table's, else measured")
 
@@ -231,7 +233,7 @@ SCRIPTS: dict[str, type] = {"config": Config, "evaluate": EvaluateConfig, "sampl
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     "budget.counts": ("all", "training"),
-    "device.precision": ("auto", "float32", "bfloat16"),
+    "device.precision": ("auto", "float32", "bfloat16", "float16"),
     "device.compile": ("auto", "on", "off"),
     "data.source": ("stdlib", "slimpajama", "text"),
     "data.bad_documents": ("refuse", "skip"),

@@ -49,6 +49,7 @@ class Trainer:
     corpus: Corpus
     model: GPT
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     loader: Loader
     forward: Any  # the model, compiled or not
     state: TrainingState
@@ -132,6 +133,7 @@ def save(session: Session, trainer: Trainer, final: bool) -> None:
     with clock.charge("checkpoint"):
         began = clock.clock()
         trainer.state.progress = clock.progress
+        trainer.state.loss_scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None
         try:
             save_checkpoint(session.run.checkpoints, trainer.model, trainer.optimizer, trainer.state, clock.accounts())
         except OSError as error:

@@ -252,6 +252,7 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
         corpus=corpus,
         model=model,
         optimizer=optimizer,
+        scaler=machine.scaler(),
         loader=loader,
         forward=model,
         state=TrainingState(limit_s=session.clock.limits.seconds),
@@ -298,6 +299,7 @@ def resume(session: Session, trainer: Trainer) -> None:
     load_weights(trainer.model, found.model, "the checkpoint")
     restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
     trainer.state, clock.progress = found.state, found.state.progress
+    trainer.scaler = trainer.machine.scaler(found.state.loss_scale)
     apply_correction(session, trainer)
     if sum(found.ledger.values()) > clock.earlier_s:  # the ledger on disk was lost or damaged; the checkpoint's counts
         clock.carry(found.ledger, clean=False)
@@ -355,7 +357,7 @@ def fit(session: Session, trainer: Trainer) -> str:
     import torch
 
     config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
-    model, optimizer, schedule = trainer.model, trainer.optimizer, config.schedule
+    model, optimizer, scaler, schedule = trainer.model, trainer.optimizer, trainer.scaler, config.schedule
     late = LateMetrics(session, trainer)
     with session.signals.deferred(), session.console.progress() as bar:
         while True:
@@ -377,10 +379,12 @@ def fit(session: Session, trainer: Trainer) -> str:
                 for xs, ys in zip(x.split(trainer.micro_batch), y.split(trainer.micro_batch), strict=True):
                     with machine.autocast():
                         part = trainer.forward(xs, ys) * (len(xs) / len(x))
-                    part.backward()
+                    scaler.scale(part).backward()
                     loss += part.detach()
+                scaler.unscale_(optimizer)
                 norm = clip(model, config.optim.grad_clip)
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 late.read()  # waits for the step before this one
             state.step += 1

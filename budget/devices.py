@@ -14,32 +14,47 @@ TERA = 1e12
 
 @dataclass(frozen=True)
 class Device:
-    """peak: FLOP/s in `precision`; memory: GiB; bandwidth: GB/s; expected_mfu: share of the peak, 0..1."""
+    """bf16, fp16: FLOP/s, bf16 None where the device only emulates it; memory: GiB; bandwidth: GB/s; expected_mfu: share
+    of the peak, 0..1."""
 
     name: str
-    peak: float
-    precision: str
+    bf16: float | None
+    fp16: float
     memory: int
     bandwidth: int
     expected_mfu: float
     cuda_names: tuple[str, ...]  # substrings of torch.cuda.get_device_name, most specific device first in DEVICES
 
+    @property
+    def precision(self) -> str:
+        """What a run takes when nobody says otherwise."""
+        return "float16" if self.bf16 is None else "bfloat16"
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s in `precision`."""
+        return self.bf16 or self.fp16
+
+    def peak_in(self, precision: str) -> float | None:
+        """FLOP/s, None where it is not known: then it is measured."""
+        return {"bfloat16": self.bf16, "float16": self.fp16}.get(precision)
+
 
 DEVICES = (
-    Device("a100", 312 * TERA, "bfloat16", 80, 2039, 0.35, ("A100",)),
-    Device("h200", 989 * TERA, "bfloat16", 141, 4800, 0.30, ("H200",)),
-    Device("h100-nvl", 835 * TERA, "bfloat16", 94, 3900, 0.30, ("H100 NVL",)),
-    Device("h100-pcie", 756 * TERA, "bfloat16", 80, 2000, 0.30, ("H100 PCIe",)),
-    Device("h100", 989 * TERA, "bfloat16", 80, 3350, 0.30, ("H100",)),
-    Device("b200", 2250 * TERA, "bfloat16", 180, 8000, 0.30, ("B200",)),
-    Device("mi300x", 1307 * TERA, "bfloat16", 192, 5300, 0.25, ("MI300X",)),
-    Device("l4", 121 * TERA, "bfloat16", 24, 300, 0.20, ("NVIDIA L4",)),
-    Device("l40s", 362 * TERA, "bfloat16", 48, 864, 0.20, ("L40S",)),
-    Device("rtx3090", 71 * TERA, "bfloat16", 24, 936, 0.20, ("RTX 3090",)),
-    Device("rtx4090", 165.2 * TERA, "bfloat16", 24, 1008, 0.20, ("RTX 4090",)),
-    Device("rtx5090", 209.5 * TERA, "bfloat16", 32, 1790, 0.20, ("RTX 5090",)),
-    Device("v100", 125 * TERA, "float16", 32, 900, 0.20, ("V100",)),
-    Device("t4", 65 * TERA, "float16", 16, 320, 0.20, ("Tesla T4",)),
+    Device("a100", 312 * TERA, 312 * TERA, 80, 2039, 0.35, ("A100",)),
+    Device("h200", 989 * TERA, 989 * TERA, 141, 4800, 0.30, ("H200",)),
+    Device("h100-nvl", 835 * TERA, 835 * TERA, 94, 3900, 0.30, ("H100 NVL",)),
+    Device("h100-pcie", 756 * TERA, 756 * TERA, 80, 2000, 0.30, ("H100 PCIe",)),
+    Device("h100", 989 * TERA, 989 * TERA, 80, 3350, 0.30, ("H100",)),
+    Device("b200", 2250 * TERA, 2250 * TERA, 180, 8000, 0.30, ("B200",)),
+    Device("mi300x", 1307 * TERA, 1307 * TERA, 192, 5300, 0.25, ("MI300X",)),
+    Device("l4", 121 * TERA, 121 * TERA, 24, 300, 0.20, ("NVIDIA L4",)),
+    Device("l40s", 362 * TERA, 362 * TERA, 48, 864, 0.20, ("L40S",)),
+    Device("rtx3090", 71 * TERA, 71 * TERA, 24, 936, 0.20, ("RTX 3090",)),
+    Device("rtx4090", 165.2 * TERA, 165.2 * TERA, 24, 1008, 0.20, ("RTX 4090",)),
+    Device("rtx5090", 209.5 * TERA, 209.5 * TERA, 32, 1790, 0.20, ("RTX 5090",)),
+    Device("v100", None, 125 * TERA, 32, 900, 0.20, ("V100",)),
+    Device("t4", None, 65 * TERA, 16, 320, 0.20, ("Tesla T4",)),
 )
 
 BY_NAME = {device.name: device for device in DEVICES}

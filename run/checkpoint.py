@@ -32,7 +32,7 @@ FOLDER = re.compile(r"step-(\d{9})")
 @dataclass
 class TrainingState:
     """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `correction`: what it
-    goes on with instead of its plan's batch and rates."""
+    goes on with instead of its plan's batch and rates; `loss_scale`: of float16."""
 
     step: int = 0
     tokens: int = 0
@@ -41,6 +41,7 @@ class TrainingState:
     loss: float | None = None
     limit_s: float | None = None
     correction: dict[str, Any] | None = None
+    loss_scale: float | None = None
 
 
 def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

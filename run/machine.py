@@ -25,6 +25,7 @@ COMPILE_COST_S = {"cuda": 45.0, "cpu": 45.0}
 COMPILE_SPEEDUP = {"cuda": 1.5, "cpu": 1.2}
 
 MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need; the rest is for what estimates miss
+FIRST_LOSS_SCALE = 2.0**16  # torch's own; halved at once where it is too large
 CPU_MICRO_TOKENS = 16384  # beyond this a CPU's caches gain nothing
 
 
@@ -45,9 +46,16 @@ class Machine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.precision))
+
+    def scaler(self, scale: float | None = None) -> torch.amp.GradScaler:
+        """Scales the loss where gradients would vanish in float16's range, does nothing elsewhere. `scale`: what an
+        earlier process of the run had reached."""
+        return torch.amp.GradScaler(
+            self.device.type, init_scale=scale or FIRST_LOSS_SCALE, enabled=self.precision == "float16"
+        )
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
@@ -90,7 +98,7 @@ class Machine:
 
     def micro_batch(self, shape: Shape, sequences: int) -> int:
         """Sequences per forward pass that should fit, at most `sequences`: a power of two, or all of them."""
-        value_bytes = 2 if self.precision == "bfloat16" else 4
+        value_bytes = 4 if self.precision == "float32" else 2
         # About 24 values of the width are kept per layer for the backward pass; logits are kept once in the compute
         # precision and twice in float32.
         per_token = 24 * shape.n_layer * shape.n_embd * value_bytes + shape.vocab_size * (value_bytes + 8)
@@ -155,15 +163,22 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        precision = best_precision(device)
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
     known = by_cuda_name(shown) if device.type == "cuda" else None
     if peak_flops is not None:
         return Machine(device, shown, precision, threads, peak_flops, "given")
-    if known is not None and known.precision == precision:
-        return Machine(device, shown, precision, threads, known.peak, "table")
+    if known is not None and (peak := known.peak_in(precision)) is not None:
+        return Machine(device, shown, precision, threads, peak, "table")
     peak = measure_peak(device, getattr(torch, precision), lambda: synchronize(device))
     return Machine(device, shown, precision, threads, peak, "measured")
+
+
+def best_precision(device: torch.device) -> str:
+    """bfloat16 where a GPU really has it, not where it is emulated (before Ampere): there float16."""
+    if device.type != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def find_device(name: str) -> torch.device:

@@ -47,6 +47,7 @@ def measure(
         model = GPT(shape)
     forward: Callable[..., torch.Tensor] = torch.compile(model) if compiled else model
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
+    scaler = machine.scaler()
     micro = min(micro_batch, sequences)
     size = (micro, shape.block_size)
     x, y = (torch.randint(shape.vocab_size, size, device=machine.device) for _ in range(2))
@@ -54,11 +55,13 @@ def measure(
     def forward_and_backward() -> None:
         with machine.autocast():
             loss = forward(x, y)
-        loss.backward()
+        scaler.scale(loss).backward()
 
     def update() -> None:
+        scaler.unscale_(optim)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optim.step()
+        scaler.step(optim)
+        scaler.update()
         optim.zero_grad(set_to_none=True)
 
     def timed(work: Callable[[], None]) -> float:

@@ -109,6 +109,16 @@ def test_micro_batches_change_nothing(place: Path, finished: Path) -> None:
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
 
 
+def test_float16_scales_its_loss_and_learns(place: Path, finished: Path) -> None:
+    train(place, "budget.steps=40", "device.precision=float16", name="half")
+    folder = folder_of(place, "half")
+    assert points(folder)[-1]["loss"] < 0.9 * points(folder)[0]["loss"]
+    state = json.loads(next(folder.glob("checkpoint/step-*40/state.json")).read_text())["state"]
+    assert state["loss_scale"] >= 1024
+    whole = json.loads(next(finished.glob("checkpoint/step-*100/state.json")).read_text())["state"]
+    assert whole["loss_scale"] is None
+
+
 def test_typing_a_finished_command_again_changes_nothing(place: Path, finished: Path) -> None:
     before = (finished / "result.json").read_bytes()
     answer = train(place, "budget.steps=100", "model.dropout=0.1", name="whole")

@@ -54,3 +54,15 @@ def test_devices_are_known_by_the_names_cuda_reports(reported: str, name: str) -
 def test_an_unknown_device_is_not_guessed() -> None:
     assert by_cuda_name("NVIDIA GeForce GTX 1080 Ti") is None
     assert BY_NAME["a100"].peak == 312e12
+
+
+@pytest.mark.parametrize("name", ["v100", "t4"])
+def test_devices_that_emulate_bfloat16_are_planned_for_in_float16(name: str) -> None:
+    device = BY_NAME[name]
+    assert (device.precision, device.peak) == ("float16", device.fp16)
+    assert device.peak_in("bfloat16") is None  # measured, where somebody asks for it
+
+
+def test_a_precision_that_the_table_does_not_know_is_measured() -> None:
+    assert BY_NAME["a100"].peak_in("float32") is None
+    assert BY_NAME["a100"].peak_in("float16") == BY_NAME["a100"].peak_in("bfloat16") == 312e12
