@@ -156,6 +156,8 @@ def plan_without_device(config: Config, text: Text) -> Plan:
         rate = peak * (config.mfu or device.expected_mfu)
     overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
     request = request_for(config, text, rate, overhead)
+    if device is not None and not config.mfu:
+        request = replace(request, half_width=device.half_width)
     plan = make_plan(request, speed_source="mfu" if config.mfu else "table")
     return with_mfu(plan, plan.sized(request.template), peak) if peak else plan
 

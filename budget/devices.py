@@ -2,14 +2,20 @@
 
 Peaks are dense (no sparsity) matrix FLOP/s as the makers publish them, with float32 accumulation; the same figures stand
 in torchtitan's and nanochat's tables. `expected_mfu` is the share of the peak to plan with before anything was measured:
-nanoGPT's 124M model reaches 37 % on one A100 (its scaling_laws notebook), nanochat 41-46 % on H100, consumer cards less.
+nanoGPT's 124M model reaches 37 % on one A100 (its scaling_laws notebook), nanochat 41-46 % on H100, consumer cards less. It
+is for a width of REFERENCE_WIDTH; a thin model spends more of its time moving activations than multiplying.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-TERA = 1e12
+TERA, GIGA = 1e12, 1e9
+REFERENCE_WIDTH = 768
+# Time per token and layer: matrices at a constant share m of the peak, 72 d^2 FLOPs, and k values of 2 bytes and width d
+# moved at the memory's bandwidth. nanochat's 41 % at a width of 768 and 46 % at 1152 on H100 (989 TFLOP/s, 3.35 TB/s) give
+# m = 0.61 and k = 74; then half of what a very wide model reaches is reached at a width of m k / 36 x peak / bandwidth.
+HALF_WIDTH = 0.61 * 74 / 36
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ class Device:
         """FLOP/s in `precision`."""
         return self.bf16 or self.fp16
 
+    @property
+    def half_width(self) -> float:
+        """Width of a model that reaches half the speed of a very wide one: 190 on an A100, 370 on an H100."""
+        return HALF_WIDTH * self.peak / (self.bandwidth * GIGA)
+
     def peak_in(self, precision: str) -> float | None:
         """FLOP/s, None where it is not known: then it is measured."""
         return {"bfloat16": self.bf16, "float16": self.fp16}.get(precision)
@@ -56,6 +67,12 @@ DEVICES = (
     Device("v100", None, 125 * TERA, 32, 900, 0.20, ("V100",)),
     Device("t4", None, 65 * TERA, 16, 320, 0.20, ("Tesla T4",)),
 )
+
+
+def width_factor(half_width: float, n_embd: int) -> float:
+    """Speed at a width relative to that at REFERENCE_WIDTH."""
+    return (1 + half_width / REFERENCE_WIDTH) / (1 + half_width / n_embd)
+
 
 BY_NAME = {device.name: device for device in DEVICES}
 

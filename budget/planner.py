@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from budget.clock import Limits
+from budget.devices import width_factor
 from budget.flops import flops_6nd_per_token, flops_per_token
 from budget.laws import LAWS, LOCAL, Law, bracket, relative_loss, standing, unique_worth
 from budget.rules import (
@@ -46,7 +47,8 @@ VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2
 class Request:
     """What the plan is for. `template` carries the architecture, block size and vocabulary; None sizes are free.
 
-    flops_per_second: sustained rate to assume where a shape was not measured. overhead_s: of the hours, what is not
+    flops_per_second: sustained rate to assume where a shape was not measured, at devices.REFERENCE_WIDTH; half_width: how
+    thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not
     training (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more
     repetitions of the corpus than that are refused. The other None fields are the user's to fix and ours to choose.
     """
@@ -58,6 +60,7 @@ class Request:
     n_head: int | None = None
     n_embd: int | None = None
     flops_per_second: float | None = None
+    half_width: float = 0.0
     overhead_s: float = 0.0
     batch_tokens: int | None = None
     learning_rate: float | None = None
@@ -207,7 +210,9 @@ def tokens_within(request: Request, shape: Shape, tokens_per_second: float | Non
 
 def assumed_speed(request: Request, shape: Shape) -> float | None:
     """Tokens per second at the sustained rate of the request."""
-    return request.flops_per_second / flops_per_token(shape) if request.flops_per_second else None
+    if not request.flops_per_second:
+        return None
+    return request.flops_per_second * width_factor(request.half_width, shape.n_embd) / flops_per_token(shape)
 
 
 def tokens_worth(request: Request, shape: Shape, tokens: float) -> float:
@@ -279,7 +284,7 @@ def make_plan(
     decay = request.weight_decay
     all_rates = learning_rates(best, tokens, batch).values()
     predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
-    curve = _curve(request, best, flops_per_token(best) * rate if rate else None)
+    curve = _curve(request, best, rate)
     near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
     return Plan(
         n_layer=best.n_layer,
@@ -337,10 +342,13 @@ def _sources(request: Request, shapes: list[Shape], batch: int, saturation: floa
     }
 
 
-def _curve(request: Request, best: Shape, flops_per_second: float | None) -> list[tuple[float, float]]:
-    """(N, expected loss relative to the best) of the best shape of each size, by size, all at one FLOP/s; about
-    CURVE_POINTS of them, up to CURVE_HIGHEST."""
-    assumed = replace(request, flops_per_second=flops_per_second) if flops_per_second else request
+def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[float, float]]:
+    """(N, expected loss relative to the best) of the best shape of each size, by size, all as fast as the chosen one;
+    about CURVE_POINTS of them, up to CURVE_HIGHEST."""
+    assumed = request
+    if rate:
+        reference = flops_per_token(best) * rate / width_factor(request.half_width, best.n_embd)
+        assumed = replace(request, flops_per_second=reference)
     free = replace(assumed, n_layer=None, n_embd=None, n_head=None)
     scores: dict[float, float] = {}
     for shape in [*candidates(free), best]:

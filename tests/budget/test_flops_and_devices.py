@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from budget.devices import BY_NAME, by_cuda_name
+from budget.devices import BY_NAME, by_cuda_name, width_factor
 from budget.flops import flops_6nd_per_token, flops_per_token
 from model.gpt import GPT
 from model.shape import PRESETS, Shape
@@ -66,3 +66,11 @@ def test_devices_that_emulate_bfloat16_are_planned_for_in_float16(name: str) -> 
 def test_a_precision_that_the_table_does_not_know_is_measured() -> None:
     assert BY_NAME["a100"].peak_in("float32") is None
     assert BY_NAME["a100"].peak_in("float16") == BY_NAME["a100"].peak_in("bfloat16") == 312e12
+
+
+def test_expected_speed_by_width_is_what_nanochat_measured_on_h100() -> None:
+    half_width = BY_NAME["h100"].half_width
+    assert width_factor(half_width, 768) == 1.0
+    assert width_factor(half_width, 1152) == pytest.approx(46 / 41, rel=0.01)  # 41 % at 768, 46 % at 1152
+    assert width_factor(half_width, 128) < 0.5
+    assert BY_NAME["a100"].half_width < half_width  # more bandwidth for its FLOPs
