@@ -40,32 +40,64 @@ class FinishedRun:
     block_size: int
 
 
+class Unusable(Exception):
+    """Why a run's folder does not count, in half a line that names the file."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object of a run's folder."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise Unusable(f"no readable {path.name}")
+    return content
+
+
+def entry(record: dict[str, Any], name: str) -> Any:
+    """What stands in result.json under a dotted name; an older record may lack it."""
+    found: Any = record
+    for key in name.split("."):
+        if not isinstance(found, dict) or key not in found:
+            raise Unusable(f"its result.json lacks {name}")
+        found = found[key]
+    return found
+
+
+def number(record: dict[str, Any], name: str) -> float:
+    """A positive number: the fit takes its logarithm."""
+    value = entry(record, name)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise Unusable(f"{name} in its result.json is {value!r}, not a positive number")
+    return float(value)
+
+
+def words(record: dict[str, Any], name: str) -> str:
+    value = entry(record, name)
+    if not isinstance(value, str):
+        raise Unusable(f"{name} in its result.json is {value!r}, not a text")
+    return value
+
+
 def read_run(folder: Path, metric: str) -> FinishedRun | str:
     """The run in `folder`, or why it does not count."""
     try:
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return "no readable result.json"
-    if not isinstance(result, dict):
-        return "no readable result.json"
-    if result.get("status") != "finished":
-        return f"its status is {result.get('status')}"
-    try:
-        value = result["eval"][metric]
-        if value is None or not value > 0:
-            return f"its {metric} is no number"
-        model, data = result["model"], result["data"]
-        point = Point(float(model["parameters_law"]), float(result["spent"]["tokens"]), float(value))
+        result = read_record(folder / "result.json")
+        if result.get("status") != "finished":
+            return f"its status is {result.get('status')}"
         return FinishedRun(
             folder.name,
-            point,
-            data["tokenizer"],
-            data["fingerprint"],
-            result["eval"]["fingerprint"],
-            model["block_size"],
+            Point(
+                number(result, "model.parameters_law"), number(result, "spent.tokens"), number(result, f"eval.{metric}")
+            ),
+            words(result, "data.tokenizer"),
+            words(result, "data.fingerprint"),
+            words(result, "eval.fingerprint"),
+            int(number(result, "model.block_size")),
         )
-    except (KeyError, TypeError) as error:
-        return f"its result.json lacks {error}"
+    except Unusable as why:
+        return str(why)
 
 
 def read_runs(folders: Sequence[Path], metric: str) -> tuple[list[FinishedRun], list[str]]:

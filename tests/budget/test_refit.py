@@ -103,3 +103,30 @@ def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_pat
 def test_a_damaged_record_is_left_out(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     assert isinstance(read_run(tmp_path, "loss"), str)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("eval", "loss", "3.0"),
+        ("eval", "loss", float("inf")),
+        ("eval", "fingerprint", None),
+        ("model", "parameters_law", "many"),
+        ("model", "block_size", None),
+        ("spent", "tokens", 0),
+        ("data", "tokenizer", None),
+        ("data", "fingerprint", 7),
+    ],
+)
+def test_a_record_with_a_value_that_is_none_is_left_out_by_name(
+    tmp_path: Path, part: str, key: str, value: Any
+) -> None:
+    folder = write_run(tmp_path / "run", 1e5, 1e8, 3.0)
+    result = json.loads((folder / "result.json").read_text())
+    result[part][key] = value
+    (folder / "result.json").write_text(json.dumps(result))
+    found, left_out = read_runs([folder], "loss")
+    assert not found
+    assert len(left_out) == 1
+    assert "result.json" in left_out[0]
+    assert f"{part}.{key}" in left_out[0]
