@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
 from budget.flops import flops_per_token
-from budget.planner import Plan
+from budget.planner import Plan, load_plan
 from budget.rules import SHORTEST_BLOCK
 from command_line import as_yaml, launch
 from config import Config, template
@@ -215,9 +215,8 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     """The plan of the run: the one it began with, or a new one from measured speed."""
     from data.loader import Loader
 
-    saved = read_json(session.run.plan)
-    if saved is not None and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
-        return Plan.from_dict(saved)
+    if session.run.plan.exists() and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
+        return load_plan(session.run.plan)
 
     Loader(corpus.train, session.config.model.block_size or SHORTEST_BLOCK, 1, 0)  # long enough? before measuring
     limits = session.clock.limits

@@ -7,9 +7,11 @@ loss wins. No torch here: a plan for a device that is not at hand takes millisec
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from budget.clock import Limits
@@ -147,6 +149,17 @@ class Plan:
         """The template with the plan's sizes."""
         names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
         return replace(template, **{name: getattr(self, name) for name in names})
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan that a run wrote down when it began. Raises UserError for a damaged file, or one of another version."""
+    try:
+        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({type(error).__name__}: {error}); restore it from a copy, or set"
+            " the run aside and start again with fresh=true"
+        ) from error
 
 
 def overhead_estimate(seconds: float) -> float:
