@@ -10,18 +10,20 @@ been scored on the same tokens: losses of different tokenizers cannot be compare
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 
 from budget.fit import Fit, Point, fit
 from budget.laws import LAWS, bracket, save_law
-from errors import UserError, reported
+from errors import MachineError, UserError, reported
 
 DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
@@ -232,6 +234,38 @@ def draw(found: Fit, metric: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError where no law can be saved: said before the minutes of a fit, not after them."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {path} cannot be written ({error.strerror}); name a file in a folder of yours, e.g. --output"
+            f" {DEFAULT_OUTPUT}"
+        ) from error
+
+
+def save(found: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> None:
+    """The law, with what it is about, and its picture beside it."""
+    about = {
+        "metric": metric,
+        "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
+        "corpus": runs[0].corpus if len({run.corpus for run in runs}) == 1 else None,
+        "runs": [run.name for run in runs],
+    }
+    picture = path.with_suffix(".png")
+    try:
+        save_law(found.law, about, path)
+        draw(found, metric, picture)
+    except OSError as error:
+        raise MachineError(f"{path} could not be written ({error}); the runs are untouched: free some space") from error
+    print(f"saved {path} and {picture}; use it with law=local")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
@@ -239,6 +273,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help=f"the law (default: {DEFAULT_OUTPUT})")
     options = parser.parse_args()
     with reported():
+        check_output(options.output)
         runs, left_out = read_runs(options.folders, options.metric)
         for line in left_out:
             print(line)
@@ -246,17 +281,7 @@ def main() -> None:
         found = fit([run.point for run in runs], source=f"{len(runs)} own runs")
         for line in [*(f"note: {note}" for note in notes), *lines_of(found)]:
             print(line)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        about = {
-            "metric": options.metric,
-            "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
-            "corpus": runs[0].corpus if len({run.corpus for run in runs}) == 1 else None,
-            "runs": [run.name for run in runs],
-        }
-        save_law(found.law, about, options.output)
-        picture = options.output.with_suffix(".png")
-        draw(found, options.metric, picture)
-        print(f"saved {options.output} and {picture}; use it with law=local")
+        save(found, runs, options.metric, options.output)
 
 
 if __name__ == "__main__":

@@ -130,3 +130,15 @@ def test_a_record_with_a_value_that_is_none_is_left_out_by_name(
     assert len(left_out) == 1
     assert "result.json" in left_out[0]
     assert f"{part}.{key}" in left_out[0]
+
+
+@pytest.mark.parametrize("output", ["a-file/law.json", "a-folder"])
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(tmp_path: Path, output: str) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
+    answer = refit(tmp_path, "--output", tmp_path / output)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert f"--output {tmp_path / output} cannot be written" in answer.stderr
+    assert answer.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a-folder"]
