@@ -35,7 +35,8 @@ BOOTSTRAPS = 200
 
 @dataclass(frozen=True)
 class Point:
-    """A finished run: N as laws count it, tokens seen, 6 N D, final loss in nats per token (or bits per byte)."""
+    """A finished run: N as laws count it, tokens seen (or the new ones that repeated tokens are worth), 6 N D, final loss
+    in nats per token (or bits per byte)."""
 
     parameters: float
     tokens: float

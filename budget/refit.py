@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from budget.fit import Fit, Point, fit
-from budget.laws import LAWS, bracket, save_law
+from budget.laws import LAWS, bracket, save_law, unique_worth
 from errors import MachineError, UserError, reported
 
 DEFAULT_OUTPUT = Path("outputs/law.json")
@@ -88,11 +88,11 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
         result = read_record(folder / "result.json")
         if result.get("status") != "finished":
             return f"its status is {result.get('status')}"
+        # What the plan compares budgets by: repeated tokens count for the new ones that they are worth.
+        tokens = unique_worth(number(result, "spent.tokens"), number(result, "data.train_tokens"))
         return FinishedRun(
             folder.name,
-            Point(
-                number(result, "model.parameters_law"), number(result, "spent.tokens"), number(result, f"eval.{metric}")
-            ),
+            Point(number(result, "model.parameters_law"), tokens, number(result, f"eval.{metric}")),
             words(result, "data.tokenizer"),
             words(result, "data.fingerprint"),
             words(result, "eval.fingerprint"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from budget.laws import load_law
+from budget.laws import load_law, unique_worth
 from budget.refit import check_alike, read_run, read_runs
 from errors import UserError
 from tests.budget.test_fit import FIVE, SMALL, runs
@@ -25,7 +25,11 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
         "spent": {"tokens": tokens},
         "model": {"parameters_law": parameters, "block_size": changes.get("block_size", 256)},
         "eval": {"loss": loss, "bits_per_byte": loss / 3, "fingerprint": changes.get("scored", "f" * 32)},
-        "data": {"tokenizer": changes.get("tokenizer", "bytes"), "fingerprint": "c" * 64},
+        "data": {
+            "tokenizer": changes.get("tokenizer", "bytes"),
+            "fingerprint": "c" * 64,
+            "train_tokens": changes.get("train_tokens", tokens),
+        },
     }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
@@ -97,6 +101,15 @@ def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_pat
     longer = write_run(tmp_path / "c", 1e5, 1e8, 3.0, block_size=512)
     notes = check_alike(read_runs([first, longer], "loss")[0], "loss")
     assert "block sizes (256 in 1, 512 in 1)" in notes[0]
+
+
+def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
+    """Eight epochs are worth 0.83 of as many new tokens (Muennighoff et al. 2023)."""
+    once, often = (write_run(tmp_path / str(n), 1e5, 8e6, 3.0, train_tokens=n) for n in (8e6, 1e6))
+    runs, _ = read_runs([once, often], "loss")
+    assert runs[0].point.tokens == 8e6
+    assert runs[1].point.tokens == pytest.approx(unique_worth(8e6, 1e6))
+    assert runs[1].point.tokens == pytest.approx(0.83 * 8e6, rel=0.01)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": "finished"}', '{"status": "finished", "eval": 3}'])
