@@ -36,11 +36,12 @@ BOOTSTRAPS = 200
 @dataclass(frozen=True)
 class Point:
     """A finished run: N as laws count it, tokens seen (or the new ones that repeated tokens are worth), 6 N D, final loss
-    in nats per token (or bits per byte)."""
+    in nats per token (or bits per byte). setup: stands for everything else but the seed that decided the loss."""
 
     parameters: float
     tokens: float
     loss: float
+    setup: str = ""
 
     @property
     def flops(self) -> float:
@@ -86,6 +87,17 @@ def group(points: Sequence[Point]) -> list[tuple[Point, ...]]:
         else:
             slices.append([point])
     return [tuple(each) for each in slices]
+
+
+def best_setups(points: Sequence[Point]) -> tuple[Point, ...]:
+    """A slice without the runs that another setup of their size did better: a law is about runs that are set right."""
+    losses: dict[tuple[float, str], list[float]] = {}
+    for point in points:
+        losses.setdefault((point.parameters, point.setup), []).append(point.loss)
+    least: dict[float, tuple[float, str]] = {}
+    for (size, setup), found in losses.items():
+        least[size] = min(least.get(size, (math.inf, "")), (float(np.mean(found)), setup))
+    return tuple(point for point in points if least[point.parameters][1] == point.setup)
 
 
 def merge_repeats(points: Sequence[Point]) -> list[Point]:
@@ -141,12 +153,12 @@ def fit_slice(points: Sequence[Point]) -> Slice:
 
 
 def noise_of(slices: Sequence[Sequence[Point]]) -> float:
-    """Standard deviation of ln L between runs that differ in their seed alone, at least NOISE_FLOOR: from runs of one size
-    and budget, and from what the parabolas through the best four or more sizes of a budget leave."""
+    """Standard deviation of ln L between runs that differ in their seed alone, at least NOISE_FLOOR: from runs of one size,
+    budget and setup, and from what the parabolas through the best four or more sizes of a budget leave."""
     squares, freedom = 0.0, 0
     for points in slices:
-        for size in {p.parameters for p in points}:
-            same = np.log([p.loss for p in points if p.parameters == size])
+        for alike in dict.fromkeys((p.parameters, p.setup) for p in points):
+            same = np.log([p.loss for p in points if (p.parameters, p.setup) == alike])
             squares += float(((same - same.mean()) ** 2).sum())
             freedom += len(same) - 1
         ln_n, ln_loss = near_minimum(merge_repeats(points))
@@ -251,11 +263,17 @@ def fit_surface(points: Sequence[Point], start: Surface | None = None, n_starts:
 def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit:
     """The law of these runs. Raises UserError where they cannot give one, with what is missing."""
     draw = np.random.default_rng(seed)
-    groups = group(points)
+    given = len(points)
+    groups = [best_setups(each) for each in group(points)]
+    points = [point for each in groups for point in each]
     noise = noise_of(groups)
     slices = [fit_slice(each) for each in groups]
     good = [with_error(each, noise, draw) for each in slices if not each.refused]
     warnings = [f"at {each.flops:.2g} FLOPs: {each.refused}" for each in slices if each.refused]
+    if len(points) < given:
+        warnings.append(
+            f"runs left out because other settings did better at their size and budget: {given - len(points)}"
+        )
     different = len({(p.parameters, p.tokens) for p in points})
     surface = fit_surface(points) if different >= FEWEST_FOR_SURFACE and len(groups) > 1 else None
     surfaces = _surface_draws(points, surface, noise, draw) if surface else ()

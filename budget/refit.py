@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import yaml
 
 from budget.fit import Fit, Point, fit
 from budget.laws import LAWS, bracket, save_law, unique_worth
@@ -28,6 +30,11 @@ from errors import MachineError, UserError, reported
 DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
 METRICS = ("loss", "bits_per_byte")
+# Knobs that may differ between runs that differ in their luck alone: the seed, and what does not touch the training.
+NOT_SETUP = (
+    *("seed", "name", "output_dir", "fresh", "output", "explain", "wandb", "checkpoint", "plan.folder"),
+    *("plan.corpus_tokens", "data.cache_dir", "data.workers", "budget.extend_hours"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,57 +53,72 @@ class Unusable(Exception):
     """Why a run's folder does not count, in half a line that names the file."""
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object of a run's folder."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise Unusable(f"no readable {path.name}")
-    return content
+class Record:
+    """One of a run's files. An older or damaged one is Unusable as soon as what it lacks is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        try:
+            content = path.read_text(encoding="utf-8")
+            self.content = yaml.safe_load(content) if path.suffix == ".yaml" else json.loads(content)
+        except (OSError, ValueError, yaml.YAMLError):
+            self.content = None
+        if not isinstance(self.content, dict):
+            raise Unusable(f"no readable {self.name}")
+
+    def entry(self, name: str) -> Any:
+        """What stands under a dotted name."""
+        found = self.content
+        for key in name.split("."):
+            if not isinstance(found, dict) or key not in found:
+                raise Unusable(f"its {self.name} lacks {name}")
+            found = found[key]
+        return found
+
+    def number(self, name: str) -> float:
+        """A positive number: the fit takes its logarithm."""
+        value = self.entry(name)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise Unusable(f"{name} in its {self.name} is {value!r}, not a positive number")
+        return float(value)
+
+    def text(self, name: str) -> str:
+        value = self.entry(name)
+        if not isinstance(value, str):
+            raise Unusable(f"{name} in its {self.name} is {value!r}, not a text")
+        return value
 
 
-def entry(record: dict[str, Any], name: str) -> Any:
-    """What stands in result.json under a dotted name; an older record may lack it."""
-    found: Any = record
-    for key in name.split("."):
-        if not isinstance(found, dict) or key not in found:
-            raise Unusable(f"its result.json lacks {name}")
-        found = found[key]
-    return found
-
-
-def number(record: dict[str, Any], name: str) -> float:
-    """A positive number: the fit takes its logarithm."""
-    value = entry(record, name)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise Unusable(f"{name} in its result.json is {value!r}, not a positive number")
-    return float(value)
-
-
-def words(record: dict[str, Any], name: str) -> str:
-    value = entry(record, name)
-    if not isinstance(value, str):
-        raise Unusable(f"{name} in its result.json is {value!r}, not a text")
-    return value
+def setup_of(folder: Path, corpus: str) -> str:
+    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned and the corpus."""
+    config = Record(folder / "config.yaml").content
+    for dotted in NOT_SETUP:
+        group, _, leaf = dotted.rpartition(".")
+        place = config.get(group) if group else config
+        if isinstance(place, dict):
+            place.pop(leaf, None)
+    batch = Record(folder / "plan.json").number("batch_tokens")
+    content = json.dumps([config, batch, corpus], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_run(folder: Path, metric: str) -> FinishedRun | str:
     """The run in `folder`, or why it does not count."""
     try:
-        result = read_record(folder / "result.json")
-        if result.get("status") != "finished":
-            return f"its status is {result.get('status')}"
+        result = Record(folder / "result.json")
+        if result.content.get("status") != "finished":
+            return f"its status is {result.content.get('status')}"
+        corpus = result.text("data.fingerprint")
         # What the plan compares budgets by: repeated tokens count for the new ones that they are worth.
-        tokens = unique_worth(number(result, "spent.tokens"), number(result, "data.train_tokens"))
+        tokens = unique_worth(result.number("spent.tokens"), result.number("data.train_tokens"))
+        size, loss = result.number("model.parameters_law"), result.number(f"eval.{metric}")
         return FinishedRun(
             folder.name,
-            Point(number(result, "model.parameters_law"), tokens, number(result, f"eval.{metric}")),
-            words(result, "data.tokenizer"),
-            words(result, "data.fingerprint"),
-            words(result, "eval.fingerprint"),
-            int(number(result, "model.block_size")),
+            Point(size, tokens, loss, setup_of(folder, corpus)),
+            result.text("data.tokenizer"),
+            corpus,
+            result.text("eval.fingerprint"),
+            int(result.number("model.block_size")),
         )
     except Unusable as why:
         return str(why)

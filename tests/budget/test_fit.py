@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,21 @@ def test_noise_is_that_between_seeds() -> None:
     points = [Point(n, 1e9, 3 * math.exp(0.01 * draw.standard_normal())) for n in (1e6, 2e6) for _ in range(50)]
     assert noise_of([points]) == pytest.approx(0.01, rel=0.2)
     assert noise_of([[Point(1e6, 1e9, 3), Point(2e6, 1e9, 3)]]) == 0.002
+
+
+def test_runs_of_other_settings_are_no_noise() -> None:
+    """A learning rate that costs 10 % is no luck."""
+    points = [Point(n, 1e9, 3 * worse, setup) for n in (1e6, 2e6) for setup, worse in (("a", 1.0), ("b", 1.1))]
+    assert noise_of([points]) == 0.002
+
+
+def test_of_several_settings_of_a_size_the_best_one_is_fitted() -> None:
+    points = runs(SMALL, [1e13, 4e13], FIVE)
+    worse = [replace(points[1], loss=1.1 * points[1].loss, setup="worse")]
+    found, clean = fit(points + worse), fit(points)
+    assert found.law == clean.law
+    assert any("other settings" in line and line.endswith(": 1") for line in found.warnings)
+    assert not any("settings" in line for line in clean.warnings)
 
 
 def test_slices_give_back_the_law_they_were_made_with() -> None:
@@ -153,8 +169,6 @@ def test_too_little_is_refused_in_one_line_with_what_is_missing() -> None:
 
 
 def test_the_line_is_weighted_by_the_slices_errors() -> None:
-    from dataclasses import replace
-
     base = fit_slice(runs(SMALL, [1e13], FIVE))
     sure, unsure = (replace(base, parameters=n, error=e) for n, e in ((1e6, 0.02), (2e6, 0.5)))
     intercept, exponent, _ = fit_line([sure, unsure])

@@ -27,11 +27,14 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
         "eval": {"loss": loss, "bits_per_byte": loss / 3, "fingerprint": changes.get("scored", "f" * 32)},
         "data": {
             "tokenizer": changes.get("tokenizer", "bytes"),
-            "fingerprint": "c" * 64,
+            "fingerprint": changes.get("corpus", "c" * 64),
             "train_tokens": changes.get("train_tokens", tokens),
         },
     }
     (folder / "result.json").write_text(json.dumps(result))
+    config = {"seed": 1337, "name": folder.name, "optim": {"learning_rate": None}, **changes.get("config", {})}
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (folder / "plan.json").write_text(json.dumps({"batch_tokens": changes.get("batch_tokens", 8192)}))
     return folder
 
 
@@ -110,6 +113,43 @@ def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
     assert runs[0].point.tokens == 8e6
     assert runs[1].point.tokens == pytest.approx(unique_worth(8e6, 1e6))
     assert runs[1].point.tokens == pytest.approx(0.83 * 8e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"config": {"seed": 2, "output_dir": "elsewhere", "wandb": {"mode": "offline"}}}, True),
+        ({"config": {"optim": {"learning_rate": 0.01}}}, False),
+        ({"config": {"data": {"max_bytes": 10, "workers": 2}}}, False),
+        ({"config": {"unheard_of": 1}}, False),
+        ({"batch_tokens": 16384}, False),
+        ({"corpus": "d" * 64}, False),
+    ],
+)
+def test_only_runs_that_differ_in_their_seed_alone_are_alike(
+    tmp_path: Path, changes: dict[str, Any], alike: bool
+) -> None:
+    folders = [write_run(tmp_path / "a", 1e5, 8e6, 3.0), write_run(tmp_path / "b", 1e5, 8e6, 3.1, **changes)]
+    runs, left_out = read_runs(folders, "loss")
+    assert not left_out
+    assert (runs[0].point.setup == runs[1].point.setup) is alike
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("config.yaml", content) for content in (None, "", "[", "3")),
+        *(("plan.json", content) for content in (None, "", "[", "3", "{}", '{"batch_tokens": null}')),
+    ],
+)
+def test_a_run_without_its_plan_or_configuration_is_left_out_by_name(
+    tmp_path: Path, file: str, content: str | None
+) -> None:
+    folder = write_run(tmp_path / "run", 1e5, 8e6, 3.0)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    found = read_run(folder, "loss")
+    assert isinstance(found, str)
+    assert file in found
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": "finished"}', '{"status": "finished", "eval": 3}'])
