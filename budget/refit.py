@@ -3,8 +3,11 @@
     python -m budget.refit outputs/*            # or make law
     python -m budget.refit outputs/* --metric bits_per_byte --output outputs/law.json
 
-Runs may be of any mixture of sizes and budgets; slices of one budget with at least three sizes say most. All must have
-been scored on the same tokens: losses of different tokenizers cannot be compared, bits per byte of the same text can.
+Runs may be of any mixture of sizes and budgets; slices of one budget with at least three sizes say most. The law counts
+compute as 6ND. Runs of equal budget.flops (which has attention in it) or budget.hours are slices too, though no exact
+ones: their losses are moved to one 6ND by the slope of approach 3, and the output says by how much they differed. All
+must have been scored on the same tokens: losses of different tokenizers cannot be compared, bits per byte of the same
+text can.
 """
 
 from __future__ import annotations
@@ -102,6 +105,14 @@ def setup_of(folder: Path, corpus: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def spent_of(result: Record) -> dict[str, float]:
+    """What the run spent in each measure that its budget may have been given in; hours where they were the limit."""
+    spent = {name: result.number(f"spent.{name}") for name in ("flops_6nd", "flops")}
+    if result.content.get("stopped_by") == "hours":
+        spent["hours"] = result.number("spent.training_hours")
+    return spent
+
+
 def read_run(folder: Path, metric: str) -> FinishedRun | str:
     """The run in `folder`, or why it does not count."""
     try:
@@ -114,7 +125,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
         size, loss = result.number("model.parameters_law"), result.number(f"eval.{metric}")
         return FinishedRun(
             folder.name,
-            Point(size, tokens, loss, setup_of(folder, corpus)),
+            Point(size, tokens, loss, setup_of(folder, corpus), spent_of(result)),
             result.text("data.tokenizer"),
             corpus,
             result.text("eval.fingerprint"),
@@ -188,7 +199,8 @@ def lines_of(found: Fit) -> list[str]:
             each.refused
             or f"best {each.parameters:.3g} +- {each.error:.0%}, {each.loss:.4f}, curvature {each.curvature:.3f}"
         )
-        lines.append(f"{each.flops:.3g} FLOPs: {sizes}: {best}")
+        unequal = f", 6ND differs by {each.spread - 1:.0%}: moved to one compute" if each.spread > 1.01 else ""
+        lines.append(f"{each.flops:.3g} FLOPs: {sizes}{unequal}: {best}")
     lines.append(f"N* = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from {_range(law.measured)} FLOPs")
     top = law.measured[1]
     for factor in (1, 4, 16):

@@ -13,7 +13,7 @@ import pytest
 from budget.laws import load_law, unique_worth
 from budget.refit import check_alike, read_run, read_runs
 from errors import UserError
-from tests.budget.test_fit import FIVE, SMALL, runs
+from tests.budget.test_fit import FIVE, SMALL, runs, unequal
 from tests.conftest import ROOT
 
 
@@ -22,7 +22,13 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
     folder.mkdir(parents=True)
     result = {
         "status": changes.get("status", "finished"),
-        "spent": {"tokens": tokens},
+        "stopped_by": changes.get("stopped_by", "tokens"),
+        "spent": {
+            "tokens": tokens,
+            "flops_6nd": 6 * parameters * tokens,
+            "flops": changes.get("flops", 8 * parameters * tokens),
+            "training_hours": 0.1,
+        },
         "model": {"parameters_law": parameters, "block_size": changes.get("block_size", 256)},
         "eval": {"loss": loss, "bits_per_byte": loss / 3, "fingerprint": changes.get("scored", "f" * 32)},
         "data": {
@@ -75,6 +81,25 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     assert other.returncode == 2
     assert "--metric bits_per_byte" in other.stderr
     assert len(other.stderr.splitlines()) == 1
+
+
+def test_runs_of_equal_flops_are_a_slice_and_what_was_moved_is_said(tmp_path: Path) -> None:
+    """budget.flops counts attention, so that 6ND is another one for each size."""
+    for i, point in enumerate(unequal(SMALL, [1e13, 4e13], "flops", 0.15)):
+        write_run(tmp_path / f"run-{i}", point.parameters, point.tokens, point.loss, flops=point.spent["flops"])
+    answer = refit(*sorted(tmp_path.iterdir()), "--output", tmp_path / "law.json")
+    assert answer.returncode == 0, answer.stderr
+    slices = [line for line in answer.stdout.splitlines() if "5 runs" in line]
+    assert len(slices) == 2
+    assert all("best" in line and "6ND differs by 27%" in line and "moved" in line for line in slices)
+
+
+def test_hours_are_a_budget_only_where_they_ended_the_run(tmp_path: Path) -> None:
+    """Runs that happened to take as long are no slice."""
+    folders = [write_run(tmp_path / by, 1e5, 8e6, 3.0, stopped_by=by) for by in ("hours", "tokens")]
+    runs, _ = read_runs(folders, "loss")
+    assert runs[0].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12, "hours": 0.1}
+    assert runs[1].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12}
 
 
 def test_without_runs_it_is_one_line(tmp_path: Path) -> None:
