@@ -21,11 +21,10 @@ from budget.rules import SHORTEST_BLOCK
 from command_line import as_yaml, launch
 from config import Config, template
 from data.prepare import prepare
-from data.sources import DataSpec
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
-from plan import Text, limits_of, plan_here, probe_seconds
+from plan import Text, limits_of, plan_here, probe_seconds, spec_of
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
 from run.directory import RunDirectory, full_disk, run_name
@@ -199,9 +198,8 @@ def prepare_corpus(session: Session) -> Corpus:
     from data.shards import open_corpus
 
     data = session.config.data
-    spec = DataSpec(**{**asdict(data), "fallbacks": tuple(data.fallbacks)})
     with session.clock.off_budget():
-        prepared = prepare(spec, log=session.console.say)
+        prepared = prepare(spec_of(session.config), log=session.console.say)
         corpus = open_corpus(prepared.folder)
     session.console.say(
         f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
@@ -224,7 +222,7 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine) -> Plan:
     spent = session.clock.counted_s()
     ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
     overhead_s = spent + probe_s + min(60.0, ending)
-    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens)
+    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
     plan = plan_here(session.config, text, machine, overhead_s, probe_s, session.console.say)
     show(plan, session.console, limits)
     write_json(session.run.plan, significant(plan.to_dict(), 10))

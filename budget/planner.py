@@ -49,7 +49,8 @@ class Request:
 
     flops_per_second: sustained rate to assume where a shape was not measured. overhead_s: of the hours, what is not
     training (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more
-    repetitions of the corpus than that are refused. The other None fields are the user's to fix and ours to choose.
+    repetitions of the corpus than that are refused. notes: what the plan is to repeat. The other None fields are the
+    user's to fix and ours to choose.
     """
 
     limits: Limits
@@ -69,6 +70,7 @@ class Request:
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -427,7 +429,7 @@ def _reason(law: Law, shape: Shape, best: Shape, compute: float, reference: floa
 
 def _notes(request: Request, shape: Shape, compute: float, epochs: float | None, steps: int) -> list[str]:
     """What a reader should know before believing the plan."""
-    notes = []
+    notes = list(request.notes)
     stands = standing(request.law, compute)
     if stands == "extrapolated":
         low, high = request.law.measured

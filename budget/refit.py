@@ -288,7 +288,7 @@ def save(found: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> No
     about = {
         "metric": metric,
         "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
-        "corpus": runs[0].corpus if len({run.corpus for run in runs}) == 1 else None,
+        "corpora": sorted({run.corpus for run in runs}),
         "runs": [run.name for run in runs],
     }
     picture = path.with_suffix(".png")

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from budget.laws import load_law, unique_worth
+from budget.laws import LAWS, load_law, save_law, unique_worth
+from budget.planner import make_plan
 from budget.refit import check_alike, read_run, read_runs
+from config import Config
+from data.prepare import prepare, prepared_fingerprint
+from data.sources import DataSpec
 from errors import UserError
+from plan import Text, request_for
 from tests.budget.test_fit import FIVE, SMALL, runs, unequal
 from tests.conftest import ROOT
 
@@ -69,6 +75,7 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     law, about = load_law(law_file)
     assert about["tokenizer"] == "bytes"
     assert len(about["runs"]) == 10
+    assert about["corpora"] == ["c" * 64]
     command = [sys.executable, "plan.py", "budget.flops=1e14", "law=local", f"plan.law_file={law_file}", "output=json"]
     plan = subprocess.run([*command, "data.tokenizer=bytes"], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert plan.returncode == 0, plan.stderr
@@ -81,6 +88,42 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     assert other.returncode == 2
     assert "--metric bits_per_byte" in other.stderr
     assert len(other.stderr.splitlines()) == 1
+
+
+def test_a_plan_says_that_its_law_is_about_another_corpus(tmp_path: Path) -> None:
+    law_file = tmp_path / "law.json"
+    save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss", "corpora": ["c" * 64, "d" * 64]}, law_file)
+    config = Config(law="local")
+    config.budget.flops, config.plan.law_file = 1e14, str(law_file)
+
+    def notes(fingerprint: str | None) -> list[str]:
+        text = Text(257, "bytes", None, fingerprint)
+        return [n for n in make_plan(request_for(config, text, None, 0.0)).notes if "corpus" in n]
+
+    assert notes("d" * 64) == []
+    (other,) = notes("e" * 64)
+    assert "another corpus (eeeeeeee, its runs: cccccccc, dddddddd)" in other
+    assert "make law" in other
+    (unknown,) = notes(None)
+    assert "not prepared" in unknown
+    save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss"}, law_file)
+    (unnamed,) = notes("e" * 64)
+    assert "does not say" in unnamed
+    config.law = "epoch"
+    assert notes("e" * 64) == []
+
+
+def test_plan_finds_the_fingerprint_of_a_corpus_that_is_prepared(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}, " * 300)
+    place = str(tmp_path / "prepared")
+    spec = DataSpec(
+        source="text", path=str(tmp_path / "*.txt"), tokenizer="bytes", validation_fraction=0.5, cache_dir=place
+    )
+    assert prepared_fingerprint(spec) is None
+    info = prepare(spec, progress=False, log=lambda _: None)
+    assert prepared_fingerprint(spec) == info.manifest["fingerprint"]
+    assert prepared_fingerprint(replace(spec, path=str(tmp_path / "nowhere"))) is None
 
 
 def test_runs_of_equal_flops_are_a_slice_and_what_was_moved_is_said(tmp_path: Path) -> None:
