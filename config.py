@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from budget.devices import BY_NAME
-from budget.laws import LAWS, LOCAL
+from budget.laws import LAWS, LOCAL, load_law
 from budget.planner import ASPECT, MAX_EPOCHS
+from errors import UserError
 from model.schedule import mistakes as schedule_mistakes
 from model.shape import Shape
 
@@ -354,7 +355,18 @@ def _run_mistakes(config: Config) -> list[str]:
             f"plan.aspect_min={config.plan.aspect_min:g} is more than plan.aspect_max={config.plan.aspect_max:g}; no shape"
             " is between them"
         )
-    return found + template(config).mistakes()
+    return found + _law_mistakes(config) + template(config).mistakes()
+
+
+def _law_mistakes(config: Config) -> list[str]:
+    """A law of the user's own is read by the plan, after the corpus is prepared, which may take hours; so look now."""
+    if config.law != LOCAL:
+        return []
+    try:
+        load_law(Path(config.plan.law_file))
+    except UserError as error:
+        return list(error.messages)
+    return []
 
 
 def unset_sizes(model: ModelConfig) -> set[str]:

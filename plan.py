@@ -8,7 +8,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from run.prober import DeviceProber, TrialProcess, trial_process
 from run.record import significant, write_json
 
 if TYPE_CHECKING:
+    from data.sources import DataSpec
     from run.machine import Machine
 
 # Share of a device's peak that small models reach, to find candidates worth measuring; the measurement replaces it.
@@ -50,12 +51,20 @@ def limits_of(config: Config) -> Limits:
 
 @dataclass(frozen=True)
 class Text:
-    """What a plan has to know of the text: ids of its tokenizer and the tokenizer's name, training tokens where they are
-    known."""
+    """What a plan has to know of the text: ids of its tokenizer and the tokenizer's name, training tokens and the corpus'
+    fingerprint where they are known."""
 
     n_vocab: int | None
     tokenizer: str
     train_tokens: float | None
+    fingerprint: str | None = None
+
+
+def spec_of(config: Config) -> DataSpec:
+    """The corpus as data.prepare reads it."""
+    from data.sources import DataSpec
+
+    return DataSpec(**{**asdict(config.data), "fallbacks": tuple(config.data.fallbacks)})
 
 
 def law_of(config: Config, tokenizer: str) -> Law:
@@ -72,6 +81,24 @@ def law_of(config: Config, tokenizer: str) -> Law:
             " --metric bits_per_byte"
         )
     return law
+
+
+def corpus_notes(config: Config, fingerprint: str | None) -> tuple[str, ...]:
+    """What is to be said where a law of the user's own may be about another corpus than `fingerprint`."""
+    if config.law != LOCAL:
+        return ()
+    known = load_law(Path(config.plan.law_file))[1].get("corpora")
+    if not known:
+        return (f"law=local: {config.plan.law_file} does not say which corpus it is about; make it again: make law",)
+    if fingerprint is None:
+        return ("law=local holds for the corpus of its runs; the one planned for is not prepared, so not compared",)
+    if fingerprint in known:
+        return ()
+    runs = ", ".join(each[:8] for each in known)
+    return (
+        f"law=local was fitted on another corpus ({fingerprint[:8]}, its runs: {runs}); size and loss may be off: make"
+        " law from runs on this one",
+    )
 
 
 def max_epochs_of(config: Config) -> float:
@@ -126,6 +153,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         corpus_tokens=text.train_tokens,
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
         max_epochs=max_epochs_of(config),
+        notes=corpus_notes(config, text.fingerprint),
     )
 
 
@@ -197,12 +225,21 @@ def probe_seconds(limits: Limits) -> float:
     return 5.0 if limits.seconds is None else min(30.0, max(1.0, 0.02 * limits.seconds))
 
 
+def fingerprint_of(config: Config) -> str | None:
+    """That of the corpus where a law asks for it and it is prepared."""
+    if config.law != LOCAL:
+        return None
+    from data.prepare import prepared_fingerprint
+
+    return prepared_fingerprint(spec_of(config))
+
+
 def plan_for(config: Config) -> Plan:
     """The plan that the command line asks for, without or with measuring this device."""
     from data.tokenizer import vocab_size_of
 
     n_vocab = config.model.vocab_size or vocab_size_of(config.data.tokenizer)
-    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens)
+    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config))
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)

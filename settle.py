@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from budget.clock import StepCost
 from budget.flops import flops_per_token
-from budget.planner import Plan
+from budget.planner import Plan, load_plan
 from budget.rules import SHORTEST_BLOCK, batch_for, learning_rate_for, weight_decay_for
 from plan import Text, plan_here, probe_seconds
 from run.console import format_count
@@ -27,11 +27,10 @@ TOLERATED = 0.05  # a horizon that is off by less than this changes no rule's an
 
 
 def saved_plan(session: Session) -> Plan | None:
-    """The plan that this run began with, in an earlier process."""
-    saved = read_json(session.run.plan)
-    if saved is None or read_json(session.run.status) is None or session.clock.earlier_s <= 0:
-        return None
-    return Plan.from_dict(saved)
+    """The plan that this run began with, in an earlier process. Raises UserError where it cannot be read."""
+    if session.run.plan.exists() and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
+        return load_plan(session.run.plan)
+    return None
 
 
 def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: TrialProcess | None) -> Plan:
@@ -42,7 +41,7 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     limits = session.clock.limits
     ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
     overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending)
-    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens)
+    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
     plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
     show(plan, session.console, limits)
     write_json(session.run.plan, significant(plan.to_dict(), 10))

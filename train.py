@@ -20,11 +20,10 @@ from budget.planner import Plan
 from command_line import as_yaml, launch
 from config import Config, template
 from data.prepare import prepare
-from data.sources import DataSpec
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
-from plan import limits_of, wants_trials
+from plan import limits_of, spec_of, wants_trials
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
 from run.directory import RunDirectory, full_disk, run_name
@@ -197,9 +196,8 @@ def prepare_corpus(session: Session) -> Corpus:
     from data.shards import open_corpus
 
     data = session.config.data
-    spec = DataSpec(**{**asdict(data), "fallbacks": tuple(data.fallbacks)})
     with session.clock.off_budget():
-        prepared = prepare(spec, log=session.console.say)
+        prepared = prepare(spec_of(session.config), log=session.console.say)
         corpus = open_corpus(prepared.folder)
     session.console.say(
         f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"

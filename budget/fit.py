@@ -1,9 +1,10 @@
 """A scaling law from a user's own runs: approaches 2 and 3 of Hoffmann et al. 2022, with their uncertainty.
 
-Approach 2 decides the size: a parabola of ln L in ln N for each compute budget, and one line through their minima. A free
-exponent from cheap budgets is unstable and mostly low, so that it has a prior (a = 0.50 +- 0.02, from Hoffmann et al.'s
-approaches 1 and 2, which no small run takes part in) and the runs decide the prefactor: tokens per parameter. Approach 3,
-L = E + A / N^alpha + B / D^beta, predicts the loss, and decides the size only where there are no slices.
+Approach 2 decides the size: a parabola of ln L in ln N for each compute budget, and one line through their minima; runs
+whose budget was not exactly one in 6ND are first moved to one by approach 3. A free exponent from cheap budgets is
+unstable and mostly low, so that it has a prior (a = 0.50 +- 0.02, from Hoffmann et al.'s approaches 1 and 2, which no
+small run takes part in) and the runs decide the prefactor: tokens per parameter. Approach 3, L = E + A / N^alpha + B /
+D^beta, predicts the loss, and decides the size only where there are no slices.
 
 Besiroglu et al. 2024 say what goes wrong in approach 3: averaging the Huber terms makes the objective so small that
 L-BFGS-B stops early. Here they are summed, the gradient is analytic, the best of many starts is polished.
@@ -12,16 +13,17 @@ L-BFGS-B stops early. Here they are summed, the gradient is analytic, the best o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from budget.laws import LOCAL, Law, Surface, Uncertainty
+from budget.laws import LOCAL, Law, Surface, Uncertainty, loss_curve
 from errors import UserError
 
 PRIOR = (0.50, 0.02)  # exponent of N*(C) and its standard error
 SAME_BUDGET = 0.10  # runs within 10 % of each other's compute are one slice
+MOST_SPREAD = 2.0  # largest to smallest 6ND of runs alike in another measure: attention and speed by size explain that
 WINDOW = 0.04  # points within 4 % of the least loss of their slice are what the parabola is drawn through
 FEWEST_IN_SLICE = 3
 NOISE_FLOOR = 0.002  # of ln L between seeds (Porian et al. 2024, for losses of 3 nats)
@@ -35,11 +37,15 @@ BOOTSTRAPS = 200
 
 @dataclass(frozen=True)
 class Point:
-    """A finished run: N as laws count it, tokens seen, 6 N D, final loss in nats per token (or bits per byte)."""
+    """A finished run: N as laws count it, tokens seen (or the new ones that repeated tokens are worth), 6 N D, final loss
+    in nats per token (or bits per byte). setup: stands for everything else but the seed that decided the loss. spent: by
+    other measures of a budget, such as FLOPs with attention."""
 
     parameters: float
     tokens: float
     loss: float
+    setup: str = ""
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def flops(self) -> float:
@@ -50,11 +56,13 @@ class Point:
 class Slice:
     """The runs of one budget, and the parabola ln L = ln L* + curvature (ln N / N*)^2 through the best of them.
 
-    refused: why there is no minimum to read off; then the other figures are NaN.
+    points: the runs, moved to the compute `flops`; spread: their largest to smallest 6ND before. refused: why there is no
+    minimum to read off; then the other figures are NaN.
     """
 
     flops: float
     points: tuple[Point, ...]
+    spread: float = 1.0
     parameters: float = math.nan
     loss: float = math.nan
     curvature: float = math.nan
@@ -76,15 +84,75 @@ class Fit:
 # ------------------------------------------------------------------------------------------------------- approach 2
 
 
-def group(points: Sequence[Point]) -> list[tuple[Point, ...]]:
-    """The points by compute: neighbours in C within SAME_BUDGET of the first of their slice."""
-    slices: list[list[Point]] = []
-    for point in sorted(points, key=lambda p: p.flops):
-        if slices and point.flops <= slices[-1][0].flops * (1 + SAME_BUDGET):
-            slices[-1].append(point)
+def windows(points: Sequence[Point], value: Callable[[Point], float], width: float) -> list[list[Point]]:
+    """The points by a value: neighbours up to `width` times the first of their window."""
+    found: list[list[Point]] = []
+    for point in sorted(points, key=value):
+        if found and value(point) <= value(found[-1][0]) * width:
+            found[-1].append(point)
         else:
-            slices.append([point])
-    return [tuple(each) for each in slices]
+            found.append([point])
+    return found
+
+
+def spread_of(points: Sequence[Point]) -> float:
+    """Largest to smallest 6ND."""
+    return max(p.flops for p in points) / min(p.flops for p in points)
+
+
+def alike(points: Sequence[Point], measure: str) -> list[list[Point]]:
+    """The points that spent the same in one measure, and not too different 6ND: hours hold for one machine only."""
+    having = [point for point in points if measure in point.spent]
+    same = windows(having, lambda p: p.spent[measure], 1 + SAME_BUDGET)
+    return [part for each in same for part in windows(each, lambda p: p.flops, MOST_SPREAD)]
+
+
+def group(points: Sequence[Point]) -> list[tuple[Point, ...]]:
+    """The points by budget, in order of compute.
+
+    Runs are a slice that spent the same 6ND, or the same in a measure of `Point.spent`: attention, repetition or speed
+    then give each size another 6ND. Of all such slices the one with the most sizes is cut out first, of equal ones that
+    with the closest 6ND; so runs of different kinds of budget may be mixed.
+    """
+    left, slices = list(points), []
+    measures = list(dict.fromkeys(name for point in points for name in point.spent))
+    while left:
+        found = windows(left, lambda p: p.flops, 1 + SAME_BUDGET)
+        found += [each for measure in measures for each in alike(left, measure)]
+        best = max(found, key=lambda each: (len({p.parameters for p in each}), -spread_of(each)))
+        slices.append(tuple(best))
+        left = [point for point in left if not any(point is each for each in best)]
+    return sorted(slices, key=common_flops)
+
+
+def common_flops(points: Sequence[Point]) -> float:
+    """The compute of a slice, 6ND: the geometric mean of its sizes'."""
+    return float(np.exp(np.mean([math.log(p.flops) for p in points])))
+
+
+def moved(points: Sequence[Point], surface: Surface | None) -> tuple[Point, ...]:
+    """The runs of a slice as they would have come out at its common compute: tokens more or fewer at the same size, and
+    the loss that the surface's slope in D gives them; without a surface the published slope of the best loss."""
+    flops, found = common_flops(points), []
+    for p in points:
+        factor = flops / p.flops
+        if surface:
+            change = surface.loss(p.parameters, p.tokens * factor) / surface.loss(p.parameters, p.tokens)
+        else:
+            change = factor ** -loss_curve(flops)[0]
+        found.append(replace(p, tokens=p.tokens * factor, loss=p.loss * change))
+    return tuple(found)
+
+
+def best_setups(points: Sequence[Point]) -> tuple[Point, ...]:
+    """A slice without the runs that another setup of their size did better: a law is about runs that are set right."""
+    losses: dict[tuple[float, str], list[float]] = {}
+    for point in points:
+        losses.setdefault((point.parameters, point.setup), []).append(point.loss)
+    least: dict[float, tuple[float, str]] = {}
+    for (size, setup), found in losses.items():
+        least[size] = min(least.get(size, (math.inf, "")), (float(np.mean(found)), setup))
+    return tuple(point for point in points if least[point.parameters][1] == point.setup)
 
 
 def merge_repeats(points: Sequence[Point]) -> list[Point]:
@@ -120,8 +188,7 @@ def near_minimum(merged: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
 def fit_slice(points: Sequence[Point]) -> Slice:
     """The minimum of one budget's runs. Refuses one that lies at an edge: then it is somewhere beyond."""
     merged = merge_repeats(points)
-    flops = float(np.exp(np.mean([math.log(p.flops) for p in merged])))
-    found = Slice(flops, tuple(points))
+    found = Slice(common_flops(merged), tuple(points))
     if len(merged) < FEWEST_IN_SLICE:
         missing = FEWEST_IN_SLICE - len(merged)
         return replace(found, refused=f"{len(merged)} sizes are no parabola; add {missing} more around them")
@@ -140,12 +207,12 @@ def fit_slice(points: Sequence[Point]) -> Slice:
 
 
 def noise_of(slices: Sequence[Sequence[Point]]) -> float:
-    """Standard deviation of ln L between runs that differ in their seed alone, at least NOISE_FLOOR: from runs of one size
-    and budget, and from what the parabolas through the best four or more sizes of a budget leave."""
+    """Standard deviation of ln L between runs that differ in their seed alone, at least NOISE_FLOOR: from runs of one size,
+    budget and setup, and from what the parabolas through the best four or more sizes of a budget leave."""
     squares, freedom = 0.0, 0
     for points in slices:
-        for size in {p.parameters for p in points}:
-            same = np.log([p.loss for p in points if p.parameters == size])
+        for alike in dict.fromkeys((p.parameters, p.setup) for p in points):
+            same = np.log([p.loss for p in points if (p.parameters, p.setup) == alike])
             squares += float(((same - same.mean()) ** 2).sum())
             freedom += len(same) - 1
         ln_n, ln_loss = near_minimum(merge_repeats(points))
@@ -250,13 +317,22 @@ def fit_surface(points: Sequence[Point], start: Surface | None = None, n_starts:
 def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit:
     """The law of these runs. Raises UserError where they cannot give one, with what is missing."""
     draw = np.random.default_rng(seed)
-    groups = group(points)
-    noise = noise_of(groups)
-    slices = [fit_slice(each) for each in groups]
-    good = [with_error(each, noise, draw) for each in slices if not each.refused]
-    warnings = [f"at {each.flops:.2g} FLOPs: {each.refused}" for each in slices if each.refused]
+    given = len(points)
+    groups = [best_setups(each) for each in group(points)]
+    points = [point for each in groups for point in each]
     different = len({(p.parameters, p.tokens) for p in points})
     surface = fit_surface(points) if different >= FEWEST_FOR_SURFACE and len(groups) > 1 else None
+    level = [moved(each, surface) for each in groups]
+    noise = noise_of(level)
+    slices = [replace(fit_slice(at), spread=spread_of(each)) for at, each in zip(level, groups, strict=True)]
+    good = [with_error(each, noise, draw) for each in slices if not each.refused]
+    warnings = [f"at {each.flops:.2g} FLOPs: {each.refused}" for each in slices if each.refused]
+    if len(points) < given:
+        warnings.append(
+            f"runs left out because other settings did better at their size and budget: {given - len(points)}"
+        )
+    if surface is None and any(each.spread > 1 + SAME_BUDGET for each in good):
+        warnings.append("6ND differs within a slice: its losses were moved to one compute along the published slope")
     surfaces = _surface_draws(points, surface, noise, draw) if surface else ()
     measured = (min(p.flops for p in points), max(p.flops for p in points)) if points else (math.nan, math.nan)
     if good:

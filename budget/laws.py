@@ -228,8 +228,11 @@ def load_law(path: Path) -> tuple[Law, dict[str, Any]]:
         known["draws"] = tuple(Surface(**each) for each in known["draws"])
         return Law(**known), dict(content["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = "does not exist" if missing else f"is no readable law ({type(error).__name__}: {error})"
         raise UserError(
-            f"law=local: {path} is no readable law ({error}); make it from your runs: python -m budget.refit outputs/*"
+            f"law=local: {path} {what}; make it from your finished runs with"
+            " make law (python -m budget.refit outputs/*), or name another with plan.law_file=FILE"
         ) from error
 
 

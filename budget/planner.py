@@ -7,9 +7,11 @@ loss wins. No torch here: a plan for a device that is not at hand takes millisec
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from budget.clock import Limits
@@ -50,7 +52,8 @@ class Request:
     flops_per_second: sustained rate to assume where a shape was not measured, at devices.REFERENCE_WIDTH; half_width: how
     thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not
     training (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more
-    repetitions of the corpus than that are refused. The other None fields are the user's to fix and ours to choose.
+    repetitions of the corpus than that are refused. notes: what the plan is to repeat. The other None fields are the
+    user's to fix and ours to choose.
     """
 
     limits: Limits
@@ -71,6 +74,7 @@ class Request:
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,17 @@ class Plan:
         """The template with the plan's sizes."""
         names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
         return replace(template, **{name: getattr(self, name) for name in names})
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan that a run wrote down when it began. Raises UserError for a damaged file, or one of another version."""
+    try:
+        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged or of another version ({type(error).__name__}: {error}); restore it from a copy, or set"
+            " the run aside and start again with fresh=true"
+        ) from error
 
 
 def overhead_estimate(seconds: float) -> float:
@@ -427,7 +442,7 @@ def _reason(law: Law, shape: Shape, best: Shape, compute: float, reference: floa
 
 def _notes(request: Request, shape: Shape, compute: float, epochs: float | None, steps: int) -> list[str]:
     """What a reader should know before believing the plan."""
-    notes = []
+    notes = list(request.notes)
     stands = standing(request.law, compute)
     if stands == "extrapolated":
         low, high = request.law.measured

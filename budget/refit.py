@@ -3,29 +3,41 @@
     python -m budget.refit outputs/*            # or make law
     python -m budget.refit outputs/* --metric bits_per_byte --output outputs/law.json
 
-Runs may be of any mixture of sizes and budgets; slices of one budget with at least three sizes say most. All must have
-been scored on the same tokens: losses of different tokenizers cannot be compared, bits per byte of the same text can.
+Runs may be of any mixture of sizes and budgets; slices of one budget with at least three sizes say most. The law counts
+compute as 6ND. Runs of equal budget.flops (which has attention in it) or budget.hours are slices too, though no exact
+ones: their losses are moved to one 6ND by the slope of approach 3, and the output says by how much they differed. All
+must have been scored on the same tokens: losses of different tokenizers cannot be compared, bits per byte of the same
+text can.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import hashlib
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+import yaml
 
 from budget.fit import Fit, Point, fit
-from budget.laws import LAWS, bracket, save_law
-from errors import UserError, reported
+from budget.laws import LAWS, bracket, save_law, unique_worth
+from errors import MachineError, UserError, reported
 
 DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
 METRICS = ("loss", "bits_per_byte")
+# Knobs that may differ between runs that differ in their luck alone: the seed, and what does not touch the training.
+NOT_SETUP = (
+    *("seed", "name", "output_dir", "fresh", "output", "explain", "wandb", "checkpoint", "plan.folder"),
+    *("plan.corpus_tokens", "data.cache_dir", "data.workers", "budget.extend_hours"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,32 +52,87 @@ class FinishedRun:
     block_size: int
 
 
+class Unusable(Exception):
+    """Why a run's folder does not count, in half a line that names the file."""
+
+
+class Record:
+    """One of a run's files. An older or damaged one is Unusable as soon as what it lacks is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        try:
+            content = path.read_text(encoding="utf-8")
+            self.content = yaml.safe_load(content) if path.suffix == ".yaml" else json.loads(content)
+        except (OSError, ValueError, yaml.YAMLError):
+            self.content = None
+        if not isinstance(self.content, dict):
+            raise Unusable(f"no readable {self.name}")
+
+    def entry(self, name: str) -> Any:
+        """What stands under a dotted name."""
+        found = self.content
+        for key in name.split("."):
+            if not isinstance(found, dict) or key not in found:
+                raise Unusable(f"its {self.name} lacks {name}")
+            found = found[key]
+        return found
+
+    def number(self, name: str) -> float:
+        """A positive number: the fit takes its logarithm."""
+        value = self.entry(name)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise Unusable(f"{name} in its {self.name} is {value!r}, not a positive number")
+        return float(value)
+
+    def text(self, name: str) -> str:
+        value = self.entry(name)
+        if not isinstance(value, str):
+            raise Unusable(f"{name} in its {self.name} is {value!r}, not a text")
+        return value
+
+
+def setup_of(folder: Path, corpus: str) -> str:
+    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned and the corpus."""
+    config = Record(folder / "config.yaml").content
+    for dotted in NOT_SETUP:
+        group, _, leaf = dotted.rpartition(".")
+        place = config.get(group) if group else config
+        if isinstance(place, dict):
+            place.pop(leaf, None)
+    batch = Record(folder / "plan.json").number("batch_tokens")
+    content = json.dumps([config, batch, corpus], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def spent_of(result: Record) -> dict[str, float]:
+    """What the run spent in each measure that its budget may have been given in; hours where they were the limit."""
+    spent = {name: result.number(f"spent.{name}") for name in ("flops_6nd", "flops")}
+    if result.content.get("stopped_by") == "hours":
+        spent["hours"] = result.number("spent.training_hours")
+    return spent
+
+
 def read_run(folder: Path, metric: str) -> FinishedRun | str:
     """The run in `folder`, or why it does not count."""
     try:
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return "no readable result.json"
-    if not isinstance(result, dict):
-        return "no readable result.json"
-    if result.get("status") != "finished":
-        return f"its status is {result.get('status')}"
-    try:
-        value = result["eval"][metric]
-        if value is None or not value > 0:
-            return f"its {metric} is no number"
-        model, data = result["model"], result["data"]
-        point = Point(float(model["parameters_law"]), float(result["spent"]["tokens"]), float(value))
+        result = Record(folder / "result.json")
+        if result.content.get("status") != "finished":
+            return f"its status is {result.content.get('status')}"
+        corpus = result.text("data.fingerprint")
+        # What the plan compares budgets by: repeated tokens count for the new ones that they are worth.
+        tokens = unique_worth(result.number("spent.tokens"), result.number("data.train_tokens"))
+        size, loss = result.number("model.parameters_law"), result.number(f"eval.{metric}")
         return FinishedRun(
             folder.name,
-            point,
-            data["tokenizer"],
-            data["fingerprint"],
-            result["eval"]["fingerprint"],
-            model["block_size"],
+            Point(size, tokens, loss, setup_of(folder, corpus), spent_of(result)),
+            result.text("data.tokenizer"),
+            corpus,
+            result.text("eval.fingerprint"),
+            int(result.number("model.block_size")),
         )
-    except (KeyError, TypeError) as error:
-        return f"its result.json lacks {error}"
+    except Unusable as why:
+        return str(why)
 
 
 def read_runs(folders: Sequence[Path], metric: str) -> tuple[list[FinishedRun], list[str]]:
@@ -132,7 +199,8 @@ def lines_of(found: Fit) -> list[str]:
             each.refused
             or f"best {each.parameters:.3g} +- {each.error:.0%}, {each.loss:.4f}, curvature {each.curvature:.3f}"
         )
-        lines.append(f"{each.flops:.3g} FLOPs: {sizes}: {best}")
+        unequal = f", 6ND differs by {each.spread - 1:.0%}: moved to one compute" if each.spread > 1.01 else ""
+        lines.append(f"{each.flops:.3g} FLOPs: {sizes}{unequal}: {best}")
     lines.append(f"N* = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from {_range(law.measured)} FLOPs")
     top = law.measured[1]
     for factor in (1, 4, 16):
@@ -200,6 +268,38 @@ def draw(found: Fit, metric: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError where no law can be saved: said before the minutes of a fit, not after them."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {path} cannot be written ({error.strerror}); name a file in a folder of yours, e.g. --output"
+            f" {DEFAULT_OUTPUT}"
+        ) from error
+
+
+def save(found: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> None:
+    """The law, with what it is about, and its picture beside it."""
+    about = {
+        "metric": metric,
+        "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
+        "corpora": sorted({run.corpus for run in runs}),
+        "runs": [run.name for run in runs],
+    }
+    picture = path.with_suffix(".png")
+    try:
+        save_law(found.law, about, path)
+        draw(found, metric, picture)
+    except OSError as error:
+        raise MachineError(f"{path} could not be written ({error}); the runs are untouched: free some space") from error
+    print(f"saved {path} and {picture}; use it with law=local")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
@@ -207,6 +307,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help=f"the law (default: {DEFAULT_OUTPUT})")
     options = parser.parse_args()
     with reported():
+        check_output(options.output)
         runs, left_out = read_runs(options.folders, options.metric)
         for line in left_out:
             print(line)
@@ -214,17 +315,7 @@ def main() -> None:
         found = fit([run.point for run in runs], source=f"{len(runs)} own runs")
         for line in [*(f"note: {note}" for note in notes), *lines_of(found)]:
             print(line)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        about = {
-            "metric": options.metric,
-            "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
-            "corpus": runs[0].corpus if len({run.corpus for run in runs}) == 1 else None,
-            "runs": [run.name for run in runs],
-        }
-        save_law(found.law, about, options.output)
-        picture = options.output.with_suffix(".png")
-        draw(found, options.metric, picture)
-        print(f"saved {options.output} and {picture}; use it with law=local")
+        save(found, runs, options.metric, options.output)
 
 
 if __name__ == "__main__":

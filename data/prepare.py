@@ -78,8 +78,7 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
     """
     check_name(spec.tokenizer)
     source = make_source(spec)
-    key = _key(spec, source)
-    folder = Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
+    folder = _folder(spec, source)
     if (folder / MANIFEST).exists():
         return _found(folder)
     with _disk_errors(folder), _locked(folder, log):
@@ -90,6 +89,19 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
             log(f"going on with {folder}")
         tokenizer = _make(spec, source, folder, progress, log)
     return PreparedInfo(folder, True, shards.read_manifest(folder), tokenizer)
+
+
+def prepared_fingerprint(spec: DataSpec) -> str | None:
+    """The fingerprint of the corpus that `spec` describes where it is prepared already; None where it is not."""
+    try:
+        fingerprint: str | None = shards.read_manifest(_folder(spec, make_source(spec))).get("fingerprint")
+    except UserError:
+        return None
+    return fingerprint
+
+
+def _folder(spec: DataSpec, source: Source) -> Path:
+    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{_key(spec, source)}"
 
 
 def _found(folder: Path) -> PreparedInfo:

@@ -55,12 +55,24 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
         ("name=../x", "not a folder name"),
         ("a=b=c", "not KEY=VALUE"),
         ("budget.hours=nan", "out of range"),
+        ("law=local", "law=local: outputs/law.json"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_mend(tmp_path: Path, argument: str, said: str) -> None:
     arguments = [argument] if argument.startswith("budget.hours=") else ["budget.hours=1", argument]
     lines = refused(tmp_path, *arguments)
     assert any(said in line for line in lines), lines
+
+
+def test_a_law_that_cannot_be_read_is_refused_before_any_corpus_is_prepared(tmp_path: Path) -> None:
+    (tmp_path / "law.json").write_text("{}")
+    for name in ("law.json", "missing.json"):
+        config = Config(law="local")
+        config.budget.hours, config.plan.law_file = 1.0, str(tmp_path / name)
+        (line,) = mistakes(config)
+        assert name in line
+        assert "make law" in line
+        assert "plan.law_file=" in line
 
 
 def test_all_mistakes_come_together(tmp_path: Path) -> None:

@@ -104,6 +104,18 @@ def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) 
     assert result["spent"]["hours"] < 0.005 * 1.1
 
 
+@pytest.mark.parametrize("damage", ["{", pytest.param('{"n_layer": 1}', marks=pytest.mark.slow)])
+def test_a_damaged_plan_is_one_line_and_takes_nothing_away(place: Path, damage: str) -> None:
+    name = f"plan{len(damage)}"
+    folder = stopped_run(place, name, "budget.steps=100000")
+    (folder / "plan.json").write_text(damage)
+    answer = train(place, "budget.steps=100000", name=name, status=2)
+    assert answer.stderr.count("\n") == 1
+    assert str(folder.relative_to(place) / "plan.json") in answer.stderr
+    assert "fresh=true" in answer.stderr
+    assert list(folder.glob("checkpoint/step-*"))
+
+
 def test_a_damaged_checkpoint_costs_one_interval_and_one_line(place: Path) -> None:
     arguments = ("budget.steps=1000", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     folder = stopped_run(place, "damaged", *arguments)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from budget.laws import LAWS, save_law
 from tests.conftest import command, folder_of, train
 
 
@@ -229,3 +231,12 @@ def test_bad_input_is_one_line_and_leaves_no_run(place: Path, arguments: tuple[s
 def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "one device" in train(place, "budget.steps=10", name="two", status=2).stderr
+
+
+def test_a_law_of_another_corpus_is_noted(place: Path) -> None:
+    law = replace(LAWS["epoch"], name="local")
+    save_law(law, {"metric": "loss", "tokenizer": "bytes", "corpora": ["c" * 64]}, place / "law.json")
+    answer = train(place, "budget.steps=5", "law=local", "plan.law_file=law.json", name="other-law")
+    assert "law=local was fitted on another corpus" in answer.stdout
+    plan = json.loads((folder_of(place, "other-law") / "plan.json").read_text())
+    assert any("another corpus" in note for note in plan["notes"])

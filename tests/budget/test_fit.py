@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,11 +57,77 @@ def test_runs_are_grouped_by_compute() -> None:
     assert [len(each) for each in group(points)] == [1, 2, 1]
 
 
+def unequal(surface: Surface, budgets: list[float], measure: str, power: float, noise: float = 0.0) -> list[Point]:
+    """Runs that are alike in `measure`, while their 6ND falls with their size, as (size / best)^power."""
+    draw = np.random.default_rng(0)
+    points = []
+    for point in runs(surface, budgets, FIVE):
+        flops = min(budgets, key=lambda c: abs(math.log(c / point.flops)))
+        intercept, exponent = surface.line()
+        best = math.exp(intercept + exponent * math.log(flops))
+        tokens = point.tokens * (point.parameters / best) ** power
+        loss = surface.loss(point.parameters, tokens) * math.exp(noise * draw.standard_normal())
+        points.append(Point(point.parameters, tokens, loss, spent={measure: flops}))
+    return points
+
+
+# Attention costs the smallest sizes of this scale a third of their FLOPs and the largest a tenth; a GPU runs them at half
+# the speed.
+@pytest.mark.parametrize(("measure", "power"), [("flops", 0.15), ("hours", 0.3), ("hours", -0.1), ("flops_6nd", 0.2)])
+def test_runs_of_one_budget_are_one_slice_however_the_budget_is_measured(measure: str, power: float) -> None:
+    points = unequal(SMALL, [1e13, 4e13], measure, power)
+    assert [len(each) for each in group(points)] == [5, 5]
+    found = fit(points)
+    intercept, exponent = SMALL.line()
+    for each in found.slices:
+        assert not each.refused
+        assert [p.flops for p in each.points] == pytest.approx([each.flops] * 5)
+        assert each.spread == pytest.approx(5 ** abs(power), rel=0.01)
+        truth = math.exp(intercept + exponent * math.log(each.flops))
+        assert each.parameters == pytest.approx(truth, rel=0.05)
+
+
+def test_without_a_surface_the_published_slope_moves_the_losses_and_that_is_said() -> None:
+    points = unequal(SMALL, [1e13], "flops", 0.15)
+    found = fit(points)
+    intercept, exponent = SMALL.line()
+    truth = math.exp(intercept + exponent * math.log(found.slices[0].flops))
+    assert found.slices[0].parameters == pytest.approx(truth, rel=0.1)
+    assert any("published slope" in line for line in found.warnings)
+    assert not any("published slope" in line for line in fit(runs(SMALL, [1e13], FIVE)).warnings)
+
+
+def test_a_mixture_of_measures_is_cut_where_most_sizes_meet() -> None:
+    by_flops, exact = unequal(SMALL, [1e13], "flops", 0.15), runs(SMALL, [4e13], FIVE)
+    stray = Point(1e6, 1e9, 3.0)
+    assert [len(each) for each in group([*by_flops, *exact, stray])] == [5, 5, 1]
+
+
+def test_the_same_hours_on_another_machine_are_another_slice() -> None:
+    points = [Point(n, tokens, 3.0, spent={"hours": 1.0}) for tokens in (1e8, 1e9) for n in (1e6, 1.1e6, 1.2e6)]
+    assert [len(each) for each in group(points)] == [3, 3]
+
+
 def test_noise_is_that_between_seeds() -> None:
     draw = np.random.default_rng(0)
     points = [Point(n, 1e9, 3 * math.exp(0.01 * draw.standard_normal())) for n in (1e6, 2e6) for _ in range(50)]
     assert noise_of([points]) == pytest.approx(0.01, rel=0.2)
     assert noise_of([[Point(1e6, 1e9, 3), Point(2e6, 1e9, 3)]]) == 0.002
+
+
+def test_runs_of_other_settings_are_no_noise() -> None:
+    """A learning rate that costs 10 % is no luck."""
+    points = [Point(n, 1e9, 3 * worse, setup) for n in (1e6, 2e6) for setup, worse in (("a", 1.0), ("b", 1.1))]
+    assert noise_of([points]) == 0.002
+
+
+def test_of_several_settings_of_a_size_the_best_one_is_fitted() -> None:
+    points = runs(SMALL, [1e13, 4e13], FIVE)
+    worse = [replace(points[1], loss=1.1 * points[1].loss, setup="worse")]
+    found, clean = fit(points + worse), fit(points)
+    assert found.law == clean.law
+    assert any("other settings" in line and line.endswith(": 1") for line in found.warnings)
+    assert not any("settings" in line for line in clean.warnings)
 
 
 def test_slices_give_back_the_law_they_were_made_with() -> None:
@@ -153,8 +220,6 @@ def test_too_little_is_refused_in_one_line_with_what_is_missing() -> None:
 
 
 def test_the_line_is_weighted_by_the_slices_errors() -> None:
-    from dataclasses import replace
-
     base = fit_slice(runs(SMALL, [1e13], FIVE))
     sure, unsure = (replace(base, parameters=n, error=e) for n, e in ((1e6, 0.02), (2e6, 0.5)))
     intercept, exponent, _ = fit_line([sure, unsure])

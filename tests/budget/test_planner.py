@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import EPOCH, LAWS, LOCAL
-from budget.planner import TIE, Plan, Request, candidates, make_plan, shortlist
+from budget.planner import TIE, Plan, Request, candidates, load_plan, make_plan, shortlist
 from budget.rules import (
     batch_efficiency,
     batch_for,
@@ -216,6 +218,28 @@ def test_every_choice_names_its_source() -> None:
 def test_a_plan_survives_its_file() -> None:
     plan = make_plan(request())
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+@pytest.mark.parametrize("change", [{"curve": None}, {"mfu2": 1}, {"alternatives": [{"tokens": 3}]}, {"curve": [1, 2]}])
+def test_a_plan_of_another_version_is_one_line_with_its_file_and_mend(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**make_plan(request()).to_dict(), **change}))
+    with pytest.raises(UserError, match=r"plan\.json.*fresh=true") as raised:
+        load_plan(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"n_layer": 2}', "\udcff"])
+def test_a_damaged_plan_is_one_line_with_its_file_and_mend(tmp_path: Path, content: str) -> None:
+    (tmp_path / "plan.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"plan\.json.*fresh=true"):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
+    plan = make_plan(request())
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_dict()))
+    assert load_plan(tmp_path / "plan.json") == plan
 
 
 def test_notes_warn_of_what_the_plan_cannot_know() -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from budget.laws import load_law
+from budget.laws import LAWS, load_law, save_law, unique_worth
+from budget.planner import make_plan
 from budget.refit import check_alike, read_run, read_runs
+from config import Config
+from data.prepare import prepare, prepared_fingerprint
+from data.sources import DataSpec
 from errors import UserError
-from tests.budget.test_fit import FIVE, SMALL, runs
+from plan import Text, request_for
+from tests.budget.test_fit import FIVE, SMALL, runs, unequal
 from tests.conftest import ROOT
 
 
@@ -22,12 +28,25 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
     folder.mkdir(parents=True)
     result = {
         "status": changes.get("status", "finished"),
-        "spent": {"tokens": tokens},
+        "stopped_by": changes.get("stopped_by", "tokens"),
+        "spent": {
+            "tokens": tokens,
+            "flops_6nd": 6 * parameters * tokens,
+            "flops": changes.get("flops", 8 * parameters * tokens),
+            "training_hours": 0.1,
+        },
         "model": {"parameters_law": parameters, "block_size": changes.get("block_size", 256)},
         "eval": {"loss": loss, "bits_per_byte": loss / 3, "fingerprint": changes.get("scored", "f" * 32)},
-        "data": {"tokenizer": changes.get("tokenizer", "bytes"), "fingerprint": "c" * 64},
+        "data": {
+            "tokenizer": changes.get("tokenizer", "bytes"),
+            "fingerprint": changes.get("corpus", "c" * 64),
+            "train_tokens": changes.get("train_tokens", tokens),
+        },
     }
     (folder / "result.json").write_text(json.dumps(result))
+    config = {"seed": 1337, "name": folder.name, "optim": {"learning_rate": None}, **changes.get("config", {})}
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (folder / "plan.json").write_text(json.dumps({"batch_tokens": changes.get("batch_tokens", 8192)}))
     return folder
 
 
@@ -56,6 +75,7 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     law, about = load_law(law_file)
     assert about["tokenizer"] == "bytes"
     assert len(about["runs"]) == 10
+    assert about["corpora"] == ["c" * 64]
     command = [sys.executable, "plan.py", "budget.flops=1e14", "law=local", f"plan.law_file={law_file}", "output=json"]
     plan = subprocess.run([*command, "data.tokenizer=bytes"], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert plan.returncode == 0, plan.stderr
@@ -68,6 +88,61 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     assert other.returncode == 2
     assert "--metric bits_per_byte" in other.stderr
     assert len(other.stderr.splitlines()) == 1
+
+
+def test_a_plan_says_that_its_law_is_about_another_corpus(tmp_path: Path) -> None:
+    law_file = tmp_path / "law.json"
+    save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss", "corpora": ["c" * 64, "d" * 64]}, law_file)
+    config = Config(law="local")
+    config.budget.flops, config.plan.law_file = 1e14, str(law_file)
+
+    def notes(fingerprint: str | None) -> list[str]:
+        text = Text(257, "bytes", None, fingerprint)
+        return [n for n in make_plan(request_for(config, text, None, 0.0)).notes if "corpus" in n]
+
+    assert notes("d" * 64) == []
+    (other,) = notes("e" * 64)
+    assert "another corpus (eeeeeeee, its runs: cccccccc, dddddddd)" in other
+    assert "make law" in other
+    (unknown,) = notes(None)
+    assert "not prepared" in unknown
+    save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss"}, law_file)
+    (unnamed,) = notes("e" * 64)
+    assert "does not say" in unnamed
+    config.law = "epoch"
+    assert notes("e" * 64) == []
+
+
+def test_plan_finds_the_fingerprint_of_a_corpus_that_is_prepared(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}, " * 300)
+    place = str(tmp_path / "prepared")
+    spec = DataSpec(
+        source="text", path=str(tmp_path / "*.txt"), tokenizer="bytes", validation_fraction=0.5, cache_dir=place
+    )
+    assert prepared_fingerprint(spec) is None
+    info = prepare(spec, progress=False, log=lambda _: None)
+    assert prepared_fingerprint(spec) == info.manifest["fingerprint"]
+    assert prepared_fingerprint(replace(spec, path=str(tmp_path / "nowhere"))) is None
+
+
+def test_runs_of_equal_flops_are_a_slice_and_what_was_moved_is_said(tmp_path: Path) -> None:
+    """budget.flops counts attention, so that 6ND is another one for each size."""
+    for i, point in enumerate(unequal(SMALL, [1e13, 4e13], "flops", 0.15)):
+        write_run(tmp_path / f"run-{i}", point.parameters, point.tokens, point.loss, flops=point.spent["flops"])
+    answer = refit(*sorted(tmp_path.iterdir()), "--output", tmp_path / "law.json")
+    assert answer.returncode == 0, answer.stderr
+    slices = [line for line in answer.stdout.splitlines() if "5 runs" in line]
+    assert len(slices) == 2
+    assert all("best" in line and "6ND differs by 27%" in line and "moved" in line for line in slices)
+
+
+def test_hours_are_a_budget_only_where_they_ended_the_run(tmp_path: Path) -> None:
+    """Runs that happened to take as long are no slice."""
+    folders = [write_run(tmp_path / by, 1e5, 8e6, 3.0, stopped_by=by) for by in ("hours", "tokens")]
+    runs, _ = read_runs(folders, "loss")
+    assert runs[0].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12, "hours": 0.1}
+    assert runs[1].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12}
 
 
 def test_without_runs_it_is_one_line(tmp_path: Path) -> None:
@@ -99,7 +174,92 @@ def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_pat
     assert "block sizes (256 in 1, 512 in 1)" in notes[0]
 
 
+def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
+    """Eight epochs are worth 0.83 of as many new tokens (Muennighoff et al. 2023)."""
+    once, often = (write_run(tmp_path / str(n), 1e5, 8e6, 3.0, train_tokens=n) for n in (8e6, 1e6))
+    runs, _ = read_runs([once, often], "loss")
+    assert runs[0].point.tokens == 8e6
+    assert runs[1].point.tokens == pytest.approx(unique_worth(8e6, 1e6))
+    assert runs[1].point.tokens == pytest.approx(0.83 * 8e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"config": {"seed": 2, "output_dir": "elsewhere", "wandb": {"mode": "offline"}}}, True),
+        ({"config": {"optim": {"learning_rate": 0.01}}}, False),
+        ({"config": {"data": {"max_bytes": 10, "workers": 2}}}, False),
+        ({"config": {"unheard_of": 1}}, False),
+        ({"batch_tokens": 16384}, False),
+        ({"corpus": "d" * 64}, False),
+    ],
+)
+def test_only_runs_that_differ_in_their_seed_alone_are_alike(
+    tmp_path: Path, changes: dict[str, Any], alike: bool
+) -> None:
+    folders = [write_run(tmp_path / "a", 1e5, 8e6, 3.0), write_run(tmp_path / "b", 1e5, 8e6, 3.1, **changes)]
+    runs, left_out = read_runs(folders, "loss")
+    assert not left_out
+    assert (runs[0].point.setup == runs[1].point.setup) is alike
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("config.yaml", content) for content in (None, "", "[", "3")),
+        *(("plan.json", content) for content in (None, "", "[", "3", "{}", '{"batch_tokens": null}')),
+    ],
+)
+def test_a_run_without_its_plan_or_configuration_is_left_out_by_name(
+    tmp_path: Path, file: str, content: str | None
+) -> None:
+    folder = write_run(tmp_path / "run", 1e5, 8e6, 3.0)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    found = read_run(folder, "loss")
+    assert isinstance(found, str)
+    assert file in found
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": "finished"}', '{"status": "finished", "eval": 3}'])
 def test_a_damaged_record_is_left_out(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     assert isinstance(read_run(tmp_path, "loss"), str)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("eval", "loss", "3.0"),
+        ("eval", "loss", float("inf")),
+        ("eval", "fingerprint", None),
+        ("model", "parameters_law", "many"),
+        ("model", "block_size", None),
+        ("spent", "tokens", 0),
+        ("data", "tokenizer", None),
+        ("data", "fingerprint", 7),
+    ],
+)
+def test_a_record_with_a_value_that_is_none_is_left_out_by_name(
+    tmp_path: Path, part: str, key: str, value: Any
+) -> None:
+    folder = write_run(tmp_path / "run", 1e5, 1e8, 3.0)
+    result = json.loads((folder / "result.json").read_text())
+    result[part][key] = value
+    (folder / "result.json").write_text(json.dumps(result))
+    found, left_out = read_runs([folder], "loss")
+    assert not found
+    assert len(left_out) == 1
+    assert "result.json" in left_out[0]
+    assert f"{part}.{key}" in left_out[0]
+
+
+@pytest.mark.parametrize("output", ["a-file/law.json", "a-folder"])
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(tmp_path: Path, output: str) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
+    answer = refit(tmp_path, "--output", tmp_path / output)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert f"--output {tmp_path / output} cannot be written" in answer.stderr
+    assert answer.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a-folder"]
