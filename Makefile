@@ -9,6 +9,7 @@ WANDB  ?= disabled
 SWEEP  ?= seeds
 NAME   ?= run
 RUNS   ?= outputs/*
+WORKERS ?= 2
 ARGS   ?=
 
 VENV   := .venv
@@ -32,6 +33,7 @@ help:  ## this list
 	@echo "  WANDB=$(WANDB) | offline | online"
 	@echo "  NAME=$(NAME)       first part of the run's folder"
 	@echo "  ARGS=          any knob, e.g. ARGS=\"model.dropout=0.1\"; python train.py --help lists them"
+	@echo "  WORKERS=$(WORKERS)      processes of make test; a whole run takes a core each"
 	@echo "  PYTHON=$(PYTHON) what .venv is made with, 3.11 or 3.12"
 	@echo
 	@echo "examples:"
@@ -70,7 +72,7 @@ sample: $(RUN)  ## write text: ARGS="checkpoint=outputs/NAME"
 	@$(PY) sample.py $(ARGS)
 
 test: $(DEV)  ## the test suite
-	@$(PY) -m pytest -m "not slow" $(ARGS)
+	@$(PY) -m pytest -m "not slow" --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
 test-slow: $(DEV)  ## the proofs that take minutes
 	@$(PY) -m pytest -m slow $(ARGS)

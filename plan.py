@@ -253,7 +253,7 @@ def plan_for(config: Config) -> Plan:
     device = config.device
     overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
     say("measuring this device; for another one name it, e.g. device=a100")
-    with trial_process(device.name, wants_trials(config, limits)) as trials:
+    with trial_process(device.name, wants_trials(config, limits), say) as trials:
         from run.machine import find_machine
 
         machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)

@@ -164,7 +164,7 @@ def train(session: Session) -> None:
     saved = saved_plan(session)
     # The process for trials loads its libraries while the corpus is prepared and while this one loads its own.
     wanted = saved is None and wants_trials(session.config, session.clock.limits)
-    with trial_process(session.config.device.name, wanted) as trials:
+    with trial_process(session.config.device.name, wanted, console.warn) as trials:
         corpus = prepare_corpus(session)
         machine = machine_of(session)
         plan = saved or settle_plan(session, corpus, machine, trials)

@@ -34,6 +34,7 @@ TINY = (
     "samples.tokens=8",
     "device.threads=1",
     "device.name=cpu",
+    "probe=false",  # everything that a plan would choose is given
 )
 
 

@@ -130,9 +130,11 @@ def test_typing_a_finished_command_again_changes_nothing(place: Path, finished: 
 
 def test_hours_end_in_time_with_everything_done(place: Path) -> None:
     began = time.monotonic()
-    train(place, "budget.hours=0.004", name="hours")
+    train(place, "budget.hours=0.004", "probe=null", name="hours")
     elapsed = time.monotonic() - began
     result = result_of(place, "hours")
+    plan = json.loads((folder_of(place, "hours") / "plan.json").read_text())
+    assert plan["source"]["tokens_per_second"] == "measured"
     assert result["stopped_by"] == "hours"
     assert result["progress"] == 1.0
     assert result["learning_rate_last"] == 0.0
