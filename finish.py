@@ -183,9 +183,12 @@ def record(
             "predicted_steps": trainer.planned.steps,
             "predicted_tokens_per_second": trainer.planned.tokens_per_second,
             "predicted_loss": trainer.planned.predicted_loss,
+            "predicted_loss_interval": trainer.planned.predicted_loss_interval,
             "law": trainer.planned.law,
-            "correction": state.correction,
-            "why_off": why_off(trainer.planned, spent, clock.limits.seconds, rates_of(session)),
+            "correction": state.correction if state.correction and state.correction["changed"] else None,
+            "why_off": why_off(trainer.planned, spent, ledger, clock.limits, rates_of(session))
+            if status == "finished"
+            else [],
         },
         "data": {
             "source": config.data.source,
@@ -218,6 +221,9 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
         rate = result["throughput"]["tokens_per_second"]
         planned = format_count(plan.tokens_per_second)
         rows.append(("tokens/s", planned, format_count(rate), change(plan.tokens_per_second, rate)))
+    if plan.predicted_loss is not None:
+        loss = figures["loss"]
+        rows.append(("loss", f"{plan.predicted_loss:.4f}", f"{loss:.4f}", change(plan.predicted_loss, loss)))
     limit_s = session.clock.limits.seconds
     if limit_s is not None:
         spent_s = spent["hours"] * 3600

@@ -182,10 +182,11 @@ def plan_without_device(config: Config, text: Text) -> Plan:
     if device is not None:
         peak = config.device.peak_flops or device.peak
         rate = peak * (config.mfu or device.expected_mfu)
-    overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
+    overhead = overhead_estimate(limits)
     request = request_for(config, text, rate, overhead)
-    if device is not None and not config.mfu:
-        request = replace(request, half_width=device.half_width)
+    if device is not None:
+        request = replace(request, memory=device.memory * 2.0**30)
+        request = request if config.mfu else replace(request, half_width=device.half_width)
     plan = make_plan(request, speed_source="mfu" if config.mfu else "table")
     return with_mfu(plan, plan.sized(request.template), peak) if peak else plan
 
@@ -251,11 +252,13 @@ def plan_for(config: Config) -> Plan:
         print(line, file=sys.stderr)
 
     device = config.device
-    overhead = overhead_estimate(limits.seconds) if limits.seconds is not None else 0.0
+    overhead = overhead_estimate(limits)
     say("measuring this device; for another one name it, e.g. device=a100")
     with trial_process(device.name, wants_trials(config, limits), say) as trials:
         from run.machine import find_machine
 
+        if trials is not None:
+            trials.wait()  # both would be slower together
         machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
         return plan_here(config, text, machine, overhead, trials, say)
 

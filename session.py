@@ -115,12 +115,16 @@ def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int) -
     return {"prompt": prompt, "text": tokenizer.decode(written)}
 
 
-def save_due(session: Session, trainer: Trainer) -> bool:
-    """Whether the time since the last checkpoint makes another one cheap enough."""
+def save_interval(session: Session, trainer: Trainer) -> float:
+    """Seconds from one checkpoint to the next: as often as is wished, as rarely as keeps them cheap."""
     checkpoint, limit_s = session.config.checkpoint, session.clock.limits.seconds
     wished = checkpoint.every_s or (60.0 if limit_s is None else min(600.0, max(2.0, 0.02 * limit_s)))
-    interval = max(wished, trainer.save_s / checkpoint.max_fraction)
-    return session.clock.spent_s() - trainer.saved_at > interval
+    return max(wished, trainer.save_s / checkpoint.max_fraction)
+
+
+def save_due(session: Session, trainer: Trainer) -> bool:
+    """Whether the last checkpoint is old enough for another one."""
+    return session.clock.spent_s() - trainer.saved_at > save_interval(session, trainer)
 
 
 def save(session: Session, trainer: Trainer, final: bool) -> None:

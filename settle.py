@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from budget.clock import StepCost
+from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan, load_plan
 from budget.rules import SHORTEST_BLOCK, batch_for, learning_rate_for, weight_decay_for
 from plan import Text, plan_here, probe_seconds
 from run.console import format_count
 from run.plan_view import show
-from run.record import read_json, significant, write_json
-from session import Session, Trainer
+from run.record import significant, write_json
+from session import Session, Trainer, save_interval
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
 # Of the budget: enough steps to know the speed, and most runs are still warming up. Where a step is a larger share than
 # that, the first one has to do.
 CORRECT_AT = 0.05
+OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # of the ledger: what does not train
 TOLERATED = 0.05  # a horizon that is off by less than this changes no rule's answer by more than its own error
 
 
 def saved_plan(session: Session) -> Plan | None:
     """The plan that this run began with, in an earlier process. Raises UserError where it cannot be read."""
-    if session.run.plan.exists() and read_json(session.run.status) is not None and session.clock.earlier_s > 0:
-        return load_plan(session.run.plan)
-    return None
+    return load_plan(session.run.plan) if session.run.plan.exists() else None
 
 
 def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: TrialProcess | None) -> Plan:
@@ -39,8 +39,10 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
 
     Loader(corpus.train, session.config.model.block_size or SHORTEST_BLOCK, 1, 0)  # long enough? before measuring
     limits = session.clock.limits
-    ending = 4.0 + 0.05 * (limits.seconds or 0.0)  # evaluations, saving and report, before they were measured
-    overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending)
+    overhead_s = 0.0
+    if limits.seconds is not None and limits.counts == "all":
+        ending = 4.0 + 0.05 * limits.seconds  # evaluations, saving and report, before they were measured
+        overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending)
     text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
     plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
     show(plan, session.console, limits)
@@ -51,12 +53,14 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
 @dataclass(frozen=True)
 class Correction:
     """What a run went on with after its first twentieth. `step` and `trained`: steps and tokens behind it then; `tokens`:
-    of the whole run, as the speed of those steps has it; the rest is as in Plan."""
+    of the whole run, as the speed of those steps has it; `changed`: whether they are off the plan's by more than is
+    tolerated; the rest is as in Plan."""
 
     step: int
     trained: int
     tokens: int
     tokens_per_second: float
+    changed: bool
     batch_tokens: int
     learning_rate: float
     weight_decay: float
@@ -67,15 +71,19 @@ def correct(session: Session, trainer: Trainer, steps_left: int, tightest: str) 
     rules the number of tokens that it will really reach, and go on with the batch, learning rate and weight decay that
     they say. The shape stays. What the user fixed stays."""
     state, clock = trainer.state, session.clock
-    if state.correction is not None or tightest != "hours" or clock.progress < CORRECT_AT:
+    if state.correction is not None or clock.limits.seconds is None or clock.progress < CORRECT_AT:
         return
     plan, rate = trainer.plan, clock.tokens_per_second(trainer.cost)
-    tokens = state.tokens + steps_left * plan.batch_tokens
-    correction = Correction(
-        state.step, state.tokens, tokens, rate, plan.batch_tokens, plan.learning_rate, plan.weight_decay
-    )
+    tokens = plan.tokens
+    if tightest == "hours":  # else the plan's number stands, whatever the speed
+        steps = max(0.0, steps_left - interruptions_s(session, trainer) / clock.pace.typical)
+        tokens = state.tokens + int(steps) * plan.batch_tokens
     off = tokens / plan.tokens - 1
-    if abs(off) > TOLERATED:
+    changed = abs(off) > TOLERATED
+    correction = Correction(
+        state.step, state.tokens, tokens, rate, changed, plan.batch_tokens, plan.learning_rate, plan.weight_decay
+    )
+    if changed:
         correction = by_the_rules(session, trainer, correction)
         session.console.say(
             f"corrected: {format_count(rate)} tokens/s, {format_count(tokens)} tokens in this budget ({off:+.0%});"
@@ -83,6 +91,17 @@ def correct(session: Session, trainer: Trainer, steps_left: int, tightest: str) 
         )
     state.correction = asdict(correction)
     apply_correction(session, trainer)
+
+
+def interruptions_s(session: Session, trainer: Trainer) -> float:
+    """Seconds of evaluations, checkpoints and the report that are still to come before the end."""
+    clock, config = session.clock, session.config
+    if clock.limits.counts == "training":
+        return 0.0
+    left = 1 - clock.progress
+    evaluations = int(left / config.eval.every) if config.eval.every else 0
+    saves = (clock.seconds_left() or 0.0) / save_interval(session, trainer)
+    return evaluations * trainer.interim.n_windows * trainer.window_s + saves * trainer.save_s + trainer.report_s
 
 
 def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> Correction:
@@ -107,7 +126,7 @@ def apply_correction(session: Session, trainer: Trainer) -> None:
     from data.loader import Loader
     from model.optim import set_weight_decay
 
-    if trainer.state.correction is None:
+    if trainer.state.correction is None or not trainer.state.correction["changed"]:
         return
     correction, plan, shape = Correction(**trainer.state.correction), trainer.plan, trainer.shape
     batch = correction.batch_tokens
@@ -133,32 +152,36 @@ def apply_correction(session: Session, trainer: Trainer) -> None:
     )
 
 
-def why_off(plan: Plan, spent: dict[str, Any], limit_s: float | None, rates: list[float]) -> list[str]:
+def why_off(
+    plan: Plan, spent: dict[str, Any], ledger: dict[str, float], limits: Limits, rates: list[float]
+) -> list[str]:
     """In words, why a run limited by time trained on more or fewer tokens than planned; empty within TOLERATED.
 
-    `spent` is result.json's; `rates`: tokens per second on the way, as logged.
+    `spent` and `ledger` are result.json's; `rates`: tokens per second on the way, as logged.
     """
-    if not plan.tokens_per_second or plan.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
+    planned = plan.tokens_per_second
+    if not planned or plan.hours is None or limits.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
         return []
     training_s, planned_s = spent["training_hours"] * 3600, plan.hours * 3600
-    rate, planned = spent["tokens"] / max(training_s, 1e-9), plan.tokens_per_second
+    rate = median(rates) if rates else spent["tokens"] / max(training_s, 1e-9)
     reasons = []
+    if limits.extend_hours:
+        reasons.append(f"{limits.extend_hours:g} hours were added to the budget")
     if abs(rate / planned - 1) > TOLERATED / 2:
         how = "measured" if plan.source["tokens_per_second"] == "measured" else "assumed"
         reasons.append(
             f"{format_count(rate)} tokens/s instead of the {format_count(planned)} that were {how} ({rate / planned - 1:+.0%})"
         )
-    few = max(1, len(rates) // 5)
-    if len(rates) >= 5:
-        first, last = sorted(rates[:few])[few // 2], sorted(rates[-few:])[few // 2]
-        if abs(last / first - 1) > TOLERATED:
-            reasons.append(
-                f"the device went from {format_count(first)} to {format_count(last)} tokens/s on the way"
-                f" ({last / first - 1:+.0%})"
-            )
-    if limit_s is not None and abs(training_s / planned_s - 1) > TOLERATED / 2:
+    few = len(rates) // 5
+    if few and abs(median(rates[-few:]) / median(rates[:few]) - 1) > TOLERATED:
+        first, last = median(rates[:few]), median(rates[-few:])
         reasons.append(
-            f"{limit_s - training_s:.1f} s of the budget went into set-up, compilation, evaluation, saving and what was"
-            f" left at the end, {limit_s - planned_s:.1f} s were planned"
+            f"the device went from {format_count(first)} to {format_count(last)} tokens/s ({last / first - 1:+.0%})"
         )
+    again_s = training_s - spent["tokens"] / rate
+    if again_s > TOLERATED / 2 * planned_s:
+        reasons.append(f"{again_s:.1f} s of training were slower than usual, or lost to a kill and done again")
+    if limits.counts == "all" and abs(training_s / planned_s - 1) > TOLERATED / 2 and not limits.extend_hours:
+        accounts = ", ".join(f"{name} {ledger[name]:.1f} s" for name in OTHER_ACCOUNTS if ledger.get(name, 0.0) >= 0.05)
+        reasons.append(f"{accounts}; {limits.hours * 3600 - planned_s:.1f} s were planned for all that is not training")
     return reasons or ["a little more or less of everything"]

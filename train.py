@@ -10,15 +10,15 @@ import errno
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from budget.clock import BudgetClock, Heartbeat, StepCost, read_ledger
+from assemble import build, compile_model
+from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
-from budget.planner import Plan
 from command_line import as_yaml, launch
-from config import Config, template
+from config import Config
 from data.prepare import prepare
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
@@ -27,10 +27,10 @@ from plan import limits_of, spec_of, wants_trials
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard
 from run.directory import RunDirectory, full_disk, run_name
-from run.prober import trial_process
-from run.record import Metrics, finite, read_json
+from run.prober import TrialProcess, trial_process
+from run.record import finite, read_json
 from run.signals import Interrupted, Signals
-from session import Session, Trainer, axes, evaluate, save, save_due, set_status, timed, write_report_of
+from session import Session, Trainer, axes, evaluate, save, save_due, set_status, write_report_of
 from settle import apply_correction, correct, saved_plan, settle_plan
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def train(session: Session) -> None:
     wanted = saved is None and wants_trials(session.config, session.clock.limits)
     with trial_process(session.config.device.name, wanted, console.warn) as trials:
         corpus = prepare_corpus(session)
-        machine = machine_of(session)
+        machine = machine_of(session, trials)
         plan = saved or settle_plan(session, corpus, machine, trials)
     trainer = build(session, corpus, machine, plan)
     session.dashboard = dashboard_of(session, trainer)
@@ -207,10 +207,12 @@ def prepare_corpus(session: Session) -> Corpus:
     return corpus
 
 
-def machine_of(session: Session) -> Machine:
-    """The device that the run computes on."""
+def machine_of(session: Session, trials: TrialProcess | None) -> Machine:
+    """The device that the run computes on; its peak is measured when `trials` have done their loading."""
     from run.machine import find_machine
 
+    if trials is not None:
+        trials.wait()
     device = session.config.device
     machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
     session.console.say(
@@ -218,48 +220,6 @@ def machine_of(session: Session) -> Machine:
         f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
     )
     return machine
-
-
-def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Trainer:
-    """Model, optimizer, loader and evaluation ranges for a plan."""
-    import torch
-
-    from data.loader import EvalRange, Loader
-    from model.gpt import GPT
-    from model.optim import configure_optimizers
-    from run.checkpoint import TrainingState
-
-    config, run = session.config, session.run
-    shape = replace(plan.sized(template(config)), dropout=plan.dropout)
-    run.require_space(4 * 3 * shape.parameters() * 4)  # weights and two moments in float32; two checkpoints, one being
-    torch.manual_seed(config.seed)  # written, and the finished weights
-    with machine.device:
-        model = GPT(shape)
-    optim = config.optim
-    betas = (optim.beta1, plan.beta2)
-    optimizer = configure_optimizers(
-        model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, optim.name, optim.eps
-    )
-    sequences = plan.batch_tokens // shape.block_size
-    loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
-    return Trainer(
-        shape=shape,
-        planned=plan,
-        plan=plan,
-        machine=machine,
-        corpus=corpus,
-        model=model,
-        optimizer=optimizer,
-        scaler=machine.scaler(),
-        loader=loader,
-        forward=model,
-        state=TrainingState(limit_s=session.clock.limits.seconds),
-        metrics=Metrics(run.metrics, session.console.warn),
-        cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
-        micro_batch=optim.micro_batch or plan.micro_batch or machine.micro_batch(shape, sequences),
-        interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens),
-        final=EvalRange(corpus.val, shape.block_size, config.eval.tokens),
-    )
 
 
 def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
@@ -311,36 +271,6 @@ def resume(session: Session, trainer: Trainer) -> None:
         f"resuming at step {trainer.state.step}, {clock.progress:.1%} of the schedule;"
         f" {format_seconds(clock.earlier_s)} of the budget are spent"
     )
-
-
-def compile_model(session: Session, trainer: Trainer) -> None:
-    """torch.compile where it earns its seconds back; either way, run forward and backward once on made-up tokens, so
-    that the first step is as fast as the others. No weight changes, and the time is charged."""
-    import torch
-
-    clock, machine = session.clock, trainer.machine
-    compiled = trainer.plan.compiled
-    if compiled and trainer.state.step:  # a resumed run has less left to earn it back
-        known = machine.compiling(session.config.device.compile)
-        cost_s, speedup = trainer.plan.compile_s or known.cost_s, trainer.plan.compile_speedup or known.speedup
-        compiled = replace(known, cost_s=cost_s, speedup=speedup).pays(clock.seconds_left())
-    with clock.charge("compile" if compiled else "setup"):
-        if compiled:
-            session.console.say("compiling the model")
-            # A second object on the same weights: checkpoints never see the wrapper's names.
-            trainer.forward = torch.compile(trainer.model)
-        sequences = trainer.plan.batch_tokens // trainer.shape.block_size
-        micro = min(trainer.micro_batch, sequences)
-        tokens = torch.zeros((micro, trainer.shape.block_size), dtype=torch.int64, device=machine.device)
-
-        def forward_and_backward() -> None:
-            with machine.autocast():
-                loss = trainer.forward(tokens, tokens)
-            loss.backward()
-            trainer.optimizer.zero_grad(set_to_none=True)
-            machine.synchronize()
-
-        clock.pace.add(timed(clock, forward_and_backward, 2) * sequences / micro)
 
 
 # -- the training loop -------------------------------------------------------------------------------------------------

@@ -22,12 +22,19 @@ MEMORY_SHARE = 0.9  # of what is free that a micro-batch may take: a run meets l
 TRIAL_S = 0.5  # enough for a stable median; more only where the time allows
 CONFIRM_S = 5.0  # seconds, for the shape that was chosen
 CONFIRM_SHARE = 0.7  # of the time that is left; building the model takes some of the rest
+# After a single trial, for twice the sequences. A try beyond the memory costs a fraction of a second; weights, gradient
+# and moments, which are there once, are often most of it.
+FIRST_GROWTH = 1.5
 COMPILE_RETURN = 2.0  # compilation pays when it saves at least this many times what it costs
 COMPILE_TRY = 0.5  # of the seconds that compilation is expected to take: with less left it is not tried
 
 
 class TooLarge(Exception):
     """A shape does not fit into the device's memory even one sequence at a time."""
+
+
+class TrialFailed(Exception):
+    """A trial ended in an error that is not about memory; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -67,44 +74,60 @@ class Prober(Protocol):
     def seconds_left(self) -> float: ...
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
-        """About `seconds` of training steps; None when the time is up. Raises TooLarge."""
+        """About `seconds` of training steps; None when the time is up. Raises TooLarge and TrialFailed."""
         ...
 
 
 def largest_fitting(
     attempt: Callable[[int], tuple[Trial, int] | None], first: int, most: int
 ) -> tuple[Trial, int] | None:
-    """The trial with the largest micro-batch that leaves a tenth of the memory free, from `first` up to `most`.
+    """The trial with the largest micro-batch that leaves a tenth of the memory free, from `first` up to `most` by factors
+    of two.
 
-    `attempt(micro_batch)` gives a trial and the bytes that were free before it, None when the time is up, or raises
+    `attempt(micro_batch)` gives a trial and the bytes that the process may have, None when the time is up, or raises
     TooLarge. So does this, when not even a single sequence fits.
     """
-    micro, best = max(1, min(first, most)), None
+    micro = first = max(1, min(first, most))
+    peaks: dict[int, int] = {}
+    best: tuple[Trial, int] | None = None
     while True:
         try:
             found = attempt(micro)
         except TooLarge:
-            found, fits = None, False
-            if best is None and micro == 1:
-                raise
+            found = None
         else:
             if found is None:
                 return best
-            fits = found[0].peak_memory <= MEMORY_SHARE * found[1]
-        if not fits:
+            peaks[micro] = found[0].peak_memory
+            if peaks[micro] > MEMORY_SHARE * found[1]:
+                found = None
+        if found is None:
             if best is not None:
                 return best
             if micro == 1:
                 raise TooLarge
             micro //= 2
             continue
-        assert found is not None
-        was_halved = micro < min(first, most)
-        best = found
-        # Twice the sequences need less than twice the memory: weights and optimizer are there once.
-        if was_halved or micro >= most or 2 * found[0].peak_memory > MEMORY_SHARE * found[1]:
+        best, larger = found, min(2 * micro, most)
+        if micro < first or larger == micro or _expected_peak(peaks, micro, larger) > MEMORY_SHARE * found[1]:
             return best
-        micro = min(2 * micro, most)
+        micro = larger
+
+
+def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
+    """Bytes for `larger` sequences: on the line through the last two trials; after one, at most in proportion."""
+    smaller = max((tried for tried in peaks if tried < micro), default=None)
+    if smaller is None:
+        return peaks[micro] * min(larger / micro, FIRST_GROWTH)
+    return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
+
+
+def tried(prober: Prober, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+    """A further trial of a shape that worked before; whatever goes wrong with it, the earlier one stands."""
+    try:
+        return prober.measure(shape, batch_tokens, seconds, compiled)
+    except (TooLarge, TrialFailed):
+        return None
 
 
 def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: Callable[[str], None]) -> Plan:
@@ -113,7 +136,7 @@ def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: C
     unlimited = replace(request, max_epochs=math.inf)  # before the speed is known nothing is refused
     trials, saturation = first_round(unlimited, prober, say)
     if not trials:
-        say("no shape could be measured in time; the plan rests on an assumed speed")
+        say("no shape could be measured; the plan rests on an assumed speed")
         return make_plan(request)
     second_round(unlimited, prober, trials, saturation)
     plan = plan_of(unlimited, trials, saturation)
@@ -127,7 +150,7 @@ def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: C
 def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
     """Measure the chosen one for longer: the better of two short trials is a fair judge between shapes, but promises too
     much. What it promised too much, it did for the others as well."""
-    longer = prober.measure(shape, batch_tokens, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
+    longer = tried(prober, shape, batch_tokens, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
     if longer is None:
         return
     ratio = longer.tokens_per_second / trials[shape].tokens_per_second
@@ -151,7 +174,19 @@ def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float = 0.
         request, {shape: trial.tokens_per_second for shape, trial in trials.items()}, "measured", saturation
     )
     trial = trials[plan.sized(request.template)]
-    return replace(plan, micro_batch=trial.micro_batch, peak_memory=trial.peak_memory)
+    by_size = {(shape.n_layer, shape.n_embd, shape.n_head): each for shape, each in trials.items()}
+    alternatives = [
+        replace(row, step_s=each.step_s, peak_memory=each.peak_memory)
+        for row in plan.alternatives
+        for each in (by_size[row.n_layer, row.n_embd, row.n_head],)
+    ]
+    return replace(
+        plan,
+        step_s=trial.step_s,
+        micro_batch=trial.micro_batch,
+        peak_memory=trial.peak_memory,
+        alternatives=alternatives,
+    )
 
 
 def first_round(request: Request, prober: Prober, say: Callable[[str], None]) -> tuple[dict[Shape, Trial], float]:
@@ -171,6 +206,9 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
         except TooLarge:
             too_large.append(shape)
             say(f"{shape.n_layer} x {shape.n_embd} does not fit into the memory")
+            continue
+        except TrialFailed as error:
+            say(f"the trial of {shape.n_layer} x {shape.n_embd} failed: {error}")
             continue
         if trial is None:
             break
@@ -195,13 +233,13 @@ def saturate(
     the rules' batch will do. The trial of `shape`, which had `batch`, becomes the one with what was found."""
     rules = plan_of(request, {shape: trials[shape]}).batch_tokens
     if rules != batch:  # the assumed speed was another
-        again = prober.measure(shape, rules, seconds)
+        again = tried(prober, shape, rules, seconds)
         if again is None:
             return batch, 0.0
         batch, trials[shape] = rules, again
     found = 0.0
     while 2 * batch <= largest_batch(plan_of(request, {shape: trials[shape]}).tokens):
-        trial = prober.measure(shape, 2 * batch, seconds)
+        trial = tried(prober, shape, 2 * batch, seconds)
         if trial is None or trial.tokens_per_second < (1 + SATURATED) * trials[shape].tokens_per_second:
             break
         batch, trials[shape], found = 2 * batch, trial, 2.0 * batch
@@ -216,7 +254,7 @@ def second_round(request: Request, prober: Prober, trials: dict[Shape, Trial], s
     ranked = sorted(trials, key=lambda shape: _rank(chosen, (shape.n_layer, shape.n_embd)))
     seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:
-        again = prober.measure(shape, plan.batch_tokens, seconds)
+        again = tried(prober, shape, plan.batch_tokens, seconds)
         if again is None:
             return
         if again.tokens_per_second > trials[shape].tokens_per_second:
@@ -238,32 +276,51 @@ def compiled_plan(
 ) -> Plan:
     """The plan with compilation where it pays: at its measured cost and gain where there is time to measure them, else
     at the expected ones."""
-    seconds = request.limits.seconds
-    training_s = None if seconds is None else seconds - request.overhead_s
+    limits = request.limits
+    training_s = None if limits.seconds is None else limits.seconds - request.overhead_s
     if not compiling.pays(training_s):
         return plan
-    shape, source = plan.sized(request.template), "expected"
+    source = "expected"
     if prober.seconds_left() > COMPILE_TRY * compiling.cost_s:
-        trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=True)
-        if trial is not None:
-            speedup = trial.tokens_per_second / trials[shape].tokens_per_second
-            compiling, source = replace(compiling, cost_s=trial.compile_s, speedup=speedup), "measured"
-            say(
-                f"measured compiled: {trial.tokens_per_second:,.0f} tokens/s, {speedup:.2f} times as fast, after"
-                f" {trial.compile_s:.0f} s of compilation"
-            )
-            if not compiling.pays(training_s):
-                return replace(plan, compile_s=compiling.cost_s, compile_speedup=compiling.speedup)
+        try:
+            compiling, source = try_compiling(plan.sized(request.template), plan, prober, compiling, trials, say)
+        except (TooLarge, TrialFailed) as error:
+            say(f"compilation failed: {error or 'out of memory'}")
+            if compiling.setting != "on":
+                return plan
+        if not compiling.pays(training_s):
+            return replace(plan, compile_s=compiling.cost_s, compile_speedup=compiling.speedup)
     faster = {
         each: replace(trial, tokens_per_second=trial.tokens_per_second * compiling.speedup)
         for each, trial in trials.items()
     }
-    charged = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
-    plan = plan_of(charged, faster, saturation)
+    if limits.counts == "all":
+        request = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
     return replace(
-        plan,
+        plan_of(request, faster, saturation),
         compiled=True,
         compile_s=compiling.cost_s,
         compile_speedup=compiling.speedup,
         source={**plan.source, "compile": source},
     )
+
+
+def try_compiling(
+    shape: Shape,
+    plan: Plan,
+    prober: Prober,
+    compiling: Compiling,
+    trials: dict[Shape, Trial],
+    say: Callable[[str], None],
+) -> tuple[Compiling, str]:
+    """Compilation as it was measured; where the time did not suffice, as expected, but no cheaper than what was waited."""
+    left = prober.seconds_left()
+    trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=True)
+    if trial is None:
+        return replace(compiling, cost_s=max(compiling.cost_s, 2 * left)), "expected"
+    speedup = trial.tokens_per_second / trials[shape].tokens_per_second
+    say(
+        f"measured compiled: {trial.tokens_per_second:,.0f} tokens/s, {speedup:.2f} times as fast, after"
+        f" {trial.compile_s:.0f} s of compilation"
+    )
+    return replace(compiling, cost_s=trial.compile_s, speedup=speedup), "measured"

@@ -50,10 +50,10 @@ class Request:
     """What the plan is for. `template` carries the architecture, block size and vocabulary; None sizes are free.
 
     flops_per_second: sustained rate to assume where a shape was not measured, at devices.REFERENCE_WIDTH; half_width: how
-    thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not
-    training (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more
-    repetitions of the corpus than that are refused. notes: what the plan is to repeat. The other None fields are the
-    user's to fix and ours to choose.
+    thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not training
+    (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
+    the corpus than that are refused. memory: bytes of a device that is not at hand. notes: what the plan is to repeat.
+    The other None fields are the user's to fix and ours to choose.
     """
 
     limits: Limits
@@ -74,12 +74,14 @@ class Request:
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
+    memory: float | None = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A candidate, what it would have reached and why it lost. `worse`: expected loss, relative to the choice."""
+    """A candidate, what it would have reached and why it lost. `worse`: expected loss, relative to the choice; step_s,
+    seconds, and peak_memory, bytes: as its trial had them, where there was one."""
 
     n_layer: int
     n_head: int
@@ -90,6 +92,8 @@ class Alternative:
     tokens_per_second: float | None
     worse: float
     reason: str
+    step_s: float | None = None
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,9 @@ class Plan:
     and the largest N of all laws for them; interval: its 80 % interval where the law has one; flat: the sizes whose
     expected loss is within 1 % of the best. predicted_loss with its 80 % interval: from a law of one's own runs only.
     curve: (N as the law counts it, expected loss relative to the best) of every candidate at the chosen one's FLOP/s.
-    source: where each choice is from, in one word. peak_memory: bytes of a training step, measured. compiled:
-    whether the speed is that of the compiled model; compile_s and compile_speedup: what compilation costs and brings.
+    source: where each choice is from, in one word. step_s, seconds of a training step, and peak_memory, its bytes:
+    measured. compiled: whether the speed is that of the compiled model; compile_s and compile_speedup: what compilation
+    costs and brings.
     """
 
     n_layer: int
@@ -138,6 +143,7 @@ class Plan:
     source: dict[str, str]
     notes: list[str] = field(default_factory=list)
     mfu: float | None = None
+    step_s: float | None = None
     micro_batch: int | None = None
     peak_memory: int | None = None
     compiled: bool = False
@@ -173,9 +179,11 @@ def load_plan(path: Path) -> Plan:
         ) from error
 
 
-def overhead_estimate(seconds: float) -> float:
+def overhead_estimate(limits: Limits) -> float:
     """Seconds of a budget that do not train, before any of it was measured: set-up, compilation, final evaluation."""
-    return min(60.0, 8.0 + 0.02 * seconds)
+    if limits.seconds is None or limits.counts == "training":
+        return 0.0
+    return min(60.0, 8.0 + 0.02 * limits.seconds)
 
 
 def heads_for(n_embd: int) -> int:
@@ -184,6 +192,11 @@ def heads_for(n_embd: int) -> int:
     while n_embd % heads:
         heads -= 1
     return heads
+
+
+def least_memory(shape: Shape) -> float:
+    """Bytes that training takes at the very least: weights, gradient and two moments in float32."""
+    return 16.0 * shape.parameters()
 
 
 def candidates(request: Request) -> list[Shape]:
@@ -200,8 +213,9 @@ def candidates(request: Request) -> list[Shape]:
             )
         for n_layer in layers:
             n_head = request.n_head or heads_for(width)
-            if width % n_head == 0:
-                found.append(replace(request.template, n_layer=n_layer, n_head=n_head, n_embd=width))
+            shape = replace(request.template, n_layer=n_layer, n_head=n_head, n_embd=width)
+            if width % n_head == 0 and (request.memory is None or least_memory(shape) <= request.memory):
+                found.append(shape)
     if not found:  # a depth or head count that no width of the grid goes with: let the aspect ratio give way
         width = request.n_embd or max(64, 64 * (request.n_layer or 1)) * (request.n_head or 1)
         found = [replace(request.template, n_layer=request.n_layer or 1, n_head=request.n_head or 1, n_embd=width)]

@@ -93,7 +93,8 @@ class Record:
 
 
 def setup_of(folder: Path, corpus: str) -> str:
-    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned and the corpus."""
+    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned, what was corrected on
+    the way, and the corpus."""
     config = Record(folder / "config.yaml").content
     for dotted in NOT_SETUP:
         group, _, leaf = dotted.rpartition(".")
@@ -101,7 +102,10 @@ def setup_of(folder: Path, corpus: str) -> str:
         if isinstance(place, dict):
             place.pop(leaf, None)
     batch = Record(folder / "plan.json").number("batch_tokens")
-    content = json.dumps([config, batch, corpus], sort_keys=True, default=str)
+    plan = Record(folder / "result.json").content.get("plan")
+    correction = plan.get("correction") if isinstance(plan, dict) else None
+    corrected = [(correction or {}).get(name) for name in ("batch_tokens", "learning_rate", "weight_decay")]
+    content = json.dumps([config, batch, corrected, corpus], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """Batches for training and windows for evaluation: pure functions of a corpus, a seed and a step.
 
-Nothing is drawn and nothing is remembered, so a batch is the same after any resume, with any micro-batch, and whatever
-was evaluated in between.
+Nothing is drawn, and nothing is remembered but what would be computed again, so a batch is the same after any resume, with
+any micro-batch, and whatever was evaluated in between.
 """
 
 from __future__ import annotations

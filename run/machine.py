@@ -158,10 +158,7 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
     device = find_device(name)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or usable
-    torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    set_up(device, threads)
     if precision == "auto":
         precision = best_precision(device)
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
@@ -172,6 +169,14 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
         return Machine(device, shown, precision, threads, peak, "table")
     peak = measure_peak(device, getattr(torch, precision), lambda: synchronize(device))
     return Machine(device, shown, precision, threads, peak, "measured")
+
+
+def set_up(device: torch.device, threads: int) -> None:
+    """What a process has to set before it computes on a device."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
 
 
 def best_precision(device: torch.device) -> str:

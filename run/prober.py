@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from budget.clock import now
-from budget.measured import TooLarge, Trial, largest_fitting
+from budget.measured import TooLarge, Trial, TrialFailed, largest_fitting
 from model.shape import Shape
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class TrialProcess:
             text=True,
             start_new_session=True,  # Ctrl-C is the run's to handle
         )
-        self._ready = False
+        self._ready = self._failed = False
+        self.reason = "it did not start in time"
         threading.Thread(target=self._read, args=(self._process, self._answers), daemon=True).start()
 
     @staticmethod
@@ -59,9 +61,13 @@ class TrialProcess:
         answers.put("")  # it has ended
 
     def wait(self) -> bool:
-        """Until it has loaded its libraries; whether it ever did. Raises EOFError, as `ask`."""
-        if not self._ready:
-            self._ready = self._answer(START_S) is not None
+        """Until it has loaded its libraries; whether it ever did."""
+        if not self._ready and not self._failed:
+            try:
+                self._ready = self._answer(START_S) is not None
+            except EOFError as error:
+                self.reason = str(error)
+            self._failed = not self._ready
         return self._ready
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
@@ -90,8 +96,9 @@ class TrialProcess:
         self._start()
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
-        self._process.kill()
+        """End it and all that it started, whatever they are doing."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):  # what could not be written any more
@@ -131,6 +138,7 @@ class DeviceProber:
         self._process, self._machine, self._optimizer, self._micro_batch = process, machine, optimizer, micro_batch
         self._seconds, self._say = seconds, say
         self._deadline: float | None = None
+        self._fitting: dict[Shape, tuple[int, int]] = {}  # largest micro-batch that fitted, and the largest tried for
         self._over = False
 
     def seconds_left(self) -> float:
@@ -141,19 +149,28 @@ class DeviceProber:
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
         """See budget.measured.Prober."""
         sequences = max(1, batch_tokens // shape.block_size)
-        first = self._micro_batch or self._machine.micro_batch(shape, sequences)
-        # On a CPU the first guess is what its caches like, not what its memory holds.
-        most = first if self._micro_batch or self._machine.device.type == "cpu" else sequences
-
-        def attempt(micro_batch: int) -> tuple[Trial, int] | None:
-            return self._ask(shape, sequences, micro_batch, seconds, compiled)
-
-        found = attempt(self._micro_batch) if self._micro_batch else largest_fitting(attempt, first, most)
+        guess = self._machine.micro_batch(shape, sequences)
+        # On a CPU the guess is what its caches like, not what its memory holds.
+        most = guess if self._machine.device.type == "cpu" else sequences
+        known, tried = self._fitting.get(shape, (0, 0))
+        settled = self._micro_batch or (min(known, most) if known < tried or tried >= most else 0)
+        if settled:
+            found = self._ask(shape, sequences, settled, seconds, compiled)
+        else:
+            first = max(known, guess)
+            found = largest_fitting(lambda micro: self._ask(shape, sequences, micro, seconds, compiled), first, most)
+            if found:
+                self._fitting[shape] = (found[0].micro_batch, most)
         return found[0] if found else None
 
     def _ask(
         self, shape: Shape, sequences: int, micro_batch: int, seconds: float, compiled: bool
     ) -> tuple[Trial, int] | None:
+        if not self._process.wait() and not self._over:
+            self._over = True
+            self._say(f"no trials: {self._process.reason}")
+        if self._deadline is None:
+            self._deadline = now() + self._seconds
         if self.seconds_left() <= 0:
             return None
         machine = {**vars(self._machine), "device": str(self._machine.device)}
@@ -165,24 +182,28 @@ class DeviceProber:
             "compiled": compiled,
         }
         try:
-            self._over = not self._process.wait()
-            if self._deadline is None:
-                self._deadline = now() + self._seconds
             found = self._process.ask({"machine": machine, "shape": asdict(shape), "trial": trial}, self.seconds_left())
         except EOFError as error:
-            if str(error) == "SIGKILL":  # the system's last word when memory runs out
-                self._process.restart()
+            killed = str(error) == "SIGKILL"  # the system's last word when memory runs out
+            self._over = not (killed and self._restart())
+            if killed:
                 raise TooLarge from None
-            self._over = True
-            self._say(f"the trial of {shape.n_layer} x {shape.n_embd} failed ({error}); no more shapes are measured")
-            return None
+            raise TrialFailed(str(error)) from None
         if found is None:
             self._over = True
             return None
         if "too_large" in found:
             raise TooLarge
         if "error" in found:
-            self._say(f"the trial of {shape.n_layer} x {shape.n_embd} failed: {found['error']}")
-            return None
+            raise TrialFailed(found["error"])
         available, peak = int(found.pop("available_memory")), int(found.pop("peak_memory"))
-        return Trial(micro_batch=micro_batch, peak_memory=peak, **found), available
+        return Trial(micro_batch=min(micro_batch, sequences), peak_memory=peak, **found), available
+
+    def _restart(self) -> bool:
+        """Whether there is a process again after it died."""
+        try:
+            self._process.restart()
+        except OSError as error:
+            self._say(f"no process for further trials can be started ({error})")
+            return False
+        return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import statistics
 import sys
 import threading
@@ -21,7 +22,7 @@ from budget.clock import now
 from model.gpt import GPT
 from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
-from run.machine import Machine, find_device
+from run.machine import Machine, find_device, set_up
 
 MIN_REPEATS = 3
 
@@ -71,6 +72,8 @@ def measure(
         return now() - began
 
     first_s = timed(forward_and_backward)
+    if micro < sequences:
+        timed(forward_and_backward)  # a second one, for the memory: the gradient of the first is held meanwhile
     timed(update)
     micro_s: list[float] = []
     update_s: list[float] = []
@@ -92,7 +95,7 @@ def measure(
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request; too large is an answer, every other failure is named."""
     machine = Machine(**{**request["machine"], "device": torch.device(request["machine"]["device"])})
-    torch.set_num_threads(machine.threads)
+    set_up(machine.device, machine.threads)
     try:
         return measure(machine, Shape(**request["shape"]), **request["trial"])
     except (torch.OutOfMemoryError, MemoryError):
@@ -116,7 +119,10 @@ def warm_up(name: str) -> None:
 def _read_requests(lines: queue.Queue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    os._exit(0)  # whoever asked is gone, also in the middle of a trial
+    # Whoever asked is gone, perhaps in the middle of a trial: end this process and all that it started.
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
 
 
 def main() -> None:

@@ -147,7 +147,8 @@ def test_every_knob_is_read_by_the_code() -> None:
 
     handed_on = {f"model.{f.name}" for f in fields(Shape)} | {f"data.{f.name}" for f in fields(DataSpec)}
     scripts = [
-        ROOT / f"{name}.py" for name in ("train", "plan", "evaluate", "sample", "session", "settle", "finish", "config")
+        ROOT / f"{name}.py"
+        for name in ("train", "plan", "evaluate", "sample", "session", "settle", "assemble", "finish", "config")
     ]
     read = set().union(*(attribute_chains(path) for path in scripts))
     last_two = {".".join(chain.split(".")[-2:]) for chain in read}

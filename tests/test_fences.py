@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("budget", "model", "data", "evals", "run")
-SCRIPTS = ("train", "plan", "evaluate", "sample", "session", "settle", "finish", "config", "command_line")
+SCRIPTS = ("train", "plan", "evaluate", "sample", "session", "settle", "assemble", "finish", "config", "command_line")
 FILES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")) + [ROOT / f"{s}.py" for s in SCRIPTS]
 HYDRA_ALLOWED = {"command_line.py"}
 WANDB_ALLOWED = {"run/dashboard.py"}

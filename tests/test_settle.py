@@ -6,16 +6,25 @@ import json
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+import torch
 
-from budget.clock import Limits
+from budget.clock import Limits, Pace, StepCost
 from budget.laws import LAWS
 from budget.planner import Plan, Request, make_plan
-from budget.rules import batch_for
+from budget.rules import batch_for, learning_rate_for
+from config import Config
+from data.shards import Split
+from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
-from settle import why_off
+from run.checkpoint import TrainingState
+from settle import correct, interruptions_s, why_off
 from tests.conftest import command, folder_of, train
 from tests.test_train import points, result_of
 
@@ -58,26 +67,130 @@ def test_a_wrong_plan_is_corrected_once_also_across_a_resume(place: Path) -> Non
     assert "that were assumed" in result["plan"]["why_off"][0]
 
 
-def test_a_plan_that_fits_is_left_alone(place: Path) -> None:
-    train(place, "budget.steps=60", name="fits")
-    result = result_of(place, "fits")
-    assert result["plan"]["correction"] is None
-    assert result["plan"]["why_off"] == []
+TEMPLATE = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
 
 
 def hours_plan() -> Plan:
-    template = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
-    request = Request(Limits(hours=1.0), template, LAWS["chinchilla-table3"], flops_per_second=1e13, overhead_s=100.0)
+    request = Request(Limits(hours=1.0), TEMPLATE, LAWS["chinchilla-table3"], flops_per_second=1e13, overhead_s=100.0)
     return make_plan(request, speed_source="measured")
+
+
+class Clock:
+    """As much of BudgetClock as the correction looks at; every step takes `step_s`."""
+
+    def __init__(self, limits: Limits, step_s: float, progress: float = 0.06) -> None:
+        self.limits, self.progress = limits, progress
+        self.pace = Pace()
+        self.pace.add(step_s)
+
+    def tokens_per_second(self, cost: StepCost) -> float:
+        return cost.tokens / self.pace.typical
+
+    def seconds_left(self) -> float:
+        return (1 - self.progress) * (self.limits.seconds or 0.0)
+
+
+def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any) -> tuple[SimpleNamespace, list[str]]:
+    """The trainer after `correct`, called when 6 % of an hour are spent, at `speed` times the planned tokens per second."""
+    config, said = Config(), list[str]()
+    for name, value in changes.pop("knobs", {}).items():
+        setattr(config.optim, name, value)
+    assert plan.tokens_per_second is not None
+    step_s = plan.batch_tokens / (speed * plan.tokens_per_second)
+    clock = Clock(changes.pop("limits", Limits(hours=1.0)), step_s, changes.pop("progress", 0.06))
+    shape = plan.sized(TEMPLATE)
+    model = torch.nn.Linear(2, 2)
+    optimizer = configure_optimizers(model, 1e-3, plan.weight_decay, (0.9, 0.95), "cpu", "adamw")
+    tokens = np.zeros(10_000, dtype=np.uint16)
+    split = Split("train", [tokens], [np.zeros(1, int)], [np.zeros(1, int)], ["x"])
+    step = int(0.06 * plan.steps)
+    trainer = SimpleNamespace(
+        plan=plan, shape=shape, optimizer=optimizer, corpus=SimpleNamespace(train=split), micro_batch=8, loader=None,
+        cost=StepCost(plan.batch_tokens, 1.0), state=TrainingState(step=step, tokens=step * plan.batch_tokens),
+        interim=SimpleNamespace(n_windows=10), window_s=0.0, save_s=0.0, report_s=0.0, **changes,
+    )  # fmt: skip
+    session = SimpleNamespace(config=config, clock=clock, console=SimpleNamespace(say=said.append))
+    left_s = 0.94 * plan.hours * 3600 if plan.hours else 0.0
+    correct(cast(Any, session), cast(Any, trainer), int(left_s / step_s), tightest)
+    return trainer, said
+
+
+def test_within_tolerance_nothing_changes_but_the_matter_is_settled() -> None:
+    plan = hours_plan()
+    trainer, said = corrected(plan, speed=1.03)
+    assert (trainer.plan, trainer.loader, said) == (plan, None, [])
+    assert trainer.state.correction["changed"] is False
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_another_speed_brings_the_rules_answers_for_the_tokens_there_will_be(speed: float) -> None:
+    plan = hours_plan()
+    trainer, said = corrected(plan, speed)
+    later, shape = trainer.plan, plan.sized(TEMPLATE)
+    assert later.tokens == pytest.approx((0.06 + 0.94 * speed) * plan.tokens, rel=0.01)
+    assert later.batch_tokens == batch_for(later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size)
+    assert later.learning_rate == learning_rate_for(shape, later.tokens, later.batch_tokens)
+    assert later.weight_decay == trainer.optimizer.param_groups[0]["weight_decay"]
+    assert trainer.optimizer.param_groups[1]["weight_decay"] == 0
+    assert trainer.cost.tokens == later.batch_tokens
+    assert (later.n_layer, later.n_embd, later.warmup) == (plan.n_layer, plan.n_embd, plan.warmup)
+    assert len(said) == 1
+
+
+def test_what_the_user_fixed_is_not_corrected() -> None:
+    plan = hours_plan()
+    fixed = {"batch_tokens": plan.batch_tokens, "learning_rate": 0.123, "weight_decay": 0.05}
+    trainer, _ = corrected(replace(plan, learning_rate=0.123, weight_decay=0.05), 0.25, knobs=fixed)
+    assert {name: getattr(trainer.plan, name) for name in fixed} == fixed
+    assert trainer.plan.tokens < 0.5 * plan.tokens
+
+
+def test_a_compiled_model_keeps_its_micro_batch() -> None:
+    plan = hours_plan()
+    eager, _ = corrected(plan, 0.1)
+    assert eager.plan.batch_tokens < plan.batch_tokens
+    sequences = plan.batch_tokens // plan.block_size
+    compiled, _ = corrected(replace(plan, compiled=True, micro_batch=sequences), 0.1)
+    compiled_large, _ = corrected(replace(plan, compiled=True), 0.1)
+    assert compiled_large.plan.batch_tokens % (8 * plan.block_size) == 0
+    assert compiled.plan.batch_tokens % (8 * plan.block_size) == 0
+
+
+def test_what_is_still_to_come_besides_steps_is_taken_off() -> None:
+    plan = hours_plan()
+    plain, _ = corrected(plan, 0.5)
+    interrupted, _ = corrected(plan, 0.5)
+    assert plain.plan.tokens == interrupted.plan.tokens
+    session = SimpleNamespace(clock=Clock(Limits(hours=1.0), 1.0, 0.06), config=Config())
+    session.config.eval.every = 0.1
+    trainer = SimpleNamespace(interim=SimpleNamespace(n_windows=10), window_s=0.5, save_s=0.5, report_s=2.0)
+    # Nine evaluations of 5 s, the report, and a save a minute, or less often.
+    assert 47 <= interruptions_s(cast(Any, session), cast(Any, trainer)) <= 47 + 0.94 * 60 * 0.5
+    session.clock.limits = Limits(hours=1.0, counts="training")
+    assert interruptions_s(cast(Any, session), cast(Any, trainer)) == 0
+
+
+def test_another_limit_settles_it_and_too_early_does_not() -> None:
+    plan = hours_plan()
+    trainer, _ = corrected(plan, 0.2, tightest="tokens")
+    assert trainer.state.correction["changed"] is False
+    early, _ = corrected(plan, 0.2, progress=0.04)
+    assert early.state.correction is None
+    steps, _ = corrected(plan, 0.2, tightest="steps", limits=Limits(steps=100))
+    assert steps.state.correction is None
+
+
+LEDGER = {"setup": 6.0, "compile": 0.0, "data": 1.0, "train": 3000.0, "eval": 590.0, "checkpoint": 3.0, "idle": 0.0}
 
 
 @pytest.mark.parametrize(
     ("speed", "training_s", "rates", "said"),
     [
-        (1.03, 3500, [1.0, 1.0, 1.0, 1.0, 1.0], []),
-        (0.8, 3500, [1.0] * 10, ["that were measured (-20%)"]),
-        (1.0, 3000, [1.0] * 10, ["600.0 s of the budget", "s were planned"]),
-        (0.7, 3500, [1.0, 1.0, 0.8, 0.8, 0.5, 0.5], ["(-30%)", "on the way (-50%)"]),
+        (1.03, 3500, [1.0] * 5, []),
+        (0.8, 3500, [0.8] * 10, ["that were measured (-20%)"]),
+        (1.0, 3000, [1.0] * 10, ["setup 6.0 s, eval 590.0 s, checkpoint 3.0 s", "s were planned"]),
+        (0.7, 3500, [1.0, 1.0, 0.8, 0.7, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5], ["(-30%)", "tokens/s (-50%)"]),
+        (0.8, 3500, [1.0] * 10, ["700.0 s of training were slower than usual, or lost to a kill"]),
     ],
 )
 def test_the_record_says_why_tokens_were_off(
@@ -85,8 +198,15 @@ def test_the_record_says_why_tokens_were_off(
 ) -> None:
     plan = hours_plan()
     assert plan.tokens_per_second is not None
-    tokens = speed * plan.tokens_per_second * training_s
-    spent = {"tokens": tokens, "training_hours": training_s / 3600}
-    reasons = why_off(plan, spent, 3600.0, rates)
+    spent = {"tokens": speed * plan.tokens_per_second * training_s, "training_hours": training_s / 3600}
+    logged = [rate * plan.tokens_per_second for rate in rates]
+    reasons = why_off(plan, spent, LEDGER, Limits(hours=1.0), logged)
     assert bool(reasons) == bool(said)
     assert all(part in " ".join(reasons) for part in said)
+
+
+def test_added_hours_are_a_reason_of_their_own() -> None:
+    plan = hours_plan()
+    spent = {"tokens": 2 * plan.tokens, "training_hours": 2.0}
+    reasons = why_off(plan, spent, LEDGER, Limits(hours=1.0, extend_hours=1.0), [plan.tokens_per_second or 0.0] * 10)
+    assert reasons == ["1 hours were added to the budget"]

@@ -148,7 +148,8 @@ def test_compilation_pays_from_twice_its_cost_on() -> None:
 @pytest.mark.parametrize(
     ("fixed", "each", "first", "most", "expected"),
     [
-        (1.0, 0.1, 8, 64, 64),  # 7.4 of 10 GiB
+        (4.0, 0.05, 8, 64, 64),  # 7.2 of 10 GiB; in proportion to 32's 5.6 it would be 11.2
+        (1.0, 0.1, 8, 64, 64),  # 7.4
         (1.0, 0.2, 8, 64, 32),  # 7.4; 64 would take 13.8
         (1.0, 0.2, 64, 64, 32),
         (1.0, 0.5, 64, 64, 16),  # 9.0 of 10 leave a tenth; 32 take 17
