@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from budget.refit import FinishedRun, draw, fit, lines_of, read_run
+from budget.fit import Fit
+from budget.refit import FinishedRun, draw_slices, fit, lines_of, read_run
 from model.shape import PRESETS, Shape, padded_vocab
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,31 @@ def verdict(chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) 
     }
 
 
+def picture(found: Fit, chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) -> None:
+    """What the law was made of, and the held-out runs beside what was predicted."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    draw_slices(left, found, "loss")
+    rows = sorted([chosen, *others], key=lambda row: row["parameters_law"])
+    sizes, losses = [row["parameters_law"] for row in rows], [row["loss"] for row in rows]
+    best = min(losses)
+    right.axhspan(best, 1.01 * best, color="#16a34a", alpha=0.13, linewidth=0, label="within 1 % of the best")
+    right.plot(sizes, losses, marker="o", color="C0", label=f"{hours:g} hours each")
+    right.plot(chosen["parameters_law"], chosen["loss"], marker="*", markersize=16, color="#f97316", linestyle="none",
+               label="the planner's choice")  # fmt: skip
+    if chosen["predicted_loss"]:
+        right.axhline(chosen["predicted_loss"], color="0.4", linestyle="--", lw=1, label="predicted for the choice")
+    right.set(xscale="log", xlabel="parameters (blocks + one vocabulary matrix)", ylabel="loss")
+    right.set_title("The held-out budget")
+    right.legend(fontsize=8)
+    right.grid(alpha=0.2)
+    figure.savefig(PICTURE, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
@@ -207,7 +233,7 @@ def main() -> None:
         "runs": [outcome(folder) for folder in folders],
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
-    draw(found, "loss", PICTURE)
+    picture(found, chosen, others, hours)
     print(json.dumps(content["verdict"], indent=1))
 
 

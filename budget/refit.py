@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -29,6 +29,9 @@ import yaml
 from budget.fit import Fit, Point, fit
 from budget.laws import LAWS, bracket, save_law, unique_worth
 from errors import MachineError, UserError, reported
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
@@ -232,44 +235,46 @@ def draw(found: Fit, metric: str, path: Path) -> None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    colours = [f"C{i}" for i in range(10)]
+    draw_slices(left, found, metric)
+    draw_law(right, found)
+    figure.savefig(path, dpi=120)
+
+
+def draw_slices(axes: Axes, found: Fit, metric: str) -> None:
+    """Loss against size, a colour and a parabola for each budget, its best size starred."""
     for i, each in enumerate(found.slices):
-        colour = colours[i % 10]
+        colour = f"C{i % 10}"
         sizes = np.array([p.parameters for p in each.points])
-        left.scatter(sizes, [p.loss for p in each.points], color=colour, s=22, label=f"{each.flops:.2g} FLOPs")
+        axes.scatter(sizes, [p.loss for p in each.points], color=colour, s=22, label=f"{each.flops:.2g} FLOPs")
         if not each.refused:
             x = np.geomspace(sizes.min(), sizes.max(), 100)
-            left.plot(x, each.loss * np.exp(each.curvature * np.log(x / each.parameters) ** 2), color=colour, lw=1)
-            left.plot(each.parameters, each.loss, marker="*", color=colour, markersize=12)
-    left.set(xscale="log", xlabel="parameters (blocks + one vocabulary matrix)", ylabel=metric.replace("_", " "))
-    left.set_title("Runs by budget; stars: the best size")
-    left.legend(fontsize=8)
+            axes.plot(x, each.loss * np.exp(each.curvature * np.log(x / each.parameters) ** 2), color=colour, lw=1)
+            axes.plot(each.parameters, each.loss, marker="*", color=colour, markersize=12)
+    axes.set(xscale="log", xlabel="parameters (blocks + one vocabulary matrix)", ylabel=metric.replace("_", " "))
+    axes.set_title("Runs by budget; stars: the best size")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.2)
+
+
+def draw_law(axes: Axes, found: Fit) -> None:
+    """The best size against compute, with its interval, between the published laws."""
     law = found.law
     flops = np.geomspace(law.measured[0] / 2, law.measured[1] * 32, 60)
     bounds = np.array([law.interval(c) for c in flops])
-    right.fill_between(flops, bounds[:, 0], bounds[:, 1], alpha=0.25, color="C0", label="80 %")
-    right.plot(flops, [law.parameters(c) for c in flops], color="C0", label="these runs")
+    axes.fill_between(flops, bounds[:, 0], bounds[:, 1], alpha=0.25, color="C0", label="80 %")
+    axes.plot(flops, [law.parameters(c) for c in flops], color="C0", label="these runs")
     for name, other in LAWS.items():
         style = {"color": "0.35", "lw": 1.2} if name == DEFAULT_LAW else {"color": "0.8", "lw": 0.8}
-        right.plot(flops, [other.parameters(c) for c in flops], label=name if name == DEFAULT_LAW else None, **style)
+        axes.plot(flops, [other.parameters(c) for c in flops], label=name if name == DEFAULT_LAW else None, **style)
     good = [each for each in found.slices if not each.refused]
-    right.errorbar(
-        [s.flops for s in good],
-        [s.parameters for s in good],
-        yerr=[
-            [s.parameters * (1 - math.exp(-s.error)) for s in good],
-            [s.parameters * math.expm1(s.error) for s in good],
-        ],
-        fmt="*",
-        color="C0",
-        markersize=10,
-    )
-    right.set(xscale="log", yscale="log", xlabel="FLOPs (6ND)", ylabel="best parameters")
-    right.set_title("The law; grey: published ones")
-    right.legend(fontsize=8)
-    for axes in (left, right):
-        axes.grid(alpha=0.2)
-    figure.savefig(path, dpi=120)
+    below = [s.parameters * (1 - math.exp(-s.error)) for s in good]
+    above = [s.parameters * math.expm1(s.error) for s in good]
+    best = [s.parameters for s in good]
+    axes.errorbar([s.flops for s in good], best, yerr=[below, above], fmt="*", color="C0", markersize=10)
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs (6ND)", ylabel="best parameters")
+    axes.set_title("The law; grey: published ones")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.2)
 
 
 def check_output(path: Path) -> None:

@@ -24,7 +24,7 @@ from data.shards import Split
 from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
 from run.checkpoint import TrainingState
-from settle import correct, interruptions_s, why_off
+from settle import correct, interruptions_s, saved_plan, why_off
 from tests.conftest import command, folder_of, train
 from tests.test_train import points, result_of
 
@@ -73,6 +73,15 @@ TEMPLATE = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
 def hours_plan() -> Plan:
     request = Request(Limits(hours=1.0), TEMPLATE, LAWS["chinchilla-table3"], flops_per_second=1e13, overhead_s=100.0)
     return make_plan(request, speed_source="measured")
+
+
+def test_a_plan_outlives_a_ledger_that_was_lost(tmp_path: Path) -> None:
+    """Another plan might choose another shape, which no checkpoint of the run would fit."""
+    plan = hours_plan()
+    session = SimpleNamespace(run=SimpleNamespace(plan=tmp_path / "plan.json"), clock=SimpleNamespace(earlier_s=0.0))
+    assert saved_plan(cast(Any, session)) is None
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_dict()))
+    assert saved_plan(cast(Any, session)) == plan
 
 
 class Clock:
