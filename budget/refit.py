@@ -264,7 +264,7 @@ def draw_law(axes: Axes, found: Fit) -> None:
     axes.fill_between(flops, bounds[:, 0], bounds[:, 1], alpha=0.25, color="C0", label="80 %")
     axes.plot(flops, [law.parameters(c) for c in flops], color="C0", label="these runs")
     for name, other in LAWS.items():
-        style = {"color": "0.35", "lw": 1.2} if name == DEFAULT_LAW else {"color": "0.8", "lw": 0.8}
+        style: dict[str, Any] = {"color": "0.35", "lw": 1.2} if name == DEFAULT_LAW else {"color": "0.8", "lw": 0.8}
         axes.plot(flops, [other.parameters(c) for c in flops], label=name if name == DEFAULT_LAW else None, **style)
     good = [each for each in found.slices if not each.refused]
     below = [s.parameters * (1 - math.exp(-s.error)) for s in good]
