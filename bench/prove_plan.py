@@ -219,7 +219,8 @@ def main() -> None:
         for layers, width in rivals(chosen["parameters_law"])
     ]
     content = {
-        "how": f"python -m bench.prove_plan {corpus} --flops {options.flops:g} --centre {options.centre}",
+        "how": f"make prove-plan CORPUS=FOLDER ARGS='--flops {options.flops:g} --centre {options.centre}'",
+        "corpus": runs[0].corpus,
         "held_out_hours": hours,
         "noise_of_ln_loss": found.law.noise,
         "law": {"exponent": found.law.exponent, "intercept": found.law.intercept, "warnings": found.warnings},

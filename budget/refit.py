@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
+DRAWN = 0.06  # of a parabola, in ln loss: it is fitted to the points near its bottom
 METRICS = ("loss", "bits_per_byte")
 # Knobs that may differ between runs that differ in their luck alone: the seed, and what does not touch the training.
 NOT_SETUP = (
@@ -247,7 +248,8 @@ def draw_slices(axes: Axes, found: Fit, metric: str) -> None:
         sizes = np.array([p.parameters for p in each.points])
         axes.scatter(sizes, [p.loss for p in each.points], color=colour, s=22, label=f"{each.flops:.2g} FLOPs")
         if not each.refused:
-            x = np.geomspace(sizes.min(), sizes.max(), 100)
+            reach = math.exp(math.sqrt(DRAWN / each.curvature))
+            x = np.geomspace(max(sizes.min(), each.parameters / reach), min(sizes.max(), each.parameters * reach), 100)
             axes.plot(x, each.loss * np.exp(each.curvature * np.log(x / each.parameters) ** 2), color=colour, lw=1)
             axes.plot(each.parameters, each.loss, marker="*", color=colour, markersize=12)
     axes.set(xscale="log", xlabel="parameters (blocks + one vocabulary matrix)", ylabel=metric.replace("_", " "))
