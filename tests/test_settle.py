@@ -216,6 +216,7 @@ def test_the_record_says_why_tokens_were_off(
 
 def test_added_hours_are_a_reason_of_their_own() -> None:
     plan = hours_plan()
-    spent = {"tokens": 2 * plan.tokens, "training_hours": 2.0}
+    assert plan.hours is not None
+    spent = {"tokens": 2 * plan.tokens, "training_hours": 2 * plan.hours}
     reasons = why_off(plan, spent, LEDGER, Limits(hours=1.0, extend_hours=1.0), [plan.tokens_per_second or 0.0] * 10)
     assert reasons == ["1 hours were added to the budget"]
