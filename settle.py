@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from run.machine import Machine
     from run.prober import TrialProcess
 
-# Of the budget: enough steps to know the speed, and most runs are still warming up. Where a step is a larger share than
-# that, the first one has to do.
-CORRECT_AT = 0.05
+# Of the budget. A machine that others share wanders by 15 % from one second to the next, also when nothing is wrong; after a
+# twentieth of a short budget the speed was found off by as much, after a tenth by a few percent. Most runs are still warming
+# up then. Where a step is a larger share than that, the first one has to do.
+CORRECT_AT = 0.1
+CORRECTED_FROM = 0.1  # of the planned tokens; the rules' answers change by half as much, less than their own error
 OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # of the ledger: what does not train
-TOLERATED = 0.05  # a horizon that is off by less than this changes no rule's answer by more than its own error
+TOLERATED = 0.05  # tokens off by less than this are as planned
 
 
 def saved_plan(session: Session) -> Plan | None:
@@ -52,9 +54,9 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
 
 @dataclass(frozen=True)
 class Correction:
-    """What a run went on with after its first twentieth. `step` and `trained`: steps and tokens behind it then; `tokens`:
-    of the whole run, as the speed of those steps has it; `changed`: whether they are off the plan's by more than is
-    tolerated; the rest is as in Plan."""
+    """What a run went on with after its first tenth. `step` and `trained`: steps and tokens behind it then; `tokens`:
+    of the whole run, as the speed of those steps has it; `changed`: whether they are so far off the
+    plan's that it was corrected; the rest is as in Plan."""
 
     step: int
     trained: int
@@ -66,20 +68,19 @@ class Correction:
     weight_decay: float
 
 
-def correct(session: Session, trainer: Trainer, steps_left: int, tightest: str) -> None:
+def correct(session: Session, trainer: Trainer, tightest: str) -> None:
     """Once, early in a run that is limited by time: where the device is faster or slower than it was measured, give the
     rules the number of tokens that it will really reach, and go on with the batch, learning rate and weight decay that
     they say. The shape stays. What the user fixed stays."""
     state, clock = trainer.state, session.clock
     if state.correction is not None or clock.limits.seconds is None or clock.progress < CORRECT_AT:
         return
-    plan, rate = trainer.plan, clock.tokens_per_second(trainer.cost)
-    tokens = plan.tokens
+    plan, tokens, rate = trainer.plan, trainer.plan.tokens, speed_so_far(session, trainer)
     if tightest == "hours":  # else the plan's number stands, whatever the speed
-        steps = max(0.0, steps_left - interruptions_s(session, trainer) / clock.pace.typical)
-        tokens = state.tokens + int(steps) * plan.batch_tokens
+        left_s = (clock.seconds_left() or 0.0) - interruptions_s(session, trainer)
+        tokens = state.tokens + int(max(0.0, left_s) * rate)
     off = tokens / plan.tokens - 1
-    changed = abs(off) > TOLERATED
+    changed = abs(off) > CORRECTED_FROM
     correction = Correction(
         state.step, state.tokens, tokens, rate, changed, plan.batch_tokens, plan.learning_rate, plan.weight_decay
     )
@@ -93,15 +94,25 @@ def correct(session: Session, trainer: Trainer, steps_left: int, tightest: str) 
     apply_correction(session, trainer)
 
 
+def speed_so_far(session: Session, trainer: Trainer) -> float:
+    """Tokens per second of all training so far; of recent steps in a resumed run, whose clock counts what was lost."""
+    training_s = session.clock.training_s()
+    if session.clock.earlier_s or training_s <= 0:
+        return session.clock.tokens_per_second(trainer.cost)
+    return trainer.state.tokens / training_s
+
+
 def interruptions_s(session: Session, trainer: Trainer) -> float:
-    """Seconds of evaluations, checkpoints and the report that are still to come before the end."""
+    """Seconds of evaluations, checkpoints and reports that are still to come, those of the end included."""
     clock, config = session.clock, session.config
     if clock.limits.counts == "training":
         return 0.0
-    left = 1 - clock.progress
-    evaluations = int(left / config.eval.every) if config.eval.every else 0
+    evaluations = int((1 - clock.progress) / config.eval.every) if config.eval.every else 0
     saves = (clock.seconds_left() or 0.0) / save_interval(session, trainer)
-    return evaluations * trainer.interim.n_windows * trainer.window_s + saves * trainer.save_s + trainer.report_s
+    on_the_way_s = (
+        evaluations * trainer.interim.n_windows * trainer.window_s + saves * trainer.save_s + trainer.report_s
+    )
+    return on_the_way_s + clock.reserve_s
 
 
 def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> Correction:

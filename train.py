@@ -320,7 +320,7 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.flops += trainer.cost.flops
             state.progress = progress
             late.push(loss, norm, trainer.plan.learning_rate * scale)
-            correct(session, trainer, left - 1, tightest)
+            correct(session, trainer, tightest)
             show_progress(session, trainer, bar, left - 1, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)

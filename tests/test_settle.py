@@ -85,12 +85,15 @@ def test_a_plan_outlives_a_ledger_that_was_lost(tmp_path: Path) -> None:
 
 
 class Clock:
-    """As much of BudgetClock as the correction looks at; every step takes `step_s`."""
+    """As much of BudgetClock as the correction looks at."""
 
-    def __init__(self, limits: Limits, step_s: float, progress: float = 0.06) -> None:
-        self.limits, self.progress = limits, progress
+    def __init__(self, limits: Limits, training_s: float, progress: float = 0.11, resumed: bool = False) -> None:
+        self.limits, self.progress, self.reserve_s, self.earlier_s = limits, progress, 3.0, 1.0 if resumed else 0.0
         self.pace = Pace()
-        self.pace.add(step_s)
+        self._training_s = training_s
+
+    def training_s(self) -> float:
+        return self._training_s
 
     def tokens_per_second(self, cost: StepCost) -> float:
         return cost.tokens / self.pace.typical
@@ -100,43 +103,48 @@ class Clock:
 
 
 def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any) -> tuple[SimpleNamespace, list[str]]:
-    """The trainer after `correct`, called when 6 % of an hour are spent, at `speed` times the planned tokens per second."""
+    """The trainer after `correct`, called when 11 % of an hour are spent, at `speed` times the planned tokens per second."""
     config, said = Config(), list[str]()
     for name, value in changes.pop("knobs", {}).items():
         setattr(config.optim, name, value)
     assert plan.tokens_per_second is not None
-    step_s = plan.batch_tokens / (speed * plan.tokens_per_second)
-    clock = Clock(changes.pop("limits", Limits(hours=1.0)), step_s, changes.pop("progress", 0.06))
+    step = int(0.11 * plan.steps)
+    rate = speed * plan.tokens_per_second
+    limits, progress = changes.pop("limits", Limits(hours=1.0)), changes.pop("progress", 0.11)
+    clock = Clock(limits, step * plan.batch_tokens / rate, progress, changes.pop("resumed", False))
+    clock.pace.add(plan.batch_tokens / rate)
     shape = plan.sized(TEMPLATE)
     model = torch.nn.Linear(2, 2)
     optimizer = configure_optimizers(model, 1e-3, plan.weight_decay, (0.9, 0.95), "cpu", "adamw")
     tokens = np.zeros(10_000, dtype=np.uint16)
     split = Split("train", [tokens], [np.zeros(1, int)], [np.zeros(1, int)], ["x"])
-    step = int(0.06 * plan.steps)
     trainer = SimpleNamespace(
         plan=plan, shape=shape, optimizer=optimizer, corpus=SimpleNamespace(train=split), micro_batch=8, loader=None,
         cost=StepCost(plan.batch_tokens, 1.0), state=TrainingState(step=step, tokens=step * plan.batch_tokens),
         interim=SimpleNamespace(n_windows=10), window_s=0.0, save_s=0.0, report_s=0.0, **changes,
     )  # fmt: skip
     session = SimpleNamespace(config=config, clock=clock, console=SimpleNamespace(say=said.append))
-    left_s = 0.94 * plan.hours * 3600 if plan.hours else 0.0
-    correct(cast(Any, session), cast(Any, trainer), int(left_s / step_s), tightest)
+    correct(cast(Any, session), cast(Any, trainer), tightest)
     return trainer, said
 
 
-def test_within_tolerance_nothing_changes_but_the_matter_is_settled() -> None:
+@pytest.mark.parametrize("speed", [0.94, 1.03])
+def test_a_little_off_nothing_changes_but_the_matter_is_settled(speed: float) -> None:
     plan = hours_plan()
-    trainer, said = corrected(plan, speed=1.03)
+    trainer, said = corrected(plan, speed)
     assert (trainer.plan, trainer.loader, said) == (plan, None, [])
     assert trainer.state.correction["changed"] is False
 
 
+@pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("speed", [0.5, 2.0])
-def test_another_speed_brings_the_rules_answers_for_the_tokens_there_will_be(speed: float) -> None:
+def test_another_speed_brings_the_rules_answers_for_the_tokens_there_will_be(speed: float, resumed: bool) -> None:
     plan = hours_plan()
-    trainer, said = corrected(plan, speed)
+    trainer, said = corrected(plan, speed, resumed=resumed)
     later, shape = trainer.plan, plan.sized(TEMPLATE)
-    assert later.tokens == pytest.approx((0.06 + 0.94 * speed) * plan.tokens, rel=0.01)
+    assert plan.tokens_per_second is not None
+    left_s = 0.89 * 3600 - 3.0  # the reserve
+    assert later.tokens == pytest.approx(0.11 * plan.tokens + left_s * speed * plan.tokens_per_second, rel=0.001)
     assert later.batch_tokens == batch_for(later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size)
     assert later.learning_rate == learning_rate_for(shape, later.tokens, later.batch_tokens)
     assert later.weight_decay == trainer.optimizer.param_groups[0]["weight_decay"]
@@ -166,15 +174,11 @@ def test_a_compiled_model_keeps_its_micro_batch() -> None:
 
 
 def test_what_is_still_to_come_besides_steps_is_taken_off() -> None:
-    plan = hours_plan()
-    plain, _ = corrected(plan, 0.5)
-    interrupted, _ = corrected(plan, 0.5)
-    assert plain.plan.tokens == interrupted.plan.tokens
-    session = SimpleNamespace(clock=Clock(Limits(hours=1.0), 1.0, 0.06), config=Config())
+    session = SimpleNamespace(clock=Clock(Limits(hours=1.0), 1.0), config=Config())
     session.config.eval.every = 0.1
     trainer = SimpleNamespace(interim=SimpleNamespace(n_windows=10), window_s=0.5, save_s=0.5, report_s=2.0)
-    # Nine evaluations of 5 s, the report, and a save a minute, or less often.
-    assert 47 <= interruptions_s(cast(Any, session), cast(Any, trainer)) <= 47 + 0.94 * 60 * 0.5
+    # Eight evaluations of 5 s, the report, the reserve of 3 s, and a save a minute or less often.
+    assert 45 <= interruptions_s(cast(Any, session), cast(Any, trainer)) <= 45 + 0.89 * 60 * 0.5
     session.clock.limits = Limits(hours=1.0, counts="training")
     assert interruptions_s(cast(Any, session), cast(Any, trainer)) == 0
 
@@ -183,7 +187,7 @@ def test_another_limit_settles_it_and_too_early_does_not() -> None:
     plan = hours_plan()
     trainer, _ = corrected(plan, 0.2, tightest="tokens")
     assert trainer.state.correction["changed"] is False
-    early, _ = corrected(plan, 0.2, progress=0.04)
+    early, _ = corrected(plan, 0.2, progress=0.09)
     assert early.state.correction is None
     steps, _ = corrected(plan, 0.2, tightest="steps", limits=Limits(steps=100))
     assert steps.state.correction is None
