@@ -25,6 +25,7 @@ COMPILE_COST_S = {"cuda": 45.0, "cpu": 45.0}
 COMPILE_SPEEDUP = {"cuda": 1.5, "cpu": 1.2}
 
 MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need; the rest is for what estimates miss
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # glibc's malloc.h
 FIRST_LOSS_SCALE = 2.0**16  # torch's own; halved at once where it is too large
 CPU_MICRO_TOKENS = 16384  # beyond this a CPU's caches gain nothing
 
@@ -174,9 +175,20 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
 def set_up(device: torch.device, threads: int) -> None:
     """What a process has to set before it computes on a device."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed instead of giving it back to the system: each step frees its activations and asks for
+    them again, and thousands of page faults a step cost a small model a fifth of its speed (bench/results/allocator.json).
+    Elsewhere than on glibc nothing happens."""
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
 
 
 def best_precision(device: torch.device) -> str:
