@@ -174,7 +174,7 @@ def _off_plan(run: Run) -> str:
     if is_number(correction.get("step")) and is_number(correction.get("tokens")):
         lines.append(
             f"Corrected at step {correction['step']:,} for {format_count(correction['tokens'])} tokens: batch"
-            f" {number(correction.get('batch_tokens'), 0):,} tokens, learning rate"
+            f" {int(number(correction.get('batch_tokens'), 0)):,} tokens, learning rate"
             f" {number(correction.get('learning_rate'), 0):g}, weight decay {number(correction.get('weight_decay'), 0):g}."
         )
     return "".join(f"<p>{page.text(line)}</p>" for line in lines)
