@@ -55,8 +55,8 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
 @dataclass(frozen=True)
 class Correction:
     """What a run went on with after its first tenth. `step` and `trained`: steps and tokens behind it then; `tokens`:
-    of the whole run, as the speed of those steps has it; `changed`: whether they are so far off the
-    plan's that it was corrected; the rest is as in Plan."""
+    of the whole run, as the speed of those steps has it; `changed`: whether they are so far off the plan's that it was
+    corrected; the rest is as in Plan."""
 
     step: int
     trained: int

@@ -122,10 +122,10 @@ def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def tried(prober: Prober, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+def tried(prober: Prober, shape: Shape, batch_tokens: int, seconds: float) -> Trial | None:
     """A further trial of a shape that worked before; whatever goes wrong with it, the earlier one stands."""
     try:
-        return prober.measure(shape, batch_tokens, seconds, compiled)
+        return prober.measure(shape, batch_tokens, seconds)
     except (TooLarge, TrialFailed):
         return None
 
