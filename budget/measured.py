@@ -39,17 +39,30 @@ class TrialFailed(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """What training steps of a shape cost on the device.
+    """What training steps of a shape cost on the device, apart: seconds per token, forward and backward with
+    `micro_batch` sequences at once, and update_s, seconds per step whatever its batch. Trials with different batches
+    can so be compared.
 
-    step_s: seconds of an optimizer step; peak_memory: bytes that it took at most; compile_s: seconds of compilation
-    before the first step, 0 where nothing was compiled.
+    peak_memory: bytes that it took at most; compile_s: seconds of compilation before the first step, 0 where nothing was
+    compiled.
     """
 
-    tokens_per_second: float
-    step_s: float
+    token_s: float
+    update_s: float
     micro_batch: int
     peak_memory: int
     compile_s: float = 0.0
+
+    def step_s(self, batch_tokens: int) -> float:
+        """Seconds of an optimizer step of so many tokens."""
+        return batch_tokens * self.token_s + self.update_s
+
+    def tokens_per_second(self, batch_tokens: int) -> float:
+        return batch_tokens / self.step_s(batch_tokens)
+
+    def times(self, factor: float) -> Trial:
+        """The same with `factor` times the speed."""
+        return replace(self, token_s=self.token_s / factor, update_s=self.update_s / factor)
 
 
 @dataclass(frozen=True)
@@ -132,18 +145,22 @@ def tried(prober: Prober, shape: Shape, batch_tokens: int, seconds: float) -> Tr
 
 def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: Callable[[str], None]) -> Plan:
     """The plan from what the shapes around the law's optimum were measured to do; from the assumed speed where the time
-    did not suffice for a single one. Raises UserError when none of them fits into the memory."""
+    did not suffice for a single one. Raises UserError when none of them fits into the memory.
+
+    The batch is settled after the first round: all that follows is measured at it and judged by it.
+    """
     unlimited = replace(request, max_epochs=math.inf)  # before the speed is known nothing is refused
-    trials, saturation = first_round(unlimited, prober, say)
+    trials, tried_with, saturation = first_round(unlimited, prober, say)
     if not trials:
         say("no shape could be measured; the plan rests on an assumed speed")
         return make_plan(request)
-    second_round(unlimited, prober, trials, saturation)
-    plan = plan_of(unlimited, trials, saturation)
-    confirm(prober, plan.sized(request.template), plan.batch_tokens, trials)
+    batch = plan_of(unlimited, trials, tried_with, saturation).batch_tokens
+    second_round(unlimited, prober, trials, batch, saturation)
+    plan = plan_of(unlimited, trials, batch, saturation, settled=True)
+    confirm(prober, plan.sized(request.template), batch, trials)
     for shape in trials:
-        say(f"measured {_shown(shape, trials[shape])}")
-    plan = plan_of(request, trials, saturation)
+        say(f"measured {_shown(shape, trials[shape], batch)}")
+    plan = plan_of(request, trials, batch, saturation, settled=True)
     return compiled_plan(request, plan, prober, compiling, trials, saturation, say)
 
 
@@ -153,45 +170,48 @@ def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape,
     longer = tried(prober, shape, batch_tokens, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
     if longer is None:
         return
-    ratio = longer.tokens_per_second / trials[shape].tokens_per_second
+    ratio = longer.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
     for each, trial in trials.items():
-        trials[each] = replace(trial, tokens_per_second=ratio * trial.tokens_per_second, step_s=trial.step_s / ratio)
+        trials[each] = trial.times(ratio)
     trials[shape] = longer
 
 
-def _shown(shape: Shape, trial: Trial) -> str:
-    rate = trial.tokens_per_second
+def _shown(shape: Shape, trial: Trial, batch_tokens: int) -> str:
+    rate = trial.tokens_per_second(batch_tokens)
     return (
         f"{shape.n_layer} x {shape.n_embd} ({shape.parameters() / 1e6:.3g}M parameters): {rate:,.0f} tokens/s,"
-        f" {rate * flops_per_token(shape):.3g} FLOP/s, {1000 * trial.step_s:.3g} ms a step,"
+        f" {rate * flops_per_token(shape):.3g} FLOP/s, {1000 * trial.step_s(batch_tokens):.3g} ms a step,"
         f" {trial.peak_memory / 2**20:,.0f} MiB with {trial.micro_batch} sequences at once"
     )
 
 
-def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float = 0.0) -> Plan:
-    """The best of the shapes that were tried, with what was found out about it."""
-    plan = make_plan(
-        request, {shape: trial.tokens_per_second for shape, trial in trials.items()}, "measured", saturation
-    )
+def plan_of(
+    request: Request, trials: dict[Shape, Trial], batch: int, saturation: float = 0.0, settled: bool = False
+) -> Plan:
+    """The best of the shapes that were tried, at their speeds with `batch` tokens a step, with what was found out about
+    it. The rules may say another batch, unless this one is `settled`."""
+    speeds = {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
+    plan = make_plan(request, speeds, "measured", saturation, batch if settled else None)
     trial = trials[plan.sized(request.template)]
     by_size = {(shape.n_layer, shape.n_embd, shape.n_head): each for shape, each in trials.items()}
     alternatives = [
-        replace(row, step_s=each.step_s, peak_memory=each.peak_memory)
+        replace(row, step_s=each.step_s(batch), peak_memory=each.peak_memory)
         for row in plan.alternatives
         for each in (by_size[row.n_layer, row.n_embd, row.n_head],)
     ]
     return replace(
         plan,
-        step_s=trial.step_s,
+        step_s=trial.step_s(batch),
         micro_batch=trial.micro_batch,
         peak_memory=trial.peak_memory,
         alternatives=alternatives,
     )
 
 
-def first_round(request: Request, prober: Prober, say: Callable[[str], None]) -> tuple[dict[Shape, Trial], float]:
-    """A short trial of each shape of the short list, the most promising first, as far as the time goes; and, tried with
-    the first of them, the tokens a step from which on the device runs at full speed (0: the rules' batch will do)."""
+def first_round(request: Request, prober: Prober, say: Callable[[str], None]) -> tuple[dict[Shape, Trial], int, float]:
+    """A short trial of each shape of the short list, the most promising first, as far as the time goes; the tokens a step
+    they had; and, tried with the first of them, those from which on the device runs at full speed (0: the rules' batch
+    will do)."""
     guess = make_plan(request)
     shapes = sorted(
         shortlist(request), key=lambda shape: abs(math.log(shape.matmul_parameters() / guess.parameters_law))
@@ -222,7 +242,7 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
             " memory of this device; free some, choose a smaller model.n_layer or model.n_embd, or a smaller"
             " optim.micro_batch"
         )
-    return trials, saturation
+    return trials, batch, saturation
 
 
 def saturate(
@@ -231,34 +251,41 @@ def saturate(
     """Tokens a step for the other trials, and those from which on the device runs this shape at full speed: twice the
     rules' batch, and twice again, as long as it helps and the number of steps and the critical batch allow it; 0 where
     the rules' batch will do. The trial of `shape`, which had `batch`, becomes the one with what was found."""
-    rules = plan_of(request, {shape: trials[shape]}).batch_tokens
+    rules = plan_of(request, {shape: trials[shape]}, batch).batch_tokens
     if rules != batch:  # the assumed speed was another
         again = tried(prober, shape, rules, seconds)
         if again is None:
             return batch, 0.0
         batch, trials[shape] = rules, again
     found = 0.0
-    while 2 * batch <= largest_batch(plan_of(request, {shape: trials[shape]}).tokens):
+    while 2 * batch <= largest_batch(plan_of(request, {shape: trials[shape]}, batch).tokens):
         trial = tried(prober, shape, 2 * batch, seconds)
-        if trial is None or trial.tokens_per_second < (1 + SATURATED) * trials[shape].tokens_per_second:
+        if trial is None:
+            break
+        trial = better(trial, trials[shape])  # more tokens at once take no longer each
+        if trial.tokens_per_second(2 * batch) < (1 + SATURATED) * trials[shape].tokens_per_second(batch):
             break
         batch, trials[shape], found = 2 * batch, trial, 2.0 * batch
     return batch, found
 
 
-def second_round(request: Request, prober: Prober, trials: dict[Shape, Trial], saturation: float) -> None:
+def better(trial: Trial, other: Trial) -> Trial:
+    """The trial with the best of both: other work on the machine makes a time longer, never shorter."""
+    return replace(trial, token_s=min(trial.token_s, other.token_s), update_s=min(trial.update_s, other.update_s))
+
+
+def second_round(request: Request, prober: Prober, trials: dict[Shape, Trial], batch: int, saturation: float) -> None:
     """Each shape once more, the best ones first, and the better trial counts: a second of other work on the machine
     spoils one of them only."""
-    plan = plan_of(request, trials, saturation)
+    plan = plan_of(request, trials, batch, saturation, settled=True)
     chosen = [(plan.n_layer, plan.n_embd)] + [(row.n_layer, row.n_embd) for row in plan.alternatives]
     ranked = sorted(trials, key=lambda shape: _rank(chosen, (shape.n_layer, shape.n_embd)))
     seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:
-        again = tried(prober, shape, plan.batch_tokens, seconds)
+        again = tried(prober, shape, batch, seconds)
         if again is None:
             return
-        if again.tokens_per_second > trials[shape].tokens_per_second:
-            trials[shape] = again
+        trials[shape] = better(again, trials[shape])
 
 
 def _rank(chosen: list[tuple[int, int]], sizes: tuple[int, int]) -> int:
@@ -290,14 +317,11 @@ def compiled_plan(
                 return plan
         if not compiling.pays(training_s):
             return replace(plan, compile_s=compiling.cost_s, compile_speedup=compiling.speedup)
-    faster = {
-        each: replace(trial, tokens_per_second=trial.tokens_per_second * compiling.speedup)
-        for each, trial in trials.items()
-    }
+    faster = {each: trial.times(compiling.speedup) for each, trial in trials.items()}
     if limits.counts == "all":
         request = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
     return replace(
-        plan_of(request, faster, saturation),
+        plan_of(request, faster, plan.batch_tokens, saturation, settled=True),
         compiled=True,
         compile_s=compiling.cost_s,
         compile_speedup=compiling.speedup,
@@ -318,9 +342,10 @@ def try_compiling(
     trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=True)
     if trial is None:
         return replace(compiling, cost_s=max(compiling.cost_s, 2 * left)), "expected"
-    speedup = trial.tokens_per_second / trials[shape].tokens_per_second
+    rate = trial.tokens_per_second(plan.batch_tokens)
+    speedup = rate / trials[shape].tokens_per_second(plan.batch_tokens)
     say(
-        f"measured compiled: {trial.tokens_per_second:,.0f} tokens/s, {speedup:.2f} times as fast, after"
+        f"measured compiled: {rate:,.0f} tokens/s, {speedup:.2f} times as fast, after"
         f" {trial.compile_s:.0f} s of compilation"
     )
     return replace(compiling, cost_s=trial.compile_s, speedup=speedup), "measured"

@@ -284,9 +284,11 @@ def make_plan(
     speeds: dict[Shape, float] | None = None,
     speed_source: str = "assumed",
     saturation: float = 0.0,
+    settled_batch: int | None = None,
 ) -> Plan:
     """The plan for a request. With `speeds` (tokens per second, measured) only those shapes compete. `saturation`: tokens
-    per step that the device was measured to need for full speed."""
+    per step that the device was measured to need for full speed. `settled_batch`: tokens per step that the rules gave
+    before, and that the speeds belong to."""
     speed: Callable[[Shape], float | None]
     if speeds is not None:
         shapes, speed = list(speeds), lambda shape: speeds[shape]
@@ -298,7 +300,8 @@ def make_plan(
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
     fewest = 1 if request.limits.steps is not None else MIN_STEPS  # a smaller batch buys no more of given steps
-    batch = request.batch_tokens or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation, fewest)
+    batch = request.batch_tokens or settled_batch
+    batch = batch or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation, fewest)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:

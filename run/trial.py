@@ -39,12 +39,12 @@ def measure(
     seconds: float,
     compiled: bool = False,
 ) -> dict[str, float]:
-    """What an optimizer step of `sequences`, `micro_batch` at once, costs: step_s, tokens_per_second, compile_s, and
-    bytes of peak_memory, and of available_memory, which the process had or could have had before.
+    """What an optimizer step of `sequences`, `micro_batch` at once, costs: token_s, update_s, compile_s, and bytes of
+    peak_memory, and of available_memory, which the process had or could have had before.
 
-    The step is the training loop's own work: forward, backward, clipping, optimizer, and a constant for the rest. One
-    micro-batch and the rest are timed apart, so that a large batch is measured without running all of it. Medians; the
-    first step, which also allocates memory and compiles, is left out.
+    The step is the training loop's own work: forward and backward, which take token_s per token; clipping, optimizer,
+    and a constant for the rest, which take update_s. They are timed apart, so that a large batch is measured without
+    running all of it. Medians; the first step, which also allocates memory and compiles, is left out.
     """
     available = machine.restart_peak_memory() + machine.free_memory()
     with torch.device(machine.device):
@@ -85,10 +85,9 @@ def measure(
         micro_s.append(timed(forward_and_backward))
         update_s.append(timed(update))
     one = statistics.median(micro_s)
-    step_s = one * sequences / micro + statistics.median(update_s) + BOOKKEEPING_S.get(machine.device.type, 0.0)
     return {
-        "step_s": step_s,
-        "tokens_per_second": sequences * shape.block_size / step_s,
+        "token_s": one / (micro * shape.block_size),
+        "update_s": statistics.median(update_s) + BOOKKEEPING_S.get(machine.device.type, 0.0),
         "compile_s": max(0.0, first_s - one) if compiled else 0.0,
         "peak_memory": machine.peak_memory(),
         "available_memory": available,

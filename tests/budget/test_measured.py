@@ -21,18 +21,19 @@ GIB = 2**30
 
 
 class Device:
-    """Runs every shape at `flops` FLOP/s, small batches slower; each trial takes its seconds of the `budget`."""
+    """Runs every shape at `flops` FLOP/s, and takes `update_s` more each step; each trial takes its seconds of the
+    `budget`."""
 
-    def __init__(self, flops: float, budget: float = 30.0, full_at: int = 1, memory: float = math.inf) -> None:
-        self.flops, self.left, self.full_at, self.memory = flops, budget, full_at, memory
+    def __init__(self, flops: float, budget: float = 30.0, update_s: float = 0.0, memory: float = math.inf) -> None:
+        self.flops, self.left, self.update_s, self.memory = flops, budget, update_s, memory
         self.asked: list[tuple[Shape, int, bool]] = []
         self.compiled_speedup, self.compile_s = 1.5, 10.0
 
     def seconds_left(self) -> float:
         return self.left
 
-    def rate(self, shape: Shape, batch_tokens: int) -> float:
-        return self.flops / flops_per_token(shape) * min(1.0, batch_tokens / self.full_at)
+    def rate(self, shape: Shape) -> float:
+        return self.flops / flops_per_token(shape)
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
         self.asked.append((shape, batch_tokens, compiled))
@@ -41,8 +42,8 @@ class Device:
         self.left -= seconds + (self.compile_s if compiled else 0.0)
         if self.left < 0:
             return None
-        rate = self.rate(shape, batch_tokens) * (self.compiled_speedup if compiled else 1.0)
-        return Trial(rate, batch_tokens / rate, 8, 1000, self.compile_s if compiled else 0.0)
+        rate = self.rate(shape) * (self.compiled_speedup if compiled else 1.0)
+        return Trial(1 / rate, self.update_s, 8, 1000, self.compile_s if compiled else 0.0)
 
 
 def request(hours: float = 1.0, flops_per_second: float = 1e13, **changes: object) -> Request:
@@ -91,20 +92,33 @@ def test_shapes_that_do_not_fit_are_out_and_none_is_an_error_of_one_line() -> No
 def test_a_device_that_needs_large_batches_gets_them_within_the_rules() -> None:
     long = request(hours=0.175, n_layer=2, n_embd=128)  # many tokens for its size: room for larger batches
     small = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
-    hungry = measured_plan(long, Device(1e13, full_at=small.batch_tokens), NEVER, lambda line: None)
-    assert hungry.tokens_per_second == pytest.approx(small.tokens_per_second)
-    starving = measured_plan(long, Device(1e13, full_at=2 * small.batch_tokens), NEVER, lambda line: None)
-    rules = batch_for(starving.tokens, starving.flops_6nd, 256)
-    assert rules < starving.batch_tokens <= largest_batch(starving.tokens)
-    assert starving.source["batch_tokens"] == "saturation"
-    fixed = measured_plan(request(batch_tokens=256), Device(1e13, full_at=4096), NEVER, lambda line: None)
+    rate = small.tokens_per_second
+    assert rate is not None
+    quick = measured_plan(long, Device(1e13, update_s=0.02 * small.batch_tokens / rate), NEVER, lambda line: None)
+    assert quick.batch_tokens == small.batch_tokens
+    assert quick.tokens_per_second == pytest.approx(rate / 1.02)
+    slow = measured_plan(long, Device(1e13, update_s=0.15 * small.batch_tokens / rate), NEVER, lambda line: None)
+    assert slow.batch_tokens == 2 * small.batch_tokens <= largest_batch(slow.tokens)
+    assert batch_for(slow.tokens, slow.flops_6nd, 256) < slow.batch_tokens
+    assert slow.source["batch_tokens"] == "saturation"
+    assert slow.tokens_per_second == pytest.approx(rate / (1 + 0.15 / 2))  # that of its own batch
+    assert slow.tokens == pytest.approx(0.175 * 3600 * slow.tokens_per_second, rel=1e-3)
+    fixed = measured_plan(request(batch_tokens=256), Device(1e13, update_s=1e-4), NEVER, lambda line: None)
     assert fixed.batch_tokens == 256
+
+
+def test_all_that_is_measured_after_the_first_round_has_the_batch_of_the_plan() -> None:
+    device = Device(flops=1e13, update_s=1e-5)
+    plan = measured_plan(request(hours=0.175), device, NEVER, lambda line: None)
+    tried = {shape for shape, _, _ in device.asked}
+    after = device.asked[-len(tried) - 1 :]  # the second round, and the longer one
+    assert {batch for _, batch, _ in after} == {plan.batch_tokens}
 
 
 def test_a_lucky_trial_promises_no_more_than_the_longer_one_that_confirms_it() -> None:
     class Lucky(Device):
-        def rate(self, shape: Shape, batch_tokens: int) -> float:
-            return super().rate(shape, batch_tokens) * (1.3 if len(self.asked) == 1 else 1.0)
+        def rate(self, shape: Shape) -> float:
+            return super().rate(shape) * (1.3 if len(self.asked) == 1 else 1.0)
 
     plan = measured_plan(request(), Lucky(flops=1e13), NEVER, lambda line: None)
     assert plan.tokens_per_second == pytest.approx(1e13 / flops_per_token(plan.sized(request().template)))

@@ -47,9 +47,10 @@ def test_trials_tell_speed_and_memory_within_their_time(process: TrialProcess) -
     small, large = device.measure(SMALL, 1024, 0.2), device.measure(LARGE, 1024, 0.2)
     assert small is not None
     assert large is not None
-    assert small.tokens_per_second * small.step_s == pytest.approx(1024)
+    assert small.tokens_per_second(1024) * small.step_s(1024) == pytest.approx(1024)
+    assert 0 < small.update_s < small.step_s(1024)
     assert small.micro_batch == 16
-    assert small.tokens_per_second > 5 * large.tokens_per_second  # 500 times the FLOPs
+    assert small.tokens_per_second(1024) > 5 * large.tokens_per_second(1024)  # 500 times the FLOPs
     assert (
         large.peak_memory - small.peak_memory > 12 * LARGE.parameters()
     )  # weights, gradient and two moments, less noise
@@ -57,7 +58,7 @@ def test_trials_tell_speed_and_memory_within_their_time(process: TrialProcess) -
     began = time.monotonic()
     huge = device.measure(SMALL, 4096 * 1024, 0.2)
     assert huge is not None
-    assert time.monotonic() - began < 0.5 * huge.step_s
+    assert time.monotonic() - began < 0.5 * huge.step_s(4096 * 1024)
     assert huge.micro_batch < 4096 * 16
     # A question that takes too long is cut off, and there are no more.
     hurried = prober(process, seconds=0.3)
