@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from budget.clock import StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan
-from config import template
+from config import optim_settings, template
 from run.record import Metrics
 from session import Session, Trainer, timed
 
@@ -35,11 +35,11 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
     torch.manual_seed(config.seed)  # written, and the finished weights
     with machine.device:
         model = GPT(shape)
+    if machine.device.type == "cpu" and not plan.compiled:
+        model.touch_rows_only()
     optim = config.optim
-    betas = (optim.beta1, plan.beta2)
-    optimizer = configure_optimizers(
-        model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, optim.name, optim.eps
-    )
+    betas, settings = (optim.beta1, plan.beta2), replace(optim_settings(config), name=plan.optimizer)
+    optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, settings)
     sequences = plan.batch_tokens // shape.block_size
     loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
     return Trainer(

@@ -17,6 +17,7 @@ from budget.devices import BY_NAME
 from budget.laws import LAWS, LOCAL, load_law
 from budget.planner import ASPECT, MAX_EPOCHS
 from errors import UserError
+from model.recipe import AUTO, OPTIMIZERS, OptimSettings
 from model.schedule import mistakes as schedule_mistakes
 from model.shape import Shape
 
@@ -61,20 +62,30 @@ class ModelConfig:
     n_layer: int | None = knob(None, "blocks; null: planned")
     n_head: int | None = knob(None, "attention heads; null: one per 64 of width (128 from width 1024)")
     n_embd: int | None = knob(None, "width; null: planned")
-    block_size: int | None = knob(None, "context, tokens; null: 256 below 1e17 FLOPs, 512 below 1e19, else 1024")
+    block_size: int | None = knob(
+        None, "context, tokens; null: 64 below 1e14 FLOPs (bytes: 256), 256 below 1e17, 512 below 1e19, else 1024"
+    )
     vocab_size: int | None = knob(None, "rows of the vocabulary matrix; null: the tokenizer's, padded to 64")
     ffn_hidden: int | None = knob(None, "feed-forward width; null: 4 n_embd, 8/3 n_embd for swiglu")
     dropout: float | None = knob(
         None, "share of activations dropped in training, 0..1; null: 0, and 0.1 beyond four epochs"
     )
     bias: bool = knob(False, "biases in linear layers and layer norms")
-    tie: bool = knob(True, "one matrix for embedding and output")
+    tie: bool = knob(False, "one matrix for embedding and output")
     position: str = knob("rotary", "learned | rotary")
     norm: str = knob("rmsnorm", "layernorm | rmsnorm")
     activation: str = knob("relu2", "gelu | relu2 | swiglu")
     qk_norm: bool = knob(True, "normalise queries and keys")
     initialisation: str = knob("zero", "gpt2 | zero (as gpt2, residual output projections start at 0)")
     rope_theta: float = knob(10000.0, "base of the rotary frequencies")
+    embed_norm: bool = knob(True, "normalise embeddings before the first block")
+    x0_shortcut: bool = knob(True, "give every block the embedding again, in learned shares")
+    value_embeddings: bool = knob(False, "add an embedding of the token to the values of every second block")
+    bigram_rows: int | None = knob(
+        None,
+        "rows of a hashed embedding of each token with the one before it; null: 65536 below 1e17 FLOPs, else 0",
+    )
+    softcap: float = knob(0.0, "bound of the logits, by tanh; 0: none")
 
 
 @dataclass
@@ -97,12 +108,21 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    name: str = knob("adamw", "optimizer: adamw")
+    name: str = knob("auto", "auto | adamw | muon (for the matrices in the blocks, AdamW for the rest)")
     learning_rate: float | None = knob(None, "peak learning rate; null: planned")
     weight_decay: float | None = knob(None, "decoupled weight decay, on matrices only; null: planned")
     beta1: float = knob(0.9, "decay of the first moment")
     beta2: float | None = knob(None, "decay of the second moment; null: 0.95 from 2^18 tokens a batch, else 0.99")
     eps: float = knob(1e-8, "added to the denominator of Adam")
+    embedding_rate: float = knob(1.0, "learning rate of embeddings, as a multiple of optim.learning_rate")
+    table_rate: float = knob(
+        0.3, "learning rate of tables for bigrams and values, as a multiple of optim.learning_rate"
+    )
+    head_rate: float = knob(1.0, "learning rate of an untied vocabulary matrix, as a multiple of optim.learning_rate")
+    vector_rate: float = knob(1.0, "learning rate of norms, biases and scalars, as a multiple of optim.learning_rate")
+    momentum: float = knob(0.95, "muon: decay of the momentum, risen to over the first 8 % of the budget")
+    normuon: bool = knob(False, "muon: even out the sizes of the rows' updates")
+    cautious: bool = knob(False, "muon: decay weights only where that points the way of the update")
     grad_clip: float = knob(1.0, "largest norm of the gradient; 0: no clipping")
     batch_tokens: int | None = knob(None, "tokens per optimizer step, a multiple of block_size; null: planned")
     micro_batch: int | None = knob(
@@ -238,7 +258,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "device.compile": ("auto", "on", "off"),
     "data.source": ("stdlib", "slimpajama", "text"),
     "data.bad_documents": ("refuse", "skip"),
-    "optim.name": ("adamw",),
+    "optim.name": (AUTO, *OPTIMIZERS),
     "wandb.mode": ("online", "offline", "disabled"),
     "law": (*LAWS, LOCAL),
     "output": ("text", "json"),
@@ -261,6 +281,11 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "optim.beta1": (0, 1, True, False),
     "optim.beta2": (0, 1, True, False),
     "optim.eps": (0, 1, False, True),
+    "optim.embedding_rate": (0, 1e4, True, True),
+    "optim.table_rate": (0, 1e4, True, True),
+    "optim.head_rate": (0, 1e4, True, True),
+    "optim.vector_rate": (0, 1e4, True, True),
+    "optim.momentum": (0, 1, True, False),
     "optim.grad_clip": (0, 1e9, True, True),
     "optim.batch_tokens": (1, 1e12, True, True),
     "optim.micro_batch": (1, 1e9, True, True),
@@ -380,11 +405,16 @@ def template(config: Config) -> Shape:
     """The architecture that was asked for; sizes that are still open hold something valid until the plan sets them."""
     values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(config.model)}
     open_sizes: dict[str, Any] = dict.fromkeys(unset_sizes(config.model), 1)
-    if values["dropout"] is None:
-        values["dropout"] = 0.0
+    values["dropout"] = values["dropout"] or 0.0
+    values["bigram_rows"] = values["bigram_rows"] or 0
     if "n_embd" in open_sizes:
         open_sizes["n_embd"] = 64 * max(1, values["n_head"] or 1)
     return Shape(**{**values, **open_sizes})
+
+
+def optim_settings(config: Config) -> OptimSettings:
+    """The optimizer that was asked for."""
+    return OptimSettings(**{leaf.name: getattr(config.optim, leaf.name) for leaf in fields(OptimSettings)})
 
 
 def closest(value: Any, allowed: Any) -> str:

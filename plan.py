@@ -18,10 +18,11 @@ from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
 from budget.measured import measured_plan
 from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate
-from budget.rules import block_size_for
+from budget.rules import bigram_rows_for, block_size_for
 from command_line import launch
-from config import Config, template
+from config import Config, optim_settings, template
 from errors import UserError
+from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
 from run.console import Console, format_count
 from run.plan_view import budget_of, explain, show, write_picture
@@ -127,8 +128,11 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
             f"model.vocab_size={model.vocab_size} is smaller than the {n_vocab} tokens of data.tokenizer="
             f"{config.data.tokenizer}; leave it out or raise it"
         )
+    flops = _rough_flops(limits, flops_per_second)
     if model.block_size is None:
-        shape = replace(shape, block_size=block_size_for(_rough_flops(limits, flops_per_second)))
+        shape = replace(shape, block_size=block_size_for(flops, shape.vocab_size))
+    if model.bigram_rows is None:
+        shape = replace(shape, bigram_rows=bigram_rows_for(flops, shape.vocab_size))
     batch = config.optim.batch_tokens
     if batch is not None and batch % shape.block_size:
         near = max(1, round(batch / shape.block_size)) * shape.block_size
@@ -150,6 +154,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         warmup=config.schedule.warmup,
         beta2=config.optim.beta2,
         dropout=model.dropout,
+        optimizer=None if config.optim.name == AUTO else config.optim.name,
         corpus_tokens=text.train_tokens,
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
         max_epochs=max_epochs_of(config),
@@ -210,7 +215,7 @@ def plan_here(
     compiling, seconds = machine.compiling(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)
-        prober = DeviceProber(trials, machine, optim.name, optim.micro_batch, probe_s, say)
+        prober = DeviceProber(trials, machine, optim_settings(config), optim.micro_batch, probe_s, say)
         plan = measured_plan(request, prober, compiling, say)
     else:
         if seconds is None and not config.mfu:  # speed decides nothing

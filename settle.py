@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan, load_plan
-from budget.rules import SHORTEST_BLOCK, batch_for, learning_rate_for, weight_decay_for
+from budget.rules import TINY_BLOCK, batch_for, learning_rate_for, weight_decay_for
 from plan import Text, plan_here, probe_seconds
 from run.console import format_count
 from run.plan_view import show
@@ -39,7 +39,7 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     """A new plan, from measured speed where time is what is limited."""
     from data.loader import Loader
 
-    Loader(corpus.train, session.config.model.block_size or SHORTEST_BLOCK, 1, 0)  # long enough? before measuring
+    Loader(corpus.train, session.config.model.block_size or TINY_BLOCK, 1, 0)  # long enough? before measuring
     limits = session.clock.limits
     overhead_s = 0.0
     if limits.seconds is not None and limits.counts == "all":
@@ -125,7 +125,7 @@ def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> 
         batch = batch_for(tokens, 6 * parameters * tokens, shape.block_size, saturation)
         if plan.compiled and batch % (trainer.micro_batch * shape.block_size):
             batch = plan.batch_tokens  # another micro-batch would be compiled again
-    rate = optim.learning_rate or learning_rate_for(shape, tokens, batch)
+    rate = optim.learning_rate or learning_rate_for(shape, tokens, batch, plan.optimizer)
     decay = optim.weight_decay
     if decay is None:
         decay = weight_decay_for(parameters, tokens, batch, rate)

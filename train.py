@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import torch
 
     from data.shards import Corpus
-    from model.gpt import GPT
     from run.machine import Machine
 
 # Knobs that do not change what is trained, so a run is found again whatever they are.
@@ -286,7 +285,7 @@ def fit(session: Session, trainer: Trainer) -> str:
 
     config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
     model, optimizer, scaler, schedule = trainer.model, trainer.optimizer, trainer.scaler, config.schedule
-    late = LateMetrics(session, trainer)
+    parameters, late = list(model.parameters()), LateMetrics(session, trainer)
     with session.signals.deferred(), session.console.progress() as bar:
         while True:
             left, tightest = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
@@ -297,7 +296,7 @@ def fit(session: Session, trainer: Trainer) -> str:
                 session.signals.check()
             before, progress = clock.progress, clock.advance(left)
             scale = learning_rate_scale(progress, schedule.shape, trainer.plan.warmup, schedule.floor, schedule.decay)
-            set_rate(optimizer, trainer.plan.learning_rate * scale)
+            schedule_step(optimizer, trainer.plan.learning_rate * scale, progress)
             with clock.step():
                 with clock.charge("data"):
                     x, y = (machine.to_device(part) for part in trainer.loader.batch(state.step))
@@ -310,7 +309,7 @@ def fit(session: Session, trainer: Trainer) -> str:
                     scaler.scale(part).backward()
                     loss += part.detach()
                 scaler.unscale_(optimizer)
-                norm = clip(model, config.optim.grad_clip)
+                norm = clip(parameters, config.optim.grad_clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
@@ -332,17 +331,19 @@ def fit(session: Session, trainer: Trainer) -> str:
     return tightest
 
 
-def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    from model.optim import set_learning_rate
+def schedule_step(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
+    from model.optim import set_schedule
 
-    set_learning_rate(optimizer, learning_rate)
+    set_schedule(optimizer, learning_rate, progress)
 
 
-def clip(model: GPT, largest: float) -> torch.Tensor:
-    """Clip the gradient to norm `largest` (0: leave it) and return its norm before that."""
+def clip(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
+    """Clip the gradient to norm `largest` (0: leave it) and return its norm before that. Sparse gradients are no part of it:
+    their steps have the same size whatever the gradient's."""
     import torch
 
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
+    dense = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
+    return torch.nn.utils.clip_grad_norm_(dense, largest or float("inf"))
 
 
 class LateMetrics:

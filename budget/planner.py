@@ -26,6 +26,7 @@ from budget.rules import (
     dropout_for,
     learning_rate_for,
     learning_rates,
+    optimizer_for,
     tokens_in_steps,
     warmup_for,
     weight_decay_for,
@@ -71,6 +72,7 @@ class Request:
     warmup: float | None = None
     beta2: float | None = None
     dropout: float | None = None
+    optimizer: str | None = None
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
@@ -114,6 +116,7 @@ class Plan:
     n_embd: int
     block_size: int
     vocab_size: int
+    bigram_rows: int
     parameters: int
     parameters_law: int
     tokens: int
@@ -127,6 +130,7 @@ class Plan:
     warmup: float
     beta2: float
     dropout: float
+    optimizer: str
     hours: float | None
     tokens_per_second: float | None
     epochs: float | None
@@ -164,7 +168,7 @@ class Plan:
 
     def sized(self, template: Shape) -> Shape:
         """The template with the plan's sizes."""
-        names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+        names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bigram_rows")
         return replace(template, **{name: getattr(self, name) for name in names})
 
 
@@ -312,7 +316,8 @@ def make_plan(
     if epochs and epochs > request.max_epochs:
         raise UserError(_too_often(tokens, request, epochs))
     flops = tokens * flops_per_token(best)
-    peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch)
+    optimizer = request.optimizer or optimizer_for(best, batch)
+    peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
     decay = request.weight_decay
     all_rates = learning_rates(best, tokens, batch).values()
     predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
@@ -324,6 +329,7 @@ def make_plan(
         n_embd=best.n_embd,
         block_size=best.block_size,
         vocab_size=best.vocab_size,
+        bigram_rows=best.bigram_rows,
         parameters=best.parameters(),
         parameters_law=parameters,
         tokens=tokens,
@@ -336,6 +342,7 @@ def make_plan(
         weight_decay=decay if decay is not None else weight_decay_for(parameters, tokens, batch, peak_rate),
         warmup=request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
         beta2=request.beta2 if request.beta2 is not None else beta2_for(batch),
+        optimizer=optimizer,
         dropout=request.dropout if request.dropout is not None else dropout_for(epochs),
         hours=tokens / rate / 3600 if rate else None,
         tokens_per_second=rate,
@@ -370,6 +377,7 @@ def _sources(request: Request, shapes: list[Shape], batch: int, saturation: floa
         "weight_decay": ruled(request.weight_decay, "power-lines"),
         "warmup": ruled(request.warmup, "porian"),
         "beta2": ruled(request.beta2, "porian"),
+        "optimizer": ruled(request.optimizer, "overhead"),
         "dropout": ruled(request.dropout, "epochs"),
     }
 

@@ -11,19 +11,37 @@ import math
 from model.shape import Shape
 
 SHORTEST_BLOCK = 256
-# A judgement: in 3 minutes of two CPU cores 752 steps were far worse than 3,885, and 6,072 were not better
-# (bench/results/batch.json; one seed and one learning rate each).
-MIN_STEPS = 3000
-LR_RANGE = (3e-4, 4e-3)  # Step Law is not extrapolated beyond what anyone trained with
+SMALL_FLOPS = 1e17
+TINY_BLOCK, TINY_FLOPS, WORDS = 64, 1e14, 1024
+# A judgement. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, and 6,072 were not better
+# (bench/results/batch.json). Muon, 1.6M tokens: 794 steps were as good as 1,589 (bench/results/tuning.json). One seed each.
+MIN_STEPS = 1500
+LARGEST_TABLE = 1 << 16  # rows
+# Step Law is not extrapolated beyond what anyone trained with; Muon, whose updates are as large as AdamW's, bears more:
+# 0.01 was a little better than 0.005 (bench/results/tuning.json).
+LR_RANGE = {"adamw": (3e-4, 4e-3), "muon": (3e-4, 1e-2)}
 WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1; Power Lines was fitted from 111M parameters on
+# Tokens that AdamW needs for the same loss: 1.4 times as many at 0.1B parameters, tuned as well (Wen et al. 2025,
+# arXiv:2509.02046).
+MUON_GAIN = 1.4
 WARMUP_RANGE = (0.01, 0.1)
 REPEATS_WITH_DROPOUT = 4.0  # epochs
 
 
-def block_size_for(flops: float) -> int:
+def block_size_for(flops: float, vocab_size: int) -> int:
     """Context length by compute: short below 1e17 FLOPs, where a step of few tokens should still hold several
-    sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above."""
-    return SHORTEST_BLOCK if flops < 1e17 else 512 if flops < 1e19 else 1024
+    sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above. Below 1e14 FLOPs sixteen times 64
+    tokens a step were better than four times 256, also for the loss in windows of 256 (bench/results/ablate.json,
+    7e12 FLOPs); but 64 bytes are too few, so not for vocabularies of bytes."""
+    if flops < TINY_FLOPS and vocab_size >= WORDS:
+        return TINY_BLOCK
+    return SHORTEST_BLOCK if flops < SMALL_FLOPS else 512 if flops < 1e19 else 1024
+
+
+def bigram_rows_for(flops: float, vocab_size: int) -> int:
+    """Rows of the table for pairs of tokens. They make up for the depth that a small model lacks (bench/results/ablate.json);
+    in nanochat's runs they helped at 12 layers and brought nothing in time at 25 (its dev/LOG.md)."""
+    return min(LARGEST_TABLE, vocab_size**2) if flops < SMALL_FLOPS else 0
 
 
 def critical_batch(tokens: float) -> float:
@@ -86,9 +104,10 @@ def learning_rates(shape: Shape, tokens: float, batch_tokens: int) -> dict[str, 
     }
 
 
-def learning_rate_for(shape: Shape, tokens: float, batch_tokens: int) -> float:
-    """Peak learning rate of AdamW: Step Law's, clipped to LR_RANGE, two digits."""
-    return _digits(_clipped(learning_rates(shape, tokens, batch_tokens)["step-law"], LR_RANGE))
+def learning_rate_for(shape: Shape, tokens: float, batch_tokens: int, optimizer: str) -> float:
+    """Peak learning rate: Step Law's for AdamW, clipped to the optimizer's LR_RANGE, two digits. Muon takes AdamW's rates
+    (Liu et al. 2025, arXiv:2502.16982)."""
+    return _digits(_clipped(learning_rates(shape, tokens, batch_tokens)["step-law"], LR_RANGE[optimizer]))
 
 
 def weight_decay_for(parameters: float, tokens: float, batch_tokens: int, learning_rate: float) -> float:
@@ -112,6 +131,18 @@ def dropout_for(epochs: float | None) -> float:
     """0 where text is seen once or a few times (Liu, Bauer & Manning 2025), 0.1, as all of Muennighoff et al.'s runs had
     it, beyond four epochs."""
     return 0.1 if epochs is not None and epochs > REPEATS_WITH_DROPOUT else 0.0
+
+
+def muon_overhead(shape: Shape, batch_tokens: int) -> float:
+    """Seconds that making updates orthogonal adds to a step, as a share of forward and backward: 5 n / T for a matrix with
+    a short side of n (five iterations of 4 n^2 m + 2 n^3 FLOPs, square or up to 4 n long, against 6 n m T), and nothing
+    for the vocabulary's."""
+    return 5 * shape.n_embd / batch_tokens * shape.non_vocab_parameters() / shape.matmul_parameters()
+
+
+def optimizer_for(shape: Shape, batch_tokens: int) -> str:
+    """Muon where it costs less than the tokens that it saves (MUON_GAIN), else AdamW."""
+    return "muon" if 1 + muon_overhead(shape, batch_tokens) < MUON_GAIN else "adamw"
 
 
 def _clipped(value: float, limits: tuple[float, float]) -> float:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from model.fused import RMSNORM_EPS, rms_norm, rotate
+from model.loss import capped, cross_entropy
 from model.shape import Shape
 
 LAYERNORM_EPS = 1e-5  # GPT-2
-RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
 INIT_STD = 0.02  # GPT-2
 MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB in float32
 
@@ -36,9 +37,17 @@ def swiglu(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": swiglu}
 
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, in fewer operations where that is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight)
+
+
 NORMS: dict[str, Callable[[Shape], nn.Module]] = {
     "layernorm": lambda shape: nn.LayerNorm(shape.n_embd, eps=LAYERNORM_EPS, bias=shape.bias),
-    "rmsnorm": lambda shape: nn.RMSNorm(shape.n_embd, eps=RMSNORM_EPS),
+    "rmsnorm": lambda shape: RMSNorm(shape.n_embd, eps=RMSNORM_EPS),
 }
 
 
@@ -49,10 +58,12 @@ def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + S/2]) by its angle: the half-split layout that transformers' Llama uses."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
+def bigram_ids(tokens: Tensor, shape: Shape) -> Tensor:
+    """Row of the bigram table for each token and the one before it, (B, T) to (B, T): a multiplicative hash (Knuth). The
+    first token of a sequence, with nothing before it, has row 0."""
+    pairs = tokens[:, :-1] * shape.vocab_size + tokens[:, 1:]
+    rows = ((pairs * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32
+    return F.pad(rows + 1, (1, 0))
 
 
 class Attention(nn.Module):
@@ -62,18 +73,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.bias)
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, values: Tensor | None = None) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, S) each
+        qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
+        v = v[0]
+        if values is not None:
+            v = v + values.view(B, T, self.n_head, -1).transpose(1, 2)
         if self.qk_norm:
             # Bounds the attention logits by sqrt(S) (Henry et al. 2020, arXiv:2010.04245). Free of parameters, so
             # before or after the rotation is the same: a rotation keeps the norm.
-            q, k = (F.rms_norm(each, each.shape[-1:], eps=RMSNORM_EPS) for each in (q, k))
+            qk = rms_norm(qk)
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            qk = rotate(qk, *rotary)
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = F.scaled_dot_product_attention(qk[0], qk[1], v, dropout_p=dropout, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -95,8 +109,8 @@ class Block(nn.Module):
         self.feed_forward_norm, self.feed_forward = NORMS[shape.norm](shape), FeedForward(shape)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, values: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, values))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -118,6 +132,15 @@ class GPT(nn.Module):
         self.shape = shape
         self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
         self.wpe = nn.Embedding(shape.block_size, shape.n_embd) if shape.position == "learned" else None
+        self.bigrams = nn.Embedding(shape.bigram_rows, shape.n_embd) if shape.bigram_rows else None
+        self.value_tables = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(shape.vocab_size, shape.n_embd)
+                for layer in range(shape.n_layer)
+                if shape.has_value_embedding(layer)
+            }
+        )
+        self.shares = nn.Parameter(torch.tensor([[1.0, 0.0]] * shape.n_layer)) if shape.x0_shortcut else None
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
         self.norm = NORMS[shape.norm](shape)
@@ -128,6 +151,13 @@ class GPT(nn.Module):
             self.register_buffer("rotary_sin", sin, persistent=False)
         INITIALISATIONS[shape.initialisation](self)
 
+    def touch_rows_only(self) -> None:
+        """Make gradients of tables sparse, so that a step costs what the rows in its batch do, not what all rows do: for a
+        CPU in eager mode. torch.compile knows no sparse gradients, and a GPU has the bandwidth."""
+        for table in [self.bigrams, *self.value_tables.values()]:
+            if isinstance(table, nn.Embedding):
+                table.sparse = True
+
     def hidden(self, tokens: Tensor) -> Tensor:
         """Normalised last hidden states (B, T, D) of `tokens` (B, T), int64; ValueError if T > block_size."""
         T = tokens.size(1)
@@ -137,14 +167,25 @@ class GPT(nn.Module):
         if self.wpe is not None:
             x = x + self.wpe.weight[:T]
         rotary = (self.rotary_cos[:T], self.rotary_sin[:T]) if self.shape.position == "rotary" else None
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, rotary)
+        if self.bigrams is not None:
+            x = x + self.bigrams(bigram_ids(tokens, self.shape))
+        if self.shape.embed_norm:
+            x = rms_norm(x)
+        x = embedded = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            if self.shares is not None:
+                x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
+            values = self.value_tables[str(layer)](tokens) if str(layer) in self.value_tables else None
+            x = block(x, rotary, values)
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        return F.linear(hidden, self.wte.weight if self.head is None else self.head.weight)
+        return capped(F.linear(hidden, self.vocabulary()), self.shape.softcap)
+
+    def vocabulary(self) -> Tensor:
+        """The matrix (V, D) that logits are made with."""
+        return self.wte.weight if self.head is None else self.head.weight
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Logits (B, T, V), or with `targets` the loss: a scalar, nats per token, over the targets that are not -1.
@@ -152,10 +193,10 @@ class GPT(nn.Module):
         `tokens` and `targets` are int64 (B, T). The loss is computed in float32 also under autocast. It is NaN if
         every target is -1.
         """
-        logits = self.unembed(self.hidden(tokens))
+        hidden = self.hidden(tokens)
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+            return self.unembed(hidden)
+        return cross_entropy(hidden.flatten(0, 1), self.vocabulary(), targets.flatten(), self.shape.softcap)
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each target in nats (B, T), float32, and whether it has the highest logit (B, T), bool.
@@ -184,8 +225,10 @@ def initialise_gpt2(model: GPT) -> None:
     What writes to the residual stream is divided by sqrt(2 n_layer), as 2 n_layer such terms add up.
     """
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") or name.startswith(("bigrams.", "value_tables.")):
             nn.init.zeros_(parameter)
+        elif name == "shares":
+            continue
         elif parameter.ndim == 2:
             scale = 1 / math.sqrt(2 * model.shape.n_layer) if is_residual_output(name) else 1.0
             nn.init.normal_(parameter, std=INIT_STD * scale)
@@ -200,7 +243,7 @@ def initialise_zero(model: GPT) -> None:
     """
     initialise_gpt2(model)
     for name, parameter in model.named_parameters():
-        if is_residual_output(name):
+        if is_residual_output(name) or name == "head.weight":
             nn.init.zeros_(parameter)
     if model.shape.tie:
         bound = 0.5 * math.log(model.shape.vocab_size) / model.shape.n_embd

@@ -6,24 +6,51 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from errors import UserError
+from model.muon import Mixed
+from model.recipe import OptimSettings, momentum_at
 
+ADAMW = OptimSettings()
 FUSED_DEVICES = ("cuda", "cpu")  # one kernel for all parameters; the fastest form on the CPU as well
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one of two groups: matrices, which decay, and vectors, which do not.
+def role(name: str, parameter: Tensor) -> str:
+    """What a parameter is for: matrix (in a block), table (beside the vocabulary's), embedding, head or vector."""
+    if parameter.ndim < 2 or name == "shares":
+        return "vector"
+    if name.startswith(("bigrams.", "value_tables.")):
+        return "table"
+    if name.startswith("blocks."):
+        return "matrix"
+    return "head" if name.startswith("head.") else "embedding"
 
-    Embeddings are matrices here, as in GPT-2 and nanoGPT. `lr_scale` multiplies the scheduled learning rate.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+
+def parameter_groups(model: nn.Module, weight_decay: float, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group, by its role. Matrices decay, embeddings, which are matrices in
+    GPT-2 and nanoGPT, among them; vectors and the tables beside them do not. `lr_scale` multiplies the scheduled learning
+    rate."""
+    scales = {
+        "matrix": 1.0,
+        "table": settings.table_rate,
+        "embedding": settings.embedding_rate,
+        "head": settings.head_rate,
+        "vector": settings.vector_rate,
+    }
+    members: dict[str, list[Tensor]] = {each: [] for each in scales}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            members[role(name, parameter)].append(parameter)
     return [
-        {"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "lr_scale": 1.0},
+        {
+            "role": each,
+            "params": params,
+            "weight_decay": 0.0 if each in ("vector", "table") else weight_decay,
+            "lr_scale": scales[each],
+        }
+        for each, params in members.items()
+        if params
     ]
 
 
@@ -33,14 +60,39 @@ def adamw(
     weight_decay: float,
     betas: tuple[float, float],
     device_type: str,
-    eps: float,
+    settings: OptimSettings,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
-    groups = parameter_groups(model, weight_decay)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=device_type in FUSED_DEVICES)
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): torch's own, but for a model with tables."""
+    groups, fused = parameter_groups(model, weight_decay, settings), device_type in FUSED_DEVICES
+    if not any(group["role"] == "table" for group in groups):
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=settings.eps, fused=fused)
+    for group in groups:
+        group |= {"algorithm": OTHERWISE.get(group["role"], "adamw"), "betas": betas, "eps": settings.eps}
+    return Mixed(groups, learning_rate, fused)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw}
+def muon(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    device_type: str,
+    settings: OptimSettings,
+) -> torch.optim.Optimizer:
+    """Muon for the matrices in the blocks, AdamW for all else but tables (model/muon.py)."""
+    groups = parameter_groups(model, weight_decay, settings)
+    stacked = {p for name, p in model.named_parameters() if name.endswith("qkv.weight")}
+    for group in groups:
+        group |= {"algorithm": OTHERWISE.get(group["role"], "adamw"), "betas": betas, "eps": settings.eps}
+        if group["role"] == "matrix":
+            own = {"momentum": settings.momentum, "normuon": settings.normuon, "cautious": settings.cautious}
+            numbers = [number for number, p in enumerate(group["params"]) if p in stacked]
+            group |= {"algorithm": "muon", "peak_momentum": settings.momentum, "stacked": numbers, **own}
+    return Mixed(groups, learning_rate, fused=device_type in FUSED_DEVICES)
+
+
+OTHERWISE = {"table": "table"}  # roles that neither AdamW nor Muon optimises
+BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
 def configure_optimizers(
@@ -49,22 +101,23 @@ def configure_optimizers(
     weight_decay: float,
     betas: tuple[float, float],
     device_type: str,
-    name: str = "adamw",
-    eps: float = 1e-8,
+    settings: OptimSettings = ADAMW,
 ) -> torch.optim.Optimizer:
-    """The optimizer `name` for `model`, whose parameters are already on `device_type` ("cuda", "cpu", ...).
+    """The optimizer `settings.name` for `model`, whose parameters are already on `device_type` ("cuda", "cpu", ...).
 
-    `learning_rate` is the peak; `set_learning_rate` moves it from step to step. Raises UserError on an unknown name.
+    `learning_rate` is the peak; `set_schedule` moves it from step to step. Raises UserError on an unknown name.
     """
-    if name not in OPTIMIZERS:
-        raise UserError(f"optim.name={name} is unknown; allowed: {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name](model, learning_rate, weight_decay, tuple(betas), device_type, eps)
+    if settings.name not in BUILDERS:
+        raise UserError(f"optim.name={settings.name} is unknown; allowed: {', '.join(BUILDERS)}")
+    return BUILDERS[settings.name](model, learning_rate, weight_decay, tuple(betas), device_type, settings)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give each group `learning_rate` times its own `lr_scale`."""
+def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
+    """Give each group `learning_rate` times its own `lr_scale`, and Muon its momentum at a share of the budget."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+        if "peak_momentum" in group:
+            group["momentum"] = momentum_at(progress, group["peak_momentum"])
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:

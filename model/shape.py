@@ -23,6 +23,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "activation": "relu2",
         "qk_norm": True,
         "initialisation": "zero",
+        "tie": False,
+        "embed_norm": True,
+        "x0_shortcut": True,
     },
 }
 
@@ -52,6 +55,11 @@ class Shape:
     initialisation: str = "gpt2"
     ffn_hidden: int | None = None
     rope_theta: float = 10000.0
+    embed_norm: bool = False
+    x0_shortcut: bool = False
+    value_embeddings: bool = False
+    bigram_rows: int = 0
+    softcap: float = 0.0
 
     def mistakes(self) -> list[str]:
         """Every reason why no such model can be built, one line each; empty for a valid shape."""
@@ -68,6 +76,10 @@ class Shape:
             found.append(f"model.dropout={self.dropout} must be at least 0 and less than 1")
         if not self.rope_theta > 0:
             found.append(f"model.rope_theta={self.rope_theta} must be greater than 0")
+        if self.bigram_rows < 0:
+            found.append(f"model.bigram_rows={self.bigram_rows} must be at least 0")
+        if not self.softcap >= 0:
+            found.append(f"model.softcap={self.softcap} must be at least 0; 0 is off")
         return found
 
     def _bad_choices(self) -> list[str]:
@@ -118,6 +130,15 @@ class Shape:
         """Rows of the first feed-forward matrix: swiglu holds gate and value in one."""
         return 2 * self.hidden if self.activation == "swiglu" else self.hidden
 
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether block `layer`, counted from 0, adds an embedding to its values: the last one and every second before."""
+        return self.value_embeddings and (self.n_layer - 1 - layer) % 2 == 0
+
+    def table_parameters(self) -> int:
+        """Entries of the tables that are looked up besides the vocabulary matrix, and multiply nothing."""
+        values = sum(self.has_value_embedding(layer) for layer in range(self.n_layer))
+        return self.n_embd * (values * self.vocab_size + self.bigram_rows)
+
     def non_vocab_parameters(self) -> int:
         """Entries of the matrices in the blocks, with neither vocabulary, positions, norms nor biases."""
         attention = 4 * self.n_embd**2
@@ -138,7 +159,9 @@ class Shape:
         linear_biases = (5 * self.n_embd + self.up_width) if self.bias else 0
         vocabulary = self.vocab_size * self.n_embd * (1 if self.tie else 2)
         learned = self.block_size * self.n_embd if positions and self.position == "learned" else 0
-        return self.non_vocab_parameters() + self.n_layer * (2 * norm + linear_biases) + norm + vocabulary + learned
+        shares = 2 * self.n_layer if self.x0_shortcut else 0
+        blocks = self.non_vocab_parameters() + self.n_layer * (2 * norm + linear_biases)
+        return blocks + norm + vocabulary + learned + shares + self.table_parameters()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, one for each field."""

@@ -13,11 +13,13 @@ from budget.planner import FLAT, TIE, Plan
 from budget.rules import (
     LR_RANGE,
     MIN_STEPS,
+    MUON_GAIN,
     REPEATS_WITH_DROPOUT,
     WARMUP_RANGE,
     WEIGHT_DECAY_RANGE,
     critical_batch,
     learning_rates,
+    muon_overhead,
 )
 from model.shape import Shape
 from run.console import Console, format_count, format_seconds
@@ -95,6 +97,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
         ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
+        ("optimizer", plan.optimizer, plan.source["optimizer"]),
         ("learning rate", f"{plan.learning_rate:g} (rules say {rates[0]} to {rates[1]})", plan.source["learning_rate"]),
         ("warm-up", f"{plan.warmup:.1%} of the budget", plan.source["warmup"]),
         ("weight decay", f"{plan.weight_decay:g}", plan.source["weight_decay"]),
@@ -169,7 +172,10 @@ def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
         f" most tokens / {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch of"
         f" {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
-        "learning_rate": f"{rates}; Step Law's within {LR_RANGE[0]:g} to {LR_RANGE[1]:g}",
+        "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
+        f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
+        "learning_rate": f"{rates}; Step Law's within"
+        f" {LR_RANGE[plan.optimizer][0]:g} to {LR_RANGE[plan.optimizer][1]:g}",
         "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {WEIGHT_DECAY_RANGE[0]:g} to {WEIGHT_DECAY_RANGE[1]:g}"
         " (Power Lines)",
         "warmup": f"N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
@@ -182,7 +188,9 @@ def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
     ]
 
 
-def _plain(value: float) -> str:
+def _plain(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 

@@ -12,12 +12,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from budget.clock import now
 from budget.measured import TooLarge, Trial, TrialFailed, largest_fitting
+from budget.rules import optimizer_for
+from model.recipe import AUTO, OptimSettings
 from model.shape import Shape
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ class DeviceProber:
         self,
         process: TrialProcess,
         machine: Machine,
-        optimizer: str,
+        optimizer: OptimSettings,
         micro_batch: int | None,
         seconds: float,
         say: Callable[[str], None],
@@ -175,14 +177,17 @@ class DeviceProber:
             return None
         machine = {**vars(self._machine), "device": str(self._machine.device)}
         trial = {
-            "optimizer": self._optimizer,
             "sequences": sequences,
             "micro_batch": micro_batch,
             "seconds": seconds,
             "compiled": compiled,
         }
         try:
-            found = self._process.ask({"machine": machine, "shape": asdict(shape), "trial": trial}, self.seconds_left())
+            optimizer = self._optimizer
+            if optimizer.name == AUTO:
+                optimizer = replace(optimizer, name=optimizer_for(shape, sequences * shape.block_size))
+            request = {"machine": machine, "shape": asdict(shape), "optimizer": asdict(optimizer), "trial": trial}
+            found = self._process.ask(request, self.seconds_left())
         except EOFError as error:
             killed = str(error) == "SIGKILL"  # the system's last word when memory runs out
             self._over = not (killed and self._restart())

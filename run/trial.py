@@ -21,6 +21,7 @@ import torch
 from budget.clock import now
 from model.gpt import GPT
 from model.optim import configure_optimizers
+from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_device, set_up
 
@@ -33,7 +34,7 @@ BOOKKEEPING_S = {"cpu": 0.002}
 def measure(
     machine: Machine,
     shape: Shape,
-    optimizer: str,
+    optimizer: OptimSettings,
     sequences: int,
     micro_batch: int,
     seconds: float,
@@ -49,8 +50,11 @@ def measure(
     available = machine.restart_peak_memory() + machine.free_memory()
     with torch.device(machine.device):
         model = GPT(shape)
+    if machine.device.type == "cpu" and not compiled:
+        model.touch_rows_only()
     forward: Callable[..., torch.Tensor] = torch.compile(model) if compiled else model
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
+    dense = [p for role in optim.param_groups if role["role"] != "table" for p in role["params"]]
     scaler = machine.scaler()
     micro = min(micro_batch, sequences)
     size = (micro, shape.block_size)
@@ -63,7 +67,7 @@ def measure(
 
     def update() -> None:
         scaler.unscale_(optim)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(dense, 1.0)
         scaler.step(optim)
         scaler.update()
         optim.zero_grad(set_to_none=True)
@@ -99,7 +103,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     machine = Machine(**{**request["machine"], "device": torch.device(request["machine"]["device"])})
     set_up(machine.device, machine.threads)
     try:
-        return measure(machine, Shape(**request["shape"]), **request["trial"])
+        return measure(machine, Shape(**request["shape"]), OptimSettings(**request["optimizer"]), **request["trial"])
     except (torch.OutOfMemoryError, MemoryError):
         return {"too_large": True}
     except Exception as error:  # the run that asked decides what a failure is worth
@@ -115,7 +119,7 @@ def warm_up(name: str) -> None:
     device = find_device(name)
     machine = Machine(device, "", "float32", torch.get_num_threads(), 1.0, "")
     tiny = Shape(1, 1, 64, 16, 64, **PRESETS["modern"])
-    measure(machine, tiny, "adamw", 1, 1, 0.0)
+    measure(machine, tiny, OptimSettings(), 1, 1, 0.0)
 
 
 def _read_requests(lines: queue.Queue[str]) -> None:

@@ -24,6 +24,7 @@ TINY = (
     "model.n_embd=64",
     "model.n_head=2",
     "model.block_size=32",
+    "model.bigram_rows=64",
     "optim.batch_tokens=256",
     "optim.learning_rate=3e-3",
     "optim.weight_decay=0.1",

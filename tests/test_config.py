@@ -139,13 +139,15 @@ def attribute_chains(path: Path) -> set[str]:
 
 def test_every_knob_is_read_by_the_code() -> None:
     """A knob that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
-    DataSpec) are read by the class that has the same field."""
+    DataSpec, optim -> OptimSettings) are read by the class that has the same field."""
     from dataclasses import fields
 
     from data.sources import DataSpec
+    from model.recipe import OptimSettings
     from model.shape import Shape
 
-    handed_on = {f"model.{f.name}" for f in fields(Shape)} | {f"data.{f.name}" for f in fields(DataSpec)}
+    whole = {"model": Shape, "data": DataSpec, "optim": OptimSettings}
+    handed_on = {f"{group}.{f.name}" for group, schema in whole.items() for f in fields(schema)}
     scripts = [
         ROOT / f"{name}.py"
         for name in ("train", "plan", "evaluate", "sample", "session", "settle", "assemble", "finish", "config")

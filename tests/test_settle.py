@@ -115,7 +115,7 @@ def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any)
     clock.pace.add(plan.batch_tokens / rate)
     shape = plan.sized(TEMPLATE)
     model = torch.nn.Linear(2, 2)
-    optimizer = configure_optimizers(model, 1e-3, plan.weight_decay, (0.9, 0.95), "cpu", "adamw")
+    optimizer = configure_optimizers(model, 1e-3, plan.weight_decay, (0.9, 0.95), "cpu")
     tokens = np.zeros(10_000, dtype=np.uint16)
     split = Split("train", [tokens], [np.zeros(1, int)], [np.zeros(1, int)], ["x"])
     trainer = SimpleNamespace(
@@ -146,7 +146,7 @@ def test_another_speed_brings_the_rules_answers_for_the_tokens_there_will_be(spe
     left_s = 0.89 * 3600 - 3.0  # the reserve
     assert later.tokens == pytest.approx(0.11 * plan.tokens + left_s * speed * plan.tokens_per_second, rel=0.001)
     assert later.batch_tokens == batch_for(later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size)
-    assert later.learning_rate == learning_rate_for(shape, later.tokens, later.batch_tokens)
+    assert later.learning_rate == learning_rate_for(shape, later.tokens, later.batch_tokens, later.optimizer)
     assert later.weight_decay == trainer.optimizer.param_groups[0]["weight_decay"]
     assert trainer.optimizer.param_groups[1]["weight_decay"] == 0
     assert trainer.cost.tokens == later.batch_tokens

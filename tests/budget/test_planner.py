@@ -118,9 +118,9 @@ def test_rules_at_published_points() -> None:
     assert batch_for(3.4e9, 3.4e18, 512) == 2**18
     shape = Shape(12, 12, 866, 512, 4096, **PRESETS["modern"])
     assert shape.non_vocab_parameters() == pytest.approx(108e6, rel=0.01)
-    assert learning_rate_for(shape, 3.4e9, round(0.58 * 3.4e9**0.571)) == pytest.approx(2.8e-3, rel=0.03)
+    assert learning_rate_for(shape, 3.4e9, round(0.58 * 3.4e9**0.571), "adamw") == pytest.approx(2.8e-3, rel=0.03)
     without = replace(shape, qk_norm=False)
-    assert learning_rate_for(without, 3.4e9, 160_000) == pytest.approx(0.7 * 2.8e-3, rel=0.05)
+    assert learning_rate_for(without, 3.4e9, 160_000, "adamw") == pytest.approx(0.7 * 2.8e-3, rel=0.05)
     assert (beta2_for(2**18), beta2_for(2**17)) == (0.95, 0.99)
 
 
@@ -147,7 +147,7 @@ def test_more_rules_at_published_points() -> None:
 
 def test_a_batch_leaves_enough_steps_and_stays_below_the_critical_one() -> None:
     for tokens in (1e6, 3e6, 1e8):
-        assert tokens / batch_for(tokens, 120 * tokens**2 / 400, 256) >= 2900
+        assert tokens / batch_for(tokens, 120 * tokens**2 / 400, 256) >= 1450
     assert batch_for(3.4e9, 3.4e18, 512, saturation=2**20) <= critical_batch(3.4e9)
     assert batch_for(3.4e9, 3.4e18, 512, saturation=2**18 + 1) >= 2**18
 

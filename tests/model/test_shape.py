@@ -62,7 +62,7 @@ def test_parameters_are_those_of_the_module(position: str, norm: str, activation
 @pytest.mark.parametrize("preset", PRESETS)
 def test_matmul_parameters_are_the_blocks_matrices_and_one_vocabulary_matrix(preset: str) -> None:
     for tie in (True, False):
-        shape = Shape(**SIZES, **PRESETS[preset], tie=tie, bias=True)
+        shape = Shape(**SIZES, **(PRESETS[preset] | {"tie": tie}), bias=True)
         with torch.device("meta"):
             blocks = sum(p.numel() for p in GPT(shape).blocks.parameters() if p.ndim == 2)
         assert shape.non_vocab_parameters() == blocks
@@ -77,7 +77,7 @@ def test_the_flop_convention_is_what_torch_counts(preset: str, tie: bool) -> Non
     Only the "math" attention is counted as it is written: fused kernels recompute in the backward pass, which makes 14
     of the 12, and the CPU's has no formula at all. The rest (norms, activations) is no matrix product: 0 in both.
     """
-    shape = Shape(**(SIZES | {"n_embd": 64, "block_size": 32}), **PRESETS[preset], tie=tie)
+    shape = Shape(**(SIZES | {"n_embd": 64, "block_size": 32}), **(PRESETS[preset] | {"tie": tie}))
     model = GPT(shape)
     tokens = torch.randint(96, (2, 32))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from budget.measured import TooLarge, TrialFailed
+from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine
 from run.prober import DeviceProber, TrialProcess
@@ -35,7 +36,7 @@ def process() -> Iterator[TrialProcess]:
 
 
 def prober(process: TrialProcess, seconds: float = 30.0, said: list[str] | None = None) -> DeviceProber:
-    return DeviceProber(process, MACHINE, "adamw", None, seconds, (said if said is not None else []).append)
+    return DeviceProber(process, MACHINE, OptimSettings(), None, seconds, (said if said is not None else []).append)
 
 
 def pid(process: TrialProcess) -> int:

@@ -1,0 +1,83 @@
+"""Cross-entropy of a vocabulary matrix's logits, a slice of rows at a time, so that no more than a slice ever exists.
+
+The gradient is made in the forward pass, while a slice's logits are at hand. On a CPU that keeps them in its caches, which
+is faster than one pass over all of them; on a GPU it saves the memory that they would take several times over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Bytes of a slice's logits in float32: what a CPU's caches hold (bench/results/engine.json), what is little for a GPU.
+SLICE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
+WHOLE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 31}  # logits that take no more than this are computed at once
+
+
+class SlicedCrossEntropy(torch.autograd.Function):
+    """Mean over the targets that are not -1, in float32. Only its first derivative is there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, rows: int) -> Tensor:
+        """hidden (n, D), weight (V, D), targets (n,) int64."""
+        precision = (
+            torch.get_autocast_dtype(hidden.device.type)
+            if torch.is_autocast_enabled(hidden.device.type)
+            else hidden.dtype
+        )
+        matrix = weight.to(precision)
+        counted = targets != -1
+        count = counted.sum()
+        padded = hidden.device.type != "cpu" or bool(count < len(targets))  # a GPU is not waited for
+        plain = precision == hidden.dtype == weight.dtype
+        total = torch.zeros((), device=hidden.device)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for first in range(0, len(hidden), rows):
+                part = slice(first, first + rows)
+                some, mask = hidden[part].to(precision), counted[part].unsqueeze(1)
+                target = targets[part].clamp(min=0).unsqueeze(1)
+                logits = capped((some @ matrix.T).float(), softcap)
+                grad = torch.softmax(logits, dim=1)  # the gradient, when it is less by 1 at the target
+                # ln of the sum of exponentials, from the largest logit and its share of the sum, which is at least 1 / V
+                everything = logits.amax(dim=1, keepdim=True) - grad.amax(dim=1, keepdim=True).log()
+                total += ((everything - logits.gather(1, target)) * mask).sum()
+                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
+                if softcap:
+                    grad *= 1 - (logits / softcap).square()
+                grad = grad.mul_(mask).to(precision) if padded else grad.to(precision)
+                torch.mm(grad, matrix, out=hidden_grad[part]) if plain else hidden_grad[part].copy_(grad @ matrix)
+                weight_grad.addmm_(grad.T, some) if plain else weight_grad.add_(grad.T @ some)
+        ctx.save_for_backward(hidden_grad, weight_grad, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad, count = ctx.saved_tensors
+        scale = grads[0] / count
+        return hidden_grad * scale, weight_grad * scale, None, None, None
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float = 0.0) -> Tensor:
+    """Nats per target of the logits hidden @ weight.T, bounded by `softcap` where that is not 0; (n, D), (V, D), (n,).
+
+    Sliced where the logits would be large and a gradient is wanted, but not in float16, whose range a gradient needs
+    scaled before it is rounded.
+    """
+    kind, size = hidden.device.type, 4 * len(hidden) * len(weight)
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    if torch.is_grad_enabled() and not half and kind in SLICE_BYTES and size > WHOLE_BYTES[kind]:
+        rows = max(1, SLICE_BYTES[kind] // (4 * len(weight)))
+        found: Tensor = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows)
+        return found
+    logits = F.linear(hidden, weight)
+    return F.cross_entropy(capped(logits, softcap).float(), targets, ignore_index=-1)
+
+
+def capped(logits: Tensor, softcap: float) -> Tensor:
+    """Logits bounded by tanh (Gemma 2, arXiv:2408.00118); 0 leaves them."""
+    return softcap * torch.tanh(logits / softcap) if softcap else logits

@@ -1,0 +1,163 @@
+"""Muon: momentum that is made orthogonal before it is applied, for the matrices inside the blocks; AdamW for the rest.
+
+Jordan 2024 (github.com/KellerJordan/Muon) found it; Liu et al. 2025 (arXiv:2502.16982, "Moonlight") scaled its update to
+the size of AdamW's, so that one learning rate serves both. All matrices of one size are made orthogonal together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+# Jordan's quintic: the slope at 0 is as large as it can be while singular values end up within about 0.7 to 1.2.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+EPS = 1e-7
+MATCH_RMS = 0.2  # root mean square of AdamW's updates, Liu et al. 2025
+NORMUON_BETA2 = 0.95  # Li et al. 2025 (arXiv:2510.05491)
+
+State = dict[Tensor, Any]
+
+
+def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """The nearest semi-orthogonal matrix of each of (k, short, long), nearly: all singular values near 1.
+
+    Newton-Schulz: in float32 on a CPU, few of which multiply bfloat16 any faster, and in bfloat16, which is exact enough,
+    elsewhere.
+    """
+    a, b, c = QUINTIC
+    x = matrices if matrices.device.type == "cpu" else matrices.bfloat16()
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(matrices.dtype)
+
+
+class Mixed(torch.optim.Optimizer):
+    """Each group names its `algorithm`: "muon" with momentum, normuon and cautious; "adamw" with betas and eps; "table"
+    with betas, of which it reads the second, and eps.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, fused: bool) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "fused": fused})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            ALGORITHMS[group["algorithm"]](self.state, group, params)
+
+
+def adamw_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
+    """What torch.optim.AdamW does, in one kernel where there is one."""
+    for p in params:
+        if not state[p]:
+            state[p] = {
+                "step": torch.zeros((), device=p.device if group["fused"] else None),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    states = [state[p] for p in params]
+    beta1, beta2 = group["betas"]
+    adamw(
+        params,
+        [p.grad for p in params if p.grad is not None],
+        [each["exp_avg"] for each in states],
+        [each["exp_avg_sq"] for each in states],
+        [],
+        [each["step"] for each in states],
+        fused=group["fused"],
+        foreach=False,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def table_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
+    """Adam with beta1 = 0, exactly, for tables of rows that are looked up: a row that was not looked up has no gradient and
+    does not move, so that where the gradient is sparse only the others are touched."""
+    beta = group["betas"][1]
+    for p in params:
+        if not state[p]:
+            seen = torch.zeros(len(p), 1, device=p.device)
+            state[p] = {"step": torch.zeros((), device=p.device), "square": torch.zeros_like(p), "seen": seen}
+        own, grad = state[p], p.grad
+        rows: Tensor | slice = slice(None)
+        assert grad is not None
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            rows, grad = grad.indices()[0], grad.values()
+        own["step"] += 1
+        square = own["square"][rows] * beta ** (own["step"] - own["seen"][rows])
+        square.addcmul_(grad, grad, value=1 - beta)
+        own["square"][rows], own["seen"][rows] = square, own["step"]
+        denominator = (square / (1 - beta ** own["step"])).sqrt_().add_(group["eps"])
+        p[rows] -= group["lr"] * grad / denominator
+
+
+def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
+    """Nesterov momentum, made orthogonal, as large as an update of AdamW's. Weights whose numbers are in the group's
+    `stacked` hold three matrices, one above the other: queries, keys and values."""
+    parts = [3 if number in group["stacked"] else 1 for number, p in enumerate(group["params"]) if p.grad is not None]
+    for p in params:
+        if not state[p]:
+            state[p] = {"momentum": torch.zeros_like(p)}
+    gradients = [p.grad for p in params if p.grad is not None]
+    velocities = [state[p]["momentum"] for p in params]
+    torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
+    ahead = torch._foreach_lerp(gradients, velocities, group["momentum"])
+    updates = [torch.empty_like(p) for p in params]
+    by_size: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for velocity, update, count in zip(ahead, updates, parts, strict=True):
+        for matrix, into in zip(velocity.chunk(count), update.chunk(count), strict=True):
+            wide = (matrix, into) if matrix.shape[0] <= matrix.shape[1] else (matrix.mT, into.mT)
+            by_size[wide[0].shape[0], wide[0].shape[1]].append(wide)
+    for (_, longer), same in by_size.items():
+        orthogonal = orthogonalise(torch.stack([matrix for matrix, _ in same]))
+        torch._foreach_copy_([into for _, into in same], list(orthogonal * (MATCH_RMS * longer**0.5)))
+    if group["normuon"]:
+        even_rows(updates, [state[p] for p in params])
+    decay_and_apply(params, updates, group["lr"], group["weight_decay"], group["cautious"])
+
+
+def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm."""
+    for update, own in zip(updates, states, strict=True):
+        square = update.square().mean(dim=-1, keepdim=True)
+        if "row_square" not in own:
+            own["row_square"] = square.clone()
+        own["row_square"].lerp_(square, 1 - NORMUON_BETA2)
+        before = update.norm()
+        update.div_(own["row_square"].sqrt().clamp(min=EPS))
+        update.mul_(before / update.norm().clamp(min=EPS))
+
+
+def decay_and_apply(
+    params: list[Tensor], updates: list[Tensor], rate: float, weight_decay: float, cautious: bool
+) -> None:
+    """Decoupled weight decay; `cautious`: only where it points the way of the update (Chen et al. 2025,
+    arXiv:2510.12402)."""
+    if cautious:
+        for p, update in zip(params, updates, strict=True):
+            p.mul_(1 - rate * weight_decay * (p * update > 0))
+    else:
+        torch._foreach_mul_(params, 1 - rate * weight_decay)
+    torch._foreach_add_(params, updates, alpha=-rate)
+
+
+ALGORITHMS: dict[str, Callable[[State, dict[str, Any], list[Tensor]], None]] = {
+    "adamw": adamw_step,
+    "muon": muon_step,
+    "table": table_step,
+}

@@ -1,0 +1,66 @@
+"""The sliced cross-entropy is the whole one, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import loss
+from model.loss import SlicedCrossEntropy, capped, cross_entropy
+
+N, WIDTH, VOCAB = 37, 8, 50
+
+
+def case(ignored: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn((N, WIDTH), generator=generator).requires_grad_()
+    weight = torch.randn((VOCAB, WIDTH), generator=generator).requires_grad_()
+    targets = torch.randint(VOCAB, (N,), generator=generator)
+    if ignored:
+        targets[::3] = -1
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, N, 2 * N])
+def test_slices_change_neither_loss_nor_gradient(rows: int, ignored: bool, softcap: float) -> None:
+    hidden, weight, targets = case(ignored)
+    expected = F.cross_entropy(capped(hidden @ weight.T, softcap), targets, ignore_index=-1)
+    expected_grads = torch.autograd.grad(2 * expected, (hidden, weight))
+    found = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows)
+    torch.testing.assert_close(found, expected)
+    for grad, wanted in zip(torch.autograd.grad(2 * found, (hidden, weight)), expected_grads, strict=True):
+        torch.testing.assert_close(grad, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_large_logits_are_sliced_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    sliced: list[int] = []
+    plain = SlicedCrossEntropy.apply
+    monkeypatch.setattr(SlicedCrossEntropy, "apply", lambda *args: sliced.append(args[-1]) or plain(*args))
+    hidden, weight, targets = case(ignored=False)
+    whole = cross_entropy(hidden, weight, targets)
+    assert sliced == []
+    monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 4 * N * VOCAB - 1)
+    monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 10 * 4 * VOCAB)
+    torch.testing.assert_close(cross_entropy(hidden, weight, targets), whole)
+    assert sliced == [10]
+    with torch.no_grad():
+        cross_entropy(hidden, weight, targets)
+    assert sliced == [10], "without a gradient there is nothing to save"
+    with torch.autocast("cpu", torch.float16):
+        cross_entropy(hidden, weight, targets)
+    assert sliced == [10], "gradients would vanish in float16's range"
+
+
+def test_under_autocast_products_are_in_its_precision_and_the_loss_is_not() -> None:
+    hidden, weight, targets = case(ignored=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SlicedCrossEntropy.apply(hidden, weight, targets, 0.0, 10)
+        expected = F.cross_entropy((hidden @ weight.T).float(), targets)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    grad, wanted = torch.autograd.grad(found, weight)[0], torch.autograd.grad(expected, weight)[0]
+    assert grad.dtype == torch.float32
+    assert F.cosine_similarity(grad.flatten(), wanted.flatten(), dim=0) > 0.999

@@ -1,0 +1,162 @@
+"""The shortcuts around the blocks: causal, counted, neutral at the start, and each does what its name says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.fused import RMSNORM_EPS, Rotate, rms_norm, rotate
+from model.gpt import GPT, bigram_ids
+from model.shape import PRESETS, Shape
+
+SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
+SHORTCUTS: dict[str, dict[str, Any]] = {
+    "embed_norm": {"embed_norm": True},
+    "x0_shortcut": {"x0_shortcut": True},
+    "value_embeddings": {"value_embeddings": True},
+    "bigram_rows": {"bigram_rows": 50},
+    "softcap": {"softcap": 5.0},
+    "all": {
+        "embed_norm": True,
+        "x0_shortcut": True,
+        "value_embeddings": True,
+        "bigram_rows": 50,
+        "softcap": 5.0,
+        "tie": False,
+    },
+}
+EACH = pytest.mark.parametrize("knobs", SHORTCUTS.values(), ids=SHORTCUTS)
+TOKENS = torch.randint(96, (3, 17), generator=torch.Generator().manual_seed(1))
+
+
+OFF = {"tie": True, "embed_norm": False, "x0_shortcut": False, "value_embeddings": False}
+
+
+def build(**knobs: Any) -> GPT:
+    torch.manual_seed(0)
+    return GPT(Shape(**{**SIZES, **PRESETS["modern"], **OFF, **knobs}))
+
+
+def randomised(model: GPT) -> GPT:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+@EACH
+def test_a_later_token_changes_nothing_before_it(knobs: dict[str, Any]) -> None:
+    model = randomised(build(**knobs))
+    other = TOKENS.clone()
+    other[:, 9] = (other[:, 9] + 1) % 96
+    before, after = model(TOKENS[:, :16]), model(other[:, :16])
+    torch.testing.assert_close(before[:, :9], after[:, :9], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(before[:, 9:11], after[:, 9:11], atol=1e-3)
+
+
+@EACH
+def test_parameters_are_counted(knobs: dict[str, Any]) -> None:
+    model = build(**knobs)
+    assert model.shape.parameters() == sum(p.numel() for p in model.parameters())
+    assert model.shape.matmul_parameters() == build().shape.matmul_parameters()
+
+
+@EACH
+def test_the_first_loss_is_that_of_guessing_and_all_of_it_learns(knobs: dict[str, Any]) -> None:
+    model = build(**knobs)
+    loss = model(TOKENS[:, :-1], TOKENS[:, 1:])
+    assert loss.item() == pytest.approx(math.log(96), abs=0.3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(TOKENS[:, :-1], TOKENS[:, 1:])
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+    assert all(not torch.equal(p, start[name]) for name, p in model.named_parameters())
+
+
+@EACH
+def test_one_graph_for_torch_compile(knobs: dict[str, Any]) -> None:
+    model = randomised(build(**knobs))
+    torch._dynamo.reset()  # other models of this process count as recompilations
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(TOKENS[:, :16], TOKENS[:, 1:]), model(TOKENS[:, :16], TOKENS[:, 1:]), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_tables_start_at_zero_and_shares_at_one_so_nothing_is_changed_at_first() -> None:
+    plain = build()(TOKENS[:, :16])
+    for knob in ("x0_shortcut", "value_embeddings", "bigram_rows"):
+        changed = build(**SHORTCUTS[knob])
+        changed.load_state_dict(build().state_dict(), strict=False)
+        assert torch.equal(changed(TOKENS[:, :16]), plain), knob
+
+
+def test_values_are_added_in_the_last_block_and_every_second_before() -> None:
+    assert set(build(n_layer=4, value_embeddings=True).value_tables) == {"1", "3"}
+    assert set(build(n_layer=1, value_embeddings=True).value_tables) == {"0"}
+    assert set(build(n_layer=4).value_tables) == set()
+
+
+def test_a_bigram_has_its_row_whatever_else_is_there() -> None:
+    shape = build(bigram_rows=1 << 16).shape
+    tokens = torch.tensor([[5, 7, 9, 5, 7, 7, 5]])
+    rows = bigram_ids(tokens, shape)[0].tolist()
+    assert rows[0] == 0, "nothing stands before the first token"
+    assert rows[1] == rows[4]
+    assert len(set(rows)) == 6
+    every = torch.cartesian_prod(torch.arange(96), torch.arange(96))
+    found = bigram_ids(every, shape)[:, 1]
+    assert found.min() >= 1
+    assert found.max() < 1 << 16
+    assert len(found.unique()) > 0.9 * len(every)  # as many as of so many balls in so many bins
+    assert bigram_ids(every, build(bigram_rows=2).shape)[:, 1].unique().tolist() == [1]
+
+
+def test_the_softcap_bounds_logits_and_keeps_their_order() -> None:
+    free, capped = randomised(build()), randomised(build(softcap=1.0))
+    logits, bounded = free(TOKENS[:, :16]), capped(TOKENS[:, :16])
+    assert logits.abs().max() > 1.0 > bounded.abs().max()
+    torch.testing.assert_close(bounded, torch.tanh(logits))
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    normal = x / (x.square().mean(-1, keepdim=True) + RMSNORM_EPS).sqrt()
+    return normal if weight is None else normal * weight
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_written_out_norm_is_the_norm(weighted: bool) -> None:
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weight = torch.linspace(0.5, 2.0, 8).requires_grad_() if weighted else None
+    wanted = [x, weight] if weight is not None else [x]
+    upstream = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    found, expected = rms_norm(x, weight), plain_rms_norm(x, weight)
+    torch.testing.assert_close(found, expected)
+    for grad, other in zip(
+        torch.autograd.grad(found, wanted, upstream), torch.autograd.grad(expected, wanted, upstream), strict=True
+    ):
+        torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_written_out_rotation_is_the_rotation_and_its_derivative_turns_back() -> None:
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    angles = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    cos, sin = angles.cos(), angles.sin()
+    plain = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1)) * torch.complex(cos, sin)
+    expected = torch.cat((plain.real, plain.imag), -1)
+    torch.testing.assert_close(rotate(x, cos, sin), expected)
+    assert isinstance(rotate(x, cos, sin).grad_fn, Rotate._backward_cls)
+    upstream = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(
+        torch.autograd.grad(rotate(x, cos, sin), x, upstream), torch.autograd.grad(expected, x, upstream)
+    )
+    torch.testing.assert_close(rotate(x.double(), cos.double(), sin.double()).float(), expected)
