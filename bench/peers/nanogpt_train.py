@@ -1,0 +1,21 @@
+"""Runs a nanoGPT checkout's own train.py, unchanged, with another seed: python nanogpt_train.py CHECKOUT SEED [--KEY=VALUE ...]
+
+The working folder holds data/<dataset>/train.bin, val.bin and meta.pkl. A file of its own, started by path, because the
+checkout has a module named `model` as well.
+"""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+checkout, seed = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+plain_seed = torch.manual_seed
+torch.manual_seed = lambda fixed: plain_seed(fixed + seed)  # its seed is no option of its
+if not Path("configurator.py").exists():  # read from the working folder
+    shutil.copy(checkout / "configurator.py", ".")
+sys.path.insert(0, str(checkout))
+sys.argv = ["train.py", *sys.argv[3:]]
+runpy.run_path(str(checkout / "train.py"), run_name="__main__")
