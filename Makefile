@@ -86,10 +86,16 @@ format: $(DEV)  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE
+bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT
 	@$(PY) -m bench.prepare $(CORPUS)
 	@$(PY) -m bench.killed $(CORPUS)
 	@$(PY) -m bench.replay $(CURVES)
+	@$(PY) -m bench.engine
+	@$(PY) -m bench.startup
+	@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)"
+	@$(PY) -m bench.against $(CORPUS) --peer "$(PEER)"
+	@$(PY) -m bench.ablate $(CORPUS)
+	@$(PY) -m bench.table
 
 prove-plan: $(DEV)  ## is the plan right? one and a half hours: CORPUS=FOLDER
 	@$(PY) -m bench.prove_plan $(CORPUS) $(ARGS)

@@ -5,6 +5,7 @@ torch is imported inside the functions, so that the scripts answer mistakes and 
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,6 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
     torch.manual_seed(config.seed)  # written, and the finished weights
     with machine.device:
         model = GPT(shape)
-    if machine.device.type == "cpu" and not plan.compiled:
-        model.touch_rows_only()
     optim = config.optim
     betas, settings = (optim.beta1, plan.beta2), replace(optim_settings(config), name=plan.optimizer)
     optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, settings)
@@ -73,14 +72,24 @@ def compile_model(session: Session, trainer: Trainer) -> None:
             session.console.say("compiling the model")
             # A second object on the same weights: checkpoints never see the wrapper's names.
             trainer.forward = torch.compile(trainer.model)
+        else:
+            run_eagerly(trainer)
         try:
             warm_up(session, trainer)
         except Exception as error:  # whatever a compiler thinks of: a slower run is worth more than none
             if not compiled or setting == "on":
                 raise
             session.console.warn(f"the model is not compiled ({type(error).__name__}: {str(error).splitlines()[0]})")
-            trainer.forward = trainer.model
+            run_eagerly(trainer)
             warm_up(session, trainer)
+    gc.collect()
+    gc.freeze()  # what is there now stays; a collection in the loop that looked at all of it would take a step's time
+
+
+def run_eagerly(trainer: Trainer) -> None:
+    trainer.forward = trainer.model
+    if trainer.machine.device.type == "cpu":
+        trainer.model.touch_rows_only()
 
 
 def pays_to_compile(session: Session, trainer: Trainer) -> bool:

@@ -123,7 +123,7 @@ class OptimConfig:
     momentum: float = knob(0.95, "muon: decay of the momentum, risen to over the first 8 % of the budget")
     normuon: bool = knob(False, "muon: even out the sizes of the rows' updates")
     cautious: bool = knob(False, "muon: decay weights only where that points the way of the update")
-    grad_clip: float = knob(1.0, "largest norm of the gradient; 0: no clipping")
+    grad_clip: float = knob(1.0, "largest norm of the gradient, tables left out; 0: no clipping")
     batch_tokens: int | None = knob(None, "tokens per optimizer step, a multiple of block_size; null: planned")
     micro_batch: int | None = knob(
         None, "sequences per forward pass; changes speed and memory, not the result; null: what fits"
@@ -375,6 +375,11 @@ def _run_mistakes(config: Config) -> list[str]:
         found.append(f"device={device} is not known; allowed: {', '.join(known)}{closest(device, known)}")
     schedule = config.schedule
     found += schedule_mistakes(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay)
+    optim = config.optim
+    if optim.name == "adamw" and (optim.normuon or optim.cautious):
+        found.append(
+            "optim.normuon and optim.cautious are Muon's; they do nothing with optim.name=adamw: take optim=muon"
+        )
     if config.plan.aspect_min > config.plan.aspect_max:
         found.append(
             f"plan.aspect_min={config.plan.aspect_min:g} is more than plan.aspect_max={config.plan.aspect_max:g}; no shape"

@@ -185,6 +185,7 @@ def record(
             "predicted_loss": trainer.planned.predicted_loss,
             "predicted_loss_interval": trainer.planned.predicted_loss_interval,
             "law": trainer.planned.law,
+            "optimizer": trainer.planned.optimizer,
             "correction": state.correction if state.correction and state.correction["changed"] else None,
             "why_off": why_off(trainer.planned, spent, ledger, clock.limits, rates_of(session))
             if status == "finished"

@@ -162,14 +162,14 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
     )
 
 
-def _rough_flops(limits: Limits, flops_per_second: float | None) -> float:
-    """The compute of a budget to within a factor of a few: enough to choose a context length."""
+def _rough_flops(limits: Limits, flops_per_second: float | None) -> float | None:
+    """The compute of a budget to within a factor of a few: enough to choose a context length. Steps alone say nothing."""
     guesses = [limits.flops] if limits.flops is not None else []
     if limits.seconds is not None and flops_per_second:
         guesses.append(limits.seconds * flops_per_second)
     if limits.tokens is not None:
         guesses.append(6 * limits.tokens**2 / 20)  # 20 tokens per parameter
-    return min(guesses, default=0.0)
+    return min(guesses, default=None)
 
 
 def with_mfu(plan: Plan, shape: Shape, peak_flops: float) -> Plan:

@@ -7,6 +7,7 @@ torch is imported inside the functions, so that mistakes and --help answer at on
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import sys
@@ -53,7 +54,17 @@ NOT_IDENTITY = (
     "data.workers",
     "budget.extend_hours",
 )
-SHOWN_OF_PLAN = ("n_layer", "n_head", "n_embd", "block_size", "parameters", "tokens", "batch_tokens", "learning_rate")
+SHOWN_OF_PLAN = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "parameters",
+    "tokens",
+    "batch_tokens",
+    "optimizer",
+    "learning_rate",
+)
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
@@ -188,6 +199,7 @@ def train(session: Session) -> None:
         raise
     finally:
         trainer.metrics.close()
+        gc.unfreeze()
 
 
 def prepare_corpus(session: Session) -> Corpus:
@@ -284,8 +296,10 @@ def fit(session: Session, trainer: Trainer) -> str:
     import torch
 
     config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
-    model, optimizer, scaler, schedule = trainer.model, trainer.optimizer, trainer.scaler, config.schedule
-    parameters, late = list(model.parameters()), LateMetrics(session, trainer)
+    optimizer, scaler, schedule = trainer.optimizer, trainer.scaler, config.schedule
+    late = LateMetrics(session, trainer)
+    # Tables are not clipped: their steps have the same size whatever the gradient's, and a sparse gradient has no norm yet.
+    clipped = [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
     with session.signals.deferred(), session.console.progress() as bar:
         while True:
             left, tightest = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
@@ -309,7 +323,7 @@ def fit(session: Session, trainer: Trainer) -> str:
                     scaler.scale(part).backward()
                     loss += part.detach()
                 scaler.unscale_(optimizer)
-                norm = clip(parameters, config.optim.grad_clip)
+                norm = clip(clipped, config.optim.grad_clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
@@ -338,12 +352,10 @@ def schedule_step(optimizer: torch.optim.Optimizer, learning_rate: float, progre
 
 
 def clip(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
-    """Clip the gradient to norm `largest` (0: leave it) and return its norm before that. Sparse gradients are no part of it:
-    their steps have the same size whatever the gradient's."""
+    """Clip the gradient to norm `largest` (0: leave it) and return its norm before that."""
     import torch
 
-    dense = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
-    return torch.nn.utils.clip_grad_norm_(dense, largest or float("inf"))
+    return torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf"))
 
 
 class LateMetrics:

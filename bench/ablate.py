@@ -30,7 +30,6 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "bigram table": ("model.bigram_rows=0",),
     "head of its own": ("model.tie=true",),
     "embedding norm": ("model.embed_norm=false",),
-    "value embeddings": ("model.value_embeddings=false",),
     "x0 shortcut": ("model.x0_shortcut=false",),
     "query and key norm": ("model.qk_norm=false",),
     "zero initialisation": ("model.initialisation=gpt2",),
@@ -38,9 +37,10 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "RMS norm": ("model.norm=layernorm",),
     "rotary positions": ("model.position=learned",),
     "linear to zero": ("schedule=cosine",),
-    "short context": ("model.block_size=256",),
+    "short context, scored in its own": ("model.block_size=256",),
 }
 OPTIONS: dict[str, tuple[str, ...]] = {
+    "value embeddings": ("model.value_embeddings=true",),
     "NorMuon": ("optim.normuon=true",),
     "cautious decay": ("optim.cautious=true",),
     "softcap 15": ("model.softcap=15",),
@@ -62,10 +62,10 @@ WITH: dict[str, tuple[str, ...]] = {
 
 def run(place: Path, corpus: str, name: str, minutes: float, seed: int, arguments: list[str]) -> dict[str, Any]:
     """What came out of one run of train.py, which is started unless it is finished."""
-    folder_name = name.replace(" ", "-").replace(",", "")
+    place = place / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
     command = [
         *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", "data.tokenizer=bpe-4096"),
-        *(*COMMON, f"budget.hours={minutes / 60:.6g}", f"output_dir={place}", f"name={folder_name}", f"seed={seed}"),
+        *(*COMMON, f"budget.hours={minutes / 60:.6g}", f"output_dir={place}", f"seed={seed}"),
         *arguments,
         "output=json",
     ]
@@ -76,8 +76,10 @@ def run(place: Path, corpus: str, name: str, minutes: float, seed: int, argument
         return {"name": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1:]}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:  # finished before
-        folder = max(place.glob(f"{folder_name}-*"), key=lambda path: path.stat().st_mtime)
-        lines = [(folder / "result.json").read_text()]
+        found = list(place.glob("*/result.json"))
+        if len(found) != 1:
+            sys.exit(f"{place} holds {len(found)} runs, of other settings? Empty it or give another --place")
+        lines = [found[0].read_text()]
     result = json.loads(lines[-1])
     row = {
         "name": name,
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["model.n_layer=2", "model.n_embd=128"])
     parser.add_argument("--only", nargs="+", help="rows to run; default: all")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "ablate", help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     corpus = str(Path(options.corpus).resolve())
     rows = {name: row for name, row in rows_of(options.sizes).items() if not options.only or name in options.only}
@@ -145,7 +148,7 @@ def main() -> None:
     table, noise = summary(runs)
     how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {options.seeds}"
     content = {"how": how, "sizes": options.sizes, "noise": noise, "rows": table, "runs": runs}
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
     for row in table:
         print(f"{row['name']:<48}{row['loss']:.4f}  {row['worse']:+.4f}  {row['tokens']:>12,} tokens")
     print(f"noise of one run: {noise:.4f}")

@@ -109,9 +109,8 @@ def peer_loss(checkout: Path, checkpoint: Path, windows: Path) -> float:
     return float(found["nats"] / found["tokens"])
 
 
-def run_stint(place: Path, corpus: str, seconds: float, seed: int, arguments: list[str]) -> Path:
+def run_stint(place: Path, corpus: str, seconds: float, name: str, seed: int, arguments: list[str]) -> Path:
     """Folder of a finished run."""
-    name = f"s{seconds:.1f}-{seed}"
     command = [
         *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
         *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
@@ -120,7 +119,10 @@ def run_stint(place: Path, corpus: str, seconds: float, seed: int, arguments: li
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
-    return next(place.glob(f"{name}-*"))
+    found = list(place.glob(f"{name}-*"))
+    if len(found) != 1:
+        sys.exit(f"{place} holds {len(found)} runs named {name}: of other settings? Empty it or give another --place")
+    return found[0]
 
 
 def stint_loss(folder: Path, val: Split, token_bytes: Any, tokens: int, block: int | None) -> float:
@@ -157,13 +159,15 @@ def rounds(
             }
             shares = SHARES if form == options.forms[-1] else SHARES[:1]
             for share in shares:
-                folder = run_stint(place, options.corpus, share * seconds, seed, options.arguments)
+                folder = run_stint(
+                    place, options.corpus, share * seconds, f"{form}-{seed}-{share:.3f}", seed, options.arguments
+                )
                 result = json.loads((folder / "result.json").read_text())
                 token_bytes = corpus.tokenizer.token_bytes
                 own = stint_loss(folder, corpus.val, token_bytes, options.tokens, None)
                 point = {
                     "share": share,
-                    "seconds": result["spent"]["hours"] * 3600,
+                    "seconds": result["spent"]["hours"] * 3600 + result["prepare_s"],
                     "tokens": result["spent"]["tokens"],
                     "loss": stint_loss(folder, corpus.val, token_bytes, options.tokens, SHIPPED["block_size"]),
                     "loss_own_window": own,
@@ -215,6 +219,7 @@ def main() -> None:
     corpus = open_corpus(prepare(spec, log=print).folder)
     write_peer_data(corpus, options.place / "data" / "stint")
     how = f"python -m bench.against CORPUS --peer CHECKOUT --minutes {options.minutes:g} --seeds {options.seeds}"
+    how += f" --tokens {options.tokens} --forms {' '.join(options.forms)}"
     content: dict[str, Any] = {
         "how": " ".join([how, *options.arguments]),
         "torch": torch.__version__,

@@ -137,7 +137,7 @@ def main() -> None:
     peaks = {"20_MB": peak_megabytes(options.path, SMALL_BYTES), "whole": peak_megabytes(options.path, None)}
     batches = batches_of(options.path)
     result = {
-        "command": f"python -m bench.prepare {options.path} --rounds {options.rounds}",
+        "how": f"python -m bench.prepare {options.path} --rounds {options.rounds}",
         "corpus_bytes": sum(len(text.encode()) for batch in batches for text in batch),
         "threads": workers,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",

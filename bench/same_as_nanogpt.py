@@ -140,7 +140,7 @@ def our_losses(place: Path, weights: dict[str, Tensor], batches: list[tuple[Tens
     text = place / "text.txt"
     text.write_text("\n".join(f"line {i} of a text that only has to be there" for i in range(4000)))
     sys.argv = [
-        *("train.py", "model=classic", "data=text", f"data.path={text}", "data.tokenizer=bytes"),
+        *("train.py", "model=classic", "optim=adamw", "data=text", f"data.path={text}", "data.tokenizer=bytes"),
         *(f"model.{key}={value}" for key, value in SIZES.items()),
         *(f"budget.steps={STEPS}", f"optim.batch_tokens={BATCH * SIZES['block_size']}", "schedule=constant"),
         *("schedule.warmup=0", f"optim.learning_rate={RATE}", f"optim.weight_decay={DECAY}", "samples.prompts=[]"),

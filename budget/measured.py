@@ -40,8 +40,8 @@ class TrialFailed(Exception):
 @dataclass(frozen=True)
 class Trial:
     """What training steps of a shape cost on the device, apart: seconds per token, forward and backward with
-    `micro_batch` sequences at once, and update_s, seconds per step whatever its batch. Trials with different batches
-    can so be compared.
+    `micro_batch` sequences at once, and update_s, seconds per step of `optimizer`, whatever its batch. Trials with
+    different batches can so be compared.
 
     peak_memory: bytes that it took at most; compile_s: seconds of compilation before the first step, 0 where nothing was
     compiled.
@@ -52,6 +52,7 @@ class Trial:
     micro_batch: int
     peak_memory: int
     compile_s: float = 0.0
+    optimizer: str = ""
 
     def step_s(self, batch_tokens: int) -> float:
         """Seconds of an optimizer step of so many tokens."""
@@ -191,7 +192,7 @@ def plan_of(
     """The best of the shapes that were tried, at their speeds with `batch` tokens a step, with what was found out about
     it. The rules may say another batch, unless this one is `settled`."""
     speeds = {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
-    plan = make_plan(request, speeds, "measured", saturation, batch if settled else None)
+    plan = make_plan(replace(request, settled_batch=batch if settled else None), speeds, "measured", saturation)
     trial = trials[plan.sized(request.template)]
     by_size = {(shape.n_layer, shape.n_embd, shape.n_head): each for shape, each in trials.items()}
     alternatives = [
@@ -270,7 +271,10 @@ def saturate(
 
 
 def better(trial: Trial, other: Trial) -> Trial:
-    """The trial with the best of both: other work on the machine makes a time longer, never shorter."""
+    """The trial with the best of both, if they did the same: other work on the machine makes a time longer, never
+    shorter."""
+    if trial.optimizer != other.optimizer:
+        return trial
     return replace(trial, token_s=min(trial.token_s, other.token_s), update_s=min(trial.update_s, other.update_s))
 
 

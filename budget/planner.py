@@ -20,6 +20,7 @@ from budget.flops import flops_6nd_per_token, flops_per_token
 from budget.laws import LAWS, LOCAL, Law, bracket, relative_loss, standing, unique_worth
 from budget.rules import (
     MIN_STEPS,
+    MUON_GAIN,
     batch_efficiency,
     batch_for,
     beta2_for,
@@ -52,7 +53,8 @@ class Request:
 
     flops_per_second: sustained rate to assume where a shape was not measured, at devices.REFERENCE_WIDTH; half_width: how
     thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not training
-    (set-up, compilation, final evaluation). aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
+    (set-up, compilation, final evaluation). settled_batch: tokens per step that the rules gave before, and that measured
+    speeds belong to. aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
     the corpus than that are refused. memory: bytes of a device that is not at hand. notes: what the plan is to repeat.
     The other None fields are the user's to fix and ours to choose.
     """
@@ -73,6 +75,7 @@ class Request:
     beta2: float | None = None
     dropout: float | None = None
     optimizer: str | None = None
+    settled_batch: int | None = None
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
@@ -249,12 +252,15 @@ def assumed_speed(request: Request, shape: Shape) -> float | None:
 
 
 def tokens_worth(request: Request, shape: Shape, tokens: float) -> float:
-    """New tokens in small batches that these are worth: less where the corpus is repeated, and where the user's batch is
-    larger than the rule's, whose cost the laws' own runs have paid."""
+    """New tokens in small batches that these are worth: less where the corpus is repeated, where the user's batch is
+    larger than the rule's, whose cost the laws' own runs have paid, and where Muon would not pay."""
     worth = unique_worth(tokens, request.corpus_tokens)
+    usual = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size)
+    batch = request.batch_tokens or request.settled_batch or usual
+    if request.optimizer is None and optimizer_for(shape, batch) == "adamw":
+        worth /= MUON_GAIN  # beside shapes that Muon pays for, and whose speed has its cost in it
     if request.batch_tokens is None:
         return worth
-    usual = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size)
     return worth * min(1.0, batch_efficiency(request.batch_tokens, tokens) / batch_efficiency(usual, tokens))
 
 
@@ -288,11 +294,9 @@ def make_plan(
     speeds: dict[Shape, float] | None = None,
     speed_source: str = "assumed",
     saturation: float = 0.0,
-    settled_batch: int | None = None,
 ) -> Plan:
     """The plan for a request. With `speeds` (tokens per second, measured) only those shapes compete. `saturation`: tokens
-    per step that the device was measured to need for full speed. `settled_batch`: tokens per step that the rules gave
-    before, and that the speeds belong to."""
+    per step that the device was measured to need for full speed."""
     speed: Callable[[Shape], float | None]
     if speeds is not None:
         shapes, speed = list(speeds), lambda shape: speeds[shape]
@@ -304,7 +308,7 @@ def make_plan(
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
     fewest = 1 if request.limits.steps is not None else MIN_STEPS  # a smaller batch buys no more of given steps
-    batch = request.batch_tokens or settled_batch
+    batch = request.batch_tokens or request.settled_batch
     batch = batch or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation, fewest)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
@@ -319,7 +323,8 @@ def make_plan(
     optimizer = request.optimizer or optimizer_for(best, batch)
     peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
     decay = request.weight_decay
-    all_rates = learning_rates(best, tokens, batch).values()
+    all_rates = learning_rates(best, tokens, batch)
+    rate_source = "step-law" if abs(peak_rate / all_rates["step-law"] - 1) < 0.06 else "step-law, cut"
     predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
     curve = _curve(request, best, rate)
     near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
@@ -338,7 +343,7 @@ def make_plan(
         steps=steps,
         batch_tokens=batch,
         learning_rate=peak_rate,
-        learning_rate_spread=(min(all_rates), max(all_rates)),
+        learning_rate_spread=(min(all_rates.values()), max(all_rates.values())),
         weight_decay=decay if decay is not None else weight_decay_for(parameters, tokens, batch, peak_rate),
         warmup=request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
         beta2=request.beta2 if request.beta2 is not None else beta2_for(batch),
@@ -357,12 +362,14 @@ def make_plan(
         flat=(min(near), max(near)),
         alternatives=_alternatives(request, best, ranked[1:], speed),
         curve=curve,
-        source=_sources(request, shapes, batch, saturation, speed_source if rate else "none"),
+        source=_sources(request, shapes, batch, saturation, speed_source if rate else "none", rate_source),
         notes=_notes(request, best, compute, epochs, steps),
     )
 
 
-def _sources(request: Request, shapes: list[Shape], batch: int, saturation: float, speed: str) -> dict[str, str]:
+def _sources(
+    request: Request, shapes: list[Shape], batch: int, saturation: float, speed: str, rate_source: str
+) -> dict[str, str]:
     """Where each choice is from, in a word or two."""
 
     def ruled(fixed: object, rule: str) -> str:
@@ -373,7 +380,7 @@ def _sources(request: Request, shapes: list[Shape], batch: int, saturation: floa
         "flat": request.law.name if request.law.curve else "porian",
         "tokens_per_second": speed,
         "batch_tokens": ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
-        "learning_rate": ruled(request.learning_rate, "step-law"),
+        "learning_rate": ruled(request.learning_rate, rate_source),
         "weight_decay": ruled(request.weight_decay, "power-lines"),
         "warmup": ruled(request.warmup, "porian"),
         "beta2": ruled(request.beta2, "porian"),

@@ -54,6 +54,8 @@ class FinishedRun:
     corpus: str  # fingerprint of the prepared corpus
     scored: str  # fingerprint of the tokens that were predicted
     block_size: int
+    optimizer: str
+    bigram_rows: int
 
 
 class Unusable(Exception):
@@ -138,6 +140,8 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             corpus,
             result.text("eval.fingerprint"),
             int(result.number("model.block_size")),
+            str(result.content["plan"].get("optimizer", "adamw")),  # all that there was before it was recorded
+            int(result.content["model"].get("bigram_rows", 0)),
         )
     except Unusable as why:
         return str(why)
@@ -177,6 +181,8 @@ def check_alike(runs: Sequence[FinishedRun], metric: str) -> list[str]:
     for what, found in (
         ("corpora", _counted(run.corpus[:8] for run in runs)),
         ("block sizes", _counted(str(run.block_size) for run in runs)),
+        ("optimizers", _counted(run.optimizer for run in runs)),
+        ("bigram tables", _counted(f"{run.bigram_rows} rows" for run in runs)),
     ):
         if len(found) > 1:
             notes.append(

@@ -14,11 +14,12 @@ SHORTEST_BLOCK = 256
 SMALL_FLOPS = 1e17
 TINY_BLOCK, TINY_FLOPS, WORDS = 64, 1e14, 1024
 # A judgement. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, and 6,072 were not better
-# (bench/results/batch.json). Muon, 1.6M tokens: 794 steps were as good as 1,589 (bench/results/tuning.json). One seed each.
+# (bench/results/batch.json). Muon, 1.6M tokens: 794, 1,589 and 3,178 steps, each at a rate of its own, were within 0.012
+# nats (bench/results/tuning.json). One seed each.
 MIN_STEPS = 1500
 LARGEST_TABLE = 1 << 16  # rows
-# Step Law is not extrapolated beyond what anyone trained with; Muon, whose updates are as large as AdamW's, bears more:
-# 0.01 was a little better than 0.005 (bench/results/tuning.json).
+# Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
+# 0.01 was as good as 0.004 at 1.2M tokens (bench/results/tuning.json).
 LR_RANGE = {"adamw": (3e-4, 4e-3), "muon": (3e-4, 1e-2)}
 WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1; Power Lines was fitted from 111M parameters on
 # Tokens that AdamW needs for the same loss: 1.4 times as many at 0.1B parameters, tuned as well (Wen et al. 2025,
@@ -28,20 +29,26 @@ WARMUP_RANGE = (0.01, 0.1)
 REPEATS_WITH_DROPOUT = 4.0  # epochs
 
 
-def block_size_for(flops: float, vocab_size: int) -> int:
+def block_size_for(flops: float | None, vocab_size: int) -> int:
     """Context length by compute: short below 1e17 FLOPs, where a step of few tokens should still hold several
-    sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above. Below 1e14 FLOPs sixteen times 64
-    tokens a step were better than four times 256, also for the loss in windows of 256 (bench/results/ablate.json,
-    7e12 FLOPs); but 64 bytes are too few, so not for vocabularies of bytes."""
+    sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above. Where the compute is not known,
+    256.
+
+    Below 1e14 FLOPs sixteen sequences of 64 take the place of four of 256: at 7e12 FLOPs that was as good (4.21 against
+    4.24 nats, a standard error of 0.03), at less attention; between, nothing was tried. 64 bytes are too few, so not for
+    vocabularies of bytes."""
+    if flops is None:
+        return SHORTEST_BLOCK
     if flops < TINY_FLOPS and vocab_size >= WORDS:
         return TINY_BLOCK
     return SHORTEST_BLOCK if flops < SMALL_FLOPS else 512 if flops < 1e19 else 1024
 
 
-def bigram_rows_for(flops: float, vocab_size: int) -> int:
-    """Rows of the table for pairs of tokens. They make up for the depth that a small model lacks (bench/results/ablate.json);
-    in nanochat's runs they helped at 12 layers and brought nothing in time at 25 (its dev/LOG.md)."""
-    return min(LARGEST_TABLE, vocab_size**2) if flops < SMALL_FLOPS else 0
+def bigram_rows_for(flops: float | None, vocab_size: int) -> int:
+    """Rows of the table for pairs of tokens, which makes up for the depth that a small model lacks: 0.12 nats at 7e12 FLOPs
+    (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
+    dev/LOG.md). None where the compute is not known."""
+    return min(LARGEST_TABLE, vocab_size**2) if flops is not None and flops < SMALL_FLOPS else 0
 
 
 def critical_batch(tokens: float) -> float:

@@ -31,7 +31,8 @@ class SlicedCrossEntropy(torch.autograd.Function):
         matrix = weight.to(precision)
         counted = targets != -1
         count = counted.sum()
-        padded = hidden.device.type != "cpu" or bool(count < len(targets))  # a GPU is not waited for
+        # A GPU is not waited for, and a compiled graph not broken, to know whether there are targets to leave out.
+        padded = hidden.device.type != "cpu" or torch.compiler.is_compiling() or bool(count < len(targets))
         plain = precision == hidden.dtype == weight.dtype
         total = torch.zeros((), device=hidden.device)
         hidden_grad = torch.empty_like(hidden)

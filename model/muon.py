@@ -107,9 +107,9 @@ def table_step(state: State, group: dict[str, Any], params: list[Tensor]) -> Non
 
 
 def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
-    """Nesterov momentum, made orthogonal, as large as an update of AdamW's. Weights whose numbers are in the group's
-    `stacked` hold three matrices, one above the other: queries, keys and values."""
-    parts = [3 if number in group["stacked"] else 1 for number, p in enumerate(group["params"]) if p.grad is not None]
+    """Nesterov momentum, made orthogonal, as large as an update of AdamW's. `parts` of a group: how many matrices each of its
+    weights holds, one above the other, e.g. 3 for queries, keys and values."""
+    parts = [count for p, count in zip(group["params"], group["parts"], strict=True) if p.grad is not None]
     for p in params:
         if not state[p]:
             state[p] = {"momentum": torch.zeros_like(p)}
@@ -127,20 +127,21 @@ def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None
         orthogonal = orthogonalise(torch.stack([matrix for matrix, _ in same]))
         torch._foreach_copy_([into for _, into in same], list(orthogonal * (MATCH_RMS * longer**0.5)))
     if group["normuon"]:
-        even_rows(updates, [state[p] for p in params])
+        even_rows(updates, [state[p] for p in params], parts)
     decay_and_apply(params, updates, group["lr"], group["weight_decay"], group["cautious"])
 
 
-def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
     """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm."""
-    for update, own in zip(updates, states, strict=True):
+    for update, own, count in zip(updates, states, parts, strict=True):
         square = update.square().mean(dim=-1, keepdim=True)
         if "row_square" not in own:
             own["row_square"] = square.clone()
         own["row_square"].lerp_(square, 1 - NORMUON_BETA2)
-        before = update.norm()
+        before = [matrix.norm() for matrix in update.chunk(count)]
         update.div_(own["row_square"].sqrt().clamp(min=EPS))
-        update.mul_(before / update.norm().clamp(min=EPS))
+        for matrix, norm in zip(update.chunk(count), before, strict=True):
+            matrix.mul_(norm / matrix.norm().clamp(min=EPS))
 
 
 def decay_and_apply(

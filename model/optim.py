@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from errors import UserError
+from model.gpt import GPT
 from model.muon import Mixed
 from model.recipe import OptimSettings, momentum_at
 
@@ -27,7 +28,7 @@ def role(name: str, parameter: Tensor) -> str:
     return "head" if name.startswith("head.") else "embedding"
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, settings: OptimSettings) -> list[dict[str, Any]]:
+def parameter_groups(model: GPT, weight_decay: float, settings: OptimSettings) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group, by its role. Matrices decay, embeddings, which are matrices in
     GPT-2 and nanoGPT, among them; vectors and the tables beside them do not. `lr_scale` multiplies the scheduled learning
     rate."""
@@ -54,8 +55,15 @@ def parameter_groups(model: nn.Module, weight_decay: float, settings: OptimSetti
     ]
 
 
+def matrices_in(name: str, activation: str) -> int:
+    """How many matrices a weight holds, one above the other: queries, keys and values; gate and value of swiglu."""
+    if name.endswith("qkv.weight"):
+        return 3
+    return 2 if name.endswith("up.weight") and activation == "swiglu" else 1
+
+
 def adamw(
-    model: nn.Module,
+    model: GPT,
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
@@ -67,12 +75,12 @@ def adamw(
     if not any(group["role"] == "table" for group in groups):
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=settings.eps, fused=fused)
     for group in groups:
-        group |= {"algorithm": OTHERWISE.get(group["role"], "adamw"), "betas": betas, "eps": settings.eps}
+        group |= {"algorithm": "table" if group["role"] == "table" else "adamw", "betas": betas, "eps": settings.eps}
     return Mixed(groups, learning_rate, fused)
 
 
 def muon(
-    model: nn.Module,
+    model: GPT,
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],
@@ -81,22 +89,21 @@ def muon(
 ) -> torch.optim.Optimizer:
     """Muon for the matrices in the blocks, AdamW for all else but tables (model/muon.py)."""
     groups = parameter_groups(model, weight_decay, settings)
-    stacked = {p for name, p in model.named_parameters() if name.endswith("qkv.weight")}
+    names = {p: name for name, p in model.named_parameters()}
     for group in groups:
-        group |= {"algorithm": OTHERWISE.get(group["role"], "adamw"), "betas": betas, "eps": settings.eps}
+        group |= {"algorithm": "table" if group["role"] == "table" else "adamw", "betas": betas, "eps": settings.eps}
         if group["role"] == "matrix":
             own = {"momentum": settings.momentum, "normuon": settings.normuon, "cautious": settings.cautious}
-            numbers = [number for number, p in enumerate(group["params"]) if p in stacked]
-            group |= {"algorithm": "muon", "peak_momentum": settings.momentum, "stacked": numbers, **own}
+            parts = [matrices_in(names[p], model.shape.activation) for p in group["params"]]
+            group |= {"algorithm": "muon", "peak_momentum": settings.momentum, "parts": parts, **own}
     return Mixed(groups, learning_rate, fused=device_type in FUSED_DEVICES)
 
 
-OTHERWISE = {"table": "table"}  # roles that neither AdamW nor Muon optimises
 BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
 def configure_optimizers(
-    model: nn.Module,
+    model: GPT,
     learning_rate: float,
     weight_decay: float,
     betas: tuple[float, float],

@@ -76,8 +76,8 @@ class Shape:
             found.append(f"model.dropout={self.dropout} must be at least 0 and less than 1")
         if not self.rope_theta > 0:
             found.append(f"model.rope_theta={self.rope_theta} must be greater than 0")
-        if self.bigram_rows < 0:
-            found.append(f"model.bigram_rows={self.bigram_rows} must be at least 0")
+        if self.bigram_rows < 0 or self.bigram_rows == 1:
+            found.append(f"model.bigram_rows={self.bigram_rows} must be at least 2; 0 is none")
         if not self.softcap >= 0:
             found.append(f"model.softcap={self.softcap} must be at least 0; 0 is off")
         return found

@@ -202,7 +202,13 @@ class DeviceProber:
         if "error" in found:
             raise TrialFailed(found["error"])
         available, peak = int(found.pop("available_memory")), int(found.pop("peak_memory"))
-        return Trial(micro_batch=min(micro_batch, sequences), peak_memory=peak, **found), available
+        figures = {
+            "micro_batch": min(micro_batch, sequences),
+            "peak_memory": peak,
+            "optimizer": optimizer.name,
+            **found,
+        }
+        return Trial(**figures), available
 
     def _restart(self) -> bool:
         """Whether there is a process again after it died."""

@@ -54,7 +54,7 @@ def measure(
         model.touch_rows_only()
     forward: Callable[..., torch.Tensor] = torch.compile(model) if compiled else model
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
-    dense = [p for role in optim.param_groups if role["role"] != "table" for p in role["params"]]
+    clipped = [p for group in optim.param_groups if group["role"] != "table" for p in group["params"]]
     scaler = machine.scaler()
     micro = min(micro_batch, sequences)
     size = (micro, shape.block_size)
@@ -67,7 +67,7 @@ def measure(
 
     def update() -> None:
         scaler.unscale_(optim)
-        torch.nn.utils.clip_grad_norm_(dense, 1.0)
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         scaler.step(optim)
         scaler.update()
         optim.zero_grad(set_to_none=True)

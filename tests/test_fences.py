@@ -24,6 +24,7 @@ TORCH_FREE = (
     "budget/measured.py",
     "run/prober.py",
     "model/shape.py",
+    "model/recipe.py",
 )
 
 

@@ -73,6 +73,15 @@ def test_the_first_result_is_the_one_on_file() -> None:
     assert kept["how"] == "make train"
 
 
+def test_the_comparison_is_the_one_on_file() -> None:
+    rounds = json.loads((ROOT / "bench/results/against_nanogpt.json").read_text())["rounds"]
+    gains = [f"{row['peer_loss'] - row['stint'][0]['loss']:.2f}" for row in rounds]
+    ratios = [f"{row['time_to_loss']:.1f}" for row in rounds]
+    assert {row["form"] for row in rounds} == {"tuned"}
+    assert f"{' and '.join(gains)} nats lower" in README.replace("\n", " ")
+    assert f"loss {' and '.join(ratios)} times as fast" in README.replace("\n", " ")
+
+
 def test_the_replay_is_the_one_on_file() -> None:
     kept = json.loads((ROOT / "bench/results/replay.json").read_text())
     corpora = [kept[name] for name in ("RefinedWeb", "OpenWebText2")]

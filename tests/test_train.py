@@ -81,6 +81,19 @@ def test_37_and_63_steps_are_100_bit_for_bit(place: Path, finished: Path) -> Non
     assert results[0]["eval"] == results[1]["eval"]
 
 
+def test_muon_and_its_options_resume_bit_for_bit(place: Path) -> None:
+    arguments = ("budget.steps=40", "optim=muon", "optim.normuon=true", "optim.cautious=true", "model.tie=false")
+    train(place, *arguments, name="whole")
+    hurried = (*arguments, "checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
+    interrupt(place, 15, *hurried, name="broken")
+    train(place, *hurried, name="broken")
+    assert "resuming at step" in (folder_of(place, "broken") / "log.txt").read_text()
+    whole, broken = (load_file(folder_of(place, name) / "model.safetensors") for name in ("whole", "broken"))
+    assert all(np.array_equal(whole[name], broken[name]) for name in whole)
+    result = json.loads((folder_of(place, "whole") / "result.json").read_text())
+    assert result["plan"]["optimizer"] == "muon"
+
+
 def interrupt(place: Path, step: int, *arguments: str, name: str, number: int = signal.SIGTERM) -> None:
     """Start a run and send it a signal once it has passed `step`."""
     process = subprocess.Popen(

@@ -17,10 +17,14 @@ from budget.rules import (
     batch_efficiency,
     batch_for,
     beta2_for,
+    bigram_rows_for,
+    block_size_for,
     critical_batch,
     dropout_for,
     learning_rate_for,
     learning_rates,
+    muon_overhead,
+    optimizer_for,
     warmup_for,
     weight_decay_for,
 )
@@ -248,3 +252,32 @@ def test_notes_warn_of_what_the_plan_cannot_know() -> None:
     assert any("vocabulary" in note and "data.tokenizer=" in note for note in tiny.notes)
     assert any("law=local" in note for note in tiny.notes)
     assert not make_plan(request()).notes
+
+
+def test_muon_is_taken_where_its_overhead_is_less_than_what_it_saves() -> None:
+    small = Shape(2, 2, 128, 64, 4096, **PRESETS["modern"])
+    # 5 n / T of the blocks' work, and the blocks are 43 % of all
+    assert muon_overhead(small, 1024) == pytest.approx(5 * 128 / 1024 * 393216 / 917504)
+    assert muon_overhead(small, 2048) == pytest.approx(muon_overhead(small, 1024) / 2)
+    assert [optimizer_for(small, batch) for batch in (256, 512, 1024)] == ["adamw", "adamw", "muon"]
+    large = Shape(12, 6, 768, 1024, 50304, **PRESETS["modern"])
+    assert muon_overhead(large, 2**17) < 0.03
+    assert optimizer_for(large, 2**17) == "muon"
+    plan = make_plan(request(batch_tokens=256, n_layer=2, n_embd=512, n_head=8))
+    assert (plan.optimizer, plan.source["optimizer"]) == ("adamw", "overhead")
+    fixed = make_plan(request(batch_tokens=256, n_layer=2, n_embd=512, n_head=8, optimizer="muon"))
+    assert (fixed.optimizer, fixed.source["optimizer"]) == ("muon", "fixed")
+
+
+def test_muon_bears_a_higher_rate() -> None:
+    small = Shape(2, 2, 128, 64, 4096, **PRESETS["modern"])
+    assert learning_rate_for(small, 4e6, 1024, "adamw") == 4e-3
+    assert learning_rate_for(small, 4e6, 1024, "muon") == 1e-2
+
+
+def test_context_and_tables_follow_the_compute() -> None:
+    found = [block_size_for(flops, 4096) for flops in (1e12, 9e13, 2e14, 9e16, 2e17, 9e18, 2e19)]
+    assert found == [64, 64, 256, 256, 512, 512, 1024]
+    assert block_size_for(1e12, 320) == 256, "64 bytes are too few"
+    assert [bigram_rows_for(flops, 4096) for flops in (1e12, 9e16, 2e17)] == [65536, 65536, 0]
+    assert bigram_rows_for(1e12, 64) == 64**2, "no more rows than there are pairs"

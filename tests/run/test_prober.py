@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from budget.measured import TooLarge, TrialFailed
+from budget.rules import optimizer_for
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine
@@ -129,3 +130,18 @@ def alive(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_trials_have_the_optimizer_that_the_plan_would_take(
+    process: TrialProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    plain = process.ask
+    monkeypatch.setattr(
+        process, "ask", lambda request, seconds: asked.append(request["optimizer"]["name"]) or plain(request, seconds)
+    )
+    device = DeviceProber(process, MACHINE, OptimSettings("auto"), None, 30.0, print)
+    for batch in (64, 8192):  # of 5 n / T
+        assert device.measure(SMALL, batch, 0.1) is not None
+    assert asked[0] == optimizer_for(SMALL, 64) == "adamw"
+    assert asked[-1] == optimizer_for(SMALL, 8192) == "muon"

@@ -1,0 +1,162 @@
+"""How near the hardware's limit a training step is, and what each part of it takes.
+
+    python -m bench.engine      # some minutes on two idle cores; writes bench/results/engine.json
+
+Four shapes, a step each in turn, so that a machine that wanders treats all alike; medians. The limit is what a bare matrix
+product reaches on the same machine in the same run. `plain` is the same step with torch's own RMS norm, rotation and
+cross-entropy (model/fused.py, model/loss.py), `adamw` with AdamW for the matrices as well.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from budget.clock import now
+from budget.flops import flops_per_token
+from budget.probe import measure_peak
+from data.loader import Loader
+from data.shards import Split
+from model import fused, loss
+from model.gpt import GPT
+from model.optim import configure_optimizers, set_schedule
+from model.recipe import OptimSettings
+from model.shape import PRESETS, Shape
+from run.machine import Machine, find_machine
+
+RESULT = Path(__file__).parents[1] / "bench" / "results" / "engine.json"
+# layers, width, block size, sequences a step
+SHAPES = ((1, 64, 64, 16), (2, 128, 64, 32), (4, 256, 256, 8), (8, 512, 256, 8))
+VOCAB, ROWS, ROUNDS, WARM = 4096, 1 << 16, 15, 3
+PARTS = ("loader", "forward", "backward", "clip", "optimizer")
+
+
+class Step:
+    """One training step of a shape, its parts timed."""
+
+    def __init__(self, shape: Shape, sequences: int, optimizer: str, machine: Machine) -> None:
+        torch.manual_seed(0)
+        self.machine, self.sequences, self.shape = machine, sequences, shape
+        with machine.device:
+            self.model = GPT(shape)
+        if machine.device.type == "cpu":
+            self.model.touch_rows_only()
+        kind = machine.device.type
+        self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, (0.9, 0.99), kind, OptimSettings(optimizer))
+        self.parameters = list(self.model.parameters())
+        tokens = np.random.default_rng(0).integers(VOCAB, size=1 << 20, dtype=np.uint16)
+        split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
+        self.loader = Loader(split, shape.block_size, sequences, 0)
+        self.step = 0
+
+    def run(self) -> dict[str, float]:
+        """Seconds by part, and in all."""
+        marks = [now()]
+
+        def mark() -> None:
+            self.machine.synchronize()
+            marks.append(now())
+
+        x, y = (self.machine.to_device(part) for part in self.loader.batch(self.step))
+        mark()
+        with self.machine.autocast():
+            found = self.model(x, y)
+        mark()
+        found.backward()
+        mark()
+        dense = [p for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
+        torch.nn.utils.clip_grad_norm_(dense, 1.0)
+        mark()
+        set_schedule(self.optimizer, 1e-3, 0.5)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        mark()
+        self.step += 1
+        parts = {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
+        return parts | {"all": marks[-1] - marks[0]}
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """torch's own norm, rotation and cross-entropy."""
+    written_out, whole = fused.written_out, dict(loss.WHOLE_BYTES)
+    fused.written_out = lambda x: False
+    loss.WHOLE_BYTES.update(cpu=1 << 60, cuda=1 << 60)
+    try:
+        yield
+    finally:
+        fused.written_out = written_out
+        loss.WHOLE_BYTES.update(whole)
+
+
+def rows_for(layers: int, width: int, block: int, sequences: int, machine: Machine) -> dict[str, Any]:
+    """One line of the table."""
+    shape = Shape(layers, width // 64, width, block, VOCAB, **PRESETS["modern"], bigram_rows=ROWS)
+    steps = {
+        "stint": Step(shape, sequences, "muon", machine),
+        "plain": Step(shape, sequences, "muon", machine),
+        "adamw": Step(shape, sequences, "adamw", machine),
+    }
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    peaks = []
+    before = machine.restart_peak_memory()
+    for turn in range(ROUNDS + WARM):
+        peaks.append(measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize))
+        for name, step in steps.items():
+            if name == "plain":
+                with plain_forms():
+                    found = step.run()
+            else:
+                found = step.run()
+            if turn >= WARM:
+                times[name].append(found)
+    medians = {
+        name: {part: statistics.median(row[part] for row in rows) for part in rows[0]} for name, rows in times.items()
+    }
+    tokens = block * sequences
+    whole = medians["stint"]["all"]
+    peak = statistics.median(peaks)
+    return {
+        "shape": f"{layers} x {width}",
+        "block_size": block,
+        "tokens_a_step": tokens,
+        "parameters_law": shape.matmul_parameters(),
+        "tokens_per_second": tokens / whole,
+        "flops_per_second": tokens * flops_per_token(shape) / whole,
+        "matmul_flops_per_second": peak,
+        "share_of_matmul": tokens * flops_per_token(shape) / whole / peak,
+        "milliseconds": {part: 1000 * value for part, value in medians["stint"].items()},
+        "plain_over_stint": medians["plain"]["all"] / whole,
+        "adamw_over_stint": medians["adamw"]["all"] / whole,
+        "peak_memory": machine.peak_memory() - before,
+    }
+
+
+def main() -> None:
+    machine = find_machine("auto", None, "auto", 1.0)
+    rows = []
+    for each in SHAPES:
+        rows.append(rows_for(*each, machine))
+        row = rows[-1]
+        print(f"{row['shape']:>8}  {row['tokens_per_second']:>9,.0f} tokens/s  {row['share_of_matmul']:.0%} of a bare matmul"
+              f"  plain {row['plain_over_stint']:.2f}  adamw {row['adamw_over_stint']:.2f}", flush=True)  # fmt: skip
+    content = {
+        "how": "python -m bench.engine",
+        "device": machine.name,
+        "threads": machine.threads,
+        "torch": machine.torch_version,
+        "precision": machine.precision,
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

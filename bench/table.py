@@ -1,0 +1,151 @@
+"""docs/performance.md from the files under bench/results/: python -m bench.table
+
+Nothing in it is typed by hand, so that it cannot say anything else than what was measured; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DOC = ROOT / "bench" / "results", ROOT / "docs" / "performance.md"
+HEAD = """# Performance
+
+Made by `python -m bench.table` from the files under [bench/results](../bench/results), each of which says how to get it again.
+"""
+
+
+def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+
+
+def against(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in found["rounds"]:
+        full = row["stint"][0]
+        ratio = row["time_to_loss"]
+        rows.append(
+            [
+                row["form"],
+                str(row["seed"]),
+                f"{row['seconds']:.0f} s",
+                f"{row['peer_loss']:.3f}",
+                f"{full['loss']:.3f}",
+                f"{row['peer_loss'] - full['loss']:.3f}",
+                f"{ratio:.1f}" if ratio and len(row["stint"]) > 1 else "-",
+            ]
+        )
+    last = [row for row in found["rounds"] if row["form"] == found["rounds"][-1]["form"]]
+    ratios = [row["time_to_loss"] or 0.0 for row in last]  # 0: not even in nanoGPT's own seconds
+    summary = (
+        [f"nanoGPT's loss, {last[0]['form']}, was reached {statistics.median(ratios):.1f} times as fast (median).", ""]
+        if ratios
+        else []
+    )
+    return [
+        "## Against nanoGPT",
+        "",
+        f"The same seconds on the same machine, start and all; the same corpus and tokenizer; nats per token on"
+        f" {found['validation_tokens']:,} validation tokens in windows of {found['window']}. The ratio: nanoGPT's seconds over"
+        " those in which stint, planning for them from the start, reached its loss.",
+        "",
+        *summary,
+        *table(["nanoGPT", "seed", "seconds", "nanoGPT", "stint", "better by", "times as fast"], rows),
+    ]
+
+
+def engine(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["shape"],
+            f"{row['tokens_a_step']:,}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['flops_per_second'] / 1e9:.0f}",
+            f"{row['share_of_matmul']:.0%}",
+            *(f"{row['milliseconds'][part] / row['milliseconds']['all']:.0%}" for part in PARTS),
+            f"{row['plain_over_stint']:.2f}",
+            f"{row['adamw_over_stint']:.2f}",
+            f"{row['peak_memory'] / 2**20:,.0f}",
+        ]
+        for row in found["rows"]
+    ]
+    columns = ["shape", "tokens a step", "tokens/s", "GFLOP/s", "of a bare matmul", *PARTS, "plain", "AdamW", "MiB"]
+    return [
+        "## A training step",
+        "",
+        f"On {found['device']}, {found['threads']} threads, {found['precision']}. `plain` and `AdamW`: how long the step takes"
+        " with torch's own norm, rotation and cross-entropy, and without Muon, relative to the step as it is.",
+        "",
+        *table(columns, rows),
+    ]
+
+
+PARTS = ("loader", "forward", "backward", "clip", "optimizer")
+
+
+def ablation(found: dict[str, Any]) -> list[str]:
+    rows = [[row["name"], f"{row['loss']:.4f}", f"{row['worse']:+.4f}", f"{row['tokens']:,}"] for row in found["rows"]]
+    return [
+        "## One part more or less",
+        "",
+        f"The same seconds for each; nats per token. Noise of one run: {found['noise']:.4f}.",
+        "",
+        *table(["recipe", "loss", "against the recipe", "tokens"], rows),
+    ]
+
+
+def startup(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["name"],
+            f"{row['first_step_s']:.1f} s",
+            f"{row['steps_to_steady']:.0f}",
+            f"{1000 * row['typical_step_s']:.0f} ms",
+        ]
+        for row in found["rows"]
+    ]
+    return [
+        "## From the start of the process",
+        "",
+        f"Medians of {found['runs_each']} runs.",
+        "",
+        *table(["run", "first step after", "steps until steady", "a step"], rows),
+    ]
+
+
+def same(found: dict[str, Any]) -> list[str]:
+    return [
+        "## `classic` is nanoGPT's GPT-2",
+        "",
+        f"From the same weights on the same batches, the losses of {found['steps']} steps are at most"
+        f" {found['largest_difference']:.0e} apart; nanoGPT prints 4 digits.",
+    ]
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "against_nanogpt": against,
+    "same_as_nanogpt": same,
+    "engine": engine,
+    "ablate": ablation,
+    "startup": startup,
+}
+
+
+def text() -> str:
+    """The page, with a section for each result that is there."""
+    parts = [HEAD]
+    for name, section in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found = json.loads(path.read_text())
+            how = f"[{path.name}](../bench/results/{path.name}): `{found['how']}`"
+            parts.append("\n".join([*section(found), "", how, ""]))
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    DOC.write_text(text())
