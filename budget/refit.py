@@ -140,7 +140,8 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             corpus,
             result.text("eval.fingerprint"),
             int(result.number("model.block_size")),
-            str(result.content["plan"].get("optimizer", "adamw")),  # all that there was before it was recorded
+            # Older records are of AdamW without tables, the only ones there were.
+            str(result.content.get("plan", {}).get("optimizer", "adamw")),
             int(result.content["model"].get("bigram_rows", 0)),
         )
     except Unusable as why:

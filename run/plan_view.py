@@ -104,6 +104,9 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ("beta2", f"{plan.beta2:g}", plan.source["beta2"]),
         ("dropout", f"{plan.dropout:g}", plan.source["dropout"]),
     ]
+    if plan.bigram_rows:
+        entries = format_count(plan.bigram_rows * plan.n_embd)
+        rows.insert(6, ("bigram table", f"{plan.bigram_rows:,} rows, {entries} of the parameters, no FLOPs", "compute"))
     if plan.interval is not None:
         rows.insert(
             2, ("80 % interval", f"{format_count(plan.interval[0])} to {format_count(plan.interval[1])}", plan.law)
@@ -149,7 +152,9 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
             f"tokens: {format_seconds(plan.hours * 3600)} of training x {plan.tokens_per_second:,.0f} tokens/s"
             f" ({plan.source['tokens_per_second']}); the rest of the hours is set-up, evaluation and saving"
         )
+    table = f"{plan.bigram_rows:,} rows" if plan.bigram_rows else "none"
     lines += [
+        f"context: {plan.block_size} tokens, bigram table: {table}; given, or by the compute: budget/rules.py",
         f"score: loss ~ C^-slope exp(curvature (ln N/N*)^2) with C = 6 N x tokens' worth (slope and curvature:"
         f" {'these runs' if law.curve else 'Porian et al. 2024, measured'}); within {FLAT:.0%}:"
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",

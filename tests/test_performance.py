@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from bench.against import time_to_loss
 from bench.table import DOC, RESULTS, SECTIONS, text
 from tests.conftest import ROOT
@@ -21,7 +23,7 @@ def test_every_result_says_how_to_get_it_again() -> None:
 
 def test_the_time_to_a_loss_lies_between_the_two_budgets_around_it() -> None:
     points = [{"seconds": 300.0, "loss": 3.7}, {"seconds": 100.0, "loss": 4.0}, {"seconds": 75.0, "loss": 4.1}]
-    assert time_to_loss(4.0, 300.0, points) == 3.0
+    assert time_to_loss(4.0, 300.0, points) == pytest.approx(3.0)
     found = time_to_loss(4.05, 300.0, points)
     assert found is not None
     assert 3.0 < found < 4.0
