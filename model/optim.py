@@ -28,7 +28,9 @@ def role(name: str, parameter: Tensor) -> str:
     return "head" if name.startswith("head.") else "embedding"
 
 
-def parameter_groups(model: GPT, weight_decay: float, settings: OptimSettings) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: GPT, weight_decay: float, betas: tuple[float, float], settings: OptimSettings
+) -> list[dict[str, Any]]:
     """Every trainable parameter in exactly one group, by its role. Matrices decay, embeddings, which are matrices in
     GPT-2 and nanoGPT, among them; vectors and the tables beside them do not. `lr_scale` multiplies the scheduled learning
     rate."""
@@ -49,6 +51,9 @@ def parameter_groups(model: GPT, weight_decay: float, settings: OptimSettings) -
             "params": params,
             "weight_decay": 0.0 if each in ("vector", "table") else weight_decay,
             "lr_scale": scales[each],
+            "algorithm": "table" if each == "table" else "adamw",
+            "betas": betas,
+            "eps": settings.eps,
         }
         for each, params in members.items()
         if params
@@ -71,11 +76,9 @@ def adamw(
     settings: OptimSettings,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): torch's own, but for a model with tables."""
-    groups, fused = parameter_groups(model, weight_decay, settings), device_type in FUSED_DEVICES
+    groups, fused = parameter_groups(model, weight_decay, betas, settings), device_type in FUSED_DEVICES
     if not any(group["role"] == "table" for group in groups):
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=settings.eps, fused=fused)
-    for group in groups:
-        group |= {"algorithm": "table" if group["role"] == "table" else "adamw", "betas": betas, "eps": settings.eps}
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     return Mixed(groups, learning_rate, fused)
 
 
@@ -88,10 +91,9 @@ def muon(
     settings: OptimSettings,
 ) -> torch.optim.Optimizer:
     """Muon for the matrices in the blocks, AdamW for all else but tables (model/muon.py)."""
-    groups = parameter_groups(model, weight_decay, settings)
+    groups = parameter_groups(model, weight_decay, betas, settings)
     names = {p: name for name, p in model.named_parameters()}
     for group in groups:
-        group |= {"algorithm": "table" if group["role"] == "table" else "adamw", "betas": betas, "eps": settings.eps}
         if group["role"] == "matrix":
             own = {"momentum": settings.momentum, "normuon": settings.normuon, "cautious": settings.cautious}
             parts = [matrices_in(names[p], model.shape.activation) for p in group["params"]]
