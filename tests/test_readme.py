@@ -88,3 +88,19 @@ def test_the_replay_is_the_one_on_file() -> None:
     assert "68 times the compute it was shown to within 4 %" in README
     assert all(kept["target_flops"] / max(corpus["budgets"]) == pytest.approx(68, rel=0.01) for corpus in corpora)
     assert all(abs(corpus["error"]) <= 0.04 for corpus in corpora)
+
+
+def test_the_proof_of_the_plan_is_the_one_on_file() -> None:
+    kept, text = json.loads((ROOT / "bench/results/prove_plan.json").read_text()), README.replace("\n", " ")
+    chosen, verdict = kept["chosen"], kept["verdict"]
+    half, twice = (
+        min(kept["others"], key=lambda row: abs(row["parameters_law"] / chosen["parameters_law"] - factor))["loss"]
+        for factor in (0.5, 2.0)
+    )
+    assert verdict["above_the_best"] == 0
+    assert "lowest loss of five sizes" in text
+    assert f"{half / chosen['loss'] - 1:.1%} below half".replace("%", " %") in text
+    assert f"{twice / chosen['loss'] - 1:.1%} below twice".replace("%", " %") in text
+    assert f"{-verdict['clock_off']:.1%} under the budget".replace("%", " %") in text
+    assert f"{-verdict['tokens_off']:.1%} fewer than planned".replace("%", " %") in text
+    assert f"{-verdict['predicted_loss_off']:.1%} lower than predicted".replace("%", " %") in text
