@@ -18,7 +18,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law sweep evaluate sample test test-slow lint format lock bench prove-plan clean
+.PHONY: help train plan law sweep evaluate sample test test-slow lint format lock bench prove-plan slurm-up slurm-down clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -99,6 +99,12 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 
 prove-plan: $(DEV)  ## is the plan right? one and a half hours: CORPUS=FOLDER
 	@$(PY) -m bench.prove_plan $(CORPUS) $(ARGS)
+
+slurm-up: $(DEV)  ## a Slurm of one node on this machine, for trying and testing sweeps; as root
+	@$(PY) -m tests.slurm_cluster up && echo "to use it: eval \"\$$($(PY) -m tests.slurm_cluster env)\""
+
+slurm-down:  ## stop it
+	@$(PY) -m tests.slurm_cluster down
 
 lock:  ## write the locks anew from requirements*.in, in a throw-away environment
 	@for set in requirements requirements-dev; do \

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from budget.devices import BY_NAME
-from config import CONF, SCRIPTS, closest, leaves, mistakes
+from config import CONF, SCRIPTS, Config, closest, expand, leaves, mistakes
 from errors import UserError, reported
+from run.signals import Interrupted
 
 
-def launch(task: Callable[[Any], None], script: str) -> None:
+def launch(task: Callable[[Any], None], script: str, isolated: bool = False) -> None:
     """Run `task(config)` under Hydra with the knobs of `script` (a key of SCRIPTS) from the command line.
 
-    Mistakes of the user's end with status 2, faults of the machine with status 1, each in one line on standard error.
+    isolated: in a multirun, every job is a process of its own. Mistakes of the user's end with status 2, faults of the
+    machine with status 1, each in one line on standard error.
     """
     if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
         print(help_text(script))
@@ -27,14 +29,55 @@ def launch(task: Callable[[Any], None], script: str) -> None:
     # microseconds) are good at both. Only GNU's runtime, torch's on Linux, reads this.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     with reported():
-        _launch(task, script)
+        _launch(Task(task, script, isolated))
 
 
-def _launch(task: Callable[[Any], None], script: str) -> None:
+class Task:
+    """What Hydra calls with a composed configuration. Pickled by launchers that start processes of their own, it leaves the
+    script's function behind: there a job is a process of train.py."""
+
+    def __init__(self, function: Callable[[Any], None] | None, script: str, isolated: bool) -> None:
+        self.function, self.script, self.isolated = function, script, isolated
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Task, (None, self.script, self.isolated)
+
+    def __call__(self, composed: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        if self.isolated and hydra.mode == RunMode.MULTIRUN:
+            from sweeps.jobs import job_of
+            from sweeps.local import run_alone
+
+            job = job_of(knobs_of(composed), int(hydra.job.num), list(hydra.overrides.task), hydra.sweep.dir)
+            return run_alone(job)
+        assert self.function is not None
+        with reported():  # inside Hydra, which would put a report of its own around any exception
+            self.function(knobs_of(composed))
+        return None
+
+
+def knobs_of(composed: Any) -> Any:
+    """The checked configuration of what Hydra composed; raises UserError with every mistake."""
+    from omegaconf import OmegaConf, open_dict
+
+    plain = composed.copy()
+    with open_dict(plain):
+        plain.pop("hydra", None)
+    config = OmegaConf.to_object(plain)
+    if isinstance(config, Config):
+        config = expand(config)
+    if wrong := mistakes(config):
+        raise UserError(*wrong)
+    return config
+
+
+def _launch(task: Task) -> None:
     import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     store = ConfigStore.instance()
@@ -43,19 +86,27 @@ def _launch(task: Callable[[Any], None], script: str) -> None:
     for device in BY_NAME:
         store.store(group="device", name=device, node={"name": device})
 
-    def job(composed: DictConfig) -> None:
-        config = OmegaConf.to_object(composed)
-        with reported():  # inside Hydra, which would put a report of its own around any exception
-            if wrong := mistakes(config):
-                raise UserError(*wrong)
-            task(config)
-
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
-    check_command_line(script)
+    check_command_line(task.script)
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(job)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(" ".join(str(error).split())) from None
+    except Interrupted as stop:
+        print(f"sweep   stopped by {stop.name}; the same command goes on with what is left", flush=True)
+        sys.exit(stop.exit_status)
+    finally:
+        if task.isolated:
+            _end_of_sweep()
+
+
+def _end_of_sweep() -> None:
+    """The table and the report, whatever the sweep ended with; only where there was one."""
+    record = sys.modules.get("sweeps.record")
+    if record is not None and record.CURRENT is not None:
+        from sweeps.report import conclude
+
+        conclude(record.CURRENT)
 
 
 def check_command_line(script: str) -> None:
@@ -103,9 +154,9 @@ def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
 
 def _override_mistake(schema: type, text: str, override: Any, key: str) -> str | None:
     """What is wrong with one override, or None."""
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    groups = _groups()
     names_ = {name: help_text for name, help_text, _ in leaves(schema)}
-    values = list(override.value().list) if override.is_choice_sweep() else [override.value()]
+    values = _values_of(override)
     if override.is_add() or override.is_delete() or override.is_force_add():
         return f"{text!r} adds or removes a knob; every knob is there already: write {key}=VALUE"
     if key in groups and key not in names_:
@@ -121,6 +172,17 @@ def _override_mistake(schema: type, text: str, override: Any, key: str) -> str |
         if not _fits(schema, key, value):
             return f"{key}={value} has the wrong type; it is: {names_[key]}"
     return None
+
+
+def _values_of(override: Any) -> list[Any]:
+    """What an override sets, all of it in a sweep; of a continuous range its ends."""
+    if override.is_interval_sweep():
+        return [override.value().start, override.value().end]
+    if override.is_choice_sweep():
+        return list(override.value().list)
+    if override.is_range_sweep():
+        return list(override.value().range())
+    return [override.value()]
 
 
 def _fits(schema: type, key: str, value: Any) -> bool:
@@ -140,6 +202,11 @@ def _fits(schema: type, key: str, value: Any) -> bool:
     return True
 
 
+def _groups() -> set[str]:
+    """Groups of knobs under conf/; conf/hydra/ holds choices of Hydra's own."""
+    return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
+
+
 def group_options(group: str) -> list[str]:
     """Named choices of a group: the files of conf/GROUP, and for devices the table."""
     files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
@@ -153,7 +220,7 @@ def help_text(script: str) -> str:
     lines = [f"{program if len(sys.argv) == 0 else Path(sys.argv[0]).name} KEY=VALUE ...", ""]
     if script == "config":
         lines.append("Named choices (conf/), e.g. data=slimpajama:")
-        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+        groups = sorted(_groups())
         lines += [f"  {group + '=':<12}{' | '.join(group_options(group))}" for group in groups]
         lines.append("")
     lines.append("Knobs:")

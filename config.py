@@ -8,8 +8,9 @@ the packages receive plain values or small frozen dataclasses.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -20,8 +21,26 @@ from errors import UserError
 from model.recipe import AUTO, OPTIMIZERS, OptimSettings
 from model.schedule import mistakes as schedule_mistakes
 from model.shape import Shape
+from run.directory import run_name
 
 CONF = Path(__file__).parent / "conf"
+SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,5})")  # model.size
+# Knobs that do not change what is trained, so a run is found again whatever they are.
+NOT_IDENTITY = (
+    "output_dir",
+    "fresh",
+    "output",
+    "explain",
+    "plan.folder",
+    "plan.corpus_tokens",
+    "wandb",
+    "sweep",
+    "checkpoint",
+    "data.cache_dir",
+    "data.workers",
+    "budget.extend_hours",
+    "model.size",  # expanded into what it stands for
+)
 
 
 def knob(default: Any, help: str) -> Any:
@@ -59,6 +78,7 @@ class DeviceConfig:
 
 @dataclass
 class ModelConfig:
+    size: str | None = knob(None, "n_layer and n_embd in one, e.g. 12x768, so that a sweep can change both together")
     n_layer: int | None = knob(None, "blocks; null: planned")
     n_head: int | None = knob(None, "attention heads; null: one per 64 of width (128 from width 1024)")
     n_embd: int | None = knob(None, "width; null: planned")
@@ -185,6 +205,22 @@ class WandbConfig:
 
 
 @dataclass
+class SweepConfig:
+    metric: str = knob("loss", "what jobs are judged by: loss | bits_per_byte | perplexity | accuracy")
+    on_error: str = knob("continue", "when a job has failed: continue | stop")
+    hours: float | None = knob(
+        None,
+        "device hours of the whole sweep, from which all jobs draw; what is left buys a longer run of the best one",
+    )
+    prune: str = knob(
+        "none", "stop jobs that fall behind: none | median (of the others) | halving (the worse half, twice)"
+    )
+    prune_from: float = knob(0.25, "share of its budget before which no job is stopped for falling behind")
+    known: str | None = knob(None, "what is known about the swept knobs, shown beside what the sweep found")
+    retries: int = knob(1, "how often a job that was killed or failed is started again")
+
+
+@dataclass
 class Config:
     """train.py and plan.py."""
 
@@ -199,6 +235,7 @@ class Config:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     name: str = knob("run", "first part of the run's folder name; the second is a hash of the knobs that matter")
     seed: int = knob(1337, "seed of initialisation, data order, dropout and sampling")
     output_dir: str = knob("outputs", "folder of runs")
@@ -260,6 +297,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "data.bad_documents": ("refuse", "skip"),
     "optim.name": (AUTO, *OPTIMIZERS),
     "wandb.mode": ("online", "offline", "disabled"),
+    "sweep.metric": ("loss", "bits_per_byte", "perplexity", "accuracy"),
+    "sweep.on_error": ("continue", "stop"),
+    "sweep.prune": ("none", "median", "halving"),
     "law": (*LAWS, LOCAL),
     "output": ("text", "json"),
 }
@@ -303,6 +343,9 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "samples.temperature": (0, 100, True, True),
     "samples.top_k": (1, 1e9, True, True),
     "wandb.timeout_s": (0, 60, False, True),
+    "sweep.retries": (0, 100, True, True),
+    "sweep.hours": (0, 1e6, False, True),
+    "sweep.prune_from": (0, 0.9, False, True),
     "mfu": (0, 1, False, True),
     "seed": (0, 2**31 - 1, True, True),
     "tokens": (1, 1e15, True, True),
@@ -385,12 +428,51 @@ def _run_mistakes(config: Config) -> list[str]:
             f"plan.aspect_min={config.plan.aspect_min:g} is more than plan.aspect_max={config.plan.aspect_max:g}; no shape"
             " is between them"
         )
-    return found + _law_mistakes(config) + template(config).mistakes()
+    if config.sweep.hours is not None and budget.hours is None:
+        found.append(f"sweep.hours={config.sweep.hours:g} is shared out by budget.hours, which is not set")
+    if config.sweep.prune != "none" and not config.eval.every:
+        found.append(f"sweep.prune={config.sweep.prune} goes by interim evaluations, and eval.every=0 makes none")
+    return found + _size_mistakes(config.model) + _law_mistakes(config) + template(config).mistakes()
+
+
+def _size_mistakes(model: ModelConfig) -> list[str]:
+    """What is wrong with model.size."""
+    if model.size is None:
+        return []
+    if not SIZE.fullmatch(model.size):
+        return [f"model.size={model.size} is not LAYERSxWIDTH, e.g. 12x768"]
+    if model.n_layer is not None or model.n_embd is not None:
+        return [f"model.size={model.size} stands for model.n_layer and model.n_embd; give the one or the others"]
+    return []
+
+
+def expand(config: Config) -> Config:
+    """The configuration with model.size written as the two knobs it stands for, so that both ways are the same run."""
+    found = SIZE.fullmatch(config.model.size or "")
+    if not found or config.model.n_layer is not None or config.model.n_embd is not None:
+        return config
+    return replace(config, model=replace(config.model, size=None, n_layer=int(found[1]), n_embd=int(found[2])))
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The knobs that decide what is trained; their hash names the run's folder."""
+    knobs = asdict(config)
+    for dotted in NOT_IDENTITY:
+        *groups, leaf = dotted.split(".")
+        node = knobs
+        for group in groups:
+            node = node[group]
+        del node[leaf]
+    if config.data.path is not None:
+        knobs["data"]["path"] = str(Path(config.data.path).resolve())
+    return knobs
 
 
 def _law_mistakes(config: Config) -> list[str]:
-    """A law of the user's own is read by the plan, after the corpus is prepared, which may take hours; so look now."""
-    if config.law != LOCAL:
+    """A law of the user's own is read by the plan, after the corpus is prepared, which may take hours; so look now. A run
+    that has its plan already needs no law."""
+    run = Path(config.output_dir) / run_name(config.name, identity(config))
+    if config.law != LOCAL or ((run / "plan.json").exists() and not config.fresh):
         return []
     try:
         load_law(Path(config.plan.law_file))
@@ -408,7 +490,7 @@ def unset_sizes(model: ModelConfig) -> set[str]:
 
 def template(config: Config) -> Shape:
     """The architecture that was asked for; sizes that are still open hold something valid until the plan sets them."""
-    values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(config.model)}
+    values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(config.model) if leaf.name != "size"}
     open_sizes: dict[str, Any] = dict.fromkeys(unset_sizes(config.model), 1)
     values["dropout"] = values["dropout"] or 0.0
     values["bigram_rows"] = values["bigram_rows"] or 0

@@ -201,6 +201,11 @@ def wants_trials(config: Config, limits: Limits) -> bool:
     return not config.mfu and config.probe is not False and (config.probe is True or limits.seconds is not None)
 
 
+def first_request(config: Config, text: Text, machine: Machine, overhead_s: float) -> Request:
+    """What is asked of the planner before anything was measured here."""
+    return request_for(config, text, machine.peak_flops * (config.mfu or FIRST_GUESS_MFU), overhead_s)
+
+
 def plan_here(
     config: Config,
     text: Text,
@@ -210,8 +215,7 @@ def plan_here(
     say: Callable[[str], None],
 ) -> Plan:
     """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none."""
-    rate = machine.peak_flops * (config.mfu or FIRST_GUESS_MFU)
-    request = request_for(config, text, rate, overhead_s)
+    request = first_request(config, text, machine, overhead_s)
     compiling, seconds = machine.compiling(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)

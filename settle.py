@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan, load_plan
-from budget.rules import TINY_BLOCK, batch_for, learning_rate_for, weight_decay_for
-from plan import Text, plan_here, probe_seconds
+from budget.rules import batch_for, learning_rate_for, weight_decay_for
+from plan import Text, first_request, plan_here, probe_seconds
 from run.console import format_count
 from run.plan_view import show
 from run.record import significant, write_json
@@ -39,13 +39,14 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     """A new plan, from measured speed where time is what is limited."""
     from data.loader import Loader
 
-    Loader(corpus.train, session.config.model.block_size or TINY_BLOCK, 1, 0)  # long enough? before measuring
     limits = session.clock.limits
     overhead_s = 0.0
     if limits.seconds is not None and limits.counts == "all":
         ending = 4.0 + 0.05 * limits.seconds  # evaluations, saving and report, before they were measured
         overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending)
     text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
+    block_size = first_request(session.config, text, machine, overhead_s).template.block_size
+    Loader(corpus.train, block_size, 1, 0)  # is the corpus long enough? Before measuring
     plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
     show(plan, session.console, limits)
     write_json(session.run.plan, significant(plan.to_dict(), 10))

@@ -19,7 +19,7 @@ from assemble import build, compile_model
 from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
 from command_line import as_yaml, launch
-from config import Config
+from config import Config, identity
 from data.prepare import prepare
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
@@ -40,20 +40,6 @@ if TYPE_CHECKING:
     from data.shards import Corpus
     from run.machine import Machine
 
-# Knobs that do not change what is trained, so a run is found again whatever they are.
-NOT_IDENTITY = (
-    "output_dir",
-    "fresh",
-    "output",
-    "explain",
-    "plan.folder",
-    "plan.corpus_tokens",
-    "wandb",
-    "checkpoint",
-    "data.cache_dir",
-    "data.workers",
-    "budget.extend_hours",
-)
 SHOWN_OF_PLAN = (
     "n_layer",
     "n_head",
@@ -92,20 +78,6 @@ def main(config: Config) -> None:
         run.close()
     if config.output == "json":
         print(json.dumps(read_json(run.result)))
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The knobs that decide what is trained; their hash names the run's folder."""
-    knobs = asdict(config)
-    for dotted in NOT_IDENTITY:
-        *groups, leaf = dotted.split(".")
-        node = knobs
-        for group in groups:
-            node = node[group]
-        del node[leaf]
-    if config.data.path is not None:
-        knobs["data"]["path"] = str(Path(config.data.path).resolve())
-    return knobs
 
 
 def refuse_several_processes() -> None:
@@ -427,7 +399,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, "config")
+    launch(main, "config", isolated=True)
     # Everything is written. Taking the interpreter apart would cost up to a second of the budget.
     sys.stdout.flush()
     sys.stderr.flush()

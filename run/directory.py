@@ -43,10 +43,10 @@ class RunDirectory:
         try:
             self.created = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = self._acquire()
+            self._lock = lock(self.folder)
             if fresh and not self.created:
                 self._set_aside()
-                self._lock = self._acquire()
+                self._lock = lock(self.folder)
             self._probe()
         except OSError as error:
             reason = error.strerror or str(error)
@@ -54,29 +54,9 @@ class RunDirectory:
                 f"output_dir={output_dir} cannot be written ({reason}); choose another with output_dir=FOLDER"
             ) from None
 
-    def _acquire(self) -> IO[str]:
-        handle = (self.folder / "lock").open("a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            handle.close()
-            raise UserError(
-                f"{self.folder} is in use by {holder}; wait for it, stop it, or give this run another name=NAME"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        return handle
-
     def _set_aside(self) -> None:
-        """Nothing that was paid for is deleted: the old run keeps its files under another name."""
-        number = 1
-        while (old := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
-            number += 1
         self._lock.close()
-        self.folder.rename(old)
+        set_aside(self.folder)
         self.folder.mkdir()
         self.created = True
 
@@ -105,6 +85,33 @@ class RunDirectory:
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.close()
+
+
+def lock(folder: Path) -> IO[str]:
+    """The lock of a folder, held until it is closed. Raises UserError where another live process has it."""
+    handle = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip() or "another process"
+        handle.close()
+        raise UserError(
+            f"{folder} is in use by {holder}; wait for it, stop it, or start this under another name=NAME"
+        ) from None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+    return handle
+
+
+def set_aside(folder: Path) -> Path:
+    """Nothing that was paid for is deleted: a folder keeps its files under another name."""
+    number = 1
+    while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(old)
+    return old
 
 
 def full_disk(path: Path, error: Exception, kept: str) -> MachineError:

@@ -151,7 +151,7 @@ def test_every_knob_is_read_by_the_code() -> None:
     scripts = [
         ROOT / f"{name}.py"
         for name in ("train", "plan", "evaluate", "sample", "session", "settle", "assemble", "finish", "config")
-    ]
+    ] + sorted((ROOT / "sweeps").glob("*.py"))
     read = set().union(*(attribute_chains(path) for path in scripts))
     last_two = {".".join(chain.split(".")[-2:]) for chain in read}
     # `optim = config.optim` and then `optim.name`; `device.threads`, ...

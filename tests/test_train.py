@@ -256,3 +256,6 @@ def test_a_law_of_another_corpus_is_noted(place: Path) -> None:
     assert "law=local was fitted on another corpus" in answer.stdout
     plan = json.loads((folder_of(place, "other-law") / "plan.json").read_text())
     assert any("another corpus" in note for note in plan["notes"])
+    (place / "law.json").unlink()  # a run that has its plan needs no law any more
+    again = train(place, "budget.steps=5", "law=local", "plan.law_file=law.json", name="other-law")
+    assert "is finished already" in again.stdout

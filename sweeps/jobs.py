@@ -1,0 +1,202 @@
+"""One job of a sweep: a fresh process of train.py, what became of it, and its record in the sweep's folder.
+
+A job is a run like any other: its folder is named by its own configuration, so that it is found again by the sweep that is
+started again, by another sweep that holds the same job, and by the same command typed alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from budget.clock import read_ledger
+from command_line import as_yaml
+from config import Config, identity
+from errors import MachineError
+from run.directory import run_name
+from run.record import read_json, write_json
+from sweeps.lease import Lease
+
+ROOT = Path(__file__).parents[1]
+# A job's file under SWEEP/jobs/ is a configuration of its own: complete, so that later edits of sweeps/ and conf/ do not
+# reach jobs that wait.
+HEAD = """defaults:
+  - config_schema
+  - quiet
+  - _self_
+  - override hydra/hydra_logging: none
+  - override hydra/job_logging: none
+"""
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|DefaultCPUAllocator", re.I
+)
+TAIL_BYTES = 8_000  # of a job's log, where the reason of a failure stands
+GOOD = ("finished", "pruned", "paused")
+# What starting again can mend; the others would only fail in the same way, or were wished for.
+RETRIED = ("killed", "failed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run: `overrides` as on the command line, and the whole configuration that they lead to; `folder` is the
+    sweep's for jobs, where its files are."""
+
+    number: int
+    overrides: tuple[str, ...]
+    folder: Path
+    knobs: Config
+
+    @cached_property
+    def name(self) -> str:
+        return run_name(self.knobs.name, identity(self.knobs))
+
+    @property
+    def run(self) -> Path:
+        return Path(self.knobs.output_dir).absolute() / self.name
+
+    @property
+    def config(self) -> Path:
+        return self.folder / f"{self.name}.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @cached_property
+    def label(self) -> str:
+        """Its number and what is swept, without what was given for all jobs."""
+        swept = (read_json(self.folder.parent / "sweep.json") or {}).get("swept", [])
+        return f"#{self.number} {' '.join(each for each in self.overrides if each.split('=')[0] in swept) or self.name}"
+
+    def write(self) -> None:
+        """The file that the job's process reads. In wandb the jobs of a sweep are a group."""
+        wandb = self.knobs.wandb
+        wandb = replace(wandb, group=wandb.group or self.knobs.name, tags=[*wandb.tags, "sweep"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(HEAD + as_yaml(replace(self.knobs, wandb=wandb)))
+
+
+@dataclass
+class Outcome:
+    """What became of a job.
+
+    status: finished | pruned | paused | diverged | out of memory | refused | killed | failed | stopped. value: the sweep's
+    metric; of a pruned one, its last validation loss.
+    """
+
+    status: str
+    why: str = ""
+    value: float | None = None
+
+    @property
+    def good(self) -> bool:
+        return self.status in GOOD
+
+
+class JobFailed(MachineError):
+    """A job of a sweep did not finish; what a sweeper records as a failed trial."""
+
+
+def job_of(config: Config, number: int, overrides: list[str], sweep_dir: str) -> Job:
+    """The job of one configuration, its file written."""
+    job = Job(number, tuple(overrides), Path(sweep_dir).absolute() / "jobs", config)
+    job.write()
+    return job
+
+
+def start(job: Job, lease: Lease, again: bool = False) -> subprocess.Popen[bytes]:
+    """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep.
+
+    again: what an earlier try left is gone on with, also under fresh=true.
+    """
+    command = [sys.executable, str(ROOT / "train.py"), "-cd", str(job.folder), "-cn", job.name]
+    command += ["fresh=false"] if again else []
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **lease.device.environment},
+            start_new_session=True,
+            pass_fds=(lease.descriptor,),
+        )
+
+
+def already(job: Job) -> Outcome | None:
+    """The outcome of a job that needs no process any more: finished, diverged or, where the sweep still prunes, pruned."""
+    if job.knobs.fresh:
+        return None
+    record = read_json(job.record) or {}
+    if record.get("status") == "pruned" and job.knobs.sweep.prune != "none":
+        return Outcome("pruned", record["why"], record["value"])
+    status = read_json(job.run / "status.json") or {}
+    return outcome_of(job, 0) if status.get("status") in ("finished", "diverged") else None
+
+
+def outcome_of(job: Job, code: int) -> Outcome:
+    """What the exit status, the run's status.json and the end of its log say."""
+    found = read_json(job.run / "status.json") or {}
+    status, reason = found.get("status"), str(found.get("reason", ""))
+    if code == 0 and status == "finished":
+        result = read_json(job.run / "result.json") or {}
+        return Outcome("finished", "", (result.get("eval") or {}).get(job.knobs.sweep.metric))
+    if status == "diverged":
+        return Outcome("diverged", reason)
+    if code < 0:
+        return Outcome("killed", _killed_by(-code))
+    if code == 2:
+        return Outcome("refused", _reason(job))
+    if status == "stopped" and code > 128:
+        return Outcome("stopped", reason)
+    last = _reason(job)
+    if OUT_OF_MEMORY.search(last):
+        return Outcome("out of memory", last)
+    return Outcome("failed", last or f"exit status {code} without a word")
+
+
+def _killed_by(number: int) -> str:
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    by_whom = ", by hand or by the system for lack of memory" if name == "SIGKILL" else ""
+    return f"killed by {name}{by_whom}"
+
+
+def last_lines(job: Job) -> list[str]:
+    """The end of a job's log."""
+    try:
+        with job.log.open("rb") as file:
+            file.seek(max(0, job.log.stat().st_size - TAIL_BYTES))
+            return [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return []
+
+
+def _reason(job: Job) -> str:
+    """The last error message of the log, or else its last line."""
+    lines = last_lines(job)
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
+
+
+def hours_spent(run: Path) -> float:
+    """Hours that a run has used up, in all its processes."""
+    ledger = read_ledger(run / "ledger.json")
+    return sum(ledger["ledger_s"].values()) / 3600 if ledger else 0.0
+
+
+def write_record(job: Job, outcome: Outcome, tries: int, seconds: float) -> None:
+    """The job's line of the sweep's table, as a file of its own: launchers of all kinds write at the same time."""
+    content = asdict(outcome) | {"number": job.number, "overrides": list(job.overrides), "run": str(job.run)}
+    content |= {"name": job.name, "tries": tries, "seconds": seconds, "metric": job.knobs.sweep.metric}
+    content |= {"hours": job.knobs.budget.hours, "hours_spent": hours_spent(job.run)}
+    write_json(job.record, content)

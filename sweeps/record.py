@@ -1,0 +1,127 @@
+"""A sweep's folder: what was asked for, so that the same command goes on with it and another one does not mix with it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from command_line import as_yaml, knobs_of
+from config import NOT_IDENTITY
+from errors import UserError, reported
+from run.directory import lock, set_aside
+from run.record import read_json, write_json
+from sweeps.around import VALUES, plan_of
+from sweeps.jobs import ROOT
+
+CURRENT: Path | None = None  # the sweep that this process launched
+_PLANS: dict[str, dict[str, Any]] = {}
+_LOCK: IO[str] | None = None
+
+
+def around(what: str, *, _root_: DictConfig) -> str:
+    """`${around:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1x64,2x64,3x64".
+
+    What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. Raises UserError.
+    """
+    if what not in VALUES:
+        raise UserError(f"${{around:{what}}} is not known; allowed: {', '.join(VALUES)}")
+    place = Path(_root_.hydra.sweep.dir).absolute() / "sweep.json"
+    about = read_json(place) or {}
+    chosen = about.get("around") or {}
+    if what not in chosen:
+        yaml = as_yaml(knobs_of(_root_))
+        if yaml not in _PLANS:
+            _PLANS[yaml] = plan_of(yaml)
+        chosen[what] = ",".join(VALUES[what](_PLANS[yaml]))
+        if about:
+            write_json(place, about | {"around": chosen})
+    return str(chosen[what])
+
+
+def slurm_minutes(*, _root_: DictConfig) -> int:
+    """Slurm's time limit for a job: its hours and a tenth more for preparing data, and a quarter of an hour for what Slurm
+    and the signal before the limit take. Raises UserError for a budget without hours, whose length nobody knows."""
+    hours = _root_.budget.hours
+    if hours is None:
+        raise UserError(
+            "hydra/launcher=slurm sets its time limit by budget.hours; set that, or hydra.launcher.timeout_min"
+        )
+    return math.ceil(66 * hours + 15)
+
+
+OmegaConf.register_new_resolver("around", around, replace=True)
+OmegaConf.register_new_resolver("slurm_minutes", slurm_minutes, replace=True)
+
+
+class SweepStart(Callback):
+    """Hydra calls this before it asks for the first job, whatever the launcher and the sweeper."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        global CURRENT
+        with reported():  # Hydra swallows what a callback raises, but not the exit that this makes of it
+            about = {"command": single_run_command(), "swept": swept_keys(config)}
+            CURRENT = begin(Path(config.hydra.sweep.dir).absolute(), definition_of(config), about)
+        # Launchers that start processes of their own have these import the task.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def definition_of(config: DictConfig) -> dict[str, Any]:
+    """What makes a sweep another one: its knobs, as the sweep's file and the command line give them."""
+    overrides = [each for each in config.hydra.overrides.task if not _beside_the_point(each.split("=")[0])]
+    params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
+    known = config.get("sweep", {}).get("known")
+    return {"overrides": sorted(overrides), "params": params, "known": known}
+
+
+def swept_keys(config: DictConfig) -> list[str]:
+    """The knobs that the sweep's file or the command line gives several values."""
+    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
+    return [*params, *(override.get_key_element() for override in parsed if override.is_sweep_override())]
+
+
+def _beside_the_point(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY if name != "model.size")
+
+
+def single_run_command() -> list[str]:
+    """The command of one job alone, to be followed by its overrides."""
+    arguments = get_args_parser().parse_args()
+    command = ["python", "train.py"]
+    if arguments.config_dir:
+        command += ["-cd", arguments.config_dir]
+    if arguments.config_name:
+        command += ["-cn", arguments.config_name, "hydra.mode=RUN"]
+    return command
+
+
+def begin(folder: Path, definition: dict[str, Any], about: dict[str, Any]) -> Path:
+    """Lock the sweep's folder and write sweep.json; the folder of another sweep of the same name is set aside.
+
+    Raises UserError where another live process has it, or it cannot be written.
+    """
+    global _LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _LOCK = lock(folder)
+        before = read_json(folder / "sweep.json")
+        if before is not None and before.get("definition") != definition:
+            print(
+                f"sweep   {folder} holds another sweep of this name; that is now {set_aside(folder).name}", flush=True
+            )
+            folder.mkdir()
+            _LOCK, before = lock(folder), None
+        content = {"name": folder.name, "definition": definition, **about}
+        write_json(folder / "sweep.json", content | {"around": (before or {}).get("around", {})})
+    except OSError as error:
+        raise UserError(
+            f"the sweep's folder {folder} cannot be written ({error.strerror}); choose another with output_dir=FOLDER"
+        ) from None
+    return folder

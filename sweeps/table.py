@@ -1,0 +1,305 @@
+"""The jobs of a sweep as rows: what was varied, what came out, how large noise is, and who wins by more than that."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shlex
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from run.record import read_json
+
+SEED = "seed"
+HIGHER_IS_BETTER = ("accuracy",)
+TIE = 2.0  # standard errors of a difference; less is called a tie
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job. `settings` holds the knobs that vary in the sweep, as on the command line; hours: its budget; longer: the
+    run that the hours left over bought."""
+
+    number: int
+    name: str
+    run: Path
+    status: str
+    why: str
+    value: float | None
+    overrides: tuple[str, ...]
+    settings: dict[str, str]
+    hours: float | None
+    hours_spent: float
+    longer: bool
+    result: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is to be ranked; a longer run, of what the others left, is not."""
+        return self.status == "finished" and self.value is not None and not self.longer
+
+    def of(self, part: str, key: str) -> Any:
+        """A figure of result.json, or None."""
+        return (self.result.get(part) or {}).get(key)
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or self.name
+
+    @property
+    def group(self) -> tuple[tuple[str, str], ...]:
+        """The settings without the seed: what the same is that is run several times."""
+        return tuple((key, value) for key, value in self.settings.items() if key != SEED)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    settings: dict[str, str]
+    rows: list[Row]
+    mean: float
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or "all"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as its folder tells it. noise: standard deviation of the metric between seeds, None where nothing says."""
+
+    folder: Path
+    name: str
+    metric: str
+    known: str | None
+    command: list[str]
+    rows: list[Row]
+    noise: float | None
+    noise_from: str
+    keys: list[str] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The finished ones, the best first."""
+        found: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+        for row in self.rows:
+            if row.finished:
+                found.setdefault(row.group, []).append(row)
+        groups = [
+            Group(dict(settings), rows, statistics.mean(float(row.value or 0.0) for row in rows))
+            for settings, rows in found.items()
+        ]
+        return sorted(groups, key=lambda group: group.mean, reverse=self.metric in HIGHER_IS_BETTER)
+
+    @property
+    def devices(self) -> list[str]:
+        return sorted({str(row.of("environment", "device")) for row in self.rows if row.finished})
+
+    def command_of(self, row: Row) -> str:
+        """What to type for this job alone."""
+        return shlex.join([*self.command, *row.overrides])
+
+    def ties(self, best: Group) -> list[Group]:
+        """Groups that noise does not tell from the best one; empty where noise is not known."""
+        if self.noise is None:
+            return []
+        return [
+            group
+            for group in self.groups
+            if group is not best
+            and group.settings != best.settings
+            and abs(group.mean - best.mean) <= TIE * self.noise * math.sqrt(1 / len(group.rows) + 1 / len(best.rows))
+        ]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """What a sweep's folder holds. Raises UserError where it is none."""
+    about = read_json(folder / "sweep.json")
+    if not isinstance(about, dict):
+        raise UserError(f"{folder} is no sweep's folder; give one of outputs/sweeps/")
+    records = [read_json(path) for path in sorted((folder / "jobs").glob("*.json"))]
+    found = sorted((each for each in records if isinstance(each, dict)), key=lambda each: each["number"])
+    given = [dict(_parts(override) for override in each["overrides"]) for each in found]
+    keys = varying([settings for settings, each in zip(given, found, strict=True) if not each.get("longer")])
+    rows = [
+        _row(each, {key: settings.get(key, "-") for key in keys}) for each, settings in zip(found, given, strict=True)
+    ]
+    noise, noise_from = noise_of(rows)
+    if noise is None:
+        noise, noise_from = noise_of_sibling(folder)
+    metric = str(found[0]["metric"]) if found else "loss"
+    known = (about.get("definition") or {}).get("known")
+    return Sweep(folder, about["name"], metric, known, about["command"], rows, noise, noise_from, keys)
+
+
+def _parts(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
+    return key, value
+
+
+def varying(given: list[dict[str, str]]) -> list[str]:
+    """The knobs that are not the same in all jobs, in the order of the command line."""
+    keys = list(dict.fromkeys(key for settings in given for key in settings))
+    return [key for key in keys if len({settings.get(key) for settings in given}) > 1]
+
+
+def _row(record: dict[str, Any], settings: dict[str, str]) -> Row:
+    run = Path(record["run"])
+    return Row(
+        number=record["number"],
+        name=record["name"],
+        run=run,
+        status=record["status"],
+        why=record["why"],
+        value=record["value"],
+        overrides=tuple(record["overrides"]),
+        settings=settings,
+        hours=record["hours"],
+        hours_spent=record["hours_spent"],
+        longer=bool(record.get("longer")),
+        result=(read_json(run / "result.json") or {}) if record["status"] in ("finished", "diverged") else {},
+    )
+
+
+def noise_of(rows: list[Row]) -> tuple[float | None, str]:
+    """Standard deviation between runs that differ in the seed alone, pooled over the settings that have several."""
+    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for row in rows:
+        if row.finished and row.value is not None and SEED in row.settings:
+            groups.setdefault(row.group, []).append(row.value)
+    several = [values for values in groups.values() if len(values) > 1]
+    if not several:
+        return None, ""
+    squares = sum((value - statistics.mean(values)) ** 2 for values in several for value in values)
+    freedom = sum(len(values) - 1 for values in several)
+    return math.sqrt(squares / freedom), f"{freedom + len(several)} runs with other seeds"
+
+
+def noise_of_sibling(folder: Path) -> tuple[float | None, str]:
+    """The noise that the sweep `seeds` beside this one found."""
+    sibling = folder.parent / "seeds"
+    if sibling == folder or not (sibling / "sweep.json").exists():
+        return None, ""
+    noise = read_sweep(sibling).noise
+    return noise, "the sweep `seeds` beside this one" if noise is not None else ""
+
+
+def columns_of(sweep: Sweep) -> list[str]:
+    return [
+        "#",
+        *sweep.keys,
+        "status",
+        sweep.metric,
+        "bits/byte",
+        "layers x width",
+        "tokens",
+        "hours",
+        "tokens/s",
+        "why",
+    ]
+
+
+def cells_of(sweep: Sweep, row: Row) -> list[str]:
+    """A row of the table, as text."""
+    model = row.result.get("model") or {}
+    size = f"{model['n_layer']} x {model['n_embd']}" if "n_layer" in model else "-"
+    return [
+        str(row.number),
+        *row.settings.values(),
+        row.status,
+        _shown(row.value, ".4f"),
+        _shown(row.of("eval", "bits_per_byte"), ".4f"),
+        size,
+        _shown(row.of("spent", "tokens"), ",.0f"),
+        _shown(row.hours_spent, ".3g"),
+        _shown(row.of("throughput", "tokens_per_second"), ",.0f"),
+        row.why if len(row.why) <= 60 else row.why[:59] + "…",
+    ]
+
+
+def _shown(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else "-"
+
+
+CSV_FIGURES = (
+    *(("eval", key) for key in ("loss", "loss_se", "perplexity", "bits_per_byte", "accuracy")),
+    *(("spent", key) for key in ("hours", "training_hours", "tokens", "steps", "flops", "flops_6nd")),
+    *(("model", key) for key in ("n_layer", "n_head", "n_embd", "block_size", "parameters", "parameters_law")),
+    *(("throughput", key) for key in ("tokens_per_second", "mfu")),
+    ("environment", "device"),
+)
+
+
+def as_csv(sweep: Sweep) -> str:
+    """One line a job, every figure with its name of result.json."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    figures = [f"{part}.{key}" for part, key in CSV_FIGURES]
+    writer.writerow(["number", "run", *sweep.keys, "status", "why", *figures])
+    for row in sweep.rows:
+        values = ["" if row.of(part, key) is None else row.of(part, key) for part, key in CSV_FIGURES]
+        writer.writerow([row.number, row.name, *row.settings.values(), row.status, row.why, *values])
+    return text.getvalue()
+
+
+def verdict(sweep: Sweep, force: bool = False) -> list[str]:
+    """What the sweep says, in sentences; the first names the winner, or why there is none."""
+    groups = sweep.groups
+    if not groups:
+        return ["No job has finished, so there is nothing to compare."]
+    if len(sweep.devices) > 1 and not force and any(row.of("budget", "hours") for row in sweep.rows):
+        return [
+            f"The jobs ran on different devices ({', '.join(sweep.devices)}): equal hours are not equal budgets, so they"
+            " are not ranked; --force ranks them all the same."
+        ]
+    best = groups[0]
+    unequal = _unequal_scores(sweep)
+    lines = [f"Best: {best.label} with {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
+    if len(groups) == 1:
+        lines = [f"{best.label}: {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
+    lines += unequal
+    if sweep.noise is None:
+        if len(groups) > 1:
+            lines.append(
+                "How large noise is was not measured: differences may mean nothing. Add seed=1,2,3 to the sweep."
+            )
+        return lines
+    lines.append(f"Noise of one run: {sweep.noise:.4f} (from {sweep.noise_from}).")
+    ties = sweep.ties(best)
+    if ties:
+        lines.append(f"Within noise of it, a tie: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in ties)}.")
+    worse = [group for group in groups[1:] if group not in ties]
+    if worse:
+        lines.append(f"Worse by more than noise: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in worse)}.")
+    return lines
+
+
+def _unequal_scores(sweep: Sweep) -> list[str]:
+    """A warning where the final evaluations, which are cut to fit the hours, were not of the same tokens."""
+    sizes = sorted({row.of("eval", "tokens") for row in sweep.rows if row.finished and row.of("eval", "tokens")})
+    if len(sizes) < 2:
+        return []
+    return [
+        f"Not all were scored on the same text: {sizes[0]:,} to {sizes[-1]:,} validation tokens, as their seconds allowed;"
+        f" eval.tokens={sizes[0]} or a larger eval.max_fraction makes them comparable."
+    ]
+
+
+def hours_of(sweep: Sweep) -> list[tuple[str, float]]:
+    """What the sweep's hours went to, and what stopping jobs early left for others."""
+    kinds = dict.fromkeys("a longer run of the best" if row.longer else row.status for row in sweep.rows)
+    spent = [
+        (kind, sum(r.hours_spent for r in sweep.rows if kind == ("a longer run of the best" if r.longer else r.status)))
+        for kind in kinds
+    ]
+    saved = sum(max(0.0, row.hours - row.hours_spent) for row in sweep.rows if row.status == "pruned" and row.hours)
+    return spent + ([("left by those that were pruned", saved)] if saved else [])
+
+
+def _of_runs(group: Group) -> str:
+    return f" (mean of {len(group.rows)} runs)" if len(group.rows) > 1 else ""

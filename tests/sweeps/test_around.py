@@ -1,0 +1,66 @@
+"""The values that a sweep takes around a plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sweeps.around import VALUES, width_depth
+
+SMALL = {
+    "n_layer": 2,
+    "n_embd": 128,
+    "parameters_law": 918e3,
+    "flops": 7e12,
+    "learning_rate": 0.01,
+    "batch_tokens": 1024,
+    "block_size": 64,
+}
+LARGE = {
+    "n_layer": 14,
+    "n_embd": 896,
+    "parameters_law": 180e6,
+    "flops": 1e18,
+    "learning_rate": 1e-3,
+    "batch_tokens": 131072,
+    "block_size": 512,
+}
+
+
+def test_at_the_competitions_scale_the_published_values_are_taken() -> None:
+    assert VALUES["depths"](LARGE) == ["8x768", "12x768", "18x768", "24x768"]
+    assert VALUES["baseline_sizes"](LARGE) == ["24x768", "18x768"]
+    assert VALUES["baseline_batch"](LARGE) == [str(66 * 512)]
+    assert VALUES["baseline_block"](LARGE) == ["512"]
+
+
+def test_elsewhere_they_lie_around_the_plan() -> None:
+    assert VALUES["depths"](SMALL) == ["1x128", "2x128", "3x128", "4x128"]
+    assert VALUES["learning_rates"](SMALL) == ["0.0025", "0.005", "0.01", "0.02", "0.04"]
+    assert VALUES["batches"](SMALL) == ["256", "512", "1024", "2048", "4096"]
+    assert VALUES["baseline_batch"](SMALL) == ["1024"]
+
+
+@pytest.mark.parametrize("plan", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("what", VALUES)
+def test_all_are_different_and_more_than_one_where_they_are_swept(what: str, plan: dict[str, Any]) -> None:
+    values = VALUES[what](plan)
+    assert len(set(values)) == len(values)
+    assert len(values) >= (1 if what in ("baseline_batch", "baseline_block") else 2)
+
+
+@pytest.mark.parametrize("plan", [SMALL, LARGE, SMALL | {"n_layer": 1, "n_embd": 64}], ids=["small", "large", "least"])
+def test_wide_and_deep_have_the_same_blocks(plan: dict[str, Any]) -> None:
+    """12 n_layer n_embd^2 within 15 % of each other's middle, as the competition compared them."""
+    sizes = [tuple(map(int, value.split("x"))) for value in width_depth(plan)]
+    blocks = [layers * width**2 for layers, width in sizes]
+    assert max(blocks) / min(blocks) < 1.36
+    assert len(sizes) >= 3
+
+
+@pytest.mark.parametrize("plan", [SMALL, LARGE], ids=["small", "large"])
+def test_isoflop_sizes_double_and_centre_on_the_plan(plan: dict[str, Any]) -> None:
+    sizes = [tuple(map(int, value.split("x"))) for value in VALUES["isoflop_sizes"](plan)]
+    ratios = [layers * width**2 / (plan["n_layer"] * plan["n_embd"] ** 2) for layers, width in sizes]
+    assert ratios == pytest.approx([0.25, 0.5, 1, 2, 4], rel=0.13)

@@ -1,0 +1,174 @@
+"""Sweeps as a user starts them: jobs in processes of their own, and what is left when some of them die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY
+
+# Loaded by every Python process of the sweep: a job with one of these seeds meets its fault when it opens its metrics.
+FAULTS = """
+import os, re, resource, signal, sys
+FAULTS = {FAULTS}
+
+def fault_of():
+    words = sys.orig_argv
+    if "-cn" not in words or "-cd" not in words or not os.path.exists({on!r}):
+        return None
+    path = os.path.join(words[words.index("-cd") + 1], words[words.index("-cn") + 1] + ".yaml")
+    try:
+        found = re.search(r"^seed: (\\d+)$", open(path).read(), re.M)
+    except OSError:
+        return None
+    return FAULTS.get(int(found[1])) if found else None
+
+def watch(event, arguments, fault=fault_of()):
+    if fault and event == "open" and str(arguments[0]).endswith("metrics.jsonl"):
+        if fault == "raise":
+            raise RuntimeError("something that nobody thought of")
+        if fault == "exit":
+            os._exit(7)
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "memory":
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 20, before[1]))
+            try:
+                bytearray(1 << 28)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, before)
+
+if fault_of():
+    sys.addaudithook(watch)
+"""
+WILD = ("optim.learning_rate=99", "optim.grad_clip=0", "model.qk_norm=false", "schedule.warmup=0")
+
+
+def sweep(place: Path, *arguments: str, faults: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ, TMPDIR=str(place))
+    if faults is not None:
+        environment["PYTHONPATH"] = str(faults)
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"data.path={place / 'texts'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=place, env=environment, timeout=280)
+
+
+def records(place: Path, name: str) -> list[dict[str, object]]:
+    paths = (place / "outputs" / "sweeps" / name / "jobs").glob("*.json")
+    return sorted((json.loads(path.read_text()) for path in paths), key=lambda record: record["number"])
+
+
+def with_faults(folder: Path, faults: dict[int, str]) -> tuple[Path, Path]:
+    """The folder for PYTHONPATH, and the file whose presence turns the faults on."""
+    switch = folder / "on"
+    switch.touch()
+    (folder / "sitecustomize.py").write_text(
+        FAULTS.replace("{FAULTS}", repr(faults)).replace("{on!r}", repr(str(switch)))
+    )
+    return folder, switch
+
+
+def test_one_job_that_dies_is_one_failed_job(place: Path, tmp_path: Path) -> None:
+    """Killed once and tried again in vain; the others finish, the table says why, and the same command mends it."""
+    faults, switch = with_faults(tmp_path, {2: "kill"})
+    arguments = ("budget.steps=5", "seed=1,2,3", "name=dies")
+    first = sweep(place, *arguments, faults=faults)
+    assert first.returncode == 1, first.stdout + first.stderr
+    found = records(place, "dies")
+    assert [record["status"] for record in found] == ["finished", "killed", "finished"]
+    assert found[1]["tries"] == 2
+    assert "SIGKILL" in first.stdout
+    assert first.stderr.startswith("error: #1 seed=2 killed")
+    assert "Traceback" not in first.stdout + first.stderr
+    folder = place / "outputs" / "sweeps" / "dies"
+    assert "killed by SIGKILL" in (folder / "report.html").read_text()
+    assert (folder / "sweep.csv").read_text().count("\n") == 4
+    switch.unlink()
+    second = sweep(place, *arguments, faults=faults)
+    assert second.returncode == 0, second.stdout + second.stderr
+    mended = records(place, "dies")
+    assert [record["status"] for record in mended] == ["finished"] * 3
+    assert len({record["value"] for record in mended}) == 3, "three seeds, three models"
+    assert second.stdout.count("finished (before)") == 2, "what was finished is not run again"
+
+
+def test_a_mistake_in_one_job_stops_the_sweep_before_anything_is_spent(place: Path) -> None:
+    answer = sweep(place, "budget.steps=5", "model.dropout=0,2", "name=wrong")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: ")
+    assert "dropout" in answer.stderr
+    assert not list((place / "outputs").glob("wrong-*"))
+
+
+def test_a_stopped_sweep_saves_its_job_and_goes_on(place: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"data.path={place / 'texts'}"]
+    command += ["budget.steps=20000", "seed=1,2", "name=halt"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place, env=dict(os.environ, TMPDIR=str(tmp_path))
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list((place / "outputs").glob("halt-*/checkpoint/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, shown + errors
+    assert "stopped by SIGINT" in shown
+    [run] = (place / "outputs").glob("halt-*")
+    assert json.loads((run / "status.json").read_text()) == {"status": "stopped", "reason": "SIGINT"}
+    assert list((run / "checkpoint").glob("step-*"))
+    assert "Traceback" not in shown + errors
+
+
+def test_stop_at_the_first_failure_where_that_is_asked_for(place: Path, tmp_path: Path) -> None:
+    faults, _ = with_faults(tmp_path, {1: "exit"})
+    arguments = ("budget.steps=3", "seed=1,2", "name=first", "sweep.on_error=stop", "sweep.retries=0")
+    answer = sweep(place, *arguments, faults=faults)
+    assert answer.returncode == 1
+    assert len(records(place, "first")) == 1
+    assert "1 jobs are not started" in answer.stdout
+
+
+@pytest.mark.slow
+def test_eight_jobs_of_which_five_fail_in_five_ways(place: Path, tmp_path: Path) -> None:
+    faults, switch = with_faults(tmp_path, {1: "raise", 2: "exit", 3: "kill", 4: "memory"})
+    arguments = ("budget.steps=300", "seed=1,2,3,4,5,6,7,8", "name=eight", "sweep.retries=0")
+    answer = sweep(place, *arguments, faults=faults)
+    assert answer.returncode == 1
+    found = records(place, "eight")
+    assert [record["status"] for record in found] == ["failed", "failed", "killed", "out of memory", *["finished"] * 4]
+    assert "nobody thought of" in str(found[0]["why"])
+    switch.unlink()
+    assert sweep(place, *arguments, faults=faults).returncode == 0
+    wild = sweep(place, "budget.steps=400", "seed=1,2", *WILD, "name=wild")
+    assert wild.returncode == 1
+    assert [record["status"] for record in records(place, "wild")] == ["diverged", "diverged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_hydras_own_launchers_run_the_same_jobs(place: Path, launcher: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
+    answer = sweep(place, f"hydra/launcher={launcher}", "budget.steps=5", "seed=1,2", f"name={launcher}")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert [record["status"] for record in records(place, launcher)] == ["finished"] * 2
+    assert (place / "outputs" / "sweeps" / launcher / "report.html").exists()
+    failing = sweep(place, f"hydra/launcher={launcher}", "budget.steps=400", "seed=1", *WILD, f"name=wild-{launcher}")
+    assert failing.returncode == 1
+    assert records(place, f"wild-{launcher}")[0]["status"] == "diverged"
+
+
+@pytest.mark.slow
+def test_a_trial_that_diverges_is_a_failed_trial_and_never_a_nan(place: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    space = ("optim.learning_rate=choice(0.003,99)", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1")
+    answer = sweep(place, "hydra/sweeper=tpe", *space, "budget.steps=300", *WILD[1:], "name=tpe")
+    statuses = {record["status"] for record in records(place, "tpe")}
+    assert statuses == {"finished", "diverged"}, answer.stdout + answer.stderr
+    assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -1,0 +1,59 @@
+"""The folder of a sweep: the same command goes on with it, another sweep of the name does not mix with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from errors import UserError
+from sweeps import record
+from tests.conftest import ROOT
+
+ABOUT = {"command": ["python", "train.py"], "swept": ["seed"]}
+
+
+def begin(folder: Path, definition: dict[str, object]) -> None:
+    record.begin(folder, definition, ABOUT)
+    assert record._LOCK is not None
+    record._LOCK.close()
+
+
+def test_the_same_sweep_keeps_its_jobs_and_the_values_it_chose(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    begin(folder, {"params": {"model.size": "${around:depths}"}})
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(about | {"around": {"depths": "1x64,2x64"}}))
+    (folder / "jobs").mkdir()
+    begin(folder, {"params": {"model.size": "${around:depths}"}})
+    assert json.loads((folder / "sweep.json").read_text())["around"] == {"depths": "1x64,2x64"}
+    assert (folder / "jobs").exists()
+
+
+def test_another_sweep_of_the_name_sets_the_first_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    begin(folder, {"overrides": ["seed=1,2"]})
+    (folder / "jobs").mkdir()
+    begin(folder, {"overrides": ["seed=3"]})
+    assert not (folder / "jobs").exists()
+    assert (tmp_path / "s.old-1" / "jobs").exists()
+    assert json.loads((folder / "sweep.json").read_text())["around"] == {}
+
+
+def test_a_sweep_that_runs_is_not_started_twice(tmp_path: Path) -> None:
+    record.begin(tmp_path / "s", {}, ABOUT)
+    code = f"from pathlib import Path; from sweeps.record import begin; begin(Path({str(tmp_path / 's')!r}), {{}}, {ABOUT!r})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "UserError" in answer.stderr
+    assert "is in use by process" in answer.stderr
+    assert record._LOCK is not None
+    record._LOCK.close()
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        record.begin(tmp_path / "file" / "s", {}, ABOUT)

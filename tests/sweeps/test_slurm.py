@@ -1,0 +1,102 @@
+"""Sweeps on a real Slurm: jobs that are preempted, killed and out of time all finish, with their budgets kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import slurm_cluster
+from tests.conftest import ROOT, TINY
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"no Slurm here; {slurm_cluster.PACKAGES}"),
+    pytest.mark.skipif(os.getuid() != 0, reason="Slurm's daemons run as root in this test"),
+    pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs hydra-submitit-launcher"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    slurm_cluster.up()
+    yield
+    slurm_cluster.down()
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """The first true answer of `what`; between two looks, requeued jobs are let off Slurm's two minutes of waiting."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := what():
+            return answer
+        release()
+        time.sleep(0.5)
+    raise AssertionError("nothing came of it")
+
+
+def release() -> None:
+    for job in slurm_cluster.run("squeue", "--array", "--noheader", "--states=PD", "--format=%i").split():
+        slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def slurm_job(run: Path) -> str:
+    """Slurm's number of the job that works in a run's folder, from the environment of the process there."""
+    holder = int((run / "lock").read_text().split()[1])
+    variables = Path(f"/proc/{holder}/environ").read_bytes().split(b"\0")
+    return next(each for each in variables if each.startswith(b"SLURM_JOB_ID=")).decode().removeprefix("SLURM_JOB_ID=")
+
+
+def test_four_jobs_three_of_them_in_trouble(cluster: None, place: Path) -> None:
+    """Seed 1 is preempted with a signal and requeued, seed 2 killed, seed 3 out of time; seed 4 is left alone."""
+    seconds = 100
+    arguments = [
+        *(*TINY, f"data.path={place / 'texts'}", "name=slurm", "seed=1,2,3,4", f"budget.hours={seconds / 3600:.6f}"),
+        *("hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"),
+        *("hydra.launcher.signal_delay_s=20", "hydra.launcher.timeout_min=30", "checkpoint.every_s=2"),
+    ]
+    sweep = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *arguments],
+        cwd=place,
+        env={**os.environ, **slurm_cluster.environment()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folders = wait_for(lambda: started if len(started := runs_by_seed(place)) == 4 else None)
+    wait_for(lambda: all(list((run / "checkpoint").glob("step-*")) for run in folders.values()))
+    slurm_cluster.run("scancel", "--signal=USR2", slurm_job(folders[1]))
+    os.kill(int((folders[2] / "lock").read_text().split()[1]), signal.SIGKILL)
+    slurm_cluster.run("scontrol", "update", f"JobId={slurm_job(folders[3])}", "TimeLimit=1")
+    wait_for(lambda: sweep.poll() is not None, 600)
+    shown = sweep.stdout.read() if sweep.stdout else ""
+    assert sweep.returncode == 0, shown
+    for seed, run in folders.items():
+        result = json.loads((run / "result.json").read_text())
+        assert result["status"] == "finished", seed
+        assert sum(result["ledger_s"].values()) == pytest.approx(seconds, abs=10), seed
+    resumed = [seed for seed, run in folders.items() if '"event": "resume"' in later_part(run)]
+    assert resumed == [1, 2, 3]
+
+
+def runs_by_seed(place: Path) -> dict[int, Path]:
+    found = {}
+    for path in (place / "outputs").glob("slurm-*/config.yaml"):
+        seed = next(line for line in path.read_text().splitlines() if line.startswith("seed:"))
+        found[int(seed.split()[1])] = path.parent
+    return dict(sorted(found.items()))
+
+
+def later_part(run: Path) -> str:
+    """metrics.jsonl without its first event, that of the start."""
+    return "\n".join((run / "metrics.jsonl").read_text().splitlines()[1:])

@@ -1,0 +1,126 @@
+"""What a sweep's folder says: the table, noise, ties, and who wins."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.table import as_csv, columns_of, hours_of, read_sweep, verdict
+
+
+def sweep_folder(
+    place: Path, jobs: list[tuple[list[str], float | None]], name: str = "s", **changes: dict[str, Any]
+) -> Path:
+    """A sweep whose jobs ended with these losses (None: killed); changes: parts of result.json by job number."""
+    folder = place / "outputs" / "sweeps" / name
+    (folder / "jobs").mkdir(parents=True)
+    about = {"name": name, "definition": {"known": None}, "command": ["python", "train.py"], "around": {}}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    for number, (overrides, loss) in enumerate(jobs):
+        run = place / "outputs" / f"{name}-{number}"
+        run.mkdir(parents=True)
+        status = "finished" if loss is not None else "killed"
+        record = {"status": status, "why": "" if loss else "killed by SIGKILL", "value": loss, "number": number}
+        record |= {"overrides": overrides, "run": str(run), "name": run.name, "tries": 1, "seconds": 60.0}
+        record |= {"metric": "loss", "hours": 0.02, "hours_spent": 0.0199}
+        (folder / "jobs" / f"{run.name}.json").write_text(json.dumps(record))
+        if loss is not None:
+            result = {
+                "eval": {"loss": loss, "bits_per_byte": loss / 2.1},
+                "spent": {"tokens": 1000, "hours": 0.0199},
+                "model": {"n_layer": 2, "n_embd": 64},
+                "budget": {"hours": 0.02},
+                "environment": {"device": "cpu"},
+            }
+            for part, content in changes.get(f"job{number}", {}).items():
+                result[part] = result[part] | content
+            (run / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+SEEDS = [
+    (["model.dropout=0", "seed=1", "budget.hours=0.02"], 4.00),
+    (["model.dropout=0", "seed=2", "budget.hours=0.02"], 4.02),
+    (["model.dropout=0.05", "seed=1", "budget.hours=0.02"], 4.01),
+    (["model.dropout=0.05", "seed=2", "budget.hours=0.02"], 4.03),
+    (["model.dropout=0.2", "seed=1", "budget.hours=0.02"], 4.20),
+    (["model.dropout=0.2", "seed=2", "budget.hours=0.02"], 4.22),
+]
+
+
+def test_noise_is_the_deviation_between_seeds_of_the_same_settings(tmp_path: Path) -> None:
+    sweep = read_sweep(sweep_folder(tmp_path, SEEDS))
+    assert sweep.keys == ["model.dropout", "seed"]
+    pairs = [(4.00, 4.02), (4.01, 4.03), (4.20, 4.22)]
+    assert sweep.noise == pytest.approx(math.sqrt(statistics.mean(statistics.variance(pair) for pair in pairs)))
+
+
+def test_what_noise_does_not_tell_apart_is_a_tie(tmp_path: Path) -> None:
+    first, _, tied, worse = verdict(read_sweep(sweep_folder(tmp_path, SEEDS)))
+    assert first == "Best: model.dropout=0 with loss 4.0100 (mean of 2 runs)."
+    assert "tie: model.dropout=0.05 (4.0200)" in tied
+    assert worse == "Worse by more than noise: model.dropout=0.2 (4.2100)."
+
+
+def test_without_seeds_the_verdict_says_that_noise_is_unknown(tmp_path: Path) -> None:
+    lines = verdict(read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)])))
+    assert lines[0] == "Best: a=1 with loss 4.0000."
+    assert "not measured" in lines[1]
+
+
+def test_noise_comes_from_the_sweep_of_seeds_beside_it(tmp_path: Path) -> None:
+    sweep_folder(tmp_path, [([f"seed={n}"], loss) for n, loss in enumerate((4.0, 4.1, 4.2))], name="seeds")
+    sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1), (["a=3"], 5.0)]))
+    assert sweep.noise == pytest.approx(0.1)
+    assert [group.label for group in sweep.ties(sweep.groups[0])] == ["a=2"]
+
+
+def test_failures_are_in_the_table_and_out_of_the_ranking(tmp_path: Path) -> None:
+    sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], None)]))
+    assert [row.status for row in sweep.rows] == ["finished", "killed"]
+    assert len(sweep.groups) == 1
+    rows = list(csv.DictReader(io.StringIO(as_csv(sweep))))
+    assert [row["status"] for row in rows] == ["finished", "killed"]
+    assert float(rows[0]["eval.loss"]) == 4.0
+    assert rows[1]["eval.loss"] == ""
+    assert "why" in columns_of(sweep)
+
+
+def test_equal_hours_on_different_devices_are_not_ranked(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)], job1={"environment": {"device": "NVIDIA A100"}})
+    assert "not ranked" in verdict(read_sweep(folder))[0]
+    assert verdict(read_sweep(folder), force=True)[0].startswith("Best: a=1")
+
+
+def test_scores_on_different_text_are_said_not_to_compare(tmp_path: Path) -> None:
+    jobs = [(["a=1"], 4.0), (["a=2"], 4.1)]
+    folder = sweep_folder(tmp_path, jobs, job0={"eval": {"tokens": 4096}}, job1={"eval": {"tokens": 8192}})  # type: ignore[arg-type]
+    assert any("4,096 to 8,192 validation tokens" in line for line in verdict(read_sweep(folder)))
+
+
+def test_accuracy_is_better_when_it_is_higher(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path, [(["a=1"], 0.3), (["a=2"], 0.4)])
+    for path in (folder / "jobs").glob("*.json"):
+        path.write_text(path.read_text().replace('"loss"', '"accuracy"'))
+    assert verdict(read_sweep(folder))[0].startswith("Best: a=2")
+
+
+def test_hours_say_what_pruning_left(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.5)])
+    path = folder / "jobs" / "s-1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "pruned", "hours_spent": 0.005}))
+    assert dict(hours_of(read_sweep(folder))) == pytest.approx(
+        {"finished": 0.0199, "pruned": 0.005, "left by those that were pruned": 0.015}
+    )
+
+
+def test_the_command_of_a_job_can_be_typed(tmp_path: Path) -> None:
+    sweep = read_sweep(sweep_folder(tmp_path, [(['samples.prompts=["a b"]', "seed=1"], 4.0)]))
+    assert sweep.command_of(sweep.rows[0]) == "python train.py 'samples.prompts=[\"a b\"]' seed=1"
