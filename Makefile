@@ -8,6 +8,8 @@ DEVICE ?= auto
 WANDB  ?= disabled
 SWEEP  ?= seeds
 NAME   ?= run
+PROJECT ?= stint
+ENTITY ?=
 RUNS   ?= outputs/*
 WORKERS ?= 2
 ARGS   ?=
@@ -18,7 +20,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law sweep evaluate sample test test-slow lint format lock bench prove-plan slurm-up slurm-down clean
+.PHONY: help train plan law sweep dashboard evaluate sample test test-slow lint format lock bench prove-plan slurm-up slurm-down clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -32,6 +34,7 @@ help:  ## this list
 	@echo "  DEVICE=$(DEVICE)    auto | cpu | cuda; make plan also takes a100, h100, ..."
 	@echo "  WANDB=$(WANDB) | offline | online"
 	@echo "  NAME=$(NAME)       first part of the run's folder"
+	@echo "  PROJECT=$(PROJECT)  wandb project of make dashboard; ENTITY= its team or user"
 	@echo "  ARGS=          any knob, e.g. ARGS=\"model.dropout=0.1\"; python train.py --help lists them"
 	@echo "  WORKERS=$(WORKERS)      processes of make test; a whole run takes a core each"
 	@echo "  PYTHON=$(PYTHON) what .venv is made with, 3.11 or 3.12"
@@ -64,6 +67,9 @@ law: $(RUN)  ## a scaling law from your own runs, for law=local: RUNS="outputs/*
 
 sweep: $(RUN)  ## run sweeps/SWEEP.yaml
 	@$(PY) train.py -cd sweeps -cn $(SWEEP) budget.hours=$(HOURS) data=$(DATA) $(ARGS)
+
+dashboard: $(RUN)  ## a view of the wandb project PROJECT, everything over budget-hours
+	@$(PY) -m run.workspace --project $(PROJECT) $(if $(ENTITY),--entity $(ENTITY)) $(ARGS)
 
 evaluate: $(RUN)  ## score a model: ARGS="checkpoint=outputs/NAME data.path=FILE"
 	@$(PY) evaluate.py $(ARGS)

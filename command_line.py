@@ -55,7 +55,10 @@ class Task:
             return run_alone(job)
         assert self.function is not None
         with reported():  # inside Hydra, which would put a report of its own around any exception
-            self.function(knobs_of(composed))
+            config = knobs_of(composed)
+            if isinstance(config, Config):
+                label_as_job(config)
+            self.function(config)
         return None
 
 
@@ -76,15 +79,10 @@ def knobs_of(composed: Any) -> Any:
 
 def _launch(task: Task) -> None:
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    store = ConfigStore.instance()
-    for name, schema in SCRIPTS.items():
-        store.store(name=f"{name}_schema", node=schema)
-    for device in BY_NAME:
-        store.store(group="device", name=device, node={"name": device})
+    register_schemas()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
     check_command_line(task.script)
@@ -107,6 +105,30 @@ def _end_of_sweep() -> None:
         from sweeps.report import conclude
 
         conclude(record.CURRENT)
+
+
+def register_schemas() -> None:
+    """Tell Hydra the knobs of every script, and the device table."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for name, schema in SCRIPTS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    for device in BY_NAME:
+        store.store(group="device", name=device, node={"name": device})
+
+
+def label_as_job(config: Config) -> None:
+    """Let wandb know a job of a sweep that an agent of its own starts (-cn NAME hydra.mode=RUN) by its name as its
+    group, and by tags: that name and what the job was told. Where a group is given, by the user or the sweep, it stays."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if hydra.job.config_name in SCRIPTS or config.wandb.group:
+        return
+    told = [text for text in hydra.overrides.task if not text.startswith(("wandb.", "output"))]
+    config.wandb.group = config.name
+    config.wandb.tags = list(dict.fromkeys([*config.wandb.tags, config.name, *told]))
 
 
 def check_command_line(script: str) -> None:

@@ -199,8 +199,8 @@ class WandbConfig:
     mode: str = knob("disabled", "online | offline | disabled")
     project: str = knob("stint", "wandb project")
     entity: str | None = knob(None, "wandb team or user; null: your default")
-    group: str | None = knob(None, "wandb group")
-    tags: list[str] = names([], "wandb tags")
+    group: str | None = knob(None, "wandb group; null: for the jobs of a sweep its name, else none")
+    tags: list[str] = names([], "wandb tags; the jobs of a sweep get its name and what each was told as well")
     timeout_s: float = knob(8.0, "longest wait for wandb at the start and at the end, seconds")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
 from run.console import format_count, format_seconds
+from run.headline import headline
 from run.history import read_metrics
 from run.record import SCHEMA, environment, significant, write_json
 from session import Session, Trainer, evaluate, save, set_status, timed, write_report_of, write_sample
@@ -118,7 +119,7 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
                 session.samples.append(write_sample(session, trainer, prompt, session.config.samples.tokens))
                 session.signals.check()
     result = record(session, trainer, "finished", stopped_by, figures)
-    session.dashboard.summary({key: result[key] for key in ("eval", "spent", "throughput", "stopped_by")})
+    session.dashboard.summary(headline(result))
     session.dashboard.finish()
     write_report_of(session)
     set_status(session, "finished", f"the budget of {stopped_by} is spent")

@@ -66,7 +66,8 @@ class Trainer:
 
 
 def set_status(session: Session, status: str, reason: str) -> None:
-    """Write status.json; a disk that refuses costs a warning."""
+    """Write status.json, and say it on the dashboard; a disk that refuses costs a warning."""
+    session.dashboard.summary({"status": status, "reason": reason})
     try:
         write_json(session.run.status, {"status": status, "reason": reason})
     except OSError as error:

@@ -26,8 +26,10 @@ from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
 from plan import limits_of, spec_of, wants_trials
 from run.console import Console, Progress, Status, format_count, format_seconds
-from run.dashboard import Dashboard, open_dashboard
+from run.dashboard import Dashboard, open_dashboard, wandb_id
 from run.directory import RunDirectory, full_disk, run_name
+from run.headline import headline, knobs
+from run.history import read_metrics
 from run.prober import TrialProcess, trial_process
 from run.record import finite, read_json
 from run.signals import Interrupted, Signals
@@ -40,17 +42,6 @@ if TYPE_CHECKING:
     from data.shards import Corpus
     from run.machine import Machine
 
-SHOWN_OF_PLAN = (
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "block_size",
-    "parameters",
-    "tokens",
-    "batch_tokens",
-    "optimizer",
-    "learning_rate",
-)
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
@@ -153,6 +144,7 @@ def train(session: Session) -> None:
     trainer = build(session, corpus, machine, plan)
     session.dashboard = dashboard_of(session, trainer)
     resume(session, trainer)
+    show_earlier_points(session)
     compile_model(session, trainer)
     rehearse(session, trainer)
     try:
@@ -166,7 +158,7 @@ def train(session: Session) -> None:
         raise
     except Diverged as error:
         set_status(session, "diverged", str(error))
-        record(session, trainer, "diverged", "diverged", None)
+        session.dashboard.summary(headline(record(session, trainer, "diverged", "diverged", None)))
         write_report_of(session)
         raise
     finally:
@@ -208,20 +200,28 @@ def machine_of(session: Session, trials: TrialProcess | None) -> Machine:
 def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
     """The wandb run of this folder; the same one after a resume."""
     wandb, run = session.config.wandb, session.run
-    knobs = {**asdict(session.config), "plan": {key: getattr(trainer.plan, key) for key in SHOWN_OF_PLAN}}
-    return open_dashboard(
+    dashboard = open_dashboard(
         mode=wandb.mode,
         project=wandb.project,
         entity=wandb.entity,
         name=run.folder.name,
-        run_id=run.folder.name,
+        run_id=wandb_id(run.folder),
         group=wandb.group,
         tags=wandb.tags,
-        config=knobs,
+        config=knobs(asdict(session.config), trainer.plan.to_dict()),
         directory=run.folder,
         timeout_s=wandb.timeout_s,
         warn=session.console.warn,
     )
+    dashboard.summary({"status": "running", "reason": ""})
+    return dashboard
+
+
+def show_earlier_points(session: Session) -> None:
+    """Bring the dashboard to where the record is: an earlier process may have had none, or no network."""
+    for point in read_metrics(session.run.folder):
+        if "event" not in point:
+            session.dashboard.log(point)
 
 
 def resume(session: Session, trainer: Trainer) -> None:
@@ -389,7 +389,11 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         seconds = session.clock.clock() - began
     trainer.window_s = max(trainer.window_s, seconds / trainer.interim.n_windows)
     keep_time(session, trainer)
-    point = {**axes(session, trainer), "val_loss": figures["loss"], "val_bits_per_byte": figures["bits_per_byte"]}
+    point = {
+        **axes(session, trainer),
+        **{f"val_{name}": figures[name] for name in ("loss", "bits_per_byte", "accuracy")},
+        "ledger_s": session.clock.accounts(),
+    }
     trainer.metrics.write(point)
     session.dashboard.log(point)
     session.console.say(

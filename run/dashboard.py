@@ -1,4 +1,4 @@
-"""The run's curves on Weights & Biases, on line or on disk; the only place that knows wandb.
+"""The run's curves on Weights & Biases, on line or on disk; the only place that knows how wandb logs.
 
 A dashboard is a convenience and metrics.jsonl is the record: no trouble here may stop a run or hold it up for more
 than a few seconds. So all calls are made by one thread of their own, opening and finishing have a time limit, and
@@ -6,6 +6,10 @@ whatever goes wrong costs one warning.
 
 Every point carries the four axes of a budget (step, tokens, flops, hours) and no wandb step: wandb demands that
 its own step only ever grows, which a run that was killed and resumed from its last checkpoint cannot promise.
+
+A curve holds each step once. A killed run does the steps after its last checkpoint again; those that were shown are not
+shown a second time. What a process without a network could not show, the next one with a network makes up for from
+metrics.jsonl, and so does `python -m run.dashboard sync outputs/NAME` (run/sync.py).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import netrc
 import os
 import queue
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -29,6 +34,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from run.headline import figures, public_config
+from run.history import is_number, last_logged_step
+
 AXES = ("step", "tokens", "flops", "hours")
 DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes, where wandb's own clock is not
 CONNECT_TIMEOUT_S = 2.0  # wandb itself retries for 100 s before it says that there is no network
@@ -40,7 +48,7 @@ MAX_TAG_LENGTH = 64  # wandb refuses the whole run for a longer one
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-SECRET = re.compile(r"(.*[_-])?(api_?key|secret|secret_key|password|passwd|credentials?|token)", re.IGNORECASE)
+SEGMENT = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")  # wandb's name for the folder of one process
 
 Result = TypeVar("Result")
 
@@ -49,17 +57,20 @@ class Dashboard:
     """A dashboard that shows nothing; also the interface of the one that does."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Add one point. It should hold the four axes: step, tokens, flops and hours."""
+        """Add one point, unless its step was shown by an earlier process of this run. It should hold the four axes:
+        step, tokens, flops and hours."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set the figures that stand for the run as a whole; nested ones get dotted names."""
+        """Set the figures that stand for the run as a whole, under the names that `figures` gives them."""
 
     def finish(self) -> None:
         """Close the run. Comes back within a few seconds, whatever happens."""
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
+    """What wandb is told about a run; `config` is flat and without secrets."""
+
     mode: str
     project: str
     entity: str | None
@@ -86,8 +97,8 @@ def open_dashboard(
 ) -> Dashboard:
     """Open the dashboard of a run, or one that shows nothing where that cannot be done.
 
-    mode: "online", "offline" (files under `directory`/wandb, to be sent with `wandb sync`) or "disabled".
-    run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the
+    mode: "online", "offline" (files under `directory`/wandb; `python -m run.dashboard sync` sends the run) or
+    "disabled". run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the
     dotted names of the command line, less anything whose name says that it is a secret.
     timeout_s: the limit for opening and for finishing. warn: is given one line for each kind of trouble, always in
     the thread that calls this module.
@@ -97,32 +108,29 @@ def open_dashboard(
     if mode == "disabled":
         return Dashboard()
     short_tags = tuple(tag[:MAX_TAG_LENGTH] for tag in tags)
-    request = _Request(
+    request = Request(
         mode, project, entity, name, run_id, group, short_tags, public_config(config), directory.absolute()
     )
     return _WandbDashboard(request, timeout_s, warn)
 
 
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}: the names that the command line uses."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value) if isinstance(value, Path) else value
-    return flat
+def segments(folder: Path) -> list[str]:
+    """The wandb ids under which processes of the run in `folder` have logged, in their order."""
+    found = sorted(path.name.removeprefix("offline-") for path in (folder / "wandb").glob("*run-*"))
+    return [match["id"] for name in found if (match := SEGMENT.fullmatch(name))]
 
 
-def public_config(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """The flattened config without the entries whose name says that they are secret."""
-    return {key: value for key, value in flatten(nested).items() if not any(map(SECRET.fullmatch, key.split(".")))}
+def wandb_id(folder: Path) -> str:
+    """The id of this folder's run on wandb. Not the folder's name alone: a run that begins anew under the same name
+    (fresh=true, or the folder was removed) is another run, and wandb would append it to the curve of the first."""
+    earlier = segments(folder)
+    return earlier[-1] if earlier else f"{folder.absolute().name}-{secrets.token_hex(2)}"
 
 
 class _WandbDashboard(Dashboard):
     """Hands every call to one thread, which alone talks to wandb."""
 
-    def __init__(self, request: _Request, timeout_s: float, warn: Callable[[str], None]) -> None:
+    def __init__(self, request: Request, timeout_s: float, warn: Callable[[str], None]) -> None:
         self._timeout_s = timeout_s
         self._warn = warn
         self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
@@ -130,15 +138,18 @@ class _WandbDashboard(Dashboard):
         self._failures = 0
         self._closed = False
         self._run: Any = None
+        self._shown = -1.0  # the last step that an earlier process showed
         self._thread: threading.Thread | None = None
         self._open(request)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        point = dict(metrics)
+        if metrics.get("step", self._shown + 1) <= self._shown:
+            return
+        point = figures(metrics)
         self._submit(lambda: self._run.log(point))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        flat = flatten(values)
+        flat = figures(values)
         self._submit(lambda: self._run.summary.update(flat))
 
     def finish(self) -> None:
@@ -152,12 +163,13 @@ class _WandbDashboard(Dashboard):
             self._report()
         if not self._closed:
             self._closed = True
-            _tear_down()
+            tear_down()
 
-    def _open(self, request: _Request) -> None:
+    def _open(self, request: Request) -> None:
         try:
             with _signal_handlers_kept():
-                self._run, notice = within(self._timeout_s, lambda: _open_run(request, self._timeout_s), "opening")
+                opened = within(self._timeout_s, lambda: _open_run(request, self._timeout_s), "opening")
+                self._run, self._shown, notice = opened
         except Exception as error:
             self._warn(f"no dashboard for this run: {_one_line(error)}; {_KEPT}")
             return
@@ -222,20 +234,34 @@ def within(limit_s: float, call: Callable[[], Result], what: str) -> Result:
     return outcome[0]
 
 
-def _open_run(request: _Request, timeout_s: float) -> tuple[Any, str | None]:
-    _set_environment(request.directory)
-    wandb = importlib.import_module("wandb")
+def _open_run(request: Request, timeout_s: float) -> tuple[Any, float, str | None]:
+    """The wandb run, the last step that it shows already, and what the user should know."""
+    before = last_logged_step(request.directory) if segments(request.directory) else -1.0
+    wandb = load_wandb(request.directory)
     if request.mode == "offline":
-        return _init(wandb, request, "offline", timeout_s), None
-    reason = _why_not_online(wandb)
+        return start_run(wandb, request, "offline", timeout_s), before, None
+    reason = why_not_online(wandb)
     if reason is None:
         try:
-            return _init(wandb, request, "online", timeout_s), None
+            run = start_run(wandb, request, "online", timeout_s)
+            return run, last_shown_step(run), None
         except Exception as error:
             reason = _one_line(error)
-    run = _init(wandb, request, "offline", timeout_s)
-    later = f"wandb sync {shlex.quote(_sync_folder(run, request))}"
-    return run, f"wandb is not on line ({reason}): logging to disk; to upload later: {later}"
+    run = start_run(wandb, request, "offline", timeout_s)
+    later = f"python -m run.dashboard sync {shlex.quote(str(request.directory))}"
+    return run, before, f"wandb is not on line ({reason}): logging to disk; to upload later: {later}"
+
+
+def last_shown_step(run: Any) -> float:
+    """The last step that wandb's server has of a run that was opened on line; -1 where it has none."""
+    step = run.summary.get("step")
+    return float(step) if is_number(step) else -1.0
+
+
+def load_wandb(directory: Path) -> ModuleType:
+    """The wandb module, told to keep its files in `directory` and not to talk."""
+    _set_environment(directory)
+    return importlib.import_module("wandb")
 
 
 def _set_environment(directory: Path) -> None:
@@ -250,7 +276,9 @@ def _set_environment(directory: Path) -> None:
     )
 
 
-def _init(wandb: ModuleType, request: _Request, mode: str, timeout_s: float) -> Any:
+def start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float, upload_s: float | None = None) -> Any:
+    """wandb.init with all that stint wants of it. upload_s: the limit for sending what is left at the end, after which
+    finish() raises; without one wandb gives up by itself before it is left behind."""
     wanted = {
         "console": "off",
         "silent": True,
@@ -260,7 +288,8 @@ def _init(wandb: ModuleType, request: _Request, mode: str, timeout_s: float) -> 
         "disable_git": True,
         "symlink": False,
         "init_timeout": timeout_s,
-        "finish_timeout": 0.75 * timeout_s,  # wandb gives up by itself before it is left behind
+        "finish_timeout": upload_s or 0.75 * timeout_s,
+        "finish_timeout_raises": upload_s is not None,
         "x_stats_sampling_interval": STATS_INTERVAL_S,
     }
     known = wandb.Settings.model_fields  # they differ between releases, and wandb refuses one that it does not know
@@ -284,11 +313,18 @@ def _init(wandb: ModuleType, request: _Request, mode: str, timeout_s: float) -> 
     return run
 
 
-def _why_not_online(wandb: ModuleType) -> str | None:
+def no_account(wandb: ModuleType) -> str | None:
+    """What is missing to log in, and what mends it; None where there is a key."""
+    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
+    return None if _has_credentials(wandb, host) else f"no API key for {host}; `wandb login` sets one"
+
+
+def why_not_online(wandb: ModuleType) -> str | None:
+    """Why wandb's server cannot be used, asked within a few seconds; None where it can."""
     url = wandb.setup().settings.base_url
     host = urlsplit(url).hostname or ""
-    if not _has_credentials(wandb, host):
-        return f"no API key for {host}; `wandb login` sets one"
+    if reason := no_account(wandb):
+        return reason
     try:
         # In a thread: a look-up of the name obeys no time limit of its own.
         within(CONNECT_TIMEOUT_S + 0.5, lambda: _connect(url), "connecting")
@@ -322,10 +358,6 @@ def _has_credentials(wandb: ModuleType, host: str) -> bool:
     return any(entries.authenticators(name) for name in (host, "api.wandb.ai"))
 
 
-def _sync_folder(run: Any, request: _Request) -> str:
-    return str(getattr(run.settings, "sync_dir", None) or request.directory / "wandb")
-
-
 @contextlib.contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -338,7 +370,7 @@ def _signal_handlers_kept() -> Iterator[None]:
                     signal.signal(number, handler)
 
 
-def _tear_down() -> None:
+def tear_down() -> None:
     """Stop wandb's helper process now, with a limit: at exit wandb would wait for it without one."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and hasattr(wandb, "teardown"):
@@ -348,3 +380,9 @@ def _tear_down() -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    from run.sync import main
+
+    main()

@@ -71,6 +71,15 @@ def read_metrics(folder: Path) -> Records:
     return kept
 
 
+def last_logged_step(folder: Path) -> float:
+    """The last step that any process of the run wrote down, rolled back or not; -1 where there is none."""
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return -1.0
+    return max((number(r.get("step"), -1.0) for r in _json_objects(lines) if "event" not in r), default=-1.0)
+
+
 def read_run(folder: Path, records: Records) -> Run:
     """Everything else that the folder holds."""
     result = _read_json(folder / "result.json")

@@ -74,14 +74,18 @@ class Job:
 
     @cached_property
     def label(self) -> str:
-        """Its number and what is swept, without what was given for all jobs."""
-        swept = (read_json(self.folder.parent / "sweep.json") or {}).get("swept", [])
-        return f"#{self.number} {' '.join(each for each in self.overrides if each.split('=')[0] in swept) or self.name}"
+        return f"#{self.number} {' '.join(self.swept) or self.name}"
+
+    @cached_property
+    def swept(self) -> list[str]:
+        """The overrides of knobs that the sweep varies, without those that were given for all jobs."""
+        keys = (read_json(self.folder.parent / "sweep.json") or {}).get("swept", [])
+        return [each for each in self.overrides if each.split("=")[0] in keys]
 
     def write(self) -> None:
-        """The file that the job's process reads. In wandb the jobs of a sweep are a group."""
-        wandb = self.knobs.wandb
-        wandb = replace(wandb, group=wandb.group or self.knobs.name, tags=[*wandb.tags, "sweep"])
+        """The file that the job's process reads. In wandb the jobs of a sweep are a group, with what is swept as tags."""
+        wandb, name = self.knobs.wandb, self.knobs.name
+        wandb = replace(wandb, group=wandb.group or name, tags=[*dict.fromkeys([*wandb.tags, name, *self.swept])])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(HEAD + as_yaml(replace(self.knobs, wandb=wandb)))
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, SHARED, TINY, command, folder_of, train
+from tests.run.test_workspace import drawn
+from tests.run.wandb_file import history, read_back, values
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +136,20 @@ def test_the_offline_wandb_file_holds_every_metric(model: Path) -> None:
     assert len(logged) == len(points)
     for key in ("step", "tokens", "flops", "hours", "loss", "learning_rate", "tokens_per_second", "mfu", "val_loss"):
         assert any(key in line for line in logged), key
+
+
+def test_the_view_of_a_project_draws_what_runs_log(model: Path) -> None:
+    """Every figure of `make dashboard` is in the run's wandb file, or needs a budget in hours, a measured speed or a law
+    of the user's own."""
+    (path,) = (model / "wandb").glob("offline-run-*/*.wandb")
+    records = read_back(path)
+    logged = {name for point in history(records) for name in point}
+    ends = {n for r in records if r.WhichOneof("record_type") == "summary" for n in values(r.summary.update)}
+    elsewhere = {"budget_hours", "off_plan_hours"}
+    elsewhere |= {f"{kind}_{name}" for kind in ("plan_predicted", "off_plan") for name in ("tokens_per_second", "loss")}
+    curves, figures = drawn()
+    assert curves <= logged
+    assert figures - ends == elsewhere
 
 
 def test_plan_as_json_holds_the_promised_keys() -> None:

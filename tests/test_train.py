@@ -17,7 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from budget.laws import LAWS, save_law
+from run.dashboard import segments
 from tests.conftest import command, folder_of, train
+from tests.run.wandb_file import history, read_back
 
 
 def result_of(place: Path, name: str) -> dict[str, Any]:
@@ -70,9 +72,12 @@ def test_37_and_63_steps_are_100_bit_for_bit(place: Path, finished: Path) -> Non
     """Killed by SIGTERM somewhere in the middle and resumed twice: weights, losses and evaluation are the same."""
     arguments = ("budget.steps=100", "model.dropout=0.1", "checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
     for wanted in (37, 70):
-        interrupt(place, wanted, *arguments, name="pieces")
-    train(place, *arguments, name="pieces")
+        interrupt(place, wanted, *arguments, "wandb.mode=offline", name="pieces")
+    train(place, *arguments, "wandb.mode=offline", name="pieces")
     pieces = folder_of(place, "pieces")
+    shown = [p for path in sorted(pieces.glob("wandb/offline-run-*/*.wandb")) for p in history(read_back(path))]
+    assert [point["step"] for point in shown if "loss" in point] == list(range(1, 101))
+    assert len(set(segments(pieces))) == 1, "one run on wandb"
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (pieces, finished))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -11,7 +11,6 @@ class FakeRun:
     def __init__(self, fake: FakeWandb) -> None:
         self.fake = fake
         self.summary: dict[str, Any] = {}
-        self.settings = types.SimpleNamespace(sync_dir="/run/wandb dir")
 
     def define_metric(self, name: str, **options: Any) -> None:
         self.fake.defined.append((name, options))

@@ -1,0 +1,129 @@
+"""A sweep of wandb's agents and the Hydra sweep it was made from: the same runs, under the same names."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from config import BudgetConfig, Config, WandbConfig
+from sweeps.jobs import job_of
+from sweeps.wandb_agent import main, sweep_file
+from tests.conftest import ROOT
+
+# Starts train.py's own command line as often as told, each time with the arguments of one line of standard input, and
+# prints for every run that would begin its name, its group and its tags.
+RECORDER = """
+import json, sys
+from pathlib import Path
+from hydra.core.global_hydra import GlobalHydra
+from command_line import launch
+from run.directory import run_name
+from train import identity
+def record(config):
+    name = run_name(config.name, identity(config))
+    print(json.dumps([name, config.wandb.mode, config.wandb.group, config.wandb.tags]))
+for line in sys.stdin:
+    GlobalHydra.instance().clear()
+    sys.argv = [str(Path("train.py").absolute()), *json.loads(line)]
+    launch(record, "config")
+"""
+
+
+def runs(commands: list[list[str]]) -> list[list[Any]]:
+    """What each command line of train.py would begin: name, mode, group and tags of every run."""
+    lines = "".join(json.dumps(command) + "\n" for command in commands)
+    command = [sys.executable, "-c", RECORDER]
+    answer = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("[")]
+
+
+def here(folder: Path) -> list[str]:
+    """Hydra runs the jobs in its own process, and leaves its notes in `folder`."""
+    return ["hydra/launcher=basic", f"hydra.sweep.dir={folder}"]
+
+
+def agent_commands(file: dict[str, Any]) -> Iterator[list[str]]:
+    """The arguments of train.py as wandb's agent makes them, for each point of the grid. The file takes the way through
+    YAML and JSON that it takes to wandb's server and back."""
+    file = json.loads(json.dumps(yaml.safe_load(yaml.safe_dump(file))))
+    assert file["command"][:3] == ["${env}", "python", "train.py"]
+    names = list(file["parameters"])
+    for point in itertools.product(*(file["parameters"][name]["values"] for name in names)):
+        told = create_sweep_command_args({"args": {n: {"value": v} for n, v in zip(names, point, strict=True)}})
+        words = (told[w[2:-1]] if w.startswith("${args") else [w] for w in file["command"][3:])
+        yield [word for several in words for word in several]
+
+
+SWEEPS = (
+    ["budget.steps=5"],
+    ["budget.hours=1e-1", "seed=7", "name=groups", "model=classic,llama", "samples.prompts=[a,'b c']"],
+    ["budget.steps=5", "seed=7", "name=quoted", "model.dropout=1e-2,null", "data=text", "data.path='a=b,c'"],
+)
+
+
+def test_agents_run_the_very_same_jobs(tmp_path: Path) -> None:
+    by_hydra = runs(
+        [["-cd", "sweeps", "-cn", "seeds", *here(tmp_path / str(i)), *each] for i, each in enumerate(SWEEPS)]
+    )
+    by_agents = runs([job for overrides in SWEEPS for job in agent_commands(sweep_file("seeds", overrides))])
+    assert len({name for name, *_ in by_hydra}) == len(by_hydra) == 3 + 2 + 2
+    assert sorted(name for name, *_ in by_hydra) == sorted(name for name, *_ in by_agents)
+    assert {mode for _, mode, *_ in by_agents} == {"online"}
+    assert sorted(group for _, _, group, _ in by_agents) == ["groups"] * 2 + ["quoted"] * 2 + ["seeds"] * 3
+
+
+def test_jobs_of_an_agent_are_grouped_and_tagged(tmp_path: Path) -> None:
+    one = ["-cd", "sweeps", "-cn", "seeds", "hydra.mode=RUN", "budget.steps=5"]
+    found = runs([[*one, "wandb.tags=[mine]", "seed=1"], [*one, "wandb.group=given"], ["budget.steps=5"]])
+    assert [told[2] for told in found] == ["seeds", "given", None]
+    assert [told[3] for told in found] == [["mine", "seeds", "budget.steps=5", "seed=1"], [], []]
+
+
+def test_jobs_of_the_launcher_are_grouped_and_tagged_by_what_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"swept": ["seed"]}))
+    config = Config(budget=BudgetConfig(steps=5), name="s", wandb=WandbConfig(tags=["mine"]))
+    job = job_of(config, 0, ["seed=1", "budget.steps=5"], str(tmp_path))
+    written = yaml.safe_load(job.config.read_text())["wandb"]
+    assert (written["group"], written["tags"]) == ("s", ["mine", "s", "seed=1"])
+
+
+def test_numbers_stay_numbers_and_the_file_is_what_wandb_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["seeds", "optim.learning_rate=1e-3,0.002", "model.bias=true,false", "model.dropout=null,0.1", "data=a,b"])
+    file = yaml.safe_load(capsys.readouterr().out)
+    assert {name: entry["values"] for name, entry in file["parameters"].items()} == {
+        "seed": [1, 2, 3],
+        "optim.learning_rate": [0.001, 0.002],
+        "model.bias": [True, False],
+        "model.dropout": ["null", 0.1],
+        "data": ["a", "b"],
+    }
+    assert (file["method"], file["project"], file["program"]) == ("grid", "stint", "train.py")
+    assert "hydra.mode=RUN" in file["command"], "one job, not a sweep of one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["seed"], "did you mean seeds"),
+        (["seeds", "seed=1"], "sweeps nothing"),
+        (["seeds", "model.dropout=interval(0,1)"], "range without steps"),
+        (["seeds", "a=b=c,d"], "KEY=VALUE"),
+        (["seeds", "modle.dropout=0"], "modle"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    told = capsys.readouterr()
+    assert (stop.value.code, told.out, told.err.count("\n")) == (2, "", 1)
+    assert said in told.err
