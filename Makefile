@@ -20,7 +20,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law sweep dashboard evaluate sample test test-slow lint format lock bench prove-plan slurm-up slurm-down clean
+.PHONY: help train plan law sweep dashboard evaluate sample test test-slow lint format lock bench bench-gpu prove-plan slurm-up slurm-down clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -102,6 +102,9 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 	@$(PY) -m bench.against $(CORPUS) --peer "$(PEER)"
 	@$(PY) -m bench.ablate $(CORPUS)
 	@$(PY) -m bench.table
+
+bench-gpu: $(DEV)  ## on one GPU, in 8 minutes: speed, and with PEER=NANOGPT time to loss; bench/results/gpu.json
+	@$(PY) -m bench.gpu $(if $(PEER),--peer "$(PEER)") $(ARGS)
 
 prove-plan: $(DEV)  ## is the plan right? one and a half hours: CORPUS=FOLDER
 	@$(PY) -m bench.prove_plan $(CORPUS) $(ARGS)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from budget.clock import StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan
-from config import optim_settings, template
+from config import optim_settings, template, with_eot
 from run.record import Metrics
 from session import Session, Trainer, timed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from data.shards import Corpus
     from run.machine import Machine
 
@@ -32,6 +34,7 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
 
     config, run = session.config, session.run
     shape = replace(plan.sized(template(config)), dropout=plan.dropout)
+    shape = with_eot(config, shape, corpus.tokenizer.eot)
     run.require_space(4 * 3 * shape.parameters() * 4)  # weights and two moments in float32; two checkpoints, one being
     torch.manual_seed(config.seed)  # written, and the finished weights
     with machine.device:
@@ -64,58 +67,71 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
 def compile_model(session: Session, trainer: Trainer) -> None:
     """torch.compile where it earns its seconds back; either way, run forward and backward once on made-up tokens, so
     that the first step is as fast as the others. No weight changes, and the time is charged."""
-    import torch
+    from model.compiled import cache_state, for_training
 
-    setting, compiled = session.config.device.compile, pays_to_compile(session, trainer)
-    with session.clock.charge("compile" if compiled else "setup"):
-        if compiled:
-            session.console.say("compiling the model")
-            # A second object on the same weights: checkpoints never see the wrapper's names.
-            trainer.forward = torch.compile(trainer.model)
-        else:
-            run_eagerly(trainer)
+    clock, how = session.clock, how_to_compile(session, trainer)
+    with clock.charge("setup" if how == "off" else "compile"):
+        if how != "off":
+            session.console.say("compiling the model" if how == "on" else "compiling the model's blocks")
+        trainer.forward = for_training(trainer.model, how)
         try:
-            warm_up(session, trainer)
+            seconds = timed(clock, lambda: warm_up(session, trainer), 1)
         except Exception as error:  # whatever a compiler thinks of: a slower run is worth more than none
-            if not compiled or setting == "on":
+            if how == "off" or session.config.device.compile == how:
                 raise
             session.console.warn(f"the model is not compiled ({type(error).__name__}: {str(error).splitlines()[0]})")
-            run_eagerly(trainer)
+            how, trainer.forward = "off", for_training(trainer.model, "off")
             warm_up(session, trainer)
+    if how != "off":
+        # What a trial of this run left in the cache was no earlier run's.
+        found = (cache_state(), None if trainer.state.step else trainer.plan.compile_cache)
+        trainer.compile_cache = "cold" if "cold" in found else "warm"
+        session.console.say(f"compiled in {seconds:.1f} s, the compiler's cache was {trainer.compile_cache}")
     gc.collect()
     gc.freeze()  # what is there now stays; a collection in the loop that looked at all of it would take a step's time
 
 
-def run_eagerly(trainer: Trainer) -> None:
-    trainer.forward = trainer.model
-    if trainer.machine.device.type == "cpu":
-        trainer.model.touch_rows_only()
-
-
-def pays_to_compile(session: Session, trainer: Trainer) -> bool:
-    """What the plan says; a resumed run has less left to earn it back."""
+def how_to_compile(session: Session, trainer: Trainer) -> str:
+    """What the plan says, as in device.compile; a resumed run has less left to earn it back."""
     plan = trainer.plan
     if not plan.compiled or not trainer.state.step:
-        return plan.compiled
-    known = trainer.machine.compiling(session.config.device.compile)
-    cost_s, speedup = plan.compile_s or known.cost_s, plan.compile_speedup or known.speedup
-    return replace(known, cost_s=cost_s, speedup=speedup).pays(session.clock.seconds_left())
+        return plan.compiling
+    for way in trainer.machine.ways_to_compile(session.config.device.compile):
+        cost_s, speedup = plan.compile_s or way.cost_s, plan.compile_speedup or way.speedup
+        measured = replace(way, cost_s=cost_s, speedup=speedup)
+        if way.how == plan.compiling and measured.pays(session.clock.seconds_left()):
+            return way.how
+    return "off"
 
 
 def warm_up(session: Session, trainer: Trainer) -> None:
     """Forward and backward, twice; the second one says what a step takes."""
-    import torch
+    import numpy as np
 
-    machine = trainer.machine
-    sequences = trainer.plan.batch_tokens // trainer.shape.block_size
+    machine, shape = trainer.machine, trainer.shape
+    sequences = trainer.plan.batch_tokens // shape.block_size
     micro = min(trainer.micro_batch, sequences)
-    tokens = torch.zeros((micro, trainer.shape.block_size), dtype=torch.int64, device=machine.device)
+    made_up = np.zeros((micro, shape.block_size), dtype=np.int64)
+    tokens, starts = machine.to_device(made_up), machine.document_starts(made_up, shape)
 
     def forward_and_backward() -> None:
         with machine.autocast():
-            loss = trainer.forward(tokens, tokens)
+            loss = trainer.forward(tokens, tokens, starts)
         loss.backward()
         trainer.optimizer.zero_grad(set_to_none=True)
         machine.synchronize()
 
     session.clock.pace.add(timed(session.clock, forward_and_backward, 2) * sequences / micro)
+
+
+def micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Inputs, targets and starts of documents (see GPT.forward) of the next step, on the device, a micro-batch each.
+
+    A GPU still works on the step before, whose loss the host reads once it has launched this one: a thread that gathers
+    ahead would save it nothing.
+    """
+    inputs, targets = trainer.loader.batch(trainer.state.step)
+    machine, micro = trainer.machine, trainer.micro_batch
+    x, y = machine.to_device(inputs).split(micro), machine.to_device(targets).split(micro)
+    starts = [machine.document_starts(inputs[i : i + micro], trainer.shape) for i in range(0, len(inputs), micro)]
+    return list(zip(x, y, starts, strict=True))

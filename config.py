@@ -72,7 +72,10 @@ class DeviceConfig:
     precision: str = knob(
         "auto", "auto (GPU: bfloat16, before Ampere float16; else float32) | float32 | bfloat16 | float16"
     )
-    compile: str = knob("auto", "torch.compile: auto (when the budget is long enough to earn it back) | on | off")
+    compile: str = knob(
+        "auto",
+        "torch.compile: auto (what the budget is long enough to earn back) | on | off | regional (block by block: cheaper)",
+    )
     peak_flops: float | None = knob(None, "FLOP/s that MFU is measured against; null: the table's, else measured")
 
 
@@ -106,6 +109,7 @@ class ModelConfig:
         "rows of a hashed embedding of each token with the one before it; null: 65536 below 1e17 FLOPs, else 0",
     )
     softcap: float = knob(0.0, "bound of the logits, by tanh; 0: none")
+    document_mask: bool = knob(False, "attention sees nothing of the documents before a token's own")
 
 
 @dataclass
@@ -292,7 +296,7 @@ SCRIPTS: dict[str, type] = {"config": Config, "evaluate": EvaluateConfig, "sampl
 ALLOWED: dict[str, tuple[str, ...]] = {
     "budget.counts": ("all", "training"),
     "device.precision": ("auto", "float32", "bfloat16", "float16"),
-    "device.compile": ("auto", "on", "off"),
+    "device.compile": ("auto", "on", "off", "regional"),
     "data.source": ("stdlib", "slimpajama", "text"),
     "data.bad_documents": ("refuse", "skip"),
     "optim.name": (AUTO, *OPTIMIZERS),
@@ -489,14 +493,20 @@ def unset_sizes(model: ModelConfig) -> set[str]:
 
 
 def template(config: Config) -> Shape:
-    """The architecture that was asked for; sizes that are still open hold something valid until the plan sets them."""
-    values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(config.model) if leaf.name != "size"}
+    """The architecture that was asked for; sizes that are still open hold something valid until the plan sets them. What
+    end-of-text is, `with_eot` adds."""
+    values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(Shape) if leaf.name != "eot"}
     open_sizes: dict[str, Any] = dict.fromkeys(unset_sizes(config.model), 1)
     values["dropout"] = values["dropout"] or 0.0
     values["bigram_rows"] = values["bigram_rows"] or 0
     if "n_embd" in open_sizes:
         open_sizes["n_embd"] = 64 * max(1, values["n_head"] or 1)
     return Shape(**{**values, **open_sizes})
+
+
+def with_eot(config: Config, shape: Shape, eot: int) -> Shape:
+    """The shape with the id that separates documents, where they are to be kept apart."""
+    return replace(shape, eot=eot) if config.model.document_mask else shape
 
 
 def optim_settings(config: Config) -> OptimSettings:

@@ -200,7 +200,10 @@ def record(
             "epochs": state.tokens / trainer.corpus.train.n_tokens,
         },
         "samples": session.samples,
-        "environment": environment(machine.name, machine.torch_version, machine.threads),
+        "environment": {
+            **environment(machine.name, machine.torch_version, machine.threads),
+            "compile_cache": trainer.compile_cache,
+        },
     }
     write_json(session.run.result, significant(result, 10))
     return result

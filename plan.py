@@ -16,11 +16,11 @@ from budget.clock import Limits
 from budget.devices import BY_NAME
 from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
-from budget.measured import measured_plan
+from budget.measured import first_that_pays, measured_plan
 from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate
 from budget.rules import bigram_rows_for, block_size_for
 from command_line import launch
-from config import Config, optim_settings, template
+from config import Config, optim_settings, template, with_eot
 from errors import UserError
 from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
@@ -133,6 +133,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         shape = replace(shape, block_size=block_size_for(flops, shape.vocab_size))
     if model.bigram_rows is None:
         shape = replace(shape, bigram_rows=bigram_rows_for(flops, shape.vocab_size))
+    shape = with_eot(config, shape, shape.vocab_size - 1)  # trials have random tokens: any id will do
     batch = config.optim.batch_tokens
     if batch is not None and batch % shape.block_size:
         near = max(1, round(batch / shape.block_size)) * shape.block_size
@@ -216,16 +217,17 @@ def plan_here(
 ) -> Plan:
     """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none."""
     request = first_request(config, text, machine, overhead_s)
-    compiling, seconds = machine.compiling(config.device.compile), request.limits.seconds
+    ways, seconds = machine.ways_to_compile(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)
         prober = DeviceProber(trials, machine, optim_settings(config), optim.micro_batch, probe_s, say)
-        plan = measured_plan(request, prober, compiling, say)
+        plan = measured_plan(request, prober, ways, say)
     else:
         if seconds is None and not config.mfu:  # speed decides nothing
             request = replace(request, flops_per_second=None)
         plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
-        plan = replace(plan, compiled=compiling.pays(None if seconds is None else seconds - overhead_s))
+        way = first_that_pays(ways, None if seconds is None else seconds - overhead_s)
+        plan = replace(plan, compiled=way is not None, regional=way is not None and way.how == "regional")
     return with_mfu(plan, plan.sized(request.template), machine.peak_flops)
 
 

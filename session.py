@@ -58,6 +58,7 @@ class Trainer:
     micro_batch: int
     interim: EvalRange
     final: EvalRange
+    compile_cache: str | None = None  # cold or warm, as the compiler found it; None: nothing was compiled
     save_s: float = 0.0  # what the last checkpoint took
     report_s: float = 0.0  # what the last report took
     window_s: float = 0.0  # what a window of evaluation took, at worst so far

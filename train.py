@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assemble import build, compile_model
+from assemble import build, compile_model, micro_batches
 from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
 from command_line import as_yaml, launch
@@ -285,13 +285,13 @@ def fit(session: Session, trainer: Trainer) -> str:
             schedule_step(optimizer, trainer.plan.learning_rate * scale, progress)
             with clock.step():
                 with clock.charge("data"):
-                    x, y = (machine.to_device(part) for part in trainer.loader.batch(state.step))
+                    parts = micro_batches(trainer)
                 if trainer.shape.dropout:
                     torch.manual_seed(config.seed * 1_000_003 + state.step)  # the same masks after a resume
                 loss = torch.zeros((), device=machine.device)
-                for xs, ys in zip(x.split(trainer.micro_batch), y.split(trainer.micro_batch), strict=True):
+                for xs, ys, starts in parts:
                     with machine.autocast():
-                        part = trainer.forward(xs, ys) * (len(xs) / len(x))
+                        part = trainer.forward(xs, ys, starts) * (xs.numel() / trainer.cost.tokens)
                     scaler.scale(part).backward()
                     loss += part.detach()
                 scaler.unscale_(optimizer)

@@ -25,6 +25,7 @@ from budget.probe import measure_peak
 from data.loader import Loader
 from data.shards import Split
 from model import fused, loss
+from model.compiled import for_training
 from model.gpt import GPT
 from model.optim import configure_optimizers, set_schedule
 from model.recipe import OptimSettings
@@ -39,37 +40,39 @@ PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
 class Step:
-    """One training step of a shape, its parts timed."""
+    """One training step of a shape, its parts timed; `compiled` as in device.compile."""
 
-    def __init__(self, shape: Shape, sequences: int, optimizer: str, machine: Machine) -> None:
+    def __init__(self, shape: Shape, sequences: int, optimizer: str, machine: Machine, compiled: str = "off") -> None:
         torch.manual_seed(0)
         self.machine, self.sequences, self.shape = machine, sequences, shape
         with machine.device:
             self.model = GPT(shape)
-        if machine.device.type == "cpu":
-            self.model.touch_rows_only()
+        self.forward = for_training(self.model, compiled)
         kind = machine.device.type
         self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, (0.9, 0.99), kind, OptimSettings(optimizer))
         self.parameters = list(self.model.parameters())
-        tokens = np.random.default_rng(0).integers(VOCAB, size=1 << 20, dtype=np.uint16)
+        tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
         split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
         self.loader = Loader(split, shape.block_size, sequences, 0)
-        self.step = 0
+        self.step, self.loss = 0, torch.zeros(())
 
-    def run(self) -> dict[str, float]:
-        """Seconds by part, and in all."""
+    def run(self, apart: bool = True) -> dict[str, float]:
+        """Seconds by part, and in all. `apart`: wait for the device after each, so that they are those of the parts; else
+        it is not waited for at all, and they are those of launching them."""
         marks = [now()]
 
         def mark() -> None:
-            self.machine.synchronize()
+            if apart:
+                self.machine.synchronize()
             marks.append(now())
 
         x, y = (self.machine.to_device(part) for part in self.loader.batch(self.step))
         mark()
         with self.machine.autocast():
-            found = self.model(x, y)
+            found = self.forward(x, y)
         mark()
         found.backward()
+        self.loss = found.detach()
         mark()
         dense = [p for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
         torch.nn.utils.clip_grad_norm_(dense, 1.0)

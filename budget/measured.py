@@ -6,7 +6,7 @@ The trials themselves happen elsewhere (run/prober.py); no torch here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Trial:
     different batches can so be compared.
 
     peak_memory: bytes that it took at most; compile_s: seconds of compilation before the first step, 0 where nothing was
-    compiled.
+    compiled, and compile_cache: "cold" or "warm", as the compiler found it.
     """
 
     token_s: float
@@ -53,6 +53,7 @@ class Trial:
     peak_memory: int
     compile_s: float = 0.0
     optimizer: str = ""
+    compile_cache: str | None = None
 
     def step_s(self, batch_tokens: int) -> float:
         """Seconds of an optimizer step of so many tokens."""
@@ -68,18 +69,27 @@ class Trial:
 
 @dataclass(frozen=True)
 class Compiling:
-    """Whether to torch.compile: setting auto | on | off; what it is expected to cost, seconds, and to bring, a factor."""
+    """A way to torch.compile: `how` as in device.compile, on (the whole model) | regional (block by block); what it is
+    expected to cost, seconds, and to bring, a factor; `asked`: by the user, so that it need not pay; `cache`: how a trial
+    found the compiler's."""
 
-    setting: str
+    how: str
     cost_s: float
     speedup: float
+    asked: bool = False
+    cache: str | None = None
 
     def pays(self, seconds: float | None) -> bool:
         """Whether it is worth it for so many seconds of training; None, no limit of time, is a question of taste, and
         two compiled runs may differ in their last bits."""
-        if self.setting != "auto":
-            return self.setting == "on"
+        if self.asked:
+            return True
         return seconds is not None and seconds * (1 - 1 / self.speedup) > COMPILE_RETURN * self.cost_s
+
+
+def first_that_pays(ways: Sequence[Compiling], seconds: float | None) -> Compiling | None:
+    """Of several ways to compile, the one that comes first of those that pay; None: leave it."""
+    return next((way for way in ways if way.pays(seconds)), None)
 
 
 class Prober(Protocol):
@@ -87,8 +97,9 @@ class Prober(Protocol):
 
     def seconds_left(self) -> float: ...
 
-    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
-        """About `seconds` of training steps; None when the time is up. Raises TooLarge and TrialFailed."""
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
+        """About `seconds` of training steps, `compiled` as in device.compile; None when the time is up. Raises TooLarge
+        and TrialFailed."""
         ...
 
 
@@ -144,11 +155,12 @@ def tried(prober: Prober, shape: Shape, batch_tokens: int, seconds: float) -> Tr
         return None
 
 
-def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: Callable[[str], None]) -> Plan:
+def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], say: Callable[[str], None]) -> Plan:
     """The plan from what the shapes around the law's optimum were measured to do; from the assumed speed where the time
     did not suffice for a single one. Raises UserError when none of them fits into the memory.
 
-    The batch is settled after the first round: all that follows is measured at it and judged by it.
+    The batch is settled after the first round: all that follows is measured at it and judged by it. `ways`: to compile, the
+    preferred one first.
     """
     unlimited = replace(request, max_epochs=math.inf)  # before the speed is known nothing is refused
     trials, tried_with, saturation = first_round(unlimited, prober, say)
@@ -162,7 +174,7 @@ def measured_plan(request: Request, prober: Prober, compiling: Compiling, say: C
     for shape in trials:
         say(f"measured {_shown(shape, trials[shape], batch)}")
     plan = plan_of(request, trials, batch, saturation, settled=True)
-    return compiled_plan(request, plan, prober, compiling, trials, saturation, say)
+    return compiled_plan(request, plan, prober, ways, trials, saturation, say)
 
 
 def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
@@ -300,7 +312,7 @@ def compiled_plan(
     request: Request,
     plan: Plan,
     prober: Prober,
-    compiling: Compiling,
+    ways: Sequence[Compiling],
     trials: dict[Shape, Trial],
     saturation: float,
     say: Callable[[str], None],
@@ -309,7 +321,8 @@ def compiled_plan(
     at the expected ones."""
     limits = request.limits
     training_s = None if limits.seconds is None else limits.seconds - request.overhead_s
-    if not compiling.pays(training_s):
+    compiling = first_that_pays(ways, training_s)
+    if compiling is None:
         return plan
     source = "expected"
     if prober.seconds_left() > COMPILE_TRY * compiling.cost_s:
@@ -317,7 +330,7 @@ def compiled_plan(
             compiling, source = try_compiling(plan.sized(request.template), plan, prober, compiling, trials, say)
         except (TooLarge, TrialFailed) as error:
             say(f"compilation failed: {error or 'out of memory'}")
-            if compiling.setting != "on":
+            if not compiling.asked:
                 return plan
         if not compiling.pays(training_s):
             return replace(plan, compile_s=compiling.cost_s, compile_speedup=compiling.speedup)
@@ -327,8 +340,10 @@ def compiled_plan(
     return replace(
         plan_of(request, faster, plan.batch_tokens, saturation, settled=True),
         compiled=True,
+        regional=compiling.how == "regional",
         compile_s=compiling.cost_s,
         compile_speedup=compiling.speedup,
+        compile_cache=compiling.cache,
         source={**plan.source, "compile": source},
     )
 
@@ -343,7 +358,7 @@ def try_compiling(
 ) -> tuple[Compiling, str]:
     """Compilation as it was measured; where the time did not suffice, as expected, but no cheaper than what was waited."""
     left = prober.seconds_left()
-    trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=True)
+    trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=compiling.how)
     if trial is None:
         return replace(compiling, cost_s=max(compiling.cost_s, 2 * left)), "expected"
     rate = trial.tokens_per_second(plan.batch_tokens)
@@ -352,4 +367,4 @@ def try_compiling(
         f"measured compiled: {rate:,.0f} tokens/s, {speedup:.2f} times as fast, after"
         f" {trial.compile_s:.0f} s of compilation"
     )
-    return replace(compiling, cost_s=trial.compile_s, speedup=speedup), "measured"
+    return replace(compiling, cost_s=trial.compile_s, speedup=speedup, cache=trial.compile_cache), "measured"

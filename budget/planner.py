@@ -110,8 +110,8 @@ class Plan:
     expected loss is within 1 % of the best. predicted_loss with its 80 % interval: from a law of one's own runs only.
     curve: (N as the law counts it, expected loss relative to the best) of every candidate at the chosen one's FLOP/s.
     source: where each choice is from, in one word. step_s, seconds of a training step, and peak_memory, its bytes:
-    measured. compiled: whether the speed is that of the compiled model; compile_s and compile_speedup: what compilation
-    costs and brings.
+    measured. compiled: whether the speed is that of the compiled model, and regional: block by block; compile_s and
+    compile_speedup: what compilation costs and brings; compile_cache: how a trial of it found the compiler's, cold or warm.
     """
 
     n_layer: int
@@ -156,6 +156,13 @@ class Plan:
     compiled: bool = False
     compile_s: float | None = None
     compile_speedup: float | None = None
+    regional: bool = False
+    compile_cache: str | None = None
+
+    @property
+    def compiling(self) -> str:
+        """How the model is compiled, as in device.compile."""
+        return "regional" if self.regional else "on" if self.compiled else "off"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,7 +2,8 @@
 
 On a CPU in eager mode a small model's time goes to starting operations and walking through memory: composed of torch's own,
 these two take some sixty operations per block and step, here a third of that (bench/results/engine.json). Under
-torch.compile, which fuses for itself, and on other devices, the plain forms are used.
+torch.compile, which fuses for itself, and on other devices, the plain forms are used. A second derivative is refused: it would
+be wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
 
@@ -36,6 +38,7 @@ class RMSNorm(torch.autograd.Function):
         return normal if weight is None else normal * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         normal, inverse, *weights = ctx.saved_tensors
         grad, weight_grad = grads[0], None
@@ -70,6 +73,7 @@ class Rotate(torch.autograd.Function):
         return turned(x, cos, sin, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         return turned(grads[0], cos, sin, -1), None, None

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from model.documents import attend, document_mask
 from model.fused import RMSNORM_EPS, rms_norm, rotate
 from model.loss import capped, cross_entropy
 from model.shape import Shape
@@ -60,10 +61,11 @@ def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
 
 def bigram_ids(tokens: Tensor, shape: Shape) -> Tensor:
     """Row of the bigram table for each token and the one before it, (B, T) to (B, T): a multiplicative hash (Knuth). The
-    first token of a sequence, with nothing before it, has row 0."""
+    first token of a sequence, with nothing before it, has row 0, and so has that of a document that is to see no other."""
     pairs = tokens[:, :-1] * shape.vocab_size + tokens[:, 1:]
     rows = ((pairs * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32
-    return F.pad(rows + 1, (1, 0))
+    rows = F.pad(rows + 1, (1, 0))
+    return rows if shape.eot is None else rows.masked_fill(tokens == shape.eot, 0)
 
 
 class Attention(nn.Module):
@@ -73,7 +75,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.bias)
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, values: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        values: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """`documents` as in `attend`."""
         B, T, D = x.shape
         qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
         v = v[0]
@@ -87,7 +96,7 @@ class Attention(nn.Module):
             qk = rotate(qk, *rotary)
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(qk[0], qk[1], v, dropout_p=dropout, is_causal=True)
+        y = attend(qk[0], qk[1], v, documents, dropout)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -109,8 +118,14 @@ class Block(nn.Module):
         self.feed_forward_norm, self.feed_forward = NORMS[shape.norm](shape), FeedForward(shape)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, values: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, values))
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        values: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, values, documents))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -158,8 +173,9 @@ class GPT(nn.Module):
             if isinstance(table, nn.Embedding):
                 table.sparse = True
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Normalised last hidden states (B, T, D) of `tokens` (B, T), int64; ValueError if T > block_size."""
+    def hidden(self, tokens: Tensor, starts: Tensor | None = None) -> Tensor:
+        """Normalised last hidden states (B, T, D) of `tokens` (B, T), int64; ValueError if T > block_size. `starts`: see
+        `document_starts`; without it a mask keeps documents apart where they are to be."""
         T = tokens.size(1)
         if self.shape.block_size < T:
             raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.shape.block_size}")
@@ -172,11 +188,14 @@ class GPT(nn.Module):
         if self.shape.embed_norm:
             x = rms_norm(x)
         x = embedded = self.dropout(x)
+        documents = starts
+        if documents is None and self.shape.eot is not None:
+            documents = document_mask(tokens, self.shape.eot)
         for layer, block in enumerate(self.blocks):
             if self.shares is not None:
                 x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
             values = self.value_tables[str(layer)](tokens) if str(layer) in self.value_tables else None
-            x = block(x, rotary, values)
+            x = block(x, rotary, values, documents)
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -187,13 +206,13 @@ class GPT(nn.Module):
         """The matrix (V, D) that logits are made with."""
         return self.wte.weight if self.head is None else self.head.weight
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
         """Logits (B, T, V), or with `targets` the loss: a scalar, nats per token, over the targets that are not -1.
 
-        `tokens` and `targets` are int64 (B, T). The loss is computed in float32 also under autocast. It is NaN if
-        every target is -1.
+        `tokens` and `targets` are int64 (B, T); `starts` as in `hidden`. The loss is computed in float32 also under
+        autocast. It is NaN if every target is -1.
         """
-        hidden = self.hidden(tokens)
+        hidden = self.hidden(tokens, starts)
         if targets is None:
             return self.unembed(hidden)
         return cross_entropy(hidden.flatten(0, 1), self.vocabulary(), targets.flatten(), self.shape.softcap)

@@ -11,23 +11,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from model.mode import precision_of
 
 # Bytes of a slice's logits in float32: what a CPU's caches hold (bench/results/engine.json), what is little for a GPU.
 SLICE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
 WHOLE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 31}  # logits that take no more than this are computed at once
 
 
+def rows_at_once(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> int:
+    """How many of `rows` logits exist at the same time where a gradient is wanted: all, or a slice of them. Not sliced in
+    float16, whose range a gradient needs scaled before it is rounded. `kind`: a device's type."""
+    size = 4 * vocabulary  # bytes of a row
+    if kind not in SLICE_BYTES or precision == torch.float16 or rows * size <= WHOLE_BYTES[kind]:
+        return rows
+    return max(1, SLICE_BYTES[kind] // size)
+
+
 class SlicedCrossEntropy(torch.autograd.Function):
-    """Mean over the targets that are not -1, in float32. Only its first derivative is there."""
+    """Mean over the targets that are not -1, in float32. Only its first derivative is there; a second one is refused."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, rows: int) -> Tensor:
         """hidden (n, D), weight (V, D), targets (n,) int64."""
-        precision = (
-            torch.get_autocast_dtype(hidden.device.type)
-            if torch.is_autocast_enabled(hidden.device.type)
-            else hidden.dtype
-        )
+        precision = precision_of(hidden)
         matrix = weight.to(precision)
         counted = targets != -1
         count = counted.sum()
@@ -57,6 +65,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad, count = ctx.saved_tensors
         scale = grads[0] / count
@@ -65,14 +74,9 @@ class SlicedCrossEntropy(torch.autograd.Function):
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float = 0.0) -> Tensor:
     """Nats per target of the logits hidden @ weight.T, bounded by `softcap` where that is not 0; (n, D), (V, D), (n,).
-
-    Sliced where the logits would be large and a gradient is wanted, but not in float16, whose range a gradient needs
-    scaled before it is rounded.
-    """
-    kind, size = hidden.device.type, 4 * len(hidden) * len(weight)
-    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    if torch.is_grad_enabled() and not half and kind in SLICE_BYTES and size > WHOLE_BYTES[kind]:
-        rows = max(1, SLICE_BYTES[kind] // (4 * len(weight)))
+    Sliced where the logits would be large and a gradient is wanted."""
+    rows = rows_at_once(len(hidden), len(weight), hidden.device.type, precision_of(hidden))
+    if torch.is_grad_enabled() and rows < len(hidden):
         found: Tensor = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows)
         return found
     logits = F.linear(hidden, weight)

@@ -1,4 +1,4 @@
-"""Switching a model to evaluation for the length of a block."""
+"""How a model computes: switched to evaluation for the length of a block, and in which precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -19,3 +19,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def precision_of(x: Tensor) -> torch.dtype:
+    """What products with `x` are computed in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -42,6 +42,9 @@ def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
 class Mixed(torch.optim.Optimizer):
     """Each group names its `algorithm`: "muon" with momentum, normuon and cautious; "adamw" with betas and eps; "table"
     with betas, of which it reads the second, and eps.
+
+    In float16, torch's GradScaler waits for the device before each step, to leave out one that overflowed. To leave it out
+    on the device, as fused AdamW does, every weight and moment would have to be there twice, or each algorithm twice.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, fused: bool) -> None:

@@ -37,7 +37,8 @@ class Shape:
     `block_size` is the longest context in tokens. `vocab_size` includes padding (see `padded_vocab`). `ffn_hidden` is
     the width of the feed-forward part; None takes 4 n_embd, and for swiglu, which has three matrices instead of two,
     8/3 n_embd rounded up to a multiple of 64, so that the parameter count stays about the same (Shazeer 2020,
-    arXiv:2002.05202).
+    arXiv:2002.05202). `eot` is the id of end-of-text where nothing is to be seen of the documents before; None: one
+    window is one text.
     """
 
     n_layer: int
@@ -60,6 +61,7 @@ class Shape:
     value_embeddings: bool = False
     bigram_rows: int = 0
     softcap: float = 0.0
+    eot: int | None = None
 
     def mistakes(self) -> list[str]:
         """Every reason why no such model can be built, one line each; empty for a valid shape."""

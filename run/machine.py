@@ -17,6 +17,8 @@ from budget.devices import by_cuda_name
 from budget.measured import Compiling
 from budget.probe import measure_peak
 from errors import UserError
+from model.documents import document_starts
+from model.loss import rows_at_once
 from model.shape import Shape
 
 # Expected until it was measured. nanoGPT's README: 250 to 135 ms a step on an A100, here taken lower. Inductor's C++ back
@@ -24,6 +26,10 @@ from model.shape import Shape
 # nothing is expected of it.
 COMPILE_COST_S = {"cuda": 45.0, "cpu": 45.0}
 COMPILE_SPEEDUP = {"cuda": 1.5, "cpu": 1.0}
+# Block by block compiles in a share of that time and brings as much: a model of 16 layers took 0.18 to 0.28 of it in
+# accelerate's benchmark (benchmarks/torch.compile of its repository), and those planned here have fewer. So for training
+# on a GPU: nothing below 90 seconds, blocks up to 270, the whole model beyond, where what is between the blocks counts too.
+REGIONAL_SHARE = 1 / 3
 
 MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need; the rest is for what estimates miss
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # glibc's malloc.h
@@ -64,11 +70,25 @@ class Machine:
         synchronize(self.device)
 
     def to_device(self, array: Any) -> torch.Tensor:
-        """A numpy array as a tensor on the device, without waiting for the copy."""
+        """A numpy array as a contiguous tensor on the device, without waiting for the copy. Contiguous also where the array,
+        like the inputs of a batch, is a view: a compiled model is made for one layout, and a copy from a GPU's host waits
+        where it has to make one."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+            pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return pinned.copy_(tensor).to(self.device, non_blocking=True)
+        return tensor.contiguous().to(self.device)
+
+    def document_starts(self, tokens: Any, shape: Shape) -> torch.Tensor | None:
+        """For `GPT.forward`, where documents start in `tokens`, a numpy array (B, T); None where they are not kept apart, or
+        by a mask. The kernel that takes it knows half precision, whole groups of 8 values a head, and no dropout."""
+        if shape.eot is None or shape.dropout or shape.head_size % 8 or shape.head_size > 256:
+            return None
+        if self.precision == "float32" or best_precision(self.device) != "bfloat16":  # before Ampere there is none
+            return None
+        starts = self.to_device(document_starts(tokens, shape.eot))
+        torch._dynamo.maybe_mark_dynamic(starts, 0)  # their number is another in each batch: compile once for all
+        return starts
 
     def free_memory(self) -> int:
         """Bytes that may still be taken."""
@@ -100,22 +120,33 @@ class Machine:
 
     def micro_batch(self, shape: Shape, sequences: int) -> int:
         """Sequences per forward pass that should fit, at most `sequences`: a power of two, or all of them."""
-        value_bytes = 4 if self.precision == "float32" else 2
-        # About 24 values of the width are kept per layer for the backward pass; logits are kept once in the compute
-        # precision and twice in float32.
-        per_token = 24 * shape.n_layer * shape.n_embd * value_bytes + shape.vocab_size * (value_bytes + 8)
-        tokens = MEMORY_SHARE * self.free_memory() / per_token
-        if self.device.type == "cpu":
-            tokens = min(tokens, CPU_MICRO_TOKENS)
-        fits = max(1, int(tokens // shape.block_size))
-        return sequences if fits >= sequences else 1 << (fits.bit_length() - 1)
+        memory = MEMORY_SHARE * self.free_memory()
+        most = CPU_MICRO_TOKENS if self.device.type == "cpu" else sequences * shape.block_size
+        for micro in (sequences, *(1 << power for power in reversed(range(sequences.bit_length())))):
+            tokens = micro * shape.block_size
+            if tokens <= most and self.step_memory(shape, tokens) <= memory:
+                return micro
+        return 1
 
-    def compiling(self, setting: str) -> Compiling:
-        """What torch.compile is expected to cost and bring on this device; off where that was never tried."""
-        kind = self.device.type
-        if kind not in COMPILE_COST_S:
-            return Compiling("off" if setting == "auto" else setting, 0.0, 1.0)
-        return Compiling(setting, COMPILE_COST_S[kind], COMPILE_SPEEDUP[kind])
+    def step_memory(self, shape: Shape, tokens: int) -> int:
+        """Bytes that a forward and a backward pass over so many tokens take, about: 24 values of the width a token and
+        layer, kept for the backward pass, and what model/loss.py holds of logits at a time, once in the compute precision
+        and twice in float32."""
+        precision = getattr(torch, self.precision)
+        kept = 24 * shape.n_layer * shape.n_embd * precision.itemsize
+        rows = rows_at_once(tokens, shape.vocab_size, self.device.type, precision)
+        return tokens * kept + rows * shape.vocab_size * (precision.itemsize + 8)
+
+    def ways_to_compile(self, setting: str) -> list[Compiling]:
+        """Those that a setting of device.compile allows, the preferred one first, with what each is expected to cost and to
+        bring on this device; none by itself where that was never tried."""
+        kind, asked = self.device.type, setting != "auto"
+        if setting == "off" or (not asked and kind not in COMPILE_COST_S):
+            return []
+        cost_s, speedup = COMPILE_COST_S.get(kind, 0.0), COMPILE_SPEEDUP.get(kind, 1.0)
+        whole = Compiling("on", cost_s, speedup, asked)
+        regional = Compiling("regional", REGIONAL_SHARE * cost_s, speedup, asked)
+        return [way for way in (whole, regional) if setting in ("auto", way.how)]
 
 
 def process_memory(what: str) -> int:

@@ -118,7 +118,8 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     if plan.compiled:
         cost = f"takes {format_seconds(plan.compile_s)}, " if plan.compile_s else ""
         gain = f"{plan.compile_speedup:.2f} times as fast" if plan.compile_speedup else "asked for"
-        rows.append(("torch.compile", cost + gain, plan.source.get("compile", "expected")))
+        region = ", block by block" if plan.regional else ""
+        rows.append(("torch.compile", cost + gain + region, plan.source.get("compile", "expected")))
     if plan.peak_memory is not None:
         memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences at once"
         rows.append(("memory", memory, "measured"))

@@ -148,7 +148,7 @@ class DeviceProber:
             return 0.0
         return self._seconds if self._deadline is None else self._deadline - now()
 
-    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         """See budget.measured.Prober."""
         sequences = max(1, batch_tokens // shape.block_size)
         guess = self._machine.micro_batch(shape, sequences)
@@ -166,7 +166,7 @@ class DeviceProber:
         return found[0] if found else None
 
     def _ask(
-        self, shape: Shape, sequences: int, micro_batch: int, seconds: float, compiled: bool
+        self, shape: Shape, sequences: int, micro_batch: int, seconds: float, compiled: str
     ) -> tuple[Trial, int] | None:
         if not self._process.wait() and not self._over:
             self._over = True

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from budget.clock import now
+from model.compiled import cache_state, for_training
 from model.gpt import GPT
 from model.optim import configure_optimizers
 from model.recipe import OptimSettings
@@ -38,10 +39,10 @@ def measure(
     sequences: int,
     micro_batch: int,
     seconds: float,
-    compiled: bool = False,
-) -> dict[str, float]:
-    """What an optimizer step of `sequences`, `micro_batch` at once, costs: token_s, update_s, compile_s, and bytes of
-    peak_memory, and of available_memory, which the process had or could have had before.
+    compiled: str = "off",
+) -> dict[str, Any]:
+    """What an optimizer step of `sequences`, `micro_batch` at once, costs: token_s, update_s, compile_s with compile_cache,
+    and bytes of peak_memory, and of available_memory, which the process had or could have had before.
 
     The step is the training loop's own work: forward and backward, which take token_s per token; clipping, optimizer,
     and a constant for the rest, which take update_s. They are timed apart, so that a large batch is measured without
@@ -50,19 +51,19 @@ def measure(
     available = machine.restart_peak_memory() + machine.free_memory()
     with torch.device(machine.device):
         model = GPT(shape)
-    if machine.device.type == "cpu" and not compiled:
-        model.touch_rows_only()
-    forward: Callable[..., torch.Tensor] = torch.compile(model) if compiled else model
+    forward = for_training(model, compiled)
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
     clipped = [p for group in optim.param_groups if group["role"] != "table" for p in group["params"]]
     scaler = machine.scaler()
     micro = min(micro_batch, sequences)
     size = (micro, shape.block_size)
-    x, y = (torch.randint(shape.vocab_size, size, device=machine.device) for _ in range(2))
+    tokens = [torch.randint(shape.vocab_size, size) for _ in range(2)]
+    x, y = (each.to(machine.device) for each in tokens)
+    starts = machine.document_starts(tokens[0].numpy(), shape)
 
     def forward_and_backward() -> None:
         with machine.autocast():
-            loss = forward(x, y)
+            loss = forward(x, y, starts)
         scaler.scale(loss).backward()
 
     def update() -> None:
@@ -92,7 +93,8 @@ def measure(
     return {
         "token_s": one / (micro * shape.block_size),
         "update_s": statistics.median(update_s) + BOOKKEEPING_S.get(machine.device.type, 0.0),
-        "compile_s": max(0.0, first_s - one) if compiled else 0.0,
+        "compile_s": max(0.0, first_s - one) if compiled != "off" else 0.0,
+        "compile_cache": cache_state() if compiled != "off" else None,
         "peak_memory": machine.peak_memory(),
         "available_memory": available,
     }

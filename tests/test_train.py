@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from budget.laws import LAWS, save_law
@@ -57,6 +58,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert result["learning_rate_last"] == 0.0  # linear to zero
     assert result["progress"] == 1.0
     assert len(result["samples"]) == 3
+    assert result["environment"]["compile_cache"] is None  # nothing was compiled
 
 
 def test_the_schedule_that_was_run_is_the_one_asked_for(finished: Path) -> None:
@@ -137,6 +139,33 @@ def test_float16_scales_its_loss_and_learns(place: Path, finished: Path) -> None
     assert state["loss_scale"] >= 1024
     whole = json.loads(next(finished.glob("checkpoint/step-*100/state.json")).read_text())["state"]
     assert whole["loss_scale"] is None
+
+
+def test_documents_are_kept_apart_by_the_finished_model_as_well(place: Path) -> None:
+    from run.finished import load_finished
+
+    train(place, "budget.steps=20", "model.document_mask=true", name="apart")
+    folder = folder_of(place, "apart")
+    assert result_of(place, "apart")["model"]["eot"] == 256
+    model = load_finished(str(folder), torch.device("cpu")).model
+    tokens = torch.tensor([[1, 2, 3, 256, 4, 5], [7, 8, 9, 256, 4, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(*model(tokens)[:, 3:].unbind(0))
+
+
+@pytest.mark.slow
+def test_compiled_block_by_block_a_run_learns_the_same_and_says_how_it_found_the_cache(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    train(place, "budget.steps=20", name="eager")
+    for state in ("cold", "warm"):
+        train(place, "budget.steps=20", "device.compile=regional", name=state)
+        result = result_of(place, state)
+        assert result["environment"]["compile_cache"] == state
+        assert f"the compiler's cache was {state}" in (folder_of(place, state) / "log.txt").read_text()
+        assert result["ledger_s"]["compile"] > 0.5
+        assert result["eval"]["loss"] == pytest.approx(result_of(place, "eager")["eval"]["loss"], abs=1e-3)
 
 
 def test_typing_a_finished_command_again_changes_nothing(place: Path, finished: Path) -> None:

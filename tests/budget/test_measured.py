@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -11,12 +12,12 @@ from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import LAWS
 from budget.measured import Compiling, TooLarge, Trial, largest_fitting, measured_plan
-from budget.planner import Request
+from budget.planner import Plan, Request
 from budget.rules import batch_for, largest_batch
 from errors import UserError
 from model.shape import PRESETS, Shape
 
-NEVER = Compiling("off", 0.0, 1.0)
+NEVER: list[Compiling] = []
 GIB = 2**30
 
 
@@ -26,7 +27,7 @@ class Device:
 
     def __init__(self, flops: float, budget: float = 30.0, update_s: float = 0.0, memory: float = math.inf) -> None:
         self.flops, self.left, self.update_s, self.memory = flops, budget, update_s, memory
-        self.asked: list[tuple[Shape, int, bool]] = []
+        self.asked: list[tuple[Shape, int, str]] = []
         self.compiled_speedup, self.compile_s = 1.5, 10.0
 
     def seconds_left(self) -> float:
@@ -35,15 +36,17 @@ class Device:
     def rate(self, shape: Shape) -> float:
         return self.flops / flops_per_token(shape)
 
-    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: bool = False) -> Trial | None:
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         self.asked.append((shape, batch_tokens, compiled))
         if 16 * shape.parameters() > self.memory:
             raise TooLarge
-        self.left -= seconds + (self.compile_s if compiled else 0.0)
-        if self.left < 0:
-            return None
-        rate = self.rate(shape) * (self.compiled_speedup if compiled else 1.0)
-        return Trial(1 / rate, self.update_s, 8, 1000, self.compile_s if compiled else 0.0)
+        if compiled == "off":
+            self.left -= seconds
+            return Trial(1 / self.rate(shape), self.update_s, 8, 1000) if self.left >= 0 else None
+        self.left -= seconds + self.compile_s
+        rate = self.rate(shape) * self.compiled_speedup
+        trial = Trial(1 / rate, self.update_s, 8, 1000, self.compile_s, compile_cache="cold")
+        return trial if self.left >= 0 else None
 
 
 def request(hours: float = 1.0, flops_per_second: float = 1e13, **changes: object) -> Request:
@@ -127,36 +130,56 @@ def test_a_lucky_trial_promises_no_more_than_the_longer_one_that_confirms_it() -
 def test_compilation_is_charged_and_credited_as_measured() -> None:
     device = Device(flops=1e13)
     eager = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
-    plan = measured_plan(request(), device, Compiling("auto", 15.0, 2.0), lambda line: None)
+    plan = measured_plan(request(), device, [Compiling("on", 15.0, 2.0)], lambda line: None)
     assert (plan.compiled, plan.compile_s, plan.compile_speedup) == (True, 10.0, 1.5)
+    assert (plan.compiling, plan.compile_cache) == ("on", "cold")
     assert plan.source["compile"] == "measured"
     assert plan.flops == pytest.approx(1.5 * eager.flops * (3600 - 10) / 3600, rel=0.01)
+    assert (eager.compiling, eager.compile_cache) == ("off", None)
+
+
+def test_the_first_way_to_compile_that_pays_is_tried_and_planned_with() -> None:
+    device = Device(flops=1e13)
+    ways = [
+        Compiling("on", 1000.0, 2.0),
+        Compiling("regional", 15.0, 2.0),
+    ]  # in the 1800 seconds that the first one saves
+    plan = measured_plan(request(), device, ways, lambda line: None)
+    assert (plan.compiling, plan.compiled, plan.regional) == ("regional", True, True)
+    assert [how for _, _, how in device.asked if how != "off"] == ["regional"]
+    again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again.compiling == "regional"
+
+
+def test_a_plan_written_down_before_blocks_could_be_compiled_is_read() -> None:
+    content = json.loads(json.dumps(measured_plan(request(), Device(flops=1e13), NEVER, print).to_dict()))
+    del content["regional"], content["compile_cache"]
+    assert Plan.from_dict({**content, "compiled": True}).compiling == "on"
 
 
 def test_compilation_that_brings_nothing_is_left_out() -> None:
     device = Device(flops=1e13)
     device.compiled_speedup = 1.001
-    plan = measured_plan(request(), device, Compiling("auto", 15.0, 2.0), lambda line: None)
+    plan = measured_plan(request(), device, [Compiling("on", 15.0, 2.0)], lambda line: None)
     assert not plan.compiled
 
 
 def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
-    plan = measured_plan(request(), Device(1e13, budget=5.0), Compiling("auto", 45.0, 1.5), lambda line: None)
+    plan = measured_plan(request(), Device(1e13, budget=5.0), [Compiling("on", 45.0, 1.5)], lambda line: None)
     assert plan.compiled
     assert plan.source["compile"] == "expected"
     assert plan.tokens == pytest.approx((3600 - 45) * plan.tokens_per_second, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("setting", "seconds", "pays"), [("on", None, True), ("off", 1e6, False), ("auto", None, False)]
-)
-def test_what_the_user_says_of_compilation_holds(setting: str, seconds: float | None, pays: bool) -> None:
-    assert Compiling(setting, 45.0, 1.5).pays(seconds) is pays
+def test_compilation_that_was_asked_for_need_not_pay() -> None:
+    for seconds in (None, 1.0):
+        assert Compiling("on", 45.0, 1.5, asked=True).pays(seconds)
+        assert not Compiling("on", 45.0, 1.5).pays(seconds)
 
 
 def test_compilation_pays_from_twice_its_cost_on() -> None:
-    assert not Compiling("auto", 45.0, 1.5).pays(269)
-    assert Compiling("auto", 45.0, 1.5).pays(271)
+    assert not Compiling("on", 45.0, 1.5).pays(269)
+    assert Compiling("on", 45.0, 1.5).pays(271)
 
 
 @pytest.mark.parametrize(

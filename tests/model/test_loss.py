@@ -54,6 +54,26 @@ def test_large_logits_are_sliced_and_small_ones_are_not(monkeypatch: pytest.Monk
     assert sliced == [10], "gradients would vanish in float16's range"
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    hidden, weight, targets = case(ignored=False)
+    scale = torch.ones((), requires_grad=True)
+    found = SlicedCrossEntropy.apply(hidden, weight, targets, 0.0, 10)
+    (grad,) = torch.autograd.grad(found * scale, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+def test_sliced_and_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 0)
+    monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 10 * 4 * VOCAB)
+    hidden, weight, targets = case(ignored=True)
+    torch._dynamo.reset()
+    found = torch.compile(cross_entropy, backend="eager", fullgraph=True)(hidden, weight, targets)
+    expected = cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, weight), torch.autograd.grad(expected, weight))
+
+
 def test_under_autocast_products_are_in_its_precision_and_the_loss_is_not() -> None:
     hidden, weight, targets = case(ignored=False)
     with torch.autocast("cpu", torch.bfloat16):

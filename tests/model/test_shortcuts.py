@@ -147,6 +147,15 @@ def test_the_written_out_norm_is_the_norm(weighted: bool) -> None:
         torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
 
 
+def test_second_derivatives_of_what_is_written_out_are_refused() -> None:
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    angles = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    for found in (rms_norm(x), rotate(x, angles.cos(), angles.sin())):
+        (grad,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.square().sum().backward()
+
+
 def test_the_written_out_rotation_is_the_rotation_and_its_derivative_turns_back() -> None:
     x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     angles = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))

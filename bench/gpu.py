@@ -1,0 +1,302 @@
+"""What one GPU does with a model of 124M and one of 166M parameters, and the time to a loss against nanoGPT.
+
+    python -m bench.gpu                             # eight minutes at most; writes bench/results/gpu.json
+    python -m bench.gpu --peer ../nanoGPT           # and the time to a loss, on text that every Python has with it
+
+speed: training steps on random tokens, without torch.compile, block by block and whole: tokens/s, the share of the peak (MFU)
+and of what a bare matrix product reaches in the same process, memory, and the seconds of compiling with a cold cache. loss:
+nanoGPT with the settings that it ships for a small GPU run, its horizon matched to the seconds, and stint in the same seconds
+and in a third of them, start and all; both are judged on the same tokens in the peer's windows.
+
+Each stage is a process with its seconds, after which it is ended; what it measured until then is written down already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.engine import Step
+from budget.clock import now
+from budget.flops import flops_per_token
+from budget.probe import measure_peak
+from data.loader import EvalRange
+from data.prepare import prepare
+from data.shards import Corpus, open_corpus
+from data.sources import DataSpec
+from evals.language_model import evaluate
+from model.shape import PRESETS, Shape
+from run.finished import load_finished
+from run.machine import Machine, find_machine
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "bench" / "results" / "gpu.json"
+SECONDS = 460.0  # of eight minutes, with some left to start and to stop
+SPEED_SHARE = 0.4  # of them, where a peer is given
+
+GPT2 = Shape(12, 12, 768, 1024, 50304, **PRESETS["classic"])
+LLAMA = Shape(18, 12, 768, 1024, 50304, **PRESETS["llama"])
+# In the order of what is wanted most, should the time not suffice for all.
+SHAPES = (GPT2, replace(LLAMA, block_size=512), replace(GPT2, block_size=512), LLAMA)
+WAYS = ("off", "regional", "on")  # to compile, as in device.compile
+STEP_TOKENS = 32768
+WARM, STEADY_S, FEWEST = 3, 4.0, 5
+
+TOKENIZER, VALIDATION_TOKENS = "bpe-4096", 65536
+# nanoGPT's config/train_shakespeare_char.py, three minutes on an A100 by its README.
+PEER = {
+    "device": "cuda",
+    "compile": True,
+    "eval_iters": 1,
+    "block_size": 256,
+    "batch_size": 64,
+    "n_layer": 6,
+    "n_head": 6,
+    "n_embd": 384,
+    "dropout": 0.2,
+    "learning_rate": 1e-3,
+    "min_lr": 1e-4,
+    "beta2": 0.99,
+    "warmup_iters": 100,
+    "gradient_accumulation_steps": 1,
+    "dataset": "stint",
+}
+CALIBRATION = 100  # iterations
+SHARES = (1.0, 1 / 3)  # of the peer's seconds, for stint
+MOST_S = 120.0  # for the peer
+JUDGING_S = 20.0  # for evaluations, beside the seconds of the runs
+
+
+def steady_s(step: Step, seconds: float) -> float:
+    """Seconds a step, many in a row. As in training, the host reads a loss when the next step is launched."""
+    for _ in range(WARM):
+        step.run(apart=False)
+    step.machine.synchronize()
+    began, count = now(), 0
+    while now() - began < seconds or count < FEWEST:
+        before = step.loss
+        step.run(apart=False)
+        before.item()
+        count += 1
+    step.machine.synchronize()
+    return (now() - began) / count
+
+
+def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: float) -> dict[str, Any]:
+    """Training steps of about `tokens`, in sequences that fit the memory at once, for so many seconds."""
+    gc.collect()
+    machine.release_memory()
+    machine.restart_peak_memory()
+    sequences = machine.micro_batch(shape, max(1, tokens // shape.block_size))
+    step = Step(shape, sequences, "adamw", machine, way)
+    began = now()
+    step.run()
+    first_s = now() - began
+    each = steady_s(step, seconds)
+    peak_memory = machine.peak_memory()
+    rate = sequences * shape.block_size / each
+    matmul = measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize)
+    if way != "off":
+        torch.compiler.reset()  # the next shape would count as one of changing sizes
+    return {
+        "shape": f"{shape.n_layer} x {shape.n_embd}, {shape.activation}",
+        "parameters": shape.parameters(),
+        "block_size": shape.block_size,
+        "compile": way,
+        "tokens_a_step": sequences * shape.block_size,
+        "tokens_per_second": rate,
+        "mfu": rate * flops_per_token(shape) / machine.peak_flops,
+        "matmul_flops_per_second": matmul,
+        "share_of_matmul": rate * flops_per_token(shape) / matmul,
+        "compile_s": max(0.0, first_s - each) if way != "off" else None,
+        "peak_memory": peak_memory,
+    }
+
+
+def speeds(machine: Machine) -> Iterator[list[dict[str, Any]]]:
+    """The rows so far, one more each time."""
+    rows = []
+    for shape in SHAPES:
+        for way in WAYS:
+            rows.append(speed_of(shape, way, machine, STEP_TOKENS, STEADY_S))
+            row = rows[-1]
+            print(f"{row['parameters'] / 1e6:.0f}M, block {row['block_size']}, compile {way}:"
+                  f" {row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.1%}", flush=True)  # fmt: skip
+            yield rows
+
+
+def iterations_within(seconds: float, total: float, each: list[float]) -> int:
+    """Iterations that a process has time for, which took `total` seconds for those in `each`, start and all."""
+    typical = statistics.median(each)
+    return max(1, int((seconds - (total - len(each) * typical)) / typical))
+
+
+def stint_loss(folder: Path, corpus: Corpus, block: int, machine: Machine) -> float:
+    """Nats per token of the validation part, in windows of `block`."""
+    model = load_finished(str(folder), machine.device).model
+    windows = EvalRange(corpus.val, block, VALIDATION_TOKENS)
+    token_bytes = corpus.tokenizer.token_bytes
+    return float(
+        evaluate(model, windows, token_bytes, corpus.val.sources, 64, machine.device, machine.autocast)["loss"]
+    )
+
+
+def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
+    """The folder of a run of so many seconds."""
+    name = f"stint-{seconds:.0f}s"
+    command = [
+        *(sys.executable, "train.py", "data=stdlib", f"data.tokenizer={TOKENIZER}", f"device={machine.device.type}"),
+        *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
+        *(f"output_dir={place}", f"name={name}"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return next(place.glob(f"{name}-*"))
+
+
+def nanogpt(
+    checkout: Path, place: Path, corpus: Corpus
+) -> tuple[Callable[[int, str], tuple[float, list[float]]], Callable[[str, Path], float]]:
+    """Two functions of the name of its output: to run so many iterations, which gives the seconds of the process and of
+    each iteration; and the nats per token that the model then needs for windows in a file."""
+    from bench import against
+
+    against.write_peer_data(corpus, place / "data" / "stint")
+
+    def run(iterations: int, out: str) -> tuple[float, list[float]]:
+        horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations, "out_dir": out}
+        return against.run_peer(checkout, place, 0, PEER | horizon)
+
+    return run, lambda out, windows: against.peer_loss(checkout, place / out / "ckpt.pt", windows)
+
+
+def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float) -> Iterator[dict[str, Any]]:
+    """What is known so far of the time to nanoGPT's loss, more each time."""
+    from bench.against import time_to_loss
+
+    corpus = open_corpus(prepare(DataSpec(source="stdlib", tokenizer=TOKENIZER)).folder)
+    block = int(PEER["block_size"])
+    chosen = EvalRange(corpus.val, block, VALIDATION_TOKENS)
+    x, y, _ = chosen.windows(0, chosen.n_windows)
+    np.savez(place / "windows.npz", x=x, y=y)
+    run_peer, peer_loss = nanogpt(checkout, place, corpus)
+    calibrated = run_peer(CALIBRATION, "calibration")
+    planned_s = min(MOST_S, (deadline - now() - JUDGING_S) / (1 + sum(SHARES)))
+    seconds, each = run_peer(iterations_within(planned_s, *calibrated), "out")
+    goal = peer_loss("out", place / "windows.npz")
+    found: dict[str, Any] = {
+        "settings": PEER,
+        "validation_tokens": chosen.n_tokens,
+        "peer": {"iterations": len(each), "seconds": seconds, "loss": goal},
+        "stint": [],
+    }
+    yield found
+    for share in SHARES:
+        folder = run_stint(place, share * seconds, machine)
+        result = json.loads((folder / "result.json").read_text())
+        found["stint"].append(
+            {
+                "seconds": 3600 * result["spent"]["hours"] + result["prepare_s"],
+                "loss": stint_loss(folder, corpus, block, machine),
+                "tokens": result["spent"]["tokens"],
+                "model": result["model"],
+                "compile_cache": result["environment"]["compile_cache"],
+            }
+        )
+        found["time_to_loss"] = time_to_loss(goal, seconds, found["stint"])
+        yield found
+
+
+def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, place: Path, output: Path) -> None:
+    """One stage, here; the file is written after each thing that was measured, and keeps the other stage's of the same
+    device and torch."""
+    about = {
+        "how": "make bench-gpu PEER=CHECKOUT",
+        "device": machine.name,
+        "torch": machine.torch_version,
+        "precision": machine.precision,
+        "peak_flops": machine.peak_flops,
+        "peak_source": machine.peak_source,
+    }
+    earlier = json.loads(output.read_text()) if output.exists() else {}
+    if any(earlier.get(key) != value for key, value in about.items()):
+        earlier = {}
+    deadline = now() + seconds
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / "compiled")  # cold, whatever ran before
+    found: Iterator[Any]
+    found = against_peer(peer, place, machine, deadline) if stage == "loss" and peer else speeds(machine)
+    for part in found:
+        output.write_text(json.dumps(earlier | about | {stage: part}, indent=1) + "\n")
+
+
+def bounded(command: list[str], seconds: float) -> bool:
+    """Run a command; whether it ended by itself within so many seconds, and well. If not, it and all that it started are
+    ended."""
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        return process.wait(timeout=seconds) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_stages(
+    stages: list[str], seconds: float, command: list[str], start: Callable[[list[str], float], bool]
+) -> list[str]:
+    """Each stage by `start`, within its share of the seconds; those that did not come to their end."""
+    deadline, cut = now() + seconds, []
+    for number, stage in enumerate(stages):
+        last = number == len(stages) - 1
+        share = deadline - now() if last else SPEED_SHARE * seconds
+        if not start([*command, "--stage", stage, "--seconds", f"{share:.0f}"], math.ceil(share)):
+            cut.append(stage)
+    return cut
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="checkout of nanoGPT")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
+    parser.add_argument("--stage", choices=("speed", "loss"), help="only this one, in this process, in --place")
+    parser.add_argument("--place", type=Path, help="an empty folder")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("error: bench.gpu measures a CUDA device, and there is none here; on a CPU: make bench", file=sys.stderr)
+        sys.exit(2)
+    peer = options.peer.resolve() if options.peer else None
+    if peer is not None and not (peer / "train.py").exists():
+        print(f"error: --peer {peer} is no checkout of nanoGPT: it has no train.py", file=sys.stderr)
+        sys.exit(2)
+    if options.stage:
+        machine = find_machine("cuda", None, "auto", None)
+        measure(options.stage, machine, options.seconds, peer, options.place, options.output)
+        return
+    stages = ["speed", "loss"] if peer else ["speed"]
+    command = [sys.executable, "-m", "bench.gpu", "--output", str(options.output.resolve())]
+    command += ["--peer", str(peer)] if peer else []
+    with tempfile.TemporaryDirectory() as place:
+        for stage in run_stages(stages, options.seconds, [*command, "--place", place], bounded):
+            print(f"{stage}: not all of it was measured; what was is in {options.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

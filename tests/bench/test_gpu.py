@@ -1,0 +1,163 @@
+"""The GPU's benchmark, as far as it can be held against a CPU: its arithmetic, its bounds, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench import against, gpu
+from budget.clock import now
+from budget.flops import flops_per_token
+from data.shards import Split
+from model.shape import PRESETS, Shape
+from run.machine import Machine
+
+TINY = Shape(1, 1, 64, 32, 128, **PRESETS["llama"])
+CPU = Machine(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "STEADY_S", 0.05)
+    monkeypatch.setattr(gpu, "STEP_TOKENS", 256)
+    monkeypatch.setattr(gpu, "SHAPES", (TINY,))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back afterwards
+
+
+def test_the_models_are_of_the_sizes_that_they_are_called_by() -> None:
+    assert [round(shape.parameters(positions=False) / 1e6) for shape in (gpu.GPT2, gpu.LLAMA)] == [124, 166]
+    assert {(shape.n_layer, shape.block_size) for shape in gpu.SHAPES} == {(12, 1024), (12, 512), (18, 1024), (18, 512)}
+
+
+def test_speed_is_tokens_in_seconds_and_a_share_of_the_peak() -> None:
+    began = time.monotonic()
+    row = gpu.speed_of(TINY, "off", CPU, 256, 0.2)
+    elapsed = time.monotonic() - began
+    assert row["tokens_a_step"] == 256
+    flops = row["tokens_per_second"] * flops_per_token(TINY)
+    assert row["mfu"] == pytest.approx(flops / 1e12)
+    assert row["share_of_matmul"] == pytest.approx(flops / row["matmul_flops_per_second"])
+    assert row["compile_s"] is None
+    assert row["peak_memory"] > 2**20
+    steps = 0.2 * row["tokens_per_second"] / 256
+    assert 1 < steps < elapsed * row["tokens_per_second"] / 256
+
+
+@pytest.mark.usefixtures("small")
+def test_what_was_measured_is_on_file_after_each_row_and_the_other_stage_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "gpu.json"
+    seen: list[list[str]] = []
+    plain = gpu.speed_of
+
+    def row(shape: Shape, way: str, machine: Machine, tokens: int, seconds: float) -> dict[str, object]:
+        seen.append([each["compile"] for each in json.loads(output.read_text())["speed"]] if output.exists() else [])
+        return plain(shape, "off", machine, tokens, seconds) | {"compile": way}
+
+    monkeypatch.setattr(gpu, "speed_of", row)
+    gpu.measure("speed", CPU, 60.0, None, tmp_path, output)
+    assert seen == [[], ["off"], ["off", "regional"]]
+    assert json.loads(output.read_text())["device"] == "a CPU"
+    monkeypatch.setattr(gpu, "against_peer", lambda *arguments: iter([{"peer": {"loss": 3.0}}]))
+    gpu.measure("loss", CPU, 60.0, tmp_path, tmp_path, output)
+    found = json.loads(output.read_text())
+    assert len(found["speed"]) == 3
+    assert found["loss"] == {"peer": {"loss": 3.0}}
+    other = Machine(torch.device("cpu"), "another", "float32", 1, 1e12, "given")
+    gpu.measure("loss", other, 60.0, tmp_path, tmp_path, output)
+    assert "speed" not in json.loads(output.read_text())
+
+
+def test_a_stage_is_ended_with_all_that_it_started_when_its_seconds_are_over(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    script = f"import subprocess; subprocess.run(['sh', '-c', 'sleep 2; touch {late}'])"
+    began = time.monotonic()
+    assert not gpu.bounded([sys.executable, "-c", script], 0.5)
+    assert time.monotonic() - began < 1.5
+    assert gpu.bounded([sys.executable, "-c", ""], 30.0)
+    assert not gpu.bounded([sys.executable, "-c", "raise SystemExit(1)"], 30.0)
+    time.sleep(max(0.0, 2.5 - (time.monotonic() - began)))
+    assert not late.exists()
+
+
+def test_stages_share_the_seconds_and_a_cut_one_is_named() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def start(command: list[str], seconds: float) -> bool:
+        asked.append((command[command.index("--stage") + 1], seconds))
+        return command[-3] != "speed"
+
+    assert gpu.run_stages(["speed"], 100.0, ["x"], start) == ["speed"]
+    assert gpu.run_stages(["speed", "loss"], 100.0, ["x"], start) == ["speed"]
+    assert asked == [("speed", 100), ("speed", 40), ("loss", 100)]  # the first took no time
+
+
+def test_the_peers_iterations_are_those_that_fit_beside_its_start() -> None:
+    # 10 s of start and compilation, which the first iteration's time holds; 0.05 s an iteration.
+    each = [8.05, *[0.05] * 99]
+    assert gpu.iterations_within(60.0, 2.0 + sum(each), each) == pytest.approx(1000, abs=1)
+    assert gpu.iterations_within(5.0, 2.0 + sum(each), each) == 1
+
+
+def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, zero = np.arange(5000, dtype=np.uint16) % 100, np.zeros(1, dtype=np.int64)
+    corpus = SimpleNamespace(val=Split("val", [tokens], [zero], [zero], ["made up"]))
+    asked: list[dict[str, Any]] = []
+    runs: list[float] = []
+
+    def peer(checkout: Path, place: Path, seed: int, settings: dict[str, Any]) -> tuple[float, list[float]]:
+        asked.append(settings)
+        each = [0.1] * settings["max_iters"]
+        return 5.0 + sum(each), each
+
+    def stint(place: Path, seconds: float, machine: Machine) -> Path:
+        runs.append(seconds)
+        result = {
+            "spent": {"hours": seconds / 3600, "tokens": 1},
+            "model": {},
+            "environment": {"compile_cache": "cold"},
+        }
+        (place / "result.json").write_text(json.dumps(result | {"prepare_s": 0.0}))
+        return place
+
+    monkeypatch.setattr(gpu, "prepare", lambda spec: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(gpu, "open_corpus", lambda folder: corpus)
+    monkeypatch.setattr(against, "write_peer_data", lambda corpus, folder: None)
+    monkeypatch.setattr(against, "run_peer", peer)
+    monkeypatch.setattr(against, "peer_loss", lambda checkout, checkpoint, windows: 4.0)
+    monkeypatch.setattr(gpu, "run_stint", stint)
+    monkeypatch.setattr(gpu, "stint_loss", lambda folder, corpus, block, machine: 4.2 - runs[-1] / 100)
+    found = [json.loads(json.dumps(each)) for each in gpu.against_peer(tmp_path, tmp_path, CPU, now() + 90.0)]
+    assert [len(each["stint"]) for each in found] == [0, 1, 2]
+    planned = asked[1]["max_iters"]
+    assert 5.0 + 0.1 * planned == pytest.approx((90 - gpu.JUDGING_S) / (1 + 1 + 1 / 3), abs=0.3)
+    assert asked[1]["lr_decay_iters"] == asked[1]["eval_interval"] == planned
+    assert runs == pytest.approx([found[0]["peer"]["seconds"], found[0]["peer"]["seconds"] / 3])
+    assert 1 < found[-1]["time_to_loss"] < 3  # better in the same seconds, worse in a third of them
+    with np.load(tmp_path / "windows.npz") as windows:
+        assert windows["x"].shape[1] == gpu.PEER["block_size"]
+        assert int((windows["y"] != -1).sum()) == found[0]["validation_tokens"] == 5000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.gpu"])
+    with pytest.raises(SystemExit) as caught:
+        gpu.main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "CUDA" in said
