@@ -92,14 +92,14 @@ format: $(DEV)  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT
+bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT BASELINES=LLM_BASELINES
 	@$(PY) -m bench.prepare $(CORPUS)
 	@$(PY) -m bench.killed $(CORPUS)
 	@$(PY) -m bench.replay $(CURVES)
 	@$(PY) -m bench.engine
 	@$(PY) -m bench.startup
 	@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)"
-	@$(PY) -m bench.against $(CORPUS) --peer "$(PEER)"
+	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done
 	@$(PY) -m bench.ablate $(CORPUS)
 	@$(PY) -m bench.table
 

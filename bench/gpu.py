@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from bench.engine import Step
+from bench.peers.nanogpt import NanoGPT
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
@@ -174,15 +175,15 @@ def nanogpt(
 ) -> tuple[Callable[[int, str], tuple[float, list[float]]], Callable[[str, Path], float]]:
     """Two functions of the name of its output: to run so many iterations, which gives the seconds of the process and of
     each iteration; and the nats per token that the model then needs for windows in a file."""
-    from bench import against
-
-    against.write_peer_data(corpus, place / "data" / "stint")
+    peer = NanoGPT(checkout)
+    peer.write_data(corpus, place)
 
     def run(iterations: int, out: str) -> tuple[float, list[float]]:
-        horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations, "out_dir": out}
-        return against.run_peer(checkout, place, 0, PEER | horizon)
+        horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations}
+        ran = peer.run(place, out, 0, PEER | horizon)
+        return ran.seconds, list(ran.each)
 
-    return run, lambda out, windows: against.peer_loss(checkout, place / out / "ckpt.pt", windows)
+    return run, lambda out, windows: peer.loss(place, out, PEER, windows)
 
 
 def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float) -> Iterator[dict[str, Any]]:

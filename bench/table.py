@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from bench.peers import PEERS, Peer
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOC = ROOT / "bench" / "results", ROOT / "docs" / "performance.md"
@@ -23,7 +26,7 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
-def against(found: dict[str, Any]) -> list[str]:
+def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     rows = []
     for row in found["rounds"]:
         full = row["stint"][0]
@@ -40,21 +43,25 @@ def against(found: dict[str, Any]) -> list[str]:
             ]
         )
     last = [row for row in found["rounds"] if row["form"] == found["rounds"][-1]["form"]]
-    ratios = [row["time_to_loss"] or 0.0 for row in last]  # 0: not even in nanoGPT's own seconds
+    ratios = [row["time_to_loss"] or 0.0 for row in last]  # 0: not even in the peer's own seconds
     summary = (
-        [f"nanoGPT's loss, {last[0]['form']}, was reached {statistics.median(ratios):.1f} times as fast (median).", ""]
+        [
+            f"{peer.title}'s loss, {last[0]['form']}, was reached {statistics.median(ratios):.1f} times as fast (median).",
+            "",
+        ]
         if ratios
         else []
     )
     return [
-        "## Against nanoGPT",
+        f"## Against {peer.title}",
         "",
+        *([peer.note, ""] if peer.note else []),
         f"The same seconds on the same machine, start and all; the same corpus and tokenizer; nats per token on"
-        f" {found['validation_tokens']:,} validation tokens in windows of {found['window']}. The ratio: nanoGPT's seconds over"
-        " those in which stint, planning for them from the start, reached its loss.",
+        f" {found['validation_tokens']:,} validation tokens in windows of {found['window']}. The ratio: {peer.title}'s seconds"
+        " over those in which stint, planning for them from the start, reached its loss.",
         "",
         *summary,
-        *table(["nanoGPT", "seed", "seconds", "nanoGPT", "stint", "better by", "times as fast"], rows),
+        *table([peer.title, "seed", "seconds", peer.title, "stint", "better by", "times as fast"], rows),
     ]
 
 
@@ -127,7 +134,7 @@ def same(found: dict[str, Any]) -> list[str]:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "against_nanogpt": against,
+    **{f"against_{peer.name}": partial(against, peer) for peer in PEERS},
     "same_as_nanogpt": same,
     "engine": engine,
     "ablate": ablation,

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench import against, gpu
+from bench import gpu
+from bench.peers.nanogpt import NanoGPT
+from bench.peers.peer import Ran
 from budget.clock import now
 from budget.flops import flops_per_token
 from data.shards import Split
@@ -116,10 +118,10 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
     asked: list[dict[str, Any]] = []
     runs: list[float] = []
 
-    def peer(checkout: Path, place: Path, seed: int, settings: dict[str, Any]) -> tuple[float, list[float]]:
+    def ran(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
         asked.append(settings)
-        each = [0.1] * settings["max_iters"]
-        return 5.0 + sum(each), each
+        each = (0.1,) * settings["max_iters"]
+        return Ran(5.0 + sum(each), len(each), 0, each)
 
     def stint(place: Path, seconds: float, machine: Machine) -> Path:
         runs.append(seconds)
@@ -133,9 +135,9 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
 
     monkeypatch.setattr(gpu, "prepare", lambda spec: SimpleNamespace(folder=tmp_path))
     monkeypatch.setattr(gpu, "open_corpus", lambda folder: corpus)
-    monkeypatch.setattr(against, "write_peer_data", lambda corpus, folder: None)
-    monkeypatch.setattr(against, "run_peer", peer)
-    monkeypatch.setattr(against, "peer_loss", lambda checkout, checkpoint, windows: 4.0)
+    monkeypatch.setattr(NanoGPT, "write_data", lambda self, corpus, place: None)
+    monkeypatch.setattr(NanoGPT, "run", ran)
+    monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0)
     monkeypatch.setattr(gpu, "run_stint", stint)
     monkeypatch.setattr(gpu, "stint_loss", lambda folder, corpus, block, machine: 4.2 - runs[-1] / 100)
     found = [json.loads(json.dumps(each)) for each in gpu.against_peer(tmp_path, tmp_path, CPU, now() + 90.0)]

@@ -1,0 +1,99 @@
+"""The recipe of cramming (Geiping & Goldstein 2022, arXiv:2212.14034) in stint's own engine.
+
+cramming trains masked language models, whose loss does not compare with that of the next token, so no checkout of it
+runs here. Its recipe does: architecture `crammed-bert` with training `bert-o4` of github.com/JonasGeiping/cramming, as
+far as stint's knobs go, in the sizes that the other peers have. What is not the same:
+
+- The gate of the feed-forward part is a SiLU instead of a GELU, positions are learned instead of scaled sinusoids, the
+  norm of the embeddings has no weights, norms have no biases and an epsilon of 1e-5 instead of 1e-12, and projections into
+  the residual stream start smaller than 0.02.
+- Its learning rate starts at a quarter of the peak, ours at 0; both peak at three quarters of the budget and fall to 0.
+- Its batch rises to 8192 sequences of 128 tokens over the first 60 % of a day. Here one batch, of another size, stays.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from bench.own import finished, run_stint
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Peer, Ran
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+
+RECIPE = {
+    "model": "classic",
+    **{f"model.{key}": value for key, value in SIZES.items()},
+    "model.block_size": WINDOW,
+    "model.activation": "swiglu",
+    "model.ffn_hidden": 2 * SIZES["n_embd"],  # after the gate; its intermed_size of four widths counts both halves
+    "model.embed_norm": True,
+    "model.bias": False,
+    "model.dropout": 0.0,
+    "optim": "adamw",
+    "optim.learning_rate": 1e-3,
+    "optim.beta1": 0.9,
+    "optim.beta2": 0.98,
+    "optim.eps": 1e-12,
+    "optim.weight_decay": 0.01,
+    "optim.grad_clip": 0.5,
+    "optim.batch_tokens": TUNED_BATCH * WINDOW,
+    "schedule": "linear",
+    "schedule.warmup": 0.75,
+    "probe": False,  # everything that trials would settle is given
+}
+TUNED = {"optim.learning_rate": TUNED_RATE}  # that found for nanoGPT, from which a search would start
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Cramming(Peer):
+    """`corpus`: the folder that stint's own runs are given as well. Its schedule follows the clock by itself, so there is
+    no form with another horizon."""
+
+    corpus: str
+
+    name: ClassVar[str] = "cramming"
+    title: ClassVar[str] = "cramming"
+    given: ClassVar[str] = "cramming"
+    note: ClassVar[str] = (
+        "Its recipe in stint's own engine, as far as the knobs go: cramming itself trains masked language models, whose loss"
+        " does not compare."
+    )
+    forms: ClassVar[tuple[str, ...]] = ("matched", "tuned")
+
+    def write_data(self, corpus: Corpus, place: Path) -> None:
+        """Nothing: it reads what stint reads."""
+
+    def amount_within(self, place: Path, form: str, seconds: float) -> float:
+        """The seconds themselves."""
+        return seconds
+
+    def settings(self, form: str, amount: float) -> dict[str, Any]:
+        """`amount` counts seconds."""
+        return RECIPE | (TUNED if form == "tuned" else {}) | {"budget.hours": round(amount / 3600, 8)}
+
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+        arguments = [f"{key}={value}" for key, value in settings.items()]
+        result = json.loads((run_stint(place, self.corpus, name, seed, arguments) / "result.json").read_text())
+        spent = result["spent"]  # looking the corpus up is left out here, but charged to stint
+        return Ran(spent["hours"] * 3600, spent["steps"], spent["tokens"])
+
+    def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
+        import torch
+
+        from run.finished import load_finished
+
+        model = load_finished(str(finished(place, name)), torch.device("cpu")).model
+        with np.load(windows) as held:
+            x, y = torch.from_numpy(held["x"]), torch.from_numpy(held["y"])
+        nats = 0.0
+        with torch.inference_mode():
+            for xs, ys in zip(x.split(BATCH), y.split(BATCH), strict=True):
+                nats += model.token_losses(xs, ys)[0].double().sum().item()
+        return nats / int((y != -1).sum())

@@ -1,0 +1,90 @@
+"""llm-baselines (github.com/epfml/llm-baselines): the user's checkout, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Ran
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+
+ITERATION = re.compile(r"^Train: Iter=\d+ .* iter_dt=([\d.e+-]+)s", re.MULTILINE)
+DATA_SEED = 1337  # its default
+# Its own defaults (src/config/base.py) but for the device, the sizes, which are 24 layers of width 768 and 512 tokens
+# there, and what costs time and trains nothing: every iteration is logged for its seconds, one batch evaluated.
+SHIPPED = {
+    "device": "cpu",
+    "model": "llama",
+    "opt": "adamw",
+    "scheduler": "cos",
+    "iterations": 15000,
+    "warmup_steps": 3000,
+    "lr": 1e-3,
+    "batch_size": 50,
+    **SIZES,
+    "sequence_length": WINDOW,
+    "eval_batches": 1,
+    "log_interval": 1,
+}
+WARMUP = 3000 / 15000  # of the iterations, as shipped
+# Batch and learning rate are those found for nanoGPT, from which a search would start; so is the share of the warm-up.
+TUNED = {"batch_size": TUNED_BATCH, "lr": TUNED_RATE}
+TUNED_WARMUP = 0.05
+LEAST_WARMUP = 2  # torch's OneCycleLR divides by one less
+
+
+class LlmBaselines(CheckoutPeer):
+    """Every process ends with its first checkpoint, before the last evaluation."""
+
+    name: ClassVar[str] = "llm_baselines"
+    title: ClassVar[str] = "llm-baselines"
+    given: ClassVar[str] = "LLM_BASELINES"
+    note: ClassVar[str] = "Its own Llama with AdamW."
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        return (path / "src" / "main.py").is_file() and (path / "src" / "config" / "base.py").is_file()
+
+    def write_data(self, corpus: Corpus, place: Path) -> None:
+        """train.bin and val.bin where it looks from its working folder, and the size of the vocabulary for ourselves."""
+        write_tokens((corpus.train, corpus.val), place / "src" / "data" / "datasets" / "slimpajama6B")
+        (place / "vocabulary.json").write_text(json.dumps({"vocab_size": corpus.tokenizer.n_vocab}))
+
+    def settings(self, form: str, amount: float) -> dict[str, Any]:
+        """Its horizon is also where it ends, so `latest_ckpt_interval` says where this run does."""
+        share = TUNED_WARMUP if form == "tuned" else WARMUP
+        horizon = {"iterations": amount, "warmup_steps": max(LEAST_WARMUP, int(share * amount))}
+        return {
+            **SHIPPED,
+            **(TUNED if form == "tuned" else {}),
+            **({} if form == "shipped" else horizon),
+            "eval_interval": amount,
+            "latest_ckpt_interval": amount,
+        }
+
+    @staticmethod
+    def iteration_seconds(log: str) -> tuple[float, ...]:
+        return seconds_in(log, ITERATION, 1.0)
+
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
+        return Ran(seconds, len(each), len(each) * settings["sequence_length"] * settings["batch_size"], each)
+
+    def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
+        shutil.rmtree(place / name, ignore_errors=True)  # it would go on with a checkpoint that it finds
+        own = {"seed": seed, "data_seed": DATA_SEED + seed, "results_base_folder": name}
+        return flags(settings | vocabulary(place) | own)
+
+    def loss_arguments(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> list[str]:
+        checkpoint = next((place / name).rglob("main.pt"))  # it names a folder after all its settings
+        return [str(checkpoint), str(windows), *flags(settings | vocabulary(place))]
+
+
+def vocabulary(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "vocabulary.json").read_text())
+    return found

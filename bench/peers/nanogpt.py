@@ -1,0 +1,68 @@
+"""nanoGPT (github.com/karpathy/nanoGPT): the user's checkout, on a CPU."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, Ran
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+
+ITERATION = re.compile(r"iter \d+: loss [\d.]+, time ([\d.]+)ms")
+# What its README gives for a CPU; the horizon of 2000 iterations is its own.
+SHIPPED = {
+    "device": "cpu",
+    "compile": False,
+    "eval_iters": 1,
+    "block_size": 64,
+    "batch_size": 12,
+    **SIZES,
+    "dropout": 0.0,
+    "learning_rate": 1e-3,
+    "min_lr": 1e-4,
+    "beta2": 0.99,
+    "warmup_iters": 100,
+    "gradient_accumulation_steps": 1,
+    "lr_decay_iters": 2000,
+}
+TUNED = {"batch_size": TUNED_BATCH, "learning_rate": TUNED_RATE, "min_lr": TUNED_RATE / 10}
+
+
+class NanoGPT(CheckoutPeer):
+    name: ClassVar[str] = "nanogpt"
+    title: ClassVar[str] = "nanoGPT"
+    given: ClassVar[str] = "CHECKOUT"
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        return (path / "train.py").is_file() and (path / "configurator.py").is_file()
+
+    def write_data(self, corpus: Corpus, place: Path) -> None:
+        """train.bin, val.bin and meta.pkl in data/stint."""
+        folder = place / "data" / "stint"
+        write_tokens((corpus.train, corpus.val), folder)
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": corpus.tokenizer.n_vocab}))
+
+    def settings(self, form: str, amount: float) -> dict[str, Any]:
+        settings = SHIPPED | (TUNED if form == "tuned" else {})
+        horizon = {} if form == "shipped" else {"lr_decay_iters": amount}
+        return settings | horizon | {"max_iters": amount, "eval_interval": amount, "dataset": "stint"}
+
+    @staticmethod
+    def iteration_seconds(log: str) -> tuple[float, ...]:
+        return seconds_in(log, ITERATION, 1e-3)
+
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
+        tokens = len(each) * settings["block_size"] * settings["batch_size"]
+        return Ran(seconds, settings["max_iters"], tokens, each)
+
+    def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
+        return [str(seed), *flags(settings | {"out_dir": name})]
+
+    def loss_arguments(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> list[str]:
+        return [str(place / name / "ckpt.pt"), str(windows)]

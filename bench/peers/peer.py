@@ -1,0 +1,67 @@
+"""What bench.against asks of a peer: a trainer that stint is compared with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+
+FORMS = ("shipped", "matched", "tuned")
+# The sizes that nanoGPT's README gives for a CPU. Of six settings on two cores its best run of five minutes had them, with
+# this batch (sequences) and learning rate; wider models and longer contexts were worse.
+SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 128}
+WINDOW, TUNED_BATCH, TUNED_RATE = 64, 24, 4e-3
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run of a peer. `seconds`: of the whole process; `each`: of every iteration, as its log has them, if it has."""
+
+    seconds: float
+    iterations: int
+    tokens: int
+    each: tuple[float, ...] = ()
+
+
+class Peer(ABC):
+    """A trainer that stint is compared with.
+
+    Attributes:
+        name: Part of the result's file name.
+        title: In prose.
+        given: What `--peer` takes, as a result says how to get it again.
+        note: What a reader of the result has to know; may be empty.
+        forms: Of its settings, the headline last.
+        window: Context of its model, tokens.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    given: ClassVar[str]
+    note: ClassVar[str] = ""
+    forms: ClassVar[tuple[str, ...]] = FORMS
+    window: ClassVar[int] = WINDOW
+
+    @abstractmethod
+    def write_data(self, corpus: Corpus, place: Path) -> None:
+        """The corpus under the working folder `place` as the peer reads it."""
+
+    @abstractmethod
+    def amount_within(self, place: Path, form: str, seconds: float) -> float:
+        """How much fits into `seconds`, start and all, in the unit that `settings` takes."""
+
+    @abstractmethod
+    def settings(self, form: str, amount: float) -> dict[str, Any]:
+        """Its options, by its own names, for a run of that length."""
+
+    @abstractmethod
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+        """Trains, and leaves the model in place/name. Ends the program where the peer fails."""
+
+    @abstractmethod
+    def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
+        """Nats per token of that model on windows.npz: inputs x and targets y, -1 for none, int64 (windows, tokens)."""

@@ -1,0 +1,180 @@
+"""The peers of bench.against: what they are asked to do, and, where there are checkouts, that they do it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.against import earlier_rounds, parsed
+from bench.peers import PEERS, CheckoutPeer, Cramming, LlmBaselines, NanoGPT, Peer, find_peer
+from bench.peers.peer import Ran
+from bench.table import RESULTS, SECTIONS
+from data.loader import EvalRange
+from data.shards import Corpus, open_corpus
+from tests.conftest import ROOT
+from tests.data.helpers import make, texts, write_jsonl
+
+FOLDERS = {NanoGPT: "nanoGPT", LlmBaselines: "llm-baselines"}
+
+
+def checkout_of(kind: type[CheckoutPeer]) -> CheckoutPeer:
+    """From the folder that PEERS names, or beside this one; skips where it is not there."""
+    path = Path(os.environ.get("PEERS", ROOT.parent)) / FOLDERS[kind]
+    if not kind.is_at(path):
+        pytest.skip(f"no checkout of {kind.title} at {path}; PEERS=FOLDER says where they are")
+    return kind(path)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_jsonl(folder / "text.jsonl", texts(300))
+    return open_corpus(make(folder, folder / "text.jsonl").folder)
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> dict[type[CheckoutPeer], Path]:
+    """Folders that look like checkouts."""
+    files: dict[Any, tuple[str, ...]] = {
+        NanoGPT: ("train.py", "configurator.py"),
+        LlmBaselines: ("src/main.py", "src/config/base.py"),
+    }
+    for kind, names in files.items():
+        for name in names:
+            (tmp_path / kind.name / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / kind.name / name).touch()
+    return {kind: tmp_path / kind.name for kind in files}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("against_*.json")), ids=lambda path: path.stem)
+def test_the_command_of_a_result_goes_on_with_it(
+    path: Path, fake: dict[type[CheckoutPeer], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is recognised when it is typed again; another command, or other settings of the peer, measure anew."""
+    kept = json.loads(path.read_text())
+    paths = {kind.given: str(folder) for kind, folder in fake.items()} | {"CORPUS": "corpus"}
+    monkeypatch.setattr(sys, "argv", [paths.get(word, word) for word in kept["how"].split()[2:]])
+    asked, output = parsed()
+    assert output == path
+    assert earlier_rounds(path, asked) == kept["rounds"] != []
+    assert asked.content(kept["rounds"]).keys() == kept.keys()
+    assert earlier_rounds(path, replace(asked, seeds=asked.seeds + 1)) == []
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(kept | {"settings": {}}))
+    assert earlier_rounds(changed, asked) == []
+
+
+def test_a_peer_is_known_by_its_files(fake: dict[type[CheckoutPeer], Path]) -> None:
+    for kind, path in fake.items():
+        assert type(find_peer(str(path), "")) is kind
+    assert find_peer("cramming", "corpus") == Cramming("corpus")
+    assert find_peer(str(ROOT), "") is None, "stint has a train.py of its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--peer", "nowhere"), ("nowhere", "nanoGPT", "llm-baselines", "cramming")),
+        (("--peer", "cramming", "--forms", "shipped"), ("shipped", "matched, tuned")),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    arguments: tuple[str, ...], parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["against.py", "corpus", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        parsed()
+    (line,) = str(caught.value).splitlines()
+    assert all(part in line for part in parts)
+
+
+class Known(NanoGPT):
+    """Every run takes 2 seconds to start, and its iterations 40 ms but for the first."""
+
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+        each = (1.0, *[0.04] * (settings["max_iters"] - 1))
+        return Ran(2.0 + sum(each), len(each), 0, each)
+
+
+def test_what_fits_leaves_time_for_the_start(tmp_path: Path) -> None:
+    assert Known(tmp_path).amount_within(tmp_path, "tuned", 62.0) == pytest.approx(60 / 0.04, abs=1)
+
+
+@pytest.mark.parametrize("form", ["shipped", "matched", "tuned"])
+def test_forms_differ_in_horizon_and_in_batch_and_rate_alone(form: str) -> None:
+    nano, baselines = NanoGPT(Path()).settings(form, 900), LlmBaselines(Path()).settings(form, 900)
+    assert (nano["max_iters"], baselines["latest_ckpt_interval"]) == (900, 900), "where the run ends"
+    horizons = (nano["lr_decay_iters"], baselines["iterations"])
+    assert horizons == ((2000, 15000) if form == "shipped" else (900, 900))
+    rates = (nano["learning_rate"], baselines["lr"])
+    assert rates == ((4e-3, 4e-3) if form == "tuned" else (1e-3, 1e-3))
+    assert (nano["batch_size"], baselines["batch_size"]) == ((24, 24) if form == "tuned" else (12, 50))
+    assert baselines["warmup_steps"] == {"shipped": 3000, "matched": 180, "tuned": 45}[form]
+    sizes = {(each["n_layer"], each["n_head"], each["n_embd"]) for each in (nano, baselines)}
+    assert sizes == {(4, 4, 128)}
+
+
+def test_seconds_are_read_from_the_logs() -> None:
+    log = "step 0: train loss 8.3211, val loss 8.3191\niter 0: loss 8.3216, time 1150.64ms, mfu -100.00%\n"
+    assert NanoGPT.iteration_seconds(log + "iter 1: loss 8.1, time 61.00ms, mfu 0.1%\n") == pytest.approx(
+        (1.15064, 0.061)
+    )
+    log = ">Eval: Iter=0 (0.000 epochs) val_loss=8.319 val_pp=4101.1 val_acc=0.000\n"
+    line = "Train: Iter={} (0.001 epochs) train_loss=8.310 iter_dt={}s lr=4.00e-05\n"
+    log += line.format(1, "1.03e+00") + line.format(2, "9.80e-02")
+    assert LlmBaselines.iteration_seconds(log) == pytest.approx((1.03, 0.098))
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_the_page_has_a_section_for_each_peer(peer: type[Peer]) -> None:
+    lines = SECTIONS[f"against_{peer.name}"](json.loads((RESULTS / "against_nanogpt.json").read_text()))
+    assert lines[0] == f"## Against {peer.title}"
+    assert peer.note in lines
+    assert any(f"{peer.title}'s loss, tuned, was reached" in line for line in lines)
+    assert ("nanoGPT" in "".join(lines)) == (peer is NanoGPT)
+
+
+@pytest.mark.parametrize("kind", [NanoGPT, LlmBaselines], ids=lambda kind: kind.name)
+def test_a_checkout_trains_on_our_tokens_and_is_scored(
+    kind: type[CheckoutPeer], corpus: Corpus, tmp_path: Path
+) -> None:
+    peer, n_vocab, steps = checkout_of(kind), corpus.tokenizer.n_vocab, 12
+    peer.write_data(corpus, tmp_path)
+    (train,) = tmp_path.rglob("train.bin")
+    assert np.array_equal(np.fromfile(train, dtype="<u2"), np.concatenate(corpus.train.shards))
+    windows = EvalRange(corpus.val, peer.window, 2000)
+    x, y, _ = windows.windows(0, windows.n_windows)
+    assert (y == -1).any(), "the last window is partial"
+    np.savez(tmp_path / "windows.npz", x=x, y=y)
+
+    settings = peer.settings("tuned", steps)
+    ran = peer.run(tmp_path, "out", 1, settings)
+    assert ran.iterations == steps
+    assert ran.tokens >= steps * 24 * 64
+    assert len(ran.each) == ran.tokens // (24 * 64)
+    assert 0 < sum(ran.each) < ran.seconds
+    loss = peer.loss(tmp_path, "out", settings, tmp_path / "windows.npz")
+    assert 1.0 < loss < math.log(n_vocab) - 0.3, "better than guessing"
+
+
+def test_the_recipe_of_cramming_is_one_that_stint_can_train() -> None:
+    settings = Cramming("").settings("matched", 300.0)
+    arguments = [f"{key}={value}" for key, value in settings.items()] + ["mfu=0.3", "device=a100", "output=json"]
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "plan.py"), *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 0, answer.stderr
+    plan = json.loads(answer.stdout)
+    assert (plan["n_layer"], plan["n_embd"], plan["block_size"]) == (4, 128, 64)
+    assert (plan["batch_tokens"], plan["learning_rate"], plan["weight_decay"]) == (24 * 64, 1e-3, 0.01)
+    # Blocks of queries, keys, values and output, and of a gated feed-forward part of 4 widths in and 2 out; positions, norms.
+    assert plan["parameters"] == 4 * (4 + 4 + 2) * 128**2 + (plan["vocab_size"] + 64 + 9) * 128
