@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -47,7 +48,8 @@ def wait_for(what: Callable[[], Any], seconds: float = 120.0) -> Any:
 
 def release() -> None:
     for job in slurm_cluster.run("squeue", "--array", "--noheader", "--states=PD", "--format=%i").split():
-        slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        with contextlib.suppress(subprocess.CalledProcessError):  # it has started meanwhile
+            slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 def slurm_job(run: Path) -> str:
