@@ -14,6 +14,11 @@ from config import CONF, SCRIPTS, Config, closest, expand, leaves, mistakes
 from errors import UserError, reported
 from run.signals import Interrupted
 
+# OpenMP threads that spin for long while they wait make a step up to ten times slower as soon as anything else runs on the
+# machine; sleeping at once costs an idle machine a third. 3000 turns (about 10 microseconds) are good at both. Only GNU's
+# runtime, torch's on Linux, reads this, when it is loaded.
+BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
+
 
 def launch(task: Callable[[Any], None], script: str, isolated: bool = False) -> None:
     """Run `task(config)` under Hydra with the knobs of `script` (a key of SCRIPTS) from the command line.
@@ -24,10 +29,8 @@ def launch(task: Callable[[Any], None], script: str, isolated: bool = False) -> 
     if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
         print(help_text(script))
         return
-    # Before torch is loaded: OpenMP threads that spin for long while they wait make a step up to ten times slower as
-    # soon as anything else runs on the machine; sleeping at once costs an idle machine a third. 3000 turns (about 10
-    # microseconds) are good at both. Only GNU's runtime, torch's on Linux, reads this.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    for name, value in BEFORE_TORCH.items():
+        os.environ.setdefault(name, value)
     with reported():
         _launch(Task(task, script, isolated))
 

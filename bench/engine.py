@@ -10,7 +10,9 @@ cross-entropy (model/fused.py, model/loss.py), `adamw` with AdamW for the matric
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
+from command_line import BEFORE_TORCH
 from data.loader import Loader
 from data.shards import Split
 from model import fused, loss
@@ -143,6 +146,8 @@ def rows_for(layers: int, width: int, block: int, sequences: int, machine: Machi
 
 
 def main() -> None:
+    if not BEFORE_TORCH.keys() <= os.environ.keys():  # torch is loaded already; begin again as train.py does
+        os.execve(sys.executable, [sys.executable, "-m", "bench.engine"], {**os.environ, **BEFORE_TORCH})
     machine = find_machine("auto", None, "auto", 1.0)
     rows = []
     for each in SHAPES:
