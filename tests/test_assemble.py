@@ -1,0 +1,127 @@
+"""What the training loop is handed: batches in pieces, and a model that is compiled where that pays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+import assemble
+from assemble import compile_model, how_to_compile, micro_batches
+from budget.clock import BudgetClock, Limits
+from budget.laws import LAWS
+from budget.planner import Plan, Request, make_plan
+from config import Config
+from model import compiled
+from model.gpt import GPT
+from model.shape import PRESETS, Shape
+from run import machine as module
+from run.machine import Machine
+from session import Session, Trainer
+
+SHAPE = Shape(1, 2, 16, 8, 32, **PRESETS["llama"], eot=9)
+GPU = Machine(torch.device("cuda"), "", "bfloat16", 1, 1e12, "given")
+CPU = replace(GPU, device=torch.device("cpu"))
+
+
+def planned(**changes: Any) -> Plan:
+    template = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
+    plan = make_plan(Request(Limits(hours=1.0), template, LAWS["chinchilla-table3"], flops_per_second=1e12))
+    return replace(plan, **changes)
+
+
+def trainer(**values: Any) -> Trainer:
+    usual = {"machine": CPU, "shape": SHAPE, "plan": planned(), "state": SimpleNamespace(step=0), "compile_cache": None}
+    return cast(Trainer, SimpleNamespace(**(usual | values)))
+
+
+def session(setting: str, seconds_left: float = 3600.0) -> tuple[Session, list[str]]:
+    config, said = Config(), []
+    config.device.compile = setting
+    clock = BudgetClock(Limits(hours=1.0))
+    clock.seconds_left = lambda: seconds_left  # type: ignore[method-assign]
+    console = SimpleNamespace(say=said.append, warn=said.append)
+    return cast(Session, SimpleNamespace(config=config, clock=clock, console=console)), said
+
+
+def test_micro_batches_are_the_batch_in_order_each_with_its_own_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.arange(45).reshape(5, 9) % 10
+    loader = SimpleNamespace(batch=lambda step: (tokens[:, :-1], tokens[:, 1:]))
+    parts = micro_batches(trainer(loader=loader, micro_batch=2))
+    assert [len(x) for x, _, _ in parts] == [2, 2, 1]
+    assert torch.cat([x for x, _, _ in parts]).tolist() == tokens[:, :-1].tolist()
+    assert torch.cat([y for _, y, _ in parts]).tolist() == tokens[:, 1:].tolist()
+    assert [starts for _, _, starts in parts] == [None] * 3  # on a CPU there is a mask
+    monkeypatch.setattr(module, "best_precision", lambda device: "bfloat16")
+    for x, _, starts in micro_batches(trainer(loader=loader, micro_batch=2)):
+        assert starts is not None
+        flat = x.flatten().tolist()
+        assert starts.tolist() == [i for i, each in enumerate(flat) if each == 9 or i % 8 == 0] + [len(flat)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "step", "seconds_left", "how"),
+    [
+        ("auto", 0, 1.0, "regional"),  # as planned
+        ("auto", 5, 70.0, "regional"),
+        ("auto", 5, 50.0, "off"),  # a third of it is no longer twice the 10 seconds
+        ("regional", 5, 1.0, "regional"),
+    ],
+)
+def test_a_resumed_run_compiles_where_what_is_left_earns_it_back(
+    setting: str, step: int, seconds_left: float, how: str
+) -> None:
+    plan = planned(compiled=True, regional=True, compile_s=10.0, compile_speedup=1.5)
+    found = how_to_compile(
+        session(setting, seconds_left)[0], trainer(plan=plan, machine=GPU, state=SimpleNamespace(step=step))
+    )
+    assert found == how
+    assert how_to_compile(session(setting)[0], trainer(machine=GPU, state=SimpleNamespace(step=step))) == "off"
+
+
+def test_a_compiler_that_fails_costs_its_gain_only_unless_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[Any] = []
+
+    def warm_up(session: Session, trainer: Trainer) -> None:
+        warmed.append(trainer.forward)
+        if trainer.forward is not trainer.model:
+            raise RuntimeError("no compiler here\nand much more")
+
+    monkeypatch.setattr(assemble, "warm_up", warm_up)
+    model = GPT(SHAPE)
+    plan = planned(compiled=True, regional=True)
+    here, said = session("auto")
+    compiling = trainer(model=model, plan=plan)
+    compile_model(here, compiling)
+    assert compiling.forward is model
+    assert len(warmed) == 2
+    assert "the model is not compiled (RuntimeError: no compiler here)" in said
+    assert compiling.compile_cache is None
+    with pytest.raises(RuntimeError):
+        compile_model(session("regional")[0], trainer(model=model, plan=plan))
+
+
+@pytest.mark.parametrize(
+    ("own", "of_trial", "step", "state"),
+    [
+        ("warm", None, 0, "warm"),
+        ("cold", None, 0, "cold"),
+        ("warm", "cold", 0, "cold"),  # its own trial had filled it
+        ("warm", "cold", 7, "warm"),  # that was an earlier process
+    ],
+)
+def test_a_cache_that_the_runs_own_trial_filled_was_cold(
+    monkeypatch: pytest.MonkeyPatch, own: str, of_trial: str | None, step: int, state: str
+) -> None:
+    monkeypatch.setattr(assemble, "warm_up", lambda session, trainer: None)
+    monkeypatch.setattr(compiled, "cache_state", lambda: own)
+    plan = planned(compiled=True, regional=True, compile_cache=of_trial)
+    here, said = session("regional")
+    found = trainer(model=GPT(SHAPE), plan=plan, state=SimpleNamespace(step=step))
+    compile_model(here, found)
+    assert found.compile_cache == state
+    assert said[-1].endswith(f"cache was {state}")
