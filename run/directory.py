@@ -89,16 +89,22 @@ class RunDirectory:
 
 def lock(folder: Path) -> IO[str]:
     """The lock of a folder, held until it is closed. Raises UserError where another live process has it."""
-    handle = (folder / "lock").open("a+")
+    held = try_lock(folder / "lock")
+    if isinstance(held, str):
+        raise UserError(f"{folder} is in use by {held}; wait for it, stop it, or start this under another name=NAME")
+    return held
+
+
+def try_lock(path: Path) -> IO[str] | str:
+    """A lock file, held until it is closed and by whoever inherits it; or who has it."""
+    handle = path.open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.seek(0)
         holder = handle.read().strip() or "another process"
         handle.close()
-        raise UserError(
-            f"{folder} is in use by {holder}; wait for it, stop it, or start this under another name=NAME"
-        ) from None
+        return holder
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
     handle.flush()

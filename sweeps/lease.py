@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -10,6 +9,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+from run.directory import try_lock
 
 QUERY_LIMIT_S = 20.0
 
@@ -76,15 +77,5 @@ def try_lease(device: Device) -> Lease | str:
     """The lease of a device, or who has it."""
     folder = Path(tempfile.gettempdir()) / f"stint-leases-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = (folder / f"{device.name}.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        return holder
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
-    return Lease(device, file)
+    held = try_lock(folder / f"{device.name}.lock")
+    return held if isinstance(held, str) else Lease(device, held)
