@@ -9,8 +9,9 @@ from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
 from run.console import format_count, format_seconds
 from run.headline import headline
-from run.history import read_metrics
+from run.history import Records, read_metrics
 from run.record import SCHEMA, environment, significant, write_json
+from run.watch import slow_spells
 from session import Session, Trainer, evaluate, save, set_status, timed, write_report_of, write_sample
 from settle import why_off
 
@@ -144,6 +145,7 @@ def record(
 ) -> dict[str, Any]:
     """Write result.json (schema 1: keys may be added, never renamed) and return it."""
     config, clock, state, shape = session.config, session.clock, trainer.state, trainer.shape
+    metrics = read_metrics(session.run.folder)
     rate = state.tokens / max(clock.training_s(), 1e-9)
     ledger, machine = clock.accounts(), trainer.machine
     spent = {
@@ -178,6 +180,7 @@ def record(
             "mfu": rate * flops_per_token(shape) / trainer.machine.peak_flops,
             "peak_flops": trainer.machine.peak_flops,
             "peak_flops_source": trainer.machine.peak_source,
+            "slow": slow_spells(metrics),
         },
         "plan": {
             "predicted_tokens": trainer.planned.tokens,
@@ -188,7 +191,7 @@ def record(
             "law": trainer.planned.law,
             "optimizer": trainer.planned.optimizer,
             "correction": state.correction if state.correction and state.correction["changed"] else None,
-            "why_off": why_off(trainer.planned, spent, ledger, clock.limits, rates_of(session))
+            "why_off": why_off(trainer.planned, spent, ledger, clock.limits, rates_of(metrics))
             if status == "finished"
             else [],
         },
@@ -209,9 +212,9 @@ def record(
     return result
 
 
-def rates_of(session: Session) -> list[float]:
+def rates_of(metrics: Records) -> list[float]:
     """Tokens per second of the run's steps, as they were logged."""
-    return [rate for point in read_metrics(session.run.folder) if (rate := point.get("tokens_per_second"))]
+    return [rate for point in metrics if "event" not in point and (rate := point.get("tokens_per_second"))]
 
 
 def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> None:

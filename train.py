@@ -33,6 +33,7 @@ from run.history import read_metrics
 from run.prober import TrialProcess, trial_process
 from run.record import finite, read_json
 from run.signals import Interrupted, Signals
+from run.watch import SpeedWatch
 from session import Session, Trainer, axes, evaluate, save, save_due, set_status, write_report_of
 from settle import apply_correction, correct, saved_plan, settle_plan
 
@@ -270,6 +271,7 @@ def fit(session: Session, trainer: Trainer) -> str:
     config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
     optimizer, scaler, schedule = trainer.optimizer, trainer.scaler, config.schedule
     late = LateMetrics(session, trainer)
+    watch = SpeedWatch(clock.limits.seconds, machine.look, session.console.warn, trainer.metrics.write)
     # Tables are not clipped: their steps have the same size whatever the gradient's, and a sparse gradient has no norm yet.
     clipped = [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
     with session.signals.deferred(), session.console.progress() as bar:
@@ -304,9 +306,10 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.tokens += trainer.cost.tokens
             state.flops += trainer.cost.flops
             state.progress = progress
+            watch.after_step(state.step, state.tokens, trainer.cost.tokens, clock.accounts())
             late.push(loss, norm, trainer.plan.learning_rate * scale)
             correct(session, trainer, tightest)
-            show_progress(session, trainer, bar, left - 1, late.loss)
+            show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)
             if before < 0.5 <= progress:
@@ -363,12 +366,14 @@ class LateMetrics:
         self.session.dashboard.log(point)
 
 
-def show_progress(session: Session, trainer: Trainer, bar: Progress, left: int, loss: float | None) -> None:
-    clock = session.clock
+def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float | None) -> None:
+    clock, state = session.clock, trainer.state
+    # Anew: the steps that were left before this one, at the pace of now, would be wrong where the pace has changed.
+    left, _ = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
     rate = clock.tokens_per_second(trainer.cost)
     bar.update(
         Status(
-            step=trainer.state.step,
+            step=state.step,
             steps_left=left,
             progress=clock.progress,
             budget_left_s=clock.seconds_left(),

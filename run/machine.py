@@ -20,6 +20,7 @@ from errors import UserError
 from model.documents import document_starts
 from model.loss import rows_at_once
 from model.shape import Shape
+from run.surroundings import Moment, look, usable_cores
 
 # Expected until it was measured. nanoGPT's README: 250 to 135 ms a step on an A100, here taken lower. Inductor's C++ back
 # end on two cores takes 23 to 46 s; what the eager step has there, forms written out and sparse tables, it does without, so
@@ -89,6 +90,10 @@ class Machine:
         starts = self.to_device(document_starts(tokens, shape.eot))
         torch._dynamo.maybe_mark_dynamic(starts, 0)  # their number is another in each batch: compile once for all
         return starts
+
+    def look(self) -> Moment:
+        """What goes on on the machine now, besides this process."""
+        return look(gpu_uuid(self.device))
 
     def free_memory(self) -> int:
         """Bytes that may still be taken."""
@@ -175,6 +180,12 @@ def available_memory() -> int:
         return free
 
 
+def gpu_uuid(device: torch.device) -> str | None:
+    """The name under which NVIDIA's management library knows a GPU; None for any other device."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    return f"GPU-{uuid}" if uuid else None
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the device; the CPU is never ahead of itself."""
     if device.type == "cuda":
@@ -189,8 +200,7 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
     Raises UserError when it is not there.
     """
     device = find_device(name)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = threads or usable
+    threads = threads or usable_cores()
     set_up(device, threads)
     if precision == "auto":
         precision = best_precision(device)

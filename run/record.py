@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from private import redacted
+from untrusted import load_json
+
 SCHEMA = 1
 
 
@@ -18,8 +21,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write atomically: a reader sees the old file or the new one, also after a power cut. NaN becomes null."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(finite(content), handle, indent=1, allow_nan=False)
-        handle.write("\n")
+        handle.write(redacted(json.dumps(finite(content), indent=1, allow_nan=False)) + "\n")
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(path)
@@ -28,7 +30,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None where it does not exist or cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path)
     except (OSError, ValueError):
         return None
 
@@ -93,6 +95,7 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+"]
+        # Our own words, and no shell.
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
