@@ -20,7 +20,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law sweep dashboard evaluate sample test test-slow lint format lock bench bench-gpu prove-plan slurm-up slurm-down clean
+.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock bench bench-gpu prove-plan slurm-up slurm-down clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -65,6 +65,9 @@ plan: $(RUN)  ## what HOURS on DEVICE would buy
 law: $(RUN)  ## a scaling law from your own runs, for law=local: RUNS="outputs/*"
 	@$(PY) -m budget.refit $(RUNS) $(ARGS)
 
+doctor: $(RUN)  ## what this machine has, and what will not work on it: ARGS=--json
+	@$(PY) -m run.doctor $(ARGS)
+
 sweep: $(RUN)  ## run sweeps/SWEEP.yaml
 	@$(PY) train.py -cd sweeps -cn $(SWEEP) budget.hours=$(HOURS) data=$(DATA) $(ARGS)
 
@@ -83,10 +86,16 @@ test: $(DEV)  ## the test suite
 test-slow: $(DEV)  ## the proofs that take minutes
 	@$(PY) -m pytest -m slow $(ARGS)
 
-lint: $(DEV)  ## ruff and mypy
+lint: $(DEV)  ## ruff, mypy and bandit
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive .
+
+audit: $(DEV)  ## are there known holes in the locked packages? asks pypi.org
+	@$(PY) -c "import urllib.request as u; u.urlopen('https://pypi.org/simple/pip/', timeout=5).close()" 2>/dev/null \
+	  || { echo "make audit: pypi.org cannot be reached, so nothing was checked; it needs a network"; exit 1; }
+	@$(PY) -m pip_audit --requirement requirements-dev.lock --strict --no-deps --disable-pip --progress-spinner off
 
 format: $(DEV)  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .
@@ -121,7 +130,7 @@ lock:  ## write the locks anew from requirements*.in, in a throw-away environmen
 	  .venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -r $$set.in && \
 	  { echo "# Made by 'make lock' from $$set.in; edit that instead."; \
 	    .venv-lock/bin/python -m pip freeze --exclude pip --exclude setuptools \
-	    | sed -E 's/ @ .*//; s/\+cpu$$//' | grep -vE '^(nvidia-|triton)'; } > $$set.lock || exit 1; \
+	    | sed -E 's/ @ .*//; s/\+cpu$$//' | grep -vE '^(nvidia-[^m]|triton)'; } > $$set.lock || exit 1; \
 	done; rm -rf .venv-lock
 
 clean:  ## remove .venv and caches; runs and prepared corpora stay
