@@ -12,6 +12,7 @@ from typing import Any
 from budget.devices import BY_NAME
 from config import CONF, SCRIPTS, Config, closest, expand, leaves, mistakes
 from errors import UserError, reported
+from private import given_away
 from run.signals import Interrupted
 
 # OpenMP threads that spin for long while they wait make a step up to ten times slower as soon as anything else runs on the
@@ -75,7 +76,7 @@ def knobs_of(composed: Any) -> Any:
     config = OmegaConf.to_object(plain)
     if isinstance(config, Config):
         config = expand(config)
-    if wrong := mistakes(config):
+    if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
         raise UserError(*wrong)
     return config
 
@@ -141,6 +142,8 @@ def check_command_line(script: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    if secrets := given_away((argument.split("=")[0], argument) for argument in sys.argv[1:]):
+        raise UserError(*secrets)
     arguments = get_args_parser().parse_args()
     parser, good, wrong = OverridesParser.create(), [], []
     for text in arguments.overrides:

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from private import redacted
+from untrusted import plain
+
 
 class UserError(Exception):
     """A mistake of the user's: exit status 2, one line per mistake, before anything is spent.
@@ -33,11 +36,16 @@ def reported() -> Iterator[None]:
         yield
     except UserError as error:
         for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {_line(message)}", file=sys.stderr)
         sys.exit(2)
     except MachineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(str(error))}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # `| head` closed our standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _line(message: str) -> str:
+    """One line that a terminal shows as it is and a job's log may keep: names of files and words of libraries are in it."""
+    return " ".join(redacted(plain(message)).splitlines())

@@ -16,7 +16,7 @@ import numpy as np
 from command_line import launch
 from config import EvaluateConfig
 from data.loader import EvalRange
-from data.readers import read_documents
+from data.readers import read_documents, source_id
 from data.tokenizer import Tokenizer
 from errors import UserError
 from run.console import Console, format_count
@@ -74,7 +74,7 @@ def read_tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[np.ndarra
     for document in documents:
         ids = np.append(tokenizer.encode(document.text), tokenizer.dtype.type(tokenizer.eot))
         parts.append(ids)
-        owners.append(np.full(len(ids), sources.setdefault(document.source, len(sources)), dtype=np.int32))
+        owners.append(np.full(len(ids), source_id(sources, document.source), dtype=np.int32))
         count += len(ids)
         if config.tokens is not None and count >= config.tokens:
             break

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from untrusted import is_amount, load_json
+
 ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
 HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much of its accounts
 RECENT_STEPS = 64  # steps that the estimate of the step time looks back over
@@ -304,9 +306,10 @@ class Heartbeat:
 def read_ledger(path: Path) -> dict | None:
     """The ledger that an earlier process left, or None where there is none that can be read."""
     try:
-        content = json.loads(path.read_text())
-        ledger = content["ledger_s"]
-        valid = all(isinstance(ledger[name], int | float) and ledger[name] >= 0 for name in ACCOUNTS)
-    except (OSError, ValueError, KeyError, TypeError):
+        content = load_json(path)
+        valid = all(is_amount(content["ledger_s"][name]) for name in ACCOUNTS)
+        extended = content.get("extended_hours")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return content if valid else None
+    known = {"clean": content.get("clean") is True, "extended_hours": extended if is_amount(extended) else 0.0}
+    return {**content, **known} if valid else None

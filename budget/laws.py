@@ -16,6 +16,7 @@ from statistics import pstdev
 from typing import Any
 
 from errors import UserError
+from untrusted import load_json
 
 DEVIATES_80 = 1.2816  # standard errors on each side that hold 80 % of a normal distribution
 
@@ -219,7 +220,7 @@ def save_law(law: Law, about: dict[str, Any], path: Path) -> None:
 def load_law(path: Path) -> tuple[Law, dict[str, Any]]:
     """The law that `save_law` wrote, and what it is about. Raises UserError for a file that is missing or no such file."""
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path)
         known = dict(content["law"])
         known["measured"] = tuple(known["measured"])
         known["uncertainty"] = Uncertainty(**known["uncertainty"]) if known["uncertainty"] else None

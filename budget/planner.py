@@ -7,7 +7,6 @@ loss wins. No torch here: a plan for a device that is not at hand takes millisec
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +33,7 @@ from budget.rules import (
 )
 from errors import UserError
 from model.shape import Shape
+from untrusted import load_json
 
 ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
 SMALL_WIDTH, SMALL_ASPECT = 256, 16.0  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
@@ -185,7 +185,7 @@ class Plan:
 def load_plan(path: Path) -> Plan:
     """The plan that a run wrote down when it began. Raises UserError for a damaged file, or one of another version."""
     try:
-        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return Plan.from_dict(load_json(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged or of another version ({type(error).__name__}: {error}); restore it from a copy, or set"

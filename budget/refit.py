@@ -29,6 +29,7 @@ import yaml
 from budget.fit import Fit, Point, fit
 from budget.laws import LAWS, bracket, save_law, unique_worth
 from errors import MachineError, UserError, reported
+from untrusted import JSON_BYTES, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,15 +63,22 @@ class Unusable(Exception):
     """Why a run's folder does not count, in half a line that names the file."""
 
 
+def _yaml(content: bytes) -> Any:
+    """The value of a YAML text without aliases, of which a few lines can stand for terabytes; stint writes none."""
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader)):
+        raise ValueError("it has aliases")
+    return yaml.safe_load(content)
+
+
 class Record:
     """One of a run's files. An older or damaged one is Unusable as soon as what it lacks is asked for."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            content = path.read_text(encoding="utf-8")
-            self.content = yaml.safe_load(content) if path.suffix == ".yaml" else json.loads(content)
-        except (OSError, ValueError, yaml.YAMLError):
+            content = read_bytes(path, JSON_BYTES)
+            self.content = _yaml(content) if path.suffix == ".yaml" else parse_json(content)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError):
             self.content = None
         if not isinstance(self.content, dict):
             raise Unusable(f"no readable {self.name}")

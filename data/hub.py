@@ -7,6 +7,7 @@ goes on within that file, and no shuffle buffer or iterator state is needed (hug
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data.readers import Document, Reading, record_of
+from data.readers import Document, Reading, homes_of, is_in, record_of
 from data.sources import DataSpec, Part
 from errors import MachineError, UserError
 
@@ -27,6 +28,7 @@ CONNECT_TIMEOUT_S = 3
 # The Hub does not say how much text a data file holds; SlimPajama-6B's hold about this much.
 NOMINAL_PART_BYTES = 500_000_000
 SPLITS = {"validation": "val", "train": "train"}
+FORMATS = ("csv", "json", "parquet", "text")
 
 
 class HubSource:
@@ -64,12 +66,14 @@ class HubSource:
         """Opens the dataset; returns why not, where another candidate may do better."""
         if not Path(repo).is_dir() and not _offline():
             _check_network(repo)
-        from datasets import load_dataset
+        from datasets import load_dataset_builder
         from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            self._splits = dict(load_dataset(repo, revision=revision, streaming=True))
+            builder = load_dataset_builder(repo, revision=revision)
+            _refuse_strange(builder, repo)
+            self._splits = dict(builder.as_streaming_dataset())
         except DatasetNotFoundError as error:
             return str(error).splitlines()[0]
         except HfHubHTTPError as error:
@@ -111,6 +115,18 @@ class HubSource:
             raise _interrupted(self._label, error) from error
 
 
+def _refuse_strange(builder: Any, repo: str) -> None:
+    """A repository's own README says what its data files are: raises UserError unless they are text in a plain format,
+    and its own. Without this it could name any file of this machine, or of the web, and any decoder."""
+    if builder.name not in FORMATS:
+        raise UserError(f"data.repo={repo} holds {builder.name} data; allowed: {', '.join(FORMATS)}")
+    homes = homes_of(Path(repo)) if Path(repo).is_dir() else None
+    for file in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
+        own = is_in(Path(file), homes) if homes else file.startswith(f"hf://datasets/{repo}@") and "/../" not in file
+        if not own:
+            raise UserError(f"data.repo={repo}: its README names {file}, which is none of its files; take another")
+
+
 def _parsed(name: str) -> tuple[str, str | None]:
     repo, _, revision = name.partition("@")
     return repo, revision or None
@@ -128,7 +144,7 @@ def _offline() -> bool:
 
 
 def _check_network(repo: str) -> None:
-    """One connection before `load_dataset`, which would try again for 23 s without a network. Raises UserError."""
+    """One connection before `datasets` makes its own, which would try again for 23 s without a network. Raises UserError."""
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     proxy = urllib.request.getproxies().get(endpoint.scheme)
     target = urlsplit(proxy if proxy and "//" in proxy else f"//{proxy}") if proxy else endpoint

@@ -7,9 +7,9 @@ text is what is left. Compression (.zst, .gz) is undone underneath, except for .
 from __future__ import annotations
 
 import glob
-import json
+import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 import zstandard
 
 from errors import UserError
+from untrusted import parse_json
 
 COMPRESSED = (".zst", ".gz")
 STRUCTURED = (".jsonl", ".json", ".parquet")
@@ -31,10 +32,21 @@ CODE = (
 )
 # fmt: on
 
+BOM = b"\xef\xbb\xbf"
 READ_BYTES = 1 << 16
+# Compressed bytes undone at once, and text handed on at once: four bytes of zstd can stand for 128 KiB.
+SLICE_BYTES, PIECE_BYTES = 1 << 11, 1 << 20
+# Text is a bomb where it is this large and this many times the bytes it was made from; gzip reaches 1032, text about 10.
+BOMB_BYTES, BOMB_RATIO = 64 << 20, 2000
+# A line of JSON is a document, and one of 50 MB has been met; an array of them is parsed whole, at some times its size.
+LONGEST_LINE, LONGEST_ARRAY = 128 << 20, 512 << 20
+# Values of a parquet file decoded at once: a dictionary may repeat one of them in every row.
+PARQUET_ROWS, PARQUET_BYTES = 256, 64 << 20
+MOST_SOURCES, OTHER_SOURCES, LONGEST_LABEL = 1000, "other", 100
 # One plain-text file is one document up to this size; a longer one is cut at ends of lines, so that a 10 GB file
 # needs no 10 GB of memory.
 PLAIN_DOCUMENT_BYTES = 16 << 20
+LONGEST_PLAIN = 4 * PLAIN_DOCUMENT_BYTES  # without an end of a line
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,7 @@ def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
     if path.is_dir():
         base, allowed = path, PROSE + STRUCTURED
         found = [each for each in path.rglob("*") if each.is_file() and not _is_hidden(each, path)]
+        _refuse_links_out(pattern, path, found)
     elif path.is_file():
         base, allowed, found = path.parent, named, [path]
     else:
@@ -147,6 +160,40 @@ def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
             f"{', '.join(PROSE + STRUCTURED)}, each also with {' or '.join(COMPRESSED)}"
         )
     return base, [NamedFile(each, _label(each, base)) for each in kept]
+
+
+def _refuse_links_out(pattern: str, folder: Path, found: list[Path]) -> None:
+    """Raises UserError where a folder, which somebody else may have packed, holds a link to a file outside it: the
+    text of ~/.ssh would be trained on. What a user names, by a file or a glob, may be a link."""
+    homes = homes_of(folder)
+    out = [link for link in found if link.is_symlink() and not is_in(link, homes)]
+    if out:
+        raise UserError(
+            f"data.path={pattern}: {min(out)} is a link that leads out of the folder, to {min(out).resolve()}"
+            f" ({len(out)} in all); where that is meant, name the files themselves, e.g. data.path='{pattern}/*'"
+        )
+
+
+def homes_of(folder: Path) -> list[Path]:
+    """Where the files of a folder may really lie: in it, and for a snapshot in the Hub's cache, which is made of links,
+    among the blobs beside it."""
+    home = folder.resolve()
+    snapshots = (each for each in (home, *home.parents) if each.parent.name == "snapshots")
+    return [home, *(each.parents[1] / "blobs" for each in snapshots)]
+
+
+def is_in(path: Path, homes: list[Path]) -> bool:
+    """Whether what a path leads to lies in one of the folders `homes`."""
+    real = path.resolve()
+    return any(real.is_relative_to(home) for home in homes)
+
+
+def source_id(known: dict[str, int], label: str) -> int:
+    """The number of a source, a new one where it is not known. A corpus may name another in every line: after
+    MOST_SOURCES of them the rest count as one."""
+    if label not in known and len(known) >= MOST_SOURCES:
+        label = OTHER_SOURCES
+    return known.setdefault(label, len(known))
 
 
 def _common_folder(paths: list[Path]) -> Path:
@@ -192,18 +239,26 @@ def _decompressor(path: Path) -> _Decompressor:
 
 
 def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
-    """Undoes compression, frame after frame. A file that ends within a frame is an error: readers that stop there
-    quietly would train on whatever part of a download had arrived."""
+    """Undoes compression, frame after frame, in little memory whatever the frames say. A file that ends within a frame
+    is an error: readers that stop there quietly would train on whatever part of a download had arrived."""
     engine: _Decompressor | None = None
+    given = frames = 0
     try:
-        for chunk in chunks:
-            data = chunk
+        for data in _slices(chunks, SLICE_BYTES):
+            if frames and engine is None:
+                data = data.lstrip(b"\0")  # some writers pad with zeros between frames
             while data:
                 engine = engine or _decompressor(path)
-                yield engine.decompress(data)
-                data = b""
-                if engine.eof:
-                    data, engine = engine.unused_data.lstrip(b"\0"), None
+                text = engine.decompress(data)
+                given += len(text)
+                if given > max(BOMB_BYTES, BOMB_RATIO * reading.consumed):
+                    raise UserError(
+                        f"{path}: {given >> 20} MiB come out of {reading.consumed} bytes: a bomb, not text; leave it out"
+                    )
+                yield from _slices([text], PIECE_BYTES)
+                if not engine.eof:
+                    break
+                data, engine, frames = engine.unused_data.lstrip(b"\0"), None, frames + 1
     except (zlib.error, zstandard.ZstdError) as error:
         raise UserError(
             f"{path}: corrupt {path.suffix} ({error}) after {reading.records} documents; fetch the file again"
@@ -213,6 +268,12 @@ def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iter
             f"{path}: the {path.suffix} file is truncated, it ends after {reading.records} documents; "
             "fetch the file again"
         )
+
+
+def _slices(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    for chunk in chunks:
+        for start in range(0, len(chunk), size):
+            yield chunk[start : start + size]
 
 
 def _raw(path: Path, reading: Reading) -> Iterator[bytes]:
@@ -233,37 +294,51 @@ def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
     return _decompressed(path, raw, reading) if path.suffix.lower() in COMPRESSED else raw
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their ends. Linear also in a line of many chunks: a 50 MB line is one document in practice."""
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
+    """Lines without their ends, None for one longer than LONGEST_LINE. Linear also in a line of many chunks."""
     tail: list[bytes] = []
+    length = 0
     for chunk in chunks:
         first, *rest = chunk.split(b"\n")
         tail.append(first)
+        length += len(first)
+        if length > LONGEST_LINE:
+            tail = []
         if rest:
-            yield b"".join(tail)
+            yield b"".join(tail) if length <= LONGEST_LINE else None
             yield from rest[:-1]
-            tail = rest[-1:]
-    if any(tail):
-        yield b"".join(tail)
+            tail, length = rest[-1:], len(rest[-1])
+    if length:
+        yield b"".join(tail) if length <= LONGEST_LINE else None
 
 
 # --------------------------------------------------------------------------------------------------------- formats
 
 
 def _plain(path: Path, reading: Reading) -> Iterator[Record | None]:
-    """One document a file, or one per PLAIN_DOCUMENT_BYTES of a very long one, cut after the end of a line."""
+    """One document a file, or one per PLAIN_DOCUMENT_BYTES of a very long one, cut after the end of a line, or where there
+    is none for LONGEST_PLAIN, between two characters."""
     held: list[bytes] = []
     size, offset = 0, reading.start
     for chunk in _chunks(path, reading):
         held.append(chunk)
         size += len(chunk)
-        if size >= PLAIN_DOCUMENT_BYTES and (cut := chunk.rfind(b"\n") + 1):
+        if size >= PLAIN_DOCUMENT_BYTES and (cut := _place_to_cut(chunk, size)):
             whole = b"".join(held)
             end = size - len(chunk) + cut
             yield _decoded(path, whole[:end], offset, reading)
             held, offset, size = [whole[end:]], offset + end, size - end
     if size or offset == reading.start:
         yield _decoded(path, b"".join(held), offset, reading)
+
+
+def _place_to_cut(chunk: bytes, size: int) -> int:
+    """How many bytes of the last chunk still belong to the document of `size` bytes; 0: all of them, and more to come."""
+    after_line = chunk.rfind(b"\n") + 1
+    if after_line or size < LONGEST_PLAIN:
+        return after_line
+    starts = (place for place in range(len(chunk) - 1, 0, -1) if chunk[place] & 0xC0 != 0x80)
+    return next(starts, 0)
 
 
 def _decoded(path: Path, raw: bytes, offset: int, reading: Reading) -> Record | None:
@@ -281,40 +356,55 @@ def _json_lines(path: Path, reading: Reading) -> Iterator[Record | None]:
     yield from _parsed_lines(path, _lines(_chunks(path, reading)), reading)
 
 
-def _parsed_lines(path: Path, lines: Iterator[bytes], reading: Reading) -> Iterator[Record | None]:
+def _parsed_lines(path: Path, lines: Iterator[bytes | None], reading: Reading) -> Iterator[Record | None]:
     for number, line in enumerate(lines, start=1):
-        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line is None:
+            reading.bad(f"{path}:{number}", f"a line of more than {LONGEST_LINE >> 20} MiB")
+            yield None
+            continue
+        content = line.removeprefix(BOM) if number == 1 else line
         if not content.strip():
             continue
         where = f"{path}:{number}"
         try:
-            yield record_of(json.loads(content.decode("utf-8")), where, reading)
+            yield record_of(parse_json(content.decode("utf-8")), where, reading)
         except UnicodeDecodeError as error:
             reading.bad(where, f"invalid UTF-8 at byte {error.start} of the line")
             yield None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reading.bad(where, f"not a line of JSON ({error})")
             yield None
 
 
 def _json(path: Path, reading: Reading) -> Iterator[Record | None]:
-    """A .json file: one array of objects (parsed whole, so its size is bounded by memory), or lines of JSON."""
-    lines = _lines(_chunks(path, reading))
-    first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
-    if not first.lstrip().startswith(b"["):
-        yield from _parsed_lines(path, _chain(first, lines), reading)
+    """A .json file: one array of objects (parsed whole, so of LONGEST_ARRAY at most), or lines of JSON."""
+    chunks = _chunks(path, reading)
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) > PIECE_BYTES or (len(head) > len(BOM) and head.removeprefix(BOM).strip()):
+            break
+    chunks = itertools.chain([head], chunks)
+    if not head.removeprefix(BOM).lstrip().startswith(b"["):
+        yield from _parsed_lines(path, _lines(chunks), reading)
         return
     try:
-        items = json.loads(b"\n".join(_chain(first, lines)).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        items = parse_json(_whole(path, chunks).removeprefix(BOM).decode("utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: not a JSON array ({error}); one object a line is a .jsonl file") from error
     for number, item in enumerate(items, start=1):
         yield record_of(item, f"{path}: item {number}", reading)
 
 
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+def _whole(path: Path, chunks: Iterator[bytes]) -> bytes:
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > LONGEST_ARRAY:
+            raise UserError(
+                f"{path}: a JSON array of more than {LONGEST_ARRAY >> 20} MiB; write one object a line, a .jsonl file"
+            )
+    return bytes(content)
 
 
 def _parquet(path: Path, reading: Reading) -> Iterator[Record | None]:
@@ -329,16 +419,25 @@ def _parquet(path: Path, reading: Reading) -> Iterator[Record | None]:
                 raise UserError(f"{path}: no column {top!r}; choose data.text_key among {', '.join(names)}")
             columns = [top] + [name for name in names if name == "meta" and name != top]
             size, row = path.stat().st_size, 0
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for item in batch.to_pylist():
-                    row += 1
-                    yield record_of(item, f"{path}: row {row}", reading)
-                reading.consumed = size * row // max(1, file.metadata.num_rows)
+            for group in range(file.metadata.num_row_groups):
+                rows = _rows_at_once(file.metadata.row_group(group), columns)
+                for batch in file.iter_batches(rows, [group], columns):
+                    for item in batch.to_pylist():
+                        row += 1
+                        yield record_of(item, f"{path}: row {row}", reading)
+                    reading.consumed = size * row // max(1, file.metadata.num_rows)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: invalid UTF-8 after row {row} ({error.reason}); write the file again") from error
     except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable parquet file ({reason}); fetch the file again") from error
+
+
+def _rows_at_once(group: Any, columns: list[str]) -> int:
+    """So many rows that they stay within PARQUET_BYTES if each of them held all that the columns of the row group hold."""
+    parts = [group.column(number) for number in range(group.num_columns)]
+    held = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+    return max(1, min(PARQUET_ROWS, PARQUET_BYTES // max(1, held)))
 
 
 READERS: dict[str, Callable[[Path, Reading], Iterator[Record | None]]] = {
@@ -362,4 +461,4 @@ def record_of(item: Any, where: str, reading: Reading) -> Record | None:
         return None
     meta = item.get("meta")
     label = meta.get("redpajama_set_name") if isinstance(meta, dict) else None
-    return Record(value, label if isinstance(label, str) else None)
+    return Record(value, label[:LONGEST_LABEL] if isinstance(label, str) else None)

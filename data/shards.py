@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from data.tokenizer import Tokenizer
 from errors import UserError
+from untrusted import is_count, load_json, member
 
 FORMAT = 1
 MAGIC = b"STINTTOK"
@@ -29,6 +31,7 @@ HEADER = struct.Struct("<8sIIQQQ32s")
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+SHARD = re.compile(r"(train|val)-\d{5,9}\.bin")
 READ_BYTES = 1 << 22
 
 
@@ -149,13 +152,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         what = "is not finished" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder}: the prepared corpus {what}; prepare it with the same data settings")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = load_json(path)
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if version == FORMAT:
+            _check(folder, manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {mend(folder)}") from error
     if version != FORMAT:
         raise UserError(f"{path}: format {version}, this version reads {FORMAT}; {mend(folder)}")
     return manifest
+
+
+def _check(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises ValueError, or what a missing key raises, where a manifest is not one that `data.prepare` writes: its shards
+    are files of its own folder, and its figures are figures."""
+    for shard in manifest["shards"]:
+        name = shard["file"]
+        if not isinstance(name, str) or not SHARD.fullmatch(name) or shard["split"] != name.split("-")[0]:
+            raise ValueError(f"{name!r} is not the name of a shard")
+        for path in (folder / name, documents_path(folder / name)):
+            if path.exists():  # what is missing has a line of its own
+                member(folder, path.name)
+        if not all(is_count(shard[key], 2**48) for key in ("tokens", "documents", "bytes", "largest_id")):
+            raise ValueError(f"the figures of {name} are no figures")
+    texts = [manifest["fingerprint"], manifest["tokenizer"]["fingerprint"], *(s["hash"] for s in manifest["shards"])]
+    if not all(isinstance(text, str) for text in [*texts, *manifest["sources"]]):
+        raise ValueError("a name or a hash is no text")
 
 
 def open_corpus(folder: str | Path) -> Corpus:
@@ -187,10 +209,21 @@ def _open_split(folder: Path, name: str, manifest: dict[str, Any], tokenizer: To
             continue
         path = folder / shard["file"]
         shards.append(np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size, shape=(shard["tokens"],)))
-        table = np.load(documents_path(path), mmap_mode="r", allow_pickle=False)
+        table = _table(path, shard["documents"])
         starts.append(table[:, 0])
         source_ids.append(table[:, 1])
     return Split(name, shards, starts, source_ids, manifest["sources"])
+
+
+def _table(shard: Path, documents: int) -> np.ndarray:
+    """The document table of a shard, mapped: int64 of shape (documents, 2). Raises ValueError for any other."""
+    path = documents_path(shard)
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        if shape != (documents, 2) or by_columns or dtype != np.int64:
+            raise ValueError(f"{path.name} is not a table of {documents} documents")
+        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
 
 
 def _outside(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str | None:
@@ -202,20 +235,22 @@ def _outside(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str |
         size = path.stat().st_size
         with path.open("rb") as file:
             header = file.read(HEADER.size)
-        table = np.load(documents_path(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        return f"{path}: cannot be read ({error}); {mend(folder)}"
+        _table(path, shard["documents"])
+    except Exception as error:  # numpy reads the header of a table as Python: a hostile one can fail in many ways
+        return f"{path}: cannot be read ({type(error).__name__}: {error}); {mend(folder)}"
     if size != expected:
         return f"{path}: {size} bytes instead of {expected}; {mend(folder)}"
     if header != pack_header(tokenizer, shard["tokens"], shard["documents"]):
         return f"{path}: its header is not that of {shard['tokens']} {tokenizer.name} tokens; {mend(folder)}"
-    if table.shape != (shard["documents"], 2) or table.dtype != np.int64:
-        return f"{documents_path(path)}: not a table of {shard['documents']} documents; {mend(folder)}"
     if shard["largest_id"] >= tokenizer.n_vocab:
         return (
             f"{path}: holds id {shard['largest_id']}, {tokenizer.name} ends at {tokenizer.n_vocab - 1}; {mend(folder)}"
         )
     return None
+
+
+def _within(values: np.ndarray, end: int) -> bool:
+    return bool(values.min(initial=0) >= 0 and values.max(initial=-1) < end)
 
 
 def verify(folder: str | Path, workers: int | None = None) -> None:
@@ -234,6 +269,9 @@ def verify(folder: str | Path, workers: int | None = None) -> None:
             return f"{path}: holds id {found.largest_id}, {corpus.tokenizer.name} ends at {limit - 1}; {mend(folder)}"
         if found.hash != shard["hash"]:
             return f"{path}: its content has changed since it was written; {mend(folder)}"
+        starts, sources = _table(path, shard["documents"]).T
+        if not (_within(starts, shard["tokens"]) and _within(sources, len(corpus.sources))):
+            return f"{documents_path(path)}: names tokens or sources that are not there; {mend(folder)}"
         return None
 
     shards = corpus.manifest["shards"]

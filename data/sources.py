@@ -204,6 +204,12 @@ class SlimPajamaSource(_Files):
             plain = TextSource(spec)
             self.identity, self._parts = plain.identity, plain.parts()
             return
+        for folder in splits.values():
+            if not readers.is_in(folder, readers.homes_of(base)):
+                raise UserError(
+                    f"data.path={spec.path}: {folder} is a link that leads out of the folder, to {folder.resolve()};"
+                    " move the text there, or give the folder that it is in"
+                )
         everything: list[NamedFile] = []
         for split, folder in splits.items():
             _, files = find_files(str(folder))

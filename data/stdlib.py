@@ -78,7 +78,8 @@ def docstrings() -> Iterator[str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 module = importlib.import_module(name)
-        except Exception:  # an extension without its library (tkinter without Tcl) may fail in any way
+        # An extension without its library (tkinter without Tcl) may fail in any way; its docstrings are left out.
+        except Exception:  # nosec B112
             continue
         text = _module_text(name, module)
         if text:

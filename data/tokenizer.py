@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from errors import UserError
+from untrusted import is_count, load_json
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_BPE = 300
@@ -31,6 +33,8 @@ SMALLEST_BPE = 300
 PIECE = 100_000
 MAX_PIECE = 500_000
 SAFE_CUT = re.compile(r"(?<=\S) ")
+MOST_IDS = 1 << 24  # 80 times the largest published vocabulary
+LONGEST_PATTERN = 4096  # characters; published ones have 500
 
 # Ids incl. end-of-text, known without a download: tiktoken_ext.openai_public.
 PUBLISHED_SIZES = {
@@ -112,11 +116,11 @@ class Tokenizer:
     def _encode_piece(self, text: str) -> np.ndarray:
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
-        except ValueError:
+        except ValueError as error:
             # The pattern ran out of stack on a piece without structure (a run of half a million letters): a cut
             # somewhere is better than a document lost.
             if len(text) < 1000:
-                raise
+                raise UserError(f"data.tokenizer={self.name}: its pattern cannot split a text ({error})") from error
             half = len(text) // 2
             return np.concatenate([self._encode_piece(text[:half]), self._encode_piece(text[half:])])
 
@@ -145,11 +149,24 @@ class Tokenizer:
     def load(cls, path: Path) -> Tokenizer:
         """The tokenizer that `save` wrote. Raises UserError for a file that is missing or no such file."""
         try:
-            content: dict[str, Any] = json.loads(path.read_text())
-            ranks = {base64.b64decode(token): int(rank) for token, rank in content["ranks"].items()}
+            content: dict[str, Any] = load_json(path)
+            ranks = {base64.b64decode(token, validate=True): rank for token, rank in content["ranks"].items()}
+            _check(ranks, content["pattern"], content["specials"])
             return cls(content["name"], ranks, content["pattern"], content["specials"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no readable tokenizer ({error}); delete its folder and prepare again") from error
+
+
+def _check(ranks: dict[bytes, Any], pattern: Any, specials: dict[str, Any]) -> None:
+    """Raises ValueError where the parts of a saved tokenizer would take the memory or end the process: an array of as many
+    entries as the largest id says, and an encoder that gives up on a byte without an id."""
+    ids = [*ranks.values(), *specials.values()]
+    if not all(is_count(number, MOST_IDS) for number in ids) or len(set(ranks.values())) < len(ranks):
+        raise ValueError("its ids are not whole numbers, each used once")
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ValueError("there are bytes without an id")
+    if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
+        raise ValueError("its pattern is no text, or too long")
 
 
 def valid_text(text: str) -> str:
@@ -187,9 +204,10 @@ def vocab_size_of(name: str) -> int | None:
 
 def _bpe_size(name: str) -> int:
     digits = name.removeprefix("bpe-")
-    if not (digits.isascii() and digits.isdigit()) or int(digits) < SMALLEST_BPE:
+    known = digits.isascii() and digits.isdigit() and len(digits) < 12
+    if not (known and SMALLEST_BPE <= int(digits) <= MOST_IDS):
         raise UserError(
-            f"data.tokenizer={name}: bpe-N needs a whole number N of ids >= {SMALLEST_BPE} "
+            f"data.tokenizer={name[:80]}: bpe-N needs a whole number N of ids, {SMALLEST_BPE} to {MOST_IDS} "
             "(256 bytes, merges, end-of-text), e.g. bpe-4096"
         )
     return int(digits)
@@ -229,11 +247,31 @@ def get_tokenizer(
     return tokenizer
 
 
+def _cache_name(file: str) -> str:
+    """What tiktoken calls a file in its cache."""
+    return hashlib.sha1((_BLOBS + file).encode(), usedforsecurity=False).hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Where tiktoken keeps the files that it has fetched; None where it is told to keep none (an empty variable)."""
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"
+    given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", str(default)))
+    return Path(given) if given else None
+
+
+def cached_names() -> list[str]:
+    """The published tokenizers whose files are here, so that they need no network."""
+    folder = cache_folder()
+    if folder is None:
+        return []
+    return [name for name, files in _FILES.items() if all((folder / _cache_name(file)).is_file() for file in files)]
+
+
 def _published(name: str) -> Tokenizer:
     try:
         encoding = tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # requests' exceptions are OSErrors; ValueError is a wrong hash
-        files = ", ".join(hashlib.sha1((_BLOBS + file).encode()).hexdigest() for file in _FILES.get(name, ()))
+        files = ", ".join(_cache_name(file) for file in _FILES.get(name, ()))
         raise UserError(
             f"data.tokenizer={name}: tiktoken cannot fetch its file ({type(error).__name__}); point "
             f"TIKTOKEN_CACHE_DIR at a folder that holds {files or 'it'}, or choose data.tokenizer=bpe-4096"

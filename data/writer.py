@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from data import shards
+from data.readers import source_id
 from data.shards import HEADER, SPLITS
 from data.tokenizer import Tokenizer
 from errors import UserError
@@ -159,23 +160,24 @@ class Writer:
         lengths = np.asarray(encoded.lengths[first:stop], dtype=np.int64)
         rows = np.empty((stop - first, 2), dtype=np.int64)
         rows[:, 0] = known["tokens"] + np.cumsum(lengths) - lengths
-        rows[:, 1] = [self._source_id(label) for label in encoded.sources[first:stop]]
+        ids = [self._source_id(label) for label in encoded.sources[first:stop]]
+        rows[:, 1] = ids
         self._files[split].tokens.write(encoded.tokens[start:end].astype(self._dtype, copy=False).data)
         self._files[split].table.write(rows.tobytes())
         known["tokens"] += end - start
         known["documents"] += stop - first
         known["bytes"] += sum(encoded.bytes[first:stop])
-        for number in range(first, stop):
-            row = counts.setdefault(encoded.sources[number], [0, 0, 0])
+        for number, source in zip(range(first, stop), ids, strict=True):
+            row = counts.setdefault(self.state.sources[source], [0, 0, 0])
             row[0] += 1
             row[1] += encoded.lengths[number]
             row[2] += encoded.bytes[number]
 
     def _source_id(self, label: str) -> int:
-        if label not in self._source_ids:
-            self._source_ids[label] = len(self.state.sources)
-            self.state.sources.append(label)
-        return self._source_ids[label]
+        number = source_id(self._source_ids, label)
+        if number == len(self.state.sources):
+            self.state.sources.append(next(reversed(self._source_ids)))
+        return number
 
     def remember(self, digests: Sequence[bytes]) -> None:
         """The documents with these digests have been added: they count as seen from the next commit on."""

@@ -23,10 +23,12 @@ from safetensors.torch import load_file, save_file
 
 from errors import MachineError, UserError
 from run.record import write_json
+from untrusted import is_amount, is_count, load_json, member
 
 KEPT = 2
 FORMAT = 1
 FOLDER = re.compile(r"step-(\d{9})")
+TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass
@@ -84,10 +86,10 @@ def save_checkpoint(
     temporary.mkdir()
     try:
         hashes = {
-            "model.safetensors": _save(temporary / "model.safetensors", dict(model.state_dict())),
-            "optimizer.safetensors": _save(
-                temporary / "optimizer.safetensors", named_optimizer_tensors(model, optimizer)
-            ),
+            name: _save(temporary / name, tensors)
+            for name, tensors in zip(
+                TENSORS, (dict(model.state_dict()), named_optimizer_tensors(model, optimizer)), strict=True
+            )
         }
         content = {"format": FORMAT, "state": asdict(state), "ledger_s": ledger, "sha256": hashes}
         content["checksum"] = _checksum(content)
@@ -123,28 +125,54 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     for path in checkpoints(folder):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             say(f"checkpoint {path.name} is damaged ({error}); going back to the one before it")
     return None
 
 
 def _read(path: Path) -> Checkpoint:
-    content = json.loads((path / "state.json").read_text())
+    content = load_json(path / "state.json")
     if content.get("format") != FORMAT:
         raise ValueError(f"format {content.get('format')}, expected {FORMAT}")
     if content.get("checksum") != _checksum(content):
         raise ValueError("state.json does not match its checksum")
-    for name, expected in content["sha256"].items():
-        if file_hash(path / name) != expected:
+    if set(content["sha256"]) != set(TENSORS):
+        raise ValueError(f"state.json is not about {' and '.join(TENSORS)}")
+    for name in TENSORS:
+        if file_hash(member(path, name)) != content["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
-    state = TrainingState(**content["state"])
-    return Checkpoint(
-        state, content["ledger_s"], load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+    ledger = content["ledger_s"]
+    if not all(map(is_amount, ledger.values())):
+        raise ValueError("its ledger holds what is no time")
+    return Checkpoint(_state(content["state"]), ledger, *(load_file(path / name) for name in TENSORS))
+
+
+def _state(content: dict[str, Any]) -> TrainingState:
+    """The training state in a checkpoint's JSON. Raises ValueError where no run can stand there: a checksum shows damage,
+    not who wrote the file."""
+    state = TrainingState(**content)
+    maybe = [value for value in (state.loss, state.limit_s, state.loss_scale) if value is not None]
+    fits = (
+        is_count(state.step)
+        and is_count(state.tokens)
+        and is_amount(state.flops, 1e40)
+        and is_amount(state.progress)
+        and all(map(is_amount, maybe))
+        and isinstance(state.correction, dict | None)
     )
+    if not fits:
+        raise ValueError("state.json holds a state that no run can be in")
+    return state
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
     """Load tensors into the model; UserError in one line when they belong to a model of another shape."""
+    check_shapes(model, tensors, origin)
+    model.load_state_dict(tensors)
+
+
+def check_shapes(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
+    """Raises UserError in one line where the tensors are not the model's, by name and shape."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in tensors.items()}
     if own != theirs:
@@ -155,7 +183,6 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origi
             f" {own.get(name, 'absent')} here ({len(different)} tensors differ); use the model.* knobs it was made with"
             " or fresh=true"
         )
-    model.load_state_dict(tensors)
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:

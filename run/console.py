@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from private import redacted
+from untrusted import plain
+
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.text import Text
@@ -25,7 +28,6 @@ LINES_PER_RUN = 50  # plain progress lines from 0 to 100 %: one each 2 %
 LINE_WIDTH = 80  # columns; the narrowest terminal in common use
 BAR_WIDTH = (6, 24)  # columns of the bar itself, at least and at most
 NUMERIC = re.compile(r"[-+~<>≤≥]?[\d.]+(e[-+]?\d+)?\s?[a-zA-Z%/]*|-|—|")
-ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -321,4 +323,4 @@ def _numeric_columns(count: int, cells: Sequence[Sequence[str]]) -> list[bool]:
 
 
 def _plain(text: str) -> str:
-    return ESCAPES.sub("", text)
+    return redacted(plain(text))

@@ -345,13 +345,20 @@ def _connect(url: str) -> bool:
 
 def _has_credentials(wandb: ModuleType, host: str) -> bool:
     """Whether wandb would find a key. It is asked before wandb.init, which would ask the keyboard."""
+    return key_at_hand(host) or bool(getattr(wandb.setup().settings, "api_key", None))
+
+
+def netrc_path() -> Path:
+    """Where `wandb login` keeps its key."""
+    return Path(os.environ.get("NETRC") or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
+
+
+def key_at_hand(host: str) -> bool:
+    """Whether the environment or the user's netrc file has a key for a wandb host; the key itself is not kept."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    if getattr(wandb.setup().settings, "api_key", None):
-        return True
-    path = Path(os.environ.get("NETRC") or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
     try:
-        entries = netrc.netrc(path)
+        entries = netrc.netrc(netrc_path())
     except (OSError, netrc.NetrcParseError):
         return False
     # Keys of api.wandb.ai stay valid under the newer default host.

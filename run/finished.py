@@ -14,8 +14,11 @@ from data.tokenizer import Tokenizer
 from errors import UserError
 from model.gpt import GPT
 from model.shape import Shape
-from run.checkpoint import file_hash, load_weights
+from run.checkpoint import check_shapes, file_hash, load_weights
 from run.record import read_json
+from untrusted import is_count, member
+
+LONGEST_BLOCK = 1 << 20  # tokens; no tensor of a rotary model tells its context, and its tables grow with it
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,31 @@ def load_finished(folder: str, device: torch.device) -> Finished:
     path = Path(folder)
     path = path.parent if path.is_file() else path
     weights, about = path / "model.safetensors", read_json(path / "model.json")
-    if not weights.exists() or about is None:
+    if not weights.exists() or not isinstance(about, dict):
         hint = "; its run is not finished: type its command again" if (path / "checkpoint").exists() else ""
         raise UserError(f"checkpoint={folder} holds no finished model (model.safetensors and model.json){hint}")
-    if about.get("sha256") != file_hash(weights):
-        raise UserError(f"{weights} is damaged: its checksum is not the one in model.json; restore it from a copy")
     try:
-        shape = Shape.from_dict(about["shape"])
+        if about.get("sha256") != file_hash(member(path, weights.name)):
+            raise UserError(f"{weights} is damaged: its checksum is not the one in model.json; restore it from a copy")
         tensors = load_file(weights, device=str(device))
-    except (KeyError, TypeError, SafetensorError) as error:
+        shape = _shape(about["shape"], tensors, str(weights))
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as a model ({error})") from None
+    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    if tokenizer.n_vocab > shape.vocab_size:
+        raise UserError(f"{path} holds a tokenizer of {tokenizer.n_vocab} ids and a model of {shape.vocab_size}")
     with device:
         model = GPT(shape)
     load_weights(model, tensors, str(weights))
-    return Finished(model.eval(), Tokenizer.load(path / "tokenizer.json"), about)
+    return Finished(model.eval(), tokenizer, about)
+
+
+def _shape(content: Any, tensors: dict[str, torch.Tensor], origin: str) -> Shape:
+    """The shape in model.json, held against the tensors before a model of it is built: a line can ask for terabytes."""
+    shape = Shape.from_dict(content)
+    sizes = (shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.bigram_rows, shape.ffn_hidden or 0)
+    if not all(map(is_count, sizes)) or shape.n_layer > len(tensors) or not is_count(shape.block_size, LONGEST_BLOCK):
+        raise ValueError("the shape in model.json is not that of its weights")
+    with torch.device("meta"):
+        check_shapes(GPT(shape), tensors, origin)
+    return shape

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from private import is_secret
 from run.history import is_number, mapping
 
 SHOWN_OF_PLAN = (
@@ -25,7 +26,6 @@ SHOWN_OF_PLAN = (
     "beta2",
     "dropout",
 )
-SECRET = re.compile(r"(.*[_-])?(api_?key|secret|secret_key|password|passwd|credentials?|token)", re.IGNORECASE)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -41,7 +41,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def public_config(nested: Mapping[str, Any]) -> dict[str, Any]:
     """The flattened config without the entries whose name says that they are secret."""
-    return {key: value for key, value in flatten(nested).items() if not any(map(SECRET.fullmatch, key.split(".")))}
+    return {key: value for key, value in flatten(nested).items() if not any(map(is_secret, key.split(".")))}
 
 
 def figures(nested: Mapping[str, Any]) -> dict[str, Any]:

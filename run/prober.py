@@ -43,7 +43,7 @@ class TrialProcess:
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
         self._answers: queue.Queue[str] = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "run.trial", self._device],
+            [sys.executable, "-m", "run.trial", self._device],  # a checked name, and no shell
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -194,11 +194,29 @@ def test_the_ledger_on_disk_is_what_was_spent(tmp_path: Path) -> None:
     assert found["clean"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"ledger_s": {}}', '{"ledger_s": {"setup": -1}}'])
+WHOLE = dict.fromkeys(ACCOUNTS, 1.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"ledger_s": {}}', '{"ledger_s": {"setup": -1}}', "[" * 100_000),
+        *(json.dumps({"ledger_s": {**WHOLE, "train": value}}) for value in (1e300, float("nan"), 10**400, "1", True)),
+    ],
+)
 def test_a_damaged_ledger_is_no_ledger(tmp_path: Path, content: str) -> None:
     (tmp_path / "ledger.json").write_text(content)
     assert read_ledger(tmp_path / "ledger.json") is None
     assert read_ledger(tmp_path / "absent.json") is None
+
+
+def test_a_ledger_whose_accounts_are_whole_counts_whatever_else_it_lacks(tmp_path: Path) -> None:
+    """What was spent is never reset; a run that does not say how it ended was killed."""
+    for rest in ({}, {"clean": "yes", "extended_hours": "2"}):
+        (tmp_path / "ledger.json").write_text(json.dumps({"ledger_s": WHOLE, **rest}))
+        found = read_ledger(tmp_path / "ledger.json")
+        assert found is not None
+        assert (found["ledger_s"], found["clean"], found["extended_hours"]) == (WHOLE, False, 0.0)
 
 
 def test_a_second_run_in_a_process_starts_when_it_starts() -> None:

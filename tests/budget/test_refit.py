@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +204,16 @@ def test_only_runs_that_differ_in_their_seed_alone_are_alike(
     assert (runs[0].point.setup == runs[1].point.setup) is alike
 
 
+# Nine lines of YAML that are three gigabytes of JSON.
+BILLION_LAUGHS = "a: &a [lol]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefghi")
+)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        *(("config.yaml", content) for content in (None, "", "[", "3")),
+        *(("config.yaml", content) for content in (None, "", "[", "3", BILLION_LAUGHS, "[" * 100_000)),
         *(("plan.json", content) for content in (None, "", "[", "3", "{}", '{"batch_tokens": null}')),
     ],
 )

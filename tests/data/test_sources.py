@@ -138,14 +138,14 @@ def test_a_gone_repository_falls_back_and_says_so(
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    real = datasets.load_dataset
+    real = datasets.load_dataset_builder
 
     def load(repo: str, **options: Any) -> Any:
         if repo == "gone/away":
             raise DatasetNotFoundError("Dataset 'gone/away' doesn't exist on the Hub")
         return real(repo, **options)
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     spec = DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away", fallbacks=(str(local_hub),))
     said: list[str] = []
     source = make_source(spec)

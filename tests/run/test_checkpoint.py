@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from model.optim import configure_optimizers
 from model.shape import Shape
 from run.checkpoint import (
     TrainingState,
+    _checksum,
     checkpoints,
+    file_hash,
     latest_checkpoint,
     load_weights,
     restore_optimizer,
@@ -129,3 +132,115 @@ def test_finished_weights_are_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(MachineError, match="read back"):
         save_weights(tmp_path / "other.safetensors", model)
     assert not (tmp_path / "other.safetensors").exists()
+
+
+# Checkpoints that somebody else wrote: a checksum shows damage, not who made the file.
+
+
+def rewritten(folder: Path, **changes: object) -> None:
+    """Change what state.json says, with the right checksum."""
+    content = json.loads((folder / "state.json").read_text()) | changes
+    content["checksum"] = _checksum(content)
+    (folder / "state.json").write_text(json.dumps(content))
+
+
+def two_checkpoints(folder: Path) -> Path:
+    """The newer one's folder."""
+    model, optimizer = trained()
+    for number in (1, 2):
+        save_checkpoint(folder, model, optimizer, TrainingState(step=number), {"train": 1.0})
+    return checkpoints(folder)[0]
+
+
+def refused(folder: Path) -> str:
+    """The one line about the newer checkpoint, when the older one is what is used."""
+    said: list[str] = []
+    found = latest_checkpoint(folder, said.append)
+    assert found is not None
+    assert found.state.step == 1
+    (line,) = said
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../../../etc/passwd", "../step-000000001/model.safetensors", "x"])
+def test_a_checkpoint_names_no_file_but_its_own(tmp_path: Path, name: str) -> None:
+    """/dev/zero would be hashed for ever."""
+    folder = two_checkpoints(tmp_path)
+    hashes = json.loads((folder / "state.json").read_text())["sha256"]
+    rewritten(folder, sha256={**hashes, name: "0"})
+    assert "is not about" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", "pipe"])
+def test_a_checkpoint_of_links_is_refused(tmp_path: Path, target: str) -> None:
+    folder = two_checkpoints(tmp_path)
+    (folder / "model.safetensors").unlink()
+    if target == "pipe":
+        os.mkfifo(folder / "model.safetensors")
+    else:
+        (folder / "model.safetensors").symlink_to(target)
+    assert "leads out" in refused(tmp_path) or "no regular file" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("size", [2**60, 2**63, 2**64 - 1, 200_000_000, 0])
+def test_a_hostile_safetensors_header_is_refused(tmp_path: Path, size: int) -> None:
+    folder = two_checkpoints(tmp_path)
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + b"{" * 1000)
+    hashes = json.loads((folder / "state.json").read_text())["sha256"]
+    rewritten(folder, sha256={**hashes, "model.safetensors": file_hash(folder / "model.safetensors")})
+    assert "damaged" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**62]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [2**62, 0]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "PICKLE", "shape": [1], "data_offsets": [0, 4]}},
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, tensors: dict[str, object]) -> None:
+    folder = two_checkpoints(tmp_path)
+    header = json.dumps(tensors).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    hashes = json.loads((folder / "state.json").read_text())["sha256"]
+    rewritten(folder, sha256={**hashes, "model.safetensors": file_hash(folder / "model.safetensors")})
+    assert "damaged" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": 10**30},
+        {"step": -1},
+        {"step": "2"},
+        {"tokens": 1.5},
+        {"progress": -0.5},
+        {"flops": True},
+        {"limit_s": "9"},
+        {"correction": [1]},
+        {"more": 1},
+    ],
+)
+def test_a_state_that_no_run_is_in_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = two_checkpoints(tmp_path)
+    state = json.loads((folder / "state.json").read_text())["state"]
+    rewritten(folder, state={**state, **changes})
+    assert "damaged" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("ledger", [{"train": -5}, {"train": "1"}, {"train": 1e300}, [1], None])
+def test_a_ledger_that_gives_time_back_is_refused(tmp_path: Path, ledger: object) -> None:
+    folder = two_checkpoints(tmp_path)
+    rewritten(folder, ledger_s=ledger)
+    assert "damaged" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 1_000_000, '{"format": 1, "sha256": 3}'])
+def test_a_state_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    folder = two_checkpoints(tmp_path)
+    (folder / "state.json").write_text(text)
+    assert "damaged" in refused(tmp_path)

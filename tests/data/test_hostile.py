@@ -1,0 +1,354 @@
+"""Corpora from somebody who wishes us ill: little files that mean terabytes, links, decoders, a label in every line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from data import hub, readers
+from data.prepare import prepare
+from data.readers import read_documents
+from data.shards import open_corpus, verify
+from data.sources import DataSpec, make_source
+from data.tokenizer import Tokenizer, get_tokenizer
+from tests.data.helpers import make, refused, texts, write_jsonl
+
+FRAME = bytes.fromhex("28b52ffd 00 38")  # magic, nothing optional, a window of 128 KiB
+MB = 1_000_000
+
+
+def rle_blocks(byte: bytes, count: int) -> bytes:
+    """`count` zstd blocks of 4 bytes, each of which stands for 128 KiB of the same byte (RFC 8878, 3.1.1.2)."""
+    return ((1 << 17 << 3 | 1 << 1).to_bytes(3, "little") + byte) * count
+
+
+@contextmanager
+def little_memory(limit: int) -> Iterator[None]:
+    """What is done inside takes no more than `limit` bytes at any moment, measured by the kernel."""
+
+    def kilobytes(what: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = kilobytes("VmRSS")
+    yield
+    assert (kilobytes("VmHWM") - before) * 1024 < limit
+
+
+@pytest.mark.parametrize("name", ["bomb.jsonl.zst", "bomb.txt.zst", "bomb.json.zst"])
+def test_a_zstd_frame_of_a_terabyte_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FRAME + rle_blocks(b"x", 1 << 23))
+    with little_memory(700 * MB):
+        refused(lambda: list(read_documents(tmp_path / name)), name, "bomb")
+
+
+def test_a_terabyte_of_blanks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json.zst").write_bytes(FRAME + rle_blocks(b" ", 1 << 23))
+    with little_memory(700 * MB):
+        refused(lambda: list(read_documents(tmp_path / "a.json.zst")), "bomb")
+
+
+def test_text_that_compresses_well_is_no_bomb(tmp_path: Path) -> None:
+    line = json.dumps({"text": "the same again " * 1000}) + "\n"
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line.encode() * 6000))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(line.encode() * 100))
+    assert sum(1 for _ in read_documents(tmp_path)) == 6100
+
+
+def test_zeros_between_frames_may_be_many(tmp_path: Path) -> None:
+    """A writer that pads to a block of the disk; more zeros than are undone at once."""
+    frames = [zstandard.compress(json.dumps({"text": f"text {i}"}).encode() + b"\n") for i in range(2)]
+    (tmp_path / "a.jsonl.zst").write_bytes((b"\0" * 5000).join(frames) + b"\0" * 5000)
+    assert [document.text for document in read_documents(tmp_path / "a.jsonl.zst")] == ["text 0", "text 1"]
+
+
+def test_a_download_of_nothing_but_zeros_is_corrupt(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\0" * 5000)
+    refused(lambda: list(read_documents(tmp_path / "a.jsonl.zst")), "corrupt .zst")
+
+
+def test_a_line_nested_a_million_deep_is_one_line_of_complaint(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n' + b"[" * MB + b"\n")
+    refused(lambda: list(read_documents(tmp_path / "a.jsonl")), "a.jsonl:2", "too deep")
+    assert len(list(read_documents(tmp_path / "a.jsonl", bad_documents="skip"))) == 1
+
+
+def test_a_line_without_end_is_refused_or_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LONGEST_LINE", MB)
+    write_jsonl(tmp_path / "a.jsonl", ["first", "x" * 3 * MB, "x" * (MB - 100), "last", "x" * 2 * MB])
+    refused(lambda: list(read_documents(tmp_path / "a.jsonl")), "a.jsonl:2", "MiB", "data.bad_documents=skip")
+    found = [len(document.text) for document in read_documents(tmp_path / "a.jsonl", bad_documents="skip")]
+    assert found == [5, MB - 100, 4]
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"x" * 150 * MB + b'"}\n{"text": "y"}\n', 1))
+    with little_memory(50 * MB):
+        assert len(list(read_documents(tmp_path / "b.jsonl.gz", bad_documents="skip"))) == 1
+
+
+def test_an_array_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LONGEST_ARRAY", MB)
+    (tmp_path / "a.json").write_text("[" + ",\n".join(['{"text": "x"}'] * 100_000) + "]")
+    refused(lambda: list(read_documents(tmp_path / "a.json")), "a.json", "MiB", ".jsonl")
+
+
+def test_plain_text_without_lines_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PLAIN_DOCUMENT_BYTES", 100_000)
+    monkeypatch.setattr(readers, "LONGEST_PLAIN", 400_000)
+    text = "東京😀ü" * 200_000
+    (tmp_path / "a.txt").write_text(text)
+    found = [document.text for document in read_documents(tmp_path / "a.txt")]
+    assert "".join(found) == text
+    assert max(len(each.encode()) for each in found) < 500_000
+
+
+def test_a_parquet_dictionary_that_repeats_a_large_text(tmp_path: Path) -> None:
+    """4 MB that compress to nothing, in 300 rows: over 1 GB if all of a batch were made at once."""
+    large = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array(["x" * 4 * MB]))
+    pq.write_table(pa.table({"text": large}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    with little_memory(700 * MB):
+        assert sum(len(document.text) for document in read_documents(tmp_path / "a.parquet")) == 1200 * MB
+
+
+def test_a_folder_with_a_link_to_a_private_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("ssh-key")
+    corpus = tmp_path / "corpus"
+    write_jsonl(corpus / "a.jsonl", texts(5))
+    (corpus / "b.jsonl").symlink_to("a.jsonl")
+    assert len(list(read_documents(corpus))) == 10
+    (corpus / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    refused(lambda: list(read_documents(corpus)), "notes.txt", "secret.txt", "leads out", "data.path=")
+    refused(lambda: make(tmp_path, corpus), "notes.txt")
+    # what the user names himself is his to name
+    assert [document.text for document in read_documents(f"{corpus}/*.txt")] == ["ssh-key"]
+
+
+def test_slimpajamas_layout_with_a_link_to_a_private_folder_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "private" / "a.jsonl", ["ssh-key"])
+    write_jsonl(tmp_path / "corpus" / "validation" / "a.jsonl", texts(5))
+    (tmp_path / "corpus" / "train").symlink_to(tmp_path / "private")
+    spec = DataSpec(source="slimpajama", tokenizer="bytes", path=str(tmp_path / "corpus"))
+    refused(lambda: make_source(spec), "corpus/train", "leads out")
+
+
+def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots" / "abc" / "train"
+    snapshot.mkdir(parents=True)
+    write_jsonl(tmp_path / "blobs" / "1234.jsonl", texts(5))
+    (snapshot / "a.jsonl").symlink_to("../../../blobs/1234.jsonl")
+    assert len(list(read_documents(tmp_path / "snapshots" / "abc"))) == 5
+    assert len(list(read_documents(snapshot))) == 5
+
+
+def test_a_corpus_with_a_source_in_every_line(tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "meta": {"redpajama_set_name": f"{i} " + "x" * 10_000}} for i in range(2000)]
+    info = make(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), validation_fraction=0.01)
+    sources = info.manifest["sources"]
+    assert len(sources) == readers.MOST_SOURCES + 1
+    assert sources[-1] == readers.OTHER_SOURCES
+    assert max(map(len, sources)) == readers.LONGEST_LABEL
+    assert sum(row["documents"] for row in info.manifest["splits"]["train"]["by_source"].values()) > 1900
+    verify(info.folder)
+
+
+# A repository on the Hub says in its own README what its data files are.
+
+
+@pytest.mark.parametrize("named", ["{outside}/secret.jsonl", "../secret.jsonl", "link.jsonl"])
+def test_a_repository_that_names_a_private_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    write_jsonl(tmp_path / "secret.jsonl", ["ssh-key"])
+    repo = tmp_path / "repo"
+    write_jsonl(repo / "train.jsonl", texts(5))
+    (repo / "link.jsonl").symlink_to("../secret.jsonl")
+    files = named.format(outside=tmp_path)
+    readme = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {files}\n---\n"
+    (repo / "README.md").write_text(readme)
+    source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo=str(repo)))
+    refused(lambda: source.open(None, print), "README", "none of its files")
+
+
+@pytest.mark.parametrize(
+    ("repo", "file", "own"),
+    [
+        ("a/b", "hf://datasets/a/b@abc/train/x.jsonl.zst", True),
+        ("a/b", "hf://datasets/a/bc@abc/train/x.jsonl", False),
+        ("a/b", "hf://datasets/evil/b@abc/x.jsonl", False),
+        ("a/b", "hf://datasets/a/b@abc/../../evil/b@abc/x.jsonl", False),
+        ("a/b", "https://example.org/x.jsonl", False),
+        ("a/b", "/home/me/.ssh/id_rsa", False),
+    ],
+)
+def test_files_of_a_repository_are_its_own(repo: str, file: str, own: bool) -> None:
+    builder = SimpleNamespace(name="json", config=SimpleNamespace(data_files={"train": [file]}))
+    if own:
+        hub._refuse_strange(builder, repo)
+    else:
+        refused(lambda: hub._refuse_strange(builder, repo), file)
+
+
+def test_a_repository_of_archives_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` knows thirty decoders; text needs four."""
+    import tarfile
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    with tarfile.open(repo / "train.tar", "w") as archive:
+        archive.add(write_jsonl(tmp_path / "a.json", ["x"]), arcname="0.json")
+    source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo=str(repo)))
+    refused(lambda: source.open(None, print), "webdataset", "parquet")
+
+
+# Prepared corpora.
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    return make(tmp_path, write_jsonl(tmp_path / "in" / "a.jsonl", texts(60))).folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"file": "/etc/passwd"},
+        {"file": "../../secret.bin"},
+        {"file": "train-00000.bin/../../x"},
+        {"file": 7},
+        {"file": ["train-00000.bin"]},
+        {"split": "val"},
+        {"tokens": -1},
+        {"tokens": 2**70},
+        {"documents": "60"},
+        {"largest_id": None},
+        {"hash": 5},
+    ],
+)
+def test_a_manifest_that_names_anything_but_its_own_shards(prepared: Path, changes: dict[str, object]) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    first = next(shard for shard in manifest["shards"] if shard["split"] == "train")
+    first.update(changes)
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    refused(lambda: open_corpus(prepared), "manifest.json", "damaged", "prepare again")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 1_000_000, '{"format": 1, "shards": 3}', '{"format": 1}'])
+def test_a_manifest_that_is_none(prepared: Path, text: str) -> None:
+    (prepared / "manifest.json").write_text(text)
+    refused(lambda: open_corpus(prepared), "manifest.json", "damaged")
+
+
+def test_a_shard_that_is_a_link_or_a_pipe(prepared: Path, tmp_path: Path) -> None:
+    shard = prepared / "train-00000.bin"
+    shard.rename(tmp_path / "moved.bin")
+    shard.symlink_to(tmp_path / "moved.bin")
+    refused(lambda: open_corpus(prepared), "leads out")
+    shard.unlink()
+    os.mkfifo(shard)
+    refused(lambda: open_corpus(prepared), "no regular file")
+
+
+HEADERS = {
+    "objects": b"{'descr': '|O', 'fortran_order': False, 'shape': (60, 2), }",
+    "huge": b"{'descr': '<i8', 'fortran_order': False, 'shape': (4611686018427387904, 2), }",
+    "deep": b"(" * 9000,
+    "code": b"__import__('os').system('touch owned')",
+    "half": b"{'descr': '<i8",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_table_with_a_hostile_header(prepared: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared)
+    text = HEADERS[name] + b"\n"
+    (prepared / "train-00000.docs.npy").write_bytes(
+        b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"\0" * 960
+    )
+    refused(lambda: open_corpus(prepared), "train-00000", "prepare again")
+    assert not (prepared / "owned").exists()
+
+
+def test_a_table_that_names_a_source_out_of_range(prepared: Path) -> None:
+    """It would be an index into an array of as many entries."""
+    from data.shards import corpus_fingerprint, read_shard
+
+    table = np.load(prepared / "train-00000.docs.npy", allow_pickle=False)
+    table[3, 1] = 2**60
+    np.save(prepared / "train-00000.docs.npy", table, allow_pickle=False)
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        shard["hash"] = read_shard(prepared / shard["file"], 2).hash
+    manifest["fingerprint"] = corpus_fingerprint(manifest["shards"], manifest["tokenizer"]["fingerprint"])
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    refused(lambda: verify(prepared), "sources that are not there")
+
+
+# Tokenizers.
+
+
+def tokenizer_file(tmp_path: Path, **changes: object) -> Path:
+    path = tmp_path / "tokenizer.json"
+    get_tokenizer("bytes", None, tmp_path, "").save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_a_tokenizer_of_ten_gigabytes(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(10 << 30)
+    with little_memory(200 * MB):
+        refused(lambda: Tokenizer.load(tmp_path / "tokenizer.json"), "larger than 64 MiB")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"specials": {"<|endoftext|>": 2**60}}, "ids"),
+        ({"specials": {"<|endoftext|>": -5}}, "ids"),
+        ({"specials": {"<|endoftext|>": "256"}}, "ids"),
+        ({"specials": {}}, "endoftext"),
+        ({"specials": []}, "no readable tokenizer"),
+        ({"ranks": {"AA==": 0}}, "bytes without an id"),
+        ({"ranks": {"AA==": 1, "AQ==": 1}}, "each used once"),
+        ({"ranks": ["AA=="]}, "no readable tokenizer"),
+        ({"ranks": {"%%%": 0}}, "no readable tokenizer"),
+        ({"pattern": 3}, "pattern"),
+        ({"pattern": "a" * 100_000}, "pattern"),
+    ],
+)
+def test_a_tokenizer_that_would_take_the_memory_or_the_process(
+    tmp_path: Path, changes: dict[str, object], word: str
+) -> None:
+    path = tokenizer_file(tmp_path, **changes)
+    with little_memory(200 * MB):
+        refused(lambda: Tokenizer.load(path), word)
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(?:(?=a).)*(?:(?=a).)*(?:(?=a).)*c"])
+def test_a_pattern_that_cannot_split_is_one_line(tmp_path: Path, pattern: str) -> None:
+    from data.tokenizer import train_bpe
+
+    train_bpe("bpe-300", iter(["some text"])).save(tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text()) | {"pattern": pattern}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer.load(tmp_path / "t.json")
+    refused(lambda: tokenizer.encode("a" * 3000), "pattern cannot split")
+
+
+@pytest.mark.parametrize("name", ["bpe-99999999999999999999", "bpe-" + "9" * 5000, "../../bpe-400", "bpe-400/../x"])
+def test_a_tokenizers_name_is_no_path_and_no_bomb(tmp_path: Path, name: str) -> None:
+    message = refused(lambda: prepare(DataSpec(source="stdlib", tokenizer=name)), "data.tokenizer")
+    assert len(message) < 1000

@@ -1,0 +1,70 @@
+"""Reading what somebody else may have written: sizes and depths are bounded, names stay in their folder, and what is shown
+on a terminal is only text. Everything that is refused is a ValueError; the caller knows what to advise."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+JSON_BYTES = 64 << 20  # a run's or a corpus' largest JSON file is its tokenizer: 30 MB with a million ids
+ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file. Raises ValueError for anything else (a pipe or a device has no end) and for one of
+    more than `limit` bytes; OSError as usual."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is no regular file")
+        if about.st_size > limit:
+            raise ValueError(f"it is larger than {limit >> 20} MiB")
+        return file.read(about.st_size)
+
+
+def parse_json(raw: bytes | str) -> Any:
+    """The value of a JSON text. Raises ValueError, also where it is nested too deep for Python's stack."""
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def load_json(path: Path, limit: int = JSON_BYTES) -> Any:
+    """The value in a JSON file. Raises OSError and ValueError, see `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, limit))
+
+
+def member(folder: Path, name: object) -> Path:
+    """The regular file `name` of `folder`, where a name that was read from a file is a plain one.
+
+    Raises ValueError for a path, for a link that leads out of the folder, and for a pipe or a device; OSError where
+    there is nothing.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} is not the name of a file in {folder}")
+    path = folder / name
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} is a link that leads out of its folder")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is no regular file")
+    return path
+
+
+def is_count(value: object, limit: float = 2**63) -> bool:
+    """Whether a value out of JSON is a whole number in [0, limit)."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+
+
+def is_amount(value: object, limit: float = 1e30) -> bool:
+    """Whether a value out of JSON is a finite number in [0, limit)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < limit
+
+
+def plain(text: str) -> str:
+    """Text without the sequences that would move a terminal's cursor, rename its window or fill its clipboard."""
+    return ESCAPES.sub("", text)
