@@ -20,7 +20,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock bench bench-gpu prove-plan slurm-up slurm-down clean
+.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock bench bench-gpu prove-plan prove-faults slurm-up slurm-down clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -123,6 +123,10 @@ slurm-up: $(DEV)  ## a Slurm of one node on this machine, for trying and testing
 
 slurm-down:  ## stop it
 	@$(PY) -m tests.slurm_cluster down
+
+prove-faults: $(DEV)  ## is anything ever lost? kills, signals, every other fault; half an hour: ARGS="--kills 20 --signals 14"
+	@$(PY) -m bench.prove_faults $(ARGS)
+	@$(PY) -m bench.reliability
 
 lock:  ## write the locks anew from requirements*.in, in a throw-away environment
 	@for set in requirements requirements-dev; do \

@@ -14,7 +14,7 @@ from budget.flops import flops_per_token
 from budget.planner import Plan
 from config import optim_settings, template, with_eot
 from run.record import Metrics
-from session import Session, Trainer, timed
+from session import Session, Trainer, attempts, timed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,9 +110,6 @@ def warm_up(session: Session, trainer: Trainer) -> None:
 
     machine, shape = trainer.machine, trainer.shape
     sequences = trainer.plan.batch_tokens // shape.block_size
-    micro = min(trainer.micro_batch, sequences)
-    made_up = np.zeros((micro, shape.block_size), dtype=np.int64)
-    tokens, starts = machine.to_device(made_up), machine.document_starts(made_up, shape)
 
     def forward_and_backward() -> None:
         with machine.autocast():
@@ -121,7 +118,12 @@ def warm_up(session: Session, trainer: Trainer) -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
         machine.synchronize()
 
-    session.clock.pace.add(timed(session.clock, forward_and_backward, 2) * sequences / micro)
+    for attempt in attempts(session, trainer):
+        with attempt:
+            micro = min(trainer.micro_batch, sequences)
+            made_up = np.zeros((micro, shape.block_size), dtype=np.int64)
+            tokens, starts = machine.to_device(made_up), machine.document_starts(made_up, shape)
+            session.clock.pace.add(timed(session.clock, forward_and_backward, 2) * sequences / micro)
 
 
 def micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor, Tensor | None]]:

@@ -8,11 +8,13 @@ from typing import Any
 from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
 from run.console import format_count, format_seconds
+from run.figures import show
 from run.headline import headline
 from run.history import Records, read_metrics
 from run.record import SCHEMA, environment, significant, write_json
 from run.watch import slow_spells
-from session import Session, Trainer, evaluate, save, set_status, timed, write_report_of, write_sample
+from sealed import seal
+from session import Session, Trainer, evaluate, insist, save, set_status, timed, write_report_of, write_sample
 from settle import why_off
 
 EXIT_S = 0.3  # from the last file written to the end of the process
@@ -99,7 +101,6 @@ def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> No
 
 def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
     """What the reserve was kept for, in the order of what matters most: weights, evaluation, samples, record, report."""
-    from run.checkpoint import save_weights
     from run.directory import full_disk
 
     run, clock = session.run, session.clock
@@ -107,11 +108,7 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
         save(session, trainer, final=True)
         with clock.charge("checkpoint"):
             try:
-                trainer.corpus.tokenizer.save(run.tokenizer)
-                digest = save_weights(run.weights, trainer.model)
-                write_json(
-                    run.model, {"format": 1, "shape": trainer.shape.to_dict(), "sha256": digest, **about(trainer)}
-                )
+                insist(lambda: save_model(session, trainer))
             except OSError as error:
                 raise full_disk(run.weights, error, f"the checkpoint of step {trainer.state.step}") from None
         with clock.charge("eval"):
@@ -128,11 +125,22 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
     show_result(session, trainer, record(session, trainer, "finished", stopped_by, figures))
 
 
+def save_model(session: Session, trainer: Trainer) -> None:
+    """The finished weights, read back, and what a reader of them needs. Raises OSError where the disk refuses."""
+    from run.checkpoint import save_weights
+
+    run = session.run
+    trainer.corpus.tokenizer.save(run.tokenizer)
+    digest = save_weights(run.weights, trainer.model)
+    write_json(run.model, seal({"format": 1, "shape": trainer.shape.to_dict(), "sha256": digest, **about(trainer)}))
+
+
 def about(trainer: Trainer) -> dict[str, Any]:
     """What a reader of the weights needs to know besides their shape."""
     corpus = trainer.corpus
     return {
         "tokenizer": corpus.tokenizer.name,
+        "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
         "n_vocab": corpus.tokenizer.n_vocab,
         "data_fingerprint": corpus.fingerprint,
         "steps": trainer.state.step,
@@ -202,13 +210,15 @@ def record(
             "train_tokens": trainer.corpus.train.n_tokens,
             "epochs": state.tokens / trainer.corpus.train.n_tokens,
         },
+        "setback": state.setback,
+        "standstill_s": clock.standstill_s,
         "samples": session.samples,
         "environment": {
             **environment(machine.name, machine.torch_version, machine.threads),
             "compile_cache": trainer.compile_cache,
         },
     }
-    write_json(session.run.result, significant(result, 10))
+    insist(lambda: write_json(session.run.result, significant(result, 10)))
     return result
 
 
@@ -249,8 +259,8 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
     error = f" ± {figures['loss_se']:.4f}" if figures["loss_se"] is not None else ""
     console.heading("Result")
     console.say(f"validation loss  {figures['loss']:.4f}{error} nats per token on {figures['tokens']:,} tokens")
-    console.say(f"perplexity       {figures['perplexity']:.2f}")
-    console.say(f"bits per byte    {figures['bits_per_byte']:.4f}")
+    console.say(f"perplexity       {show(figures['perplexity'], '{:.2f}'.format)}")
+    console.say(f"bits per byte    {show(figures['bits_per_byte'], '{:.4f}'.format)}")
     console.say(f"accuracy         {figures['accuracy']:.2%} of next tokens")
     console.say(f"stopped by       {result['stopped_by']}{'' if over is None else margin(over)}")
     console.say(f"report           {run.report}")

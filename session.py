@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from budget.clock import BudgetClock, StepCost
 from budget.planner import Plan
 from config import Config
+from errors import MachineError
 from model.shape import Shape
+from run import memory
 from run.console import Console
 from run.dashboard import Dashboard
 from run.directory import RunDirectory
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
     from model.gpt import GPT
     from run.checkpoint import TrainingState
     from run.machine import Machine
+
+RETRY_S = 1.0  # a network file system that has refused is asked once more after this long
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -64,6 +74,7 @@ class Trainer:
     window_s: float = 0.0  # what a window of evaluation took, at worst so far
     samples_s: float = 0.0  # what writing the samples will take
     saved_at: float = 0.0  # on the clock's scale of spent seconds
+    moved_at: float | None = None  # progress when this process took the run over from another machine
 
 
 def set_status(session: Session, status: str, reason: str) -> None:
@@ -91,10 +102,38 @@ def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str
     """Score the model on a fixed range of the validation split; a stopping signal ends it between batches."""
     from evals.language_model import evaluate as score
 
-    corpus, machine = trainer.corpus, trainer.machine
-    stop, micro = session.signals.check, trainer.micro_batch
-    token_bytes = corpus.tokenizer.token_bytes
-    return score(trainer.model, windows, token_bytes, corpus.val.sources, micro, machine.device, machine.autocast, stop)
+    corpus, machine, stop = trainer.corpus, trainer.machine, session.signals.check
+    token_bytes, sources = corpus.tokenizer.token_bytes, corpus.val.sources
+    figures: dict[str, Any] = {}
+    for attempt in attempts(session, trainer):
+        with attempt:
+            micro = trainer.micro_batch
+            figures = score(trainer.model, windows, token_bytes, sources, micro, machine.device, machine.autocast, stop)
+    return figures
+
+
+def attempts(session: Session, trainer: Trainer) -> Iterator[memory.Attempt]:
+    """Attempts at work in micro-batches, each with half as many sequences at once as the one before, which ran out of
+    memory."""
+    return memory.attempts(lambda: halve_micro_batch(session, trainer))
+
+
+def halve_micro_batch(session: Session, trainer: Trainer) -> None:
+    """Half as many sequences at once, twice as often: the mathematics stays the same. Raises MachineError where there is
+    only one already."""
+    trainer.optimizer.zero_grad(set_to_none=True)  # of the part of the batch that had been done
+    gc.collect()
+    trainer.machine.release_memory()
+    before, step = trainer.micro_batch, trainer.state.step
+    if before == 1:
+        raise MachineError(
+            f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; kept: every"
+            " checkpoint; end what else uses the device, then type the same command"
+        )
+    trainer.micro_batch = -(-before // 2)
+    text = f"out of memory at step {step}: {trainer.micro_batch} sequences at a time from here on instead of {before}"
+    session.console.warn(f"{text}; what is computed stays the same")
+    trainer.metrics.write({"event": "note", "step": step, "text": text})
 
 
 def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int) -> dict[str, str]:
@@ -131,32 +170,54 @@ def save_due(session: Session, trainer: Trainer) -> bool:
 
 def save(session: Session, trainer: Trainer, final: bool) -> None:
     """Write a checkpoint. A disk that refuses costs a warning, and the earlier checkpoints stay; only at the end it is
-    an error."""
+    an error. Weights that are no numbers are not written over good ones."""
     from run.checkpoint import save_checkpoint
     from run.directory import full_disk
 
-    clock = session.clock
+    clock, folder, state = session.clock, session.run.checkpoints, trainer.state
+
+    def write() -> None:
+        save_checkpoint(folder, trainer.model, trainer.optimizer, state, clock.accounts())
+
     with clock.charge("checkpoint"):
-        began = clock.clock()
-        trainer.state.progress = clock.progress
-        trainer.state.loss_scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None
+        began = clock.awake_s()
+        state.progress = clock.progress
+        state.loss_scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None
         try:
-            save_checkpoint(session.run.checkpoints, trainer.model, trainer.optimizer, trainer.state, clock.accounts())
+            if has_numbers(trainer):
+                insist(write) if final else write()
+            else:
+                session.console.warn(f"no checkpoint at step {state.step}: its weights are no numbers")
         except OSError as error:
             if final:
-                raise full_disk(session.run.checkpoints, error, "the checkpoints before it") from None
-            session.console.warn(f"no checkpoint at step {trainer.state.step}: {error}; the earlier ones are kept")
-        trainer.save_s = clock.clock() - began
+                raise full_disk(folder, error, "the checkpoints before it") from None
+            session.console.warn(f"no checkpoint at step {state.step}: {error}; the earlier ones are kept")
+        trainer.save_s = clock.awake_s() - began
     trainer.saved_at = clock.spent_s()
+
+
+def has_numbers(trainer: Trainer) -> bool:
+    """Whether every weight is a finite number: a sum with another one in it is none."""
+    total = sum(weight.detach().sum() for weight in trainer.model.parameters())
+    return math.isfinite(float(total))
+
+
+def insist(write: Callable[[], Result]) -> Result:
+    """What `write` returns; where the disk refuses, what it returns when it is called once more."""
+    try:
+        return write()
+    except OSError:
+        threading.Event().wait(RETRY_S)
+        return write()
 
 
 def timed(clock: BudgetClock, work: Any, repeats: int) -> float:
     """Seconds that the last of `repeats` calls of `work` took."""
     seconds = 0.0
     for _ in range(repeats):
-        began = clock.clock()
+        began = clock.awake_s()
         work()
-        seconds = clock.clock() - began
+        seconds = clock.awake_s() - began
     return seconds
 
 

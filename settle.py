@@ -10,10 +10,12 @@ from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan, load_plan
 from budget.rules import batch_for, learning_rate_for, weight_decay_for
+from errors import UserError
 from plan import Text, first_request, plan_here, probe_seconds
 from run.console import format_count
 from run.plan_view import show
 from run.record import significant, write_json
+from sealed import seal
 from session import Session, Trainer, save_interval
 
 if TYPE_CHECKING:
@@ -31,8 +33,18 @@ TOLERATED = 0.05  # tokens off by less than this are as planned
 
 
 def saved_plan(session: Session) -> Plan | None:
-    """The plan that this run began with, in an earlier process. Raises UserError where it cannot be read."""
-    return load_plan(session.run.plan) if session.run.plan.exists() else None
+    """The plan that this run began with, in an earlier process; its copy where it is damaged. Raises UserError where there
+    is nothing that can be read: another plan might choose another shape, which no checkpoint of the run would fit."""
+    run = session.run
+    if not run.plan.exists() and not run.plan_copy.exists():
+        return None
+    try:
+        return load_plan(run.plan)
+    except UserError:
+        if not run.plan_copy.exists():
+            raise
+        session.console.warn(f"{run.plan} is lost or damaged; its copy {run.plan_copy} is used")
+        return load_plan(run.plan_copy)
 
 
 def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: TrialProcess | None) -> Plan:
@@ -49,8 +61,11 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     Loader(corpus.train, block_size, 1, 0)  # is the corpus long enough? Before measuring
     plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
     show(plan, session.console, limits)
-    write_json(session.run.plan, significant(plan.to_dict(), 10))
-    return plan
+    content = seal(significant(plan.to_dict(), 10))
+    session.run.checkpoints.mkdir(exist_ok=True)
+    for path in (session.run.plan_copy, session.run.plan):
+        write_json(path, content)
+    return load_plan(session.run.plan)  # to the last digit what a resumed run will go on with
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,15 @@ class Correction:
 
 
 def correct(session: Session, trainer: Trainer, tightest: str) -> None:
-    """Once, early in a run that is limited by time: where the device is faster or slower than it was measured, give the
-    rules the number of tokens that it will really reach, and go on with the batch, learning rate and weight decay that
-    they say. The shape stays. What the user fixed stays."""
-    state, clock = trainer.state, session.clock
-    if state.correction is not None or clock.limits.seconds is None or clock.progress < CORRECT_AT:
+    """Once, early in a run that is limited by time, and once more after it moved to another machine: where the device is
+    faster or slower than it was measured, give the rules the number of tokens that it will really reach, and go on with
+    the batch, learning rate and weight decay that they say. The shape stays. What the user fixed stays."""
+    state, clock, moved_at = trainer.state, session.clock, trainer.moved_at
+    begun_at = moved_at or 0.0
+    settled = state.correction is not None and moved_at is None
+    if settled or clock.limits.seconds is None or clock.progress < begun_at + CORRECT_AT * (1 - begun_at):
         return
+    trainer.moved_at = None
     plan, tokens, rate = trainer.plan, trainer.plan.tokens, speed_so_far(session, trainer)
     if tightest == "hours":  # else the plan's number stands, whatever the speed
         left_s = (clock.seconds_left() or 0.0) - interruptions_s(session, trainer)
@@ -91,8 +109,10 @@ def correct(session: Session, trainer: Trainer, tightest: str) -> None:
             f"corrected: {format_count(rate)} tokens/s, {format_count(tokens)} tokens in this budget ({off:+.0%});"
             f" batch {correction.batch_tokens:,}, learning rate {correction.learning_rate:g}"
         )
-    state.correction = asdict(correction)
-    apply_correction(session, trainer)
+    if changed or state.correction is None:
+        state.correction = asdict(correction)
+    if changed:
+        apply_correction(session, trainer)
 
 
 def speed_so_far(session: Session, trainer: Trainer) -> float:
@@ -134,34 +154,37 @@ def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> 
 
 
 def apply_correction(session: Session, trainer: Trainer) -> None:
-    """Go on as the run's correction says: now, or after a resume. The next windows are those that would have come."""
+    """Go on as the run's correction says, and as planned where it has none: now, after a resume, or after a step back. The
+    next windows are those that would have come."""
     from data.loader import Loader
     from model.optim import set_weight_decay
 
-    if trainer.state.correction is None or not trainer.state.correction["changed"]:
-        return
-    correction, plan, shape = Correction(**trainer.state.correction), trainer.plan, trainer.shape
-    batch = correction.batch_tokens
-    session.clock.pace.rescale(batch / plan.batch_tokens)
-    trainer.plan = replace(
-        plan,
-        tokens=correction.tokens,
-        steps=correction.step + (correction.tokens - correction.trained) // batch,
-        tokens_per_second=correction.tokens_per_second,
-        batch_tokens=batch,
-        learning_rate=correction.learning_rate,
-        weight_decay=correction.weight_decay,
-    )
-    set_weight_decay(trainer.optimizer, correction.weight_decay)
+    correction, plan, shape = recorded_correction(trainer), trainer.planned, trainer.shape
+    first_step = first_window = 0
+    if correction is not None:
+        first_step, first_window = correction.step, correction.trained // shape.block_size
+        plan = replace(
+            plan,
+            tokens=correction.tokens,
+            steps=correction.step + (correction.tokens - correction.trained) // correction.batch_tokens,
+            tokens_per_second=correction.tokens_per_second,
+            batch_tokens=correction.batch_tokens,
+            learning_rate=correction.learning_rate,
+            weight_decay=correction.weight_decay,
+        )
+    batch = plan.batch_tokens
+    session.clock.pace.rescale(batch / trainer.plan.batch_tokens)
+    trainer.plan = plan
+    set_weight_decay(trainer.optimizer, plan.weight_decay)
     trainer.cost = StepCost(batch, batch * flops_per_token(shape))
-    trainer.loader = Loader(
-        trainer.corpus.train,
-        shape.block_size,
-        batch // shape.block_size,
-        session.config.seed,
-        first_step=correction.step,
-        first_window=correction.trained // shape.block_size,
-    )
+    sequences, seed = batch // shape.block_size, session.config.seed
+    trainer.loader = Loader(trainer.corpus.train, shape.block_size, sequences, seed, first_step, first_window)
+
+
+def recorded_correction(trainer: Trainer) -> Correction | None:
+    """What the run goes on with instead of its plan, if it does."""
+    content = trainer.state.correction
+    return Correction(**content) if content and content["changed"] else None
 
 
 def why_off(

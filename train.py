@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -25,17 +26,32 @@ from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
 from plan import limits_of, spec_of, wants_trials
+from recover import Diverged, carry_earlier, go_back, peak_rate, resume
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard, wandb_id
 from run.directory import RunDirectory, full_disk, run_name
+from run.figures import show
 from run.headline import headline, knobs
-from run.history import read_metrics
+from run.history import mapping, number, read_metrics
+from run.memory import out_of_memory
 from run.prober import TrialProcess, trial_process
 from run.record import finite, read_json
 from run.signals import Interrupted, Signals
+from run.spikes import Spike
 from run.watch import SpeedWatch
-from session import Session, Trainer, axes, evaluate, save, save_due, set_status, write_report_of
-from settle import apply_correction, correct, saved_plan, settle_plan
+from session import (
+    Session,
+    Trainer,
+    attempts,
+    axes,
+    evaluate,
+    has_numbers,
+    save,
+    save_due,
+    set_status,
+    write_report_of,
+)
+from settle import correct, saved_plan, settle_plan
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +59,9 @@ if TYPE_CHECKING:
     from data.shards import Corpus
     from run.machine import Machine
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+SIGNALLED = 128  # exit statuses beyond are those of signals
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
-
-
-class Diverged(Exception):
-    """The loss is no number any more."""
 
 
 def main(config: Config) -> None:
@@ -83,14 +96,15 @@ def refuse_several_processes() -> None:
 
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
     """Say so, rather than train a finished run again, unless its hours were extended."""
-    status, ledger = read_json(run.status), read_ledger(run.ledger)
-    if not status or status["status"] not in ("finished", "diverged"):
+    status = mapping(read_json(run.status))
+    if status.get("status") not in ("finished", "diverged"):
         return False
-    extended = ledger is not None and config.budget.extend_hours > ledger["extended_hours"]
+    spent = read_ledger(run.ledger) or mapping(read_json(run.result))
+    extended = config.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
     if status["status"] == "finished" and extended:
         return False
     console.say(
-        f"{run.folder} is {status['status']} already ({status['reason']}); fresh=true starts again,"
+        f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again,"
         " budget.extend_hours=H goes on with H more hours"
     )
     return True
@@ -98,11 +112,9 @@ def already_finished(config: Config, run: RunDirectory, console: Console) -> boo
 
 def supervise(session: Session) -> None:
     """Run the stages and leave a true status behind, whatever happens."""
-    run, clock = session.run, session.clock
-    ledger = read_ledger(run.ledger)
-    if ledger is not None:
-        clock.carry(ledger["ledger_s"], ledger["clean"])
-    heartbeat = Heartbeat(clock, run.ledger, session.console.warn)
+    run = session.run
+    carry_earlier(session)
+    heartbeat = Heartbeat(session.clock, run.ledger, session.console.warn)
     heartbeat.start()
     set_status(session, "running", "")
     try:
@@ -121,6 +133,11 @@ def supervise(session: Session) -> None:
         raise
     except BaseException as error:
         set_status(session, "failed", f"{type(error).__name__}: {error}")
+        if out_of_memory(error):
+            raise MachineError(
+                f"out of memory ({' '.join(str(error).split())}); kept: every checkpoint; end what else uses the memory, then"
+                " type the same command"
+            ) from None
         raise
     finally:
         session.dashboard.finish()
@@ -149,7 +166,7 @@ def train(session: Session) -> None:
     compile_model(session, trainer)
     rehearse(session, trainer)
     try:
-        stopped_by = fit(session, trainer)
+        stopped_by = fit_or_go_back(session, trainer)
         finish(session, trainer, stopped_by)
     except Interrupted as stop:
         with session.signals.deferred():
@@ -225,39 +242,17 @@ def show_earlier_points(session: Session) -> None:
             session.dashboard.log(point)
 
 
-def resume(session: Session, trainer: Trainer) -> None:
-    """Go on from the newest checkpoint that is whole, with the budget that is left."""
-    from run.checkpoint import latest_checkpoint, load_weights, restore_optimizer
-
-    clock, console = session.clock, session.console
-    found = latest_checkpoint(session.run.checkpoints, console.warn)
-    if found is None:
-        if clock.earlier_s:
-            console.say(
-                f"resuming before the first checkpoint; {format_seconds(clock.earlier_s)} of the budget are spent"
-            )
-        trainer.metrics.write({"event": "resume", "step": 0})
-        return
-    load_weights(trainer.model, found.model, "the checkpoint")
-    restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
-    trainer.state, clock.progress = found.state, found.state.progress
-    trainer.scaler = trainer.machine.scaler(found.state.loss_scale)
-    apply_correction(session, trainer)
-    if sum(found.ledger.values()) > clock.earlier_s:  # the ledger on disk was lost or damaged; the checkpoint's counts
-        clock.carry(found.ledger, clean=False)
-    limit_s = clock.limits.seconds
-    if limit_s is not None and found.state.limit_s and limit_s != found.state.limit_s:
-        clock.progress *= found.state.limit_s / limit_s  # what was all of the old budget is a share of the new one
-        trainer.state.limit_s = limit_s
-        console.say(f"the budget was {found.state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
-    trainer.metrics.write({"event": "resume", "step": trainer.state.step})
-    console.say(
-        f"resuming at step {trainer.state.step}, {clock.progress:.1%} of the schedule;"
-        f" {format_seconds(clock.earlier_s)} of the budget are spent"
-    )
-
-
 # -- the training loop -------------------------------------------------------------------------------------------------
+
+
+def fit_or_go_back(session: Session, trainer: Trainer) -> str:
+    """`fit`; and where the model was lost on the way, once again from its newest checkpoint. Raises Diverged the second
+    time."""
+    try:
+        return fit(session, trainer)
+    except Diverged as error:
+        go_back(session, trainer, error)
+    return fit(session, trainer)
 
 
 def fit(session: Session, trainer: Trainer) -> str:
@@ -284,18 +279,22 @@ def fit(session: Session, trainer: Trainer) -> str:
                 session.signals.check()
             before, progress = clock.progress, clock.advance(left)
             scale = learning_rate_scale(progress, schedule.shape, trainer.plan.warmup, schedule.floor, schedule.decay)
-            schedule_step(optimizer, trainer.plan.learning_rate * scale, progress)
+            rate = peak_rate(trainer) * scale
+            schedule_step(optimizer, rate, progress)
             with clock.step():
-                with clock.charge("data"):
-                    parts = micro_batches(trainer)
-                if trainer.shape.dropout:
-                    torch.manual_seed(config.seed * 1_000_003 + state.step)  # the same masks after a resume
-                loss = torch.zeros((), device=machine.device)
-                for xs, ys, starts in parts:
-                    with machine.autocast():
-                        part = trainer.forward(xs, ys, starts) * (xs.numel() / trainer.cost.tokens)
-                    scaler.scale(part).backward()
-                    loss += part.detach()
+                for attempt in attempts(session, trainer):  # again with smaller micro-batches where memory runs out
+                    with attempt:
+                        with clock.charge("data"):
+                            parts = micro_batches(trainer)
+                        if trainer.shape.dropout:
+                            torch.manual_seed(config.seed * 1_000_003 + state.step)  # the same masks after a resume
+                        # Both names: that of a part must let go of the graph of an attempt that failed.
+                        loss = part = torch.zeros((), device=machine.device)
+                        for xs, ys, starts in parts:
+                            with machine.autocast():
+                                part = trainer.forward(xs, ys, starts) * (xs.numel() / trainer.cost.tokens)
+                            scaler.scale(part).backward()
+                            loss += part.detach()
                 scaler.unscale_(optimizer)
                 norm = clip(clipped, config.optim.grad_clip)
                 scaler.step(optimizer)
@@ -307,16 +306,18 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.flops += trainer.cost.flops
             state.progress = progress
             watch.after_step(state.step, state.tokens, trainer.cost.tokens, clock.accounts())
-            late.push(loss, norm, trainer.plan.learning_rate * scale)
+            late.push(loss, norm, rate)
             correct(session, trainer, tightest)
             show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)
             if before < 0.5 <= progress:
                 rehearse_report(session, trainer)
-            if save_due(session, trainer):
+            if save_due(session, trainer) and late.spike.calm:
                 save(session, trainer, final=False)
         late.read()
+        if not has_numbers(trainer):
+            raise Diverged(f"the weights after step {state.step} are no numbers")
     return tightest
 
 
@@ -339,6 +340,7 @@ class LateMetrics:
     def __init__(self, session: Session, trainer: Trainer) -> None:
         self.session, self.trainer = session, trainer
         self.loss: float | None = trainer.state.loss
+        self.spike = Spike(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
         self._waiting: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None = None
         self._written = -1.0
 
@@ -346,7 +348,7 @@ class LateMetrics:
         self._waiting = (loss, norm, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
 
     def read(self) -> None:
-        """Raises Diverged when the loss is not finite: the rest of the budget would be thrown after it."""
+        """Raises Diverged when the model is lost: the rest of the budget would be thrown after it."""
         if self._waiting is None:
             return
         loss, norm, point = self._waiting
@@ -354,6 +356,8 @@ class LateMetrics:
         self.loss = loss.item()
         if finite(self.loss) is None:
             raise Diverged(f"the loss of step {point['step']} is {self.loss}")
+        if self.spike.lasts(self.loss):
+            raise Diverged(f"the loss of step {point['step']}, {self.loss:.3g}, has been worse than a guess's for long")
         self.trainer.state.loss = self.loss
         many = point["step"] > METRICS_EVERY_STEP
         if many and point["progress"] - self._written < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
@@ -387,11 +391,14 @@ def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float
 
 
 def interim_evaluation(session: Session, trainer: Trainer) -> None:
-    """Score the model on the way; what that takes now says more about the end than the rehearsal did."""
+    """Score the model on the way; what that takes now says more about the end than the rehearsal did. Raises Diverged where
+    its loss is no number."""
     with session.clock.charge("eval"):
-        began = session.clock.clock()
+        began = session.clock.awake_s()
         figures = evaluate(session, trainer, trainer.interim)
-        seconds = session.clock.clock() - began
+        seconds = session.clock.awake_s() - began
+    if figures["loss"] is None:
+        raise Diverged(f"the validation loss after step {trainer.state.step} is no number")
     trainer.window_s = max(trainer.window_s, seconds / trainer.interim.n_windows)
     keep_time(session, trainer)
     point = {
@@ -402,14 +409,27 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
     trainer.metrics.write(point)
     session.dashboard.log(point)
     session.console.say(
-        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {figures['bits_per_byte']:.4f} bits per byte"
-        f" on {figures['tokens']:,} tokens"
+        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {show(figures['bits_per_byte'], '{:.4f}'.format)}"
+        f" bits per byte on {figures['tokens']:,} tokens"
     )
 
 
-if __name__ == "__main__":
-    launch(main, "config", isolated=True)
-    # Everything is written. Taking the interpreter apart would cost up to a second of the budget.
+def command() -> None:
+    """train.py as it is typed. Once a run has ended, taking the interpreter apart would cost up to a second of the budget,
+    and of the time that is left after a signal."""
+    status = 0
+    try:
+        launch(main, "config", isolated=True)
+    except SystemExit as stop:
+        if (
+            not isinstance(stop.code, int) or stop.code <= SIGNALLED
+        ):  # a mistake, or a word of Hydra's: there is no hurry
+            raise
+        status = stop.code
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    command()

@@ -18,11 +18,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sealed import seal, unsealed
 from untrusted import is_amount, load_json
 
 ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
+# No standstill is seen in these: one is off the budget, and loading libraries holds up every thread while a disk reads.
+UNWATCHED = ("prepare", "setup")
 HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much of its accounts
 RECENT_STEPS = 64  # steps that the estimate of the step time looks back over
+STANDSTILL_S = 5.0  # nobody looked at the clock for so long, not even the heartbeat: the whole process stood still
 STALL_FACTOR = 5.0  # a step this many times the median (and a second longer) was a stall, not work
 
 
@@ -129,6 +133,8 @@ class BudgetClock:
     ledger: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
     prepare_s: float = 0.0  # preparing data: before the budget, reported beside it
     earlier_s: float = 0.0  # spent by earlier processes of the same run
+    standstill_s: float = 0.0  # of what was spent: suspended, or on a machine that was asleep; booked as idle
+    watched: bool = False  # whether somebody is waiting to look at this clock within HEARTBEAT_S
 
     def __post_init__(self) -> None:
         self.pace = Pace()
@@ -155,12 +161,23 @@ class BudgetClock:
         with self.charge("prepare"):
             yield
 
-    def _switch(self, account: str) -> str:
+    def _switch(self, account: str | None = None) -> str:
+        """Book what has passed, and go on with `account`, or with the same one; returns the account until now."""
         with self._lock:
             moment = self.clock()
-            self._book(self._account, moment - self._since)
-            previous, self._account, self._since = self._account, account, moment
+            passed, previous = moment - self._since, self._account
+            if self.watched and passed > STANDSTILL_S and previous not in UNWATCHED:
+                self.standstill_s += passed
+                self._book("idle", passed)
+            else:
+                self._book(previous, passed)
+            self._account, self._since = account or previous, moment
         return previous
+
+    def awake_s(self) -> float:
+        """This clock without the time in which the process stood still: for how long work takes."""
+        self._switch()
+        return self.clock() - self.standstill_s
 
     def _book(self, account: str, seconds: float) -> None:
         if account == "prepare":
@@ -170,7 +187,7 @@ class BudgetClock:
 
     def accounts(self) -> dict[str, float]:
         """Seconds by account up to this moment, earlier processes included."""
-        self._switch(self._account)
+        self._switch()
         return dict(self.ledger)
 
     def carry(self, ledger: dict[str, float], clean: bool) -> None:
@@ -184,6 +201,10 @@ class BudgetClock:
             self._gap_s = HEARTBEAT_S
             self.ledger["idle"] += HEARTBEAT_S
         self.earlier_s = sum(self._carried.values()) + self._gap_s
+
+    def carry_at_least(self, seconds: float) -> None:
+        """Earlier processes of this run are known to have spent so much, on whatever: what no ledger holds is idle."""
+        self.carry({"idle": self._carried["idle"] + max(0.0, seconds - self.earlier_s)}, clean=False)
 
     # -- what is left --------------------------------------------------------------------------------------------
 
@@ -233,26 +254,25 @@ class BudgetClock:
     @contextmanager
     def step(self) -> Iterator[None]:
         """One optimizer step: charged to train, its duration recorded."""
-        began = self.clock()
+        began = self.awake_s()
         with self.charge("train"):
             yield
-        self._step_done(self.clock() - began)
+        self._step_done(self.awake_s() - began)
 
     def tokens_per_second(self, cost: StepCost) -> float:
         """Of a typical recent step."""
         return cost.tokens / max(self.pace.typical, 1e-9)
 
-    def _step_done(self, seconds: float) -> float:
-        """Record a step's duration. A stall (suspended machine, stopped process) is moved from train to idle, so that
-        neither the pace nor the account of training is polluted; returns the stalled seconds, else 0."""
+    def _step_done(self, seconds: float) -> None:
+        """Record a step's duration. A stall (a disk that hangs, a process stopped for a moment) is moved from train to
+        idle, so that neither the pace nor the account of training is polluted."""
         if len(self.pace) >= 8 and seconds > STALL_FACTOR * self.pace.typical + 1.0:
             stalled = seconds - self.pace.typical
             self.accounts()
             self.ledger["train"] -= stalled
             self.ledger["idle"] += stalled
-            return stalled
-        self.pace.add(seconds)
-        return 0.0
+        else:
+            self.pace.add(seconds)
 
 
 class Heartbeat:
@@ -269,27 +289,42 @@ class Heartbeat:
         self._thread.start()
 
     def _beat(self) -> None:
-        warned = False
-        while not self._stop.wait(HEARTBEAT_S):
+        warned, said_s = False, self.clock.standstill_s
+        while not self._wait():
+            if self.clock.standstill_s > said_s:
+                stood_s, said_s = self.clock.standstill_s - said_s, self.clock.standstill_s
+                self.warn(
+                    f"the process stood still for {stood_s:.1f} s (suspended, or without a processor); they count"
+                )
             try:
                 self.write(clean=False)
-            except OSError as error:
+            except Exception as error:  # of whatever kind: who keeps the ledger must not die of it
                 if not warned:
                     self.warn(f"the ledger cannot be written ({error}); a kill now would forget time that was spent")
                 warned = True
+
+    def _wait(self) -> bool:
+        """Until the next beat; whether it was the last. Only meanwhile is a clock that nobody looks at a standstill: while
+        the ledger is written, a slow disk may hold up this thread and the main one together."""
+        self.clock.watched = True
+        ended = self._stop.wait(HEARTBEAT_S)
+        self.clock.accounts()
+        self.clock.watched = False
+        return ended
 
     def write(self, clean: bool) -> None:
         with self._write_lock:
             content = {
                 "schema": 1,
                 "ledger_s": {name: round(seconds, 4) for name, seconds in self.clock.accounts().items()},
+                "standstill_s": round(self.clock.standstill_s, 4),
                 "prepare_s": round(self.clock.prepare_s, 4),
                 "extended_hours": self.clock.limits.extend_hours,
                 "clean": clean,
                 "updated": timestamp(),
             }
             temporary = self.path.with_suffix(".json.tmp")
-            temporary.write_text(json.dumps(content, indent=1))
+            temporary.write_text(json.dumps(seal(content), indent=1))
             temporary.replace(self.path)
 
     def close(self) -> None:
@@ -306,10 +341,10 @@ class Heartbeat:
 def read_ledger(path: Path) -> dict | None:
     """The ledger that an earlier process left, or None where there is none that can be read."""
     try:
-        content = load_json(path)
+        content = unsealed(load_json(path))
         valid = all(is_amount(content["ledger_s"][name]) for name in ACCOUNTS)
-        extended = content.get("extended_hours")
+        amounts = {name: content.get(name) for name in ("extended_hours", "standstill_s")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    known = {"clean": content.get("clean") is True, "extended_hours": extended if is_amount(extended) else 0.0}
-    return {**content, **known} if valid else None
+    known = {name: value if is_amount(value) else 0.0 for name, value in amounts.items()}
+    return {**content, **known, "clean": content.get("clean") is True} if valid else None

@@ -33,6 +33,7 @@ from budget.rules import (
 )
 from errors import UserError
 from model.shape import Shape
+from sealed import unsealed
 from untrusted import load_json
 
 ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
@@ -185,7 +186,7 @@ class Plan:
 def load_plan(path: Path) -> Plan:
     """The plan that a run wrote down when it began. Raises UserError for a damaged file, or one of another version."""
     try:
-        return Plan.from_dict(load_json(path))
+        return Plan.from_dict(unsealed(load_json(path)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged or of another version ({type(error).__name__}: {error}); restore it from a copy, or set"

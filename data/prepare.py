@@ -31,6 +31,7 @@ from data.sources import DataSpec, Part, Source, make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
 from data.writer import STATE, Encoded, State, Writer, load_state
 from errors import MachineError, UserError
+from sealed import seal
 
 # Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
 BATCH_BYTES = 1 << 18
@@ -147,14 +148,20 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"{error.filename}: permission denied; set data.cache_dir= to a folder of yours") from error
-    except (OSError, sqlite3.OperationalError) as error:
-        full = error.errno in FULL if isinstance(error, OSError) else "full" in str(error)
-        if not full:
+    except (OSError, sqlite3.DatabaseError) as error:
+        if error.errno in FULL if isinstance(error, OSError) else "full" in str(error):
+            raise MachineError(
+                f"the disk of {folder.parent} is full ({error}); what was committed is kept in {folder}: "
+                "make room, then the same command goes on (or set data.cache_dir= to another disk)"
+            ) from error
+        if isinstance(error, OSError):
             raise
-        raise MachineError(
-            f"the disk of {folder.parent} is full ({error}); what was committed is kept in {folder}: "
-            "make room, then the same command goes on (or set data.cache_dir= to another disk)"
-        ) from error
+        raise UserError(f"{folder / STATE}: damaged ({_one_line(error)}); {shards.mend(folder)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """sqlite quotes all of a text that it cannot decode."""
+    return " ".join(str(error).split())[:200]
 
 
 def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
@@ -176,7 +183,7 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
         writer.close()
     for leftover in folder.glob("*.part"):
         leftover.unlink()
-    shards.write_json(folder / MANIFEST, manifest)
+    shards.write_json(folder / MANIFEST, seal(manifest))
     (folder / STATE).unlink(missing_ok=True)
     return tokenizer
 

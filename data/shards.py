@@ -22,6 +22,7 @@ import numpy as np
 
 from data.tokenizer import Tokenizer
 from errors import UserError
+from sealed import unsealed
 from untrusted import is_count, load_json, member
 
 FORMAT = 1
@@ -155,6 +156,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = load_json(path)
         version = manifest["format"]
         if version == FORMAT:
+            manifest = unsealed(manifest)
             _check(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {mend(folder)}") from error
@@ -189,7 +191,8 @@ def open_corpus(folder: str | Path) -> Corpus:
     manifest = read_manifest(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     problems = [each for shard in manifest["shards"] if (each := _outside(folder, shard, tokenizer))]
-    if tokenizer.fingerprint != manifest["tokenizer"]["fingerprint"]:
+    known = manifest["tokenizer"]
+    if (tokenizer.fingerprint, tokenizer.name) != (known["fingerprint"], known["name"]):
         problems.append(f"{folder / TOKENIZER}: not the tokenizer that made the shards; {mend(folder)}")
     if problems:
         raise UserError(*problems)
@@ -275,8 +278,11 @@ def verify(folder: str | Path, workers: int | None = None) -> None:
         return None
 
     shards = corpus.manifest["shards"]
-    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+    pool = ThreadPoolExecutor(workers or usable_cores())
+    try:
         problems = [each for each in pool.map(inside, shards) if each]
+    finally:
+        pool.shutdown(cancel_futures=True)  # a signal to stop does not wait for the shards that are still to come
     if corpus_fingerprint(shards, corpus.tokenizer.fingerprint) != corpus.fingerprint:
         problems.append(f"{folder / MANIFEST}: its fingerprint is not that of its shards; {mend(folder)}")
     if problems:

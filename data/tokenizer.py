@@ -15,6 +15,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -292,10 +293,27 @@ def train_bpe(name: str, texts: Iterator[str]) -> Tokenizer:
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
-    trained.train_from_iterator(texts, trainer=trainer)
+    _heedful(lambda: trained.train_from_iterator(texts, trainer=trainer))
     byte_of = _byte_of_character()
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in trained.get_vocab().items()}
     return Tokenizer(name, ranks, r50k_pat_str, {END_OF_TEXT: size - 1})
+
+
+def _heedful(work: Callable[[], object]) -> None:
+    """Do `work` in a thread of its own. Python hears of a signal to stop only between two of its own instructions: not in
+    the minute that a library takes for one call, but while it waits for a thread."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name="tokenizer", daemon=True).start()
+    done.result()
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from data.readers import source_id
 from data.shards import HEADER, SPLITS
 from data.tokenizer import Tokenizer
 from errors import UserError
+from sealed import seal, unsealed
 
 STATE = "state.sqlite"
 TABLE_ROW_BYTES = 16
@@ -201,7 +202,7 @@ class Writer:
         """All that was added lasts from here on."""
         for files in self._files.values():
             files.sync()
-        content = json.dumps(vars(self.state))
+        content = json.dumps(seal(vars(self.state)))
         self._db.execute("INSERT OR REPLACE INTO state VALUES (0, ?)", (content,))
         self._db.commit()
 
@@ -213,6 +214,9 @@ class Writer:
 
 
 def load_state(db: sqlite3.Connection) -> State:
-    """What was committed last, or the beginning."""
+    """What was committed last, or the beginning. Raises sqlite3.DatabaseError where it is damaged."""
     row = db.execute("SELECT content FROM state").fetchone()
-    return State(**cast(dict[str, Any], json.loads(row[0]))) if row else State()
+    try:
+        return State(**unsealed(json.loads(row[0]))) if row else State()
+    except (ValueError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"its state: {error}") from error

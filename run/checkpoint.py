@@ -8,11 +8,11 @@ name is complete. Nothing here unpickles.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from errors import MachineError, UserError
-from run.record import write_json
+from run.record import finite, write_json
+from sealed import seal, unsealed
 from untrusted import is_amount, is_count, load_json, member
 
 KEPT = 2
 FORMAT = 1
-FOLDER = re.compile(r"step-(\d{9})")
+FOLDER = re.compile(r"step-(\d{9})(\.old)?")
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass
 class TrainingState:
     """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `correction`: what it
-    goes on with instead of its plan's batch and rates; `loss_scale`: of float16."""
+    goes on with instead of its plan's batch and rates; `loss_scale`: of float16; `setback`: from where and why it once went
+    back, to go on at half the rate; `machine`: what it was trained on last."""
 
     step: int = 0
     tokens: int = 0
@@ -44,6 +46,8 @@ class TrainingState:
     limit_s: float | None = None
     correction: dict[str, Any] | None = None
     loss_scale: float | None = None
+    setback: dict[str, Any] | None = None
+    machine: str | None = None
 
 
 def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -58,7 +62,8 @@ def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optim
 def restore_optimizer(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put tensors saved by `named_optimizer_tensors` back, on the device of each parameter."""
+    """Put tensors saved by `named_optimizer_tensors` in place of what is there, on the device of each parameter."""
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
         found = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
         found = {what: value for what, value in found.items() if "." not in what}
@@ -81,8 +86,10 @@ def save_checkpoint(
     checkpoints are untouched then."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state.step:09d}"
+    replaced = folder / f"{final.name}.old"
     temporary = folder / f".tmp-{state.step:09d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob(".tmp-*"):  # killed in the middle
+        shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir()
     try:
         hashes = {
@@ -92,11 +99,13 @@ def save_checkpoint(
             )
         }
         content = {"format": FORMAT, "state": asdict(state), "ledger_s": ledger, "sha256": hashes}
-        content["checksum"] = _checksum(content)
-        write_json(temporary / "state.json", content)
-        shutil.rmtree(final, ignore_errors=True)
+        write_json(temporary / "state.json", seal(finite(content)))
+        if final.exists():  # of the same step; a rename cannot replace it, and in between it counts under this name
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
         temporary.rename(final)
         _sync(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -107,7 +116,8 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
-    return sorted((path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)), reverse=True)
+    found = [(match, path) for path in folder.glob("step-*") if (match := FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda each: (-int(each[0][1]), each[0][2] is not None))]
 
 
 @dataclass
@@ -130,21 +140,41 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     return None
 
 
-def _read(path: Path) -> Checkpoint:
-    content = load_json(path / "state.json")
+def latest_accounts(folder: Path) -> dict[str, float]:
+    """The ledger in the newest checkpoint whose JSON is whole; empty without any."""
+    for path in checkpoints(folder):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _accounts(_about(path))
+    return {}
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint. Raises ValueError or OSError where it is damaged."""
+    sealed = load_json(path / "state.json")
+    content = unsealed(sealed)
     if content.get("format") != FORMAT:
         raise ValueError(f"format {content.get('format')}, expected {FORMAT}")
-    if content.get("checksum") != _checksum(content):
-        raise ValueError("state.json does not match its checksum")
+    if len(content) == len(sealed):
+        raise ValueError("state.json has no checksum")
+    return content
+
+
+def _accounts(content: dict[str, Any]) -> dict[str, float]:
+    """The ledger in a checkpoint's JSON. Raises ValueError where it holds anything but times."""
+    accounts: dict[str, float] = content["ledger_s"]
+    if not all(map(is_amount, accounts.values())):
+        raise ValueError("its ledger holds what is no time")
+    return accounts
+
+
+def _read(path: Path) -> Checkpoint:
+    content = _about(path)
     if set(content["sha256"]) != set(TENSORS):
         raise ValueError(f"state.json is not about {' and '.join(TENSORS)}")
     for name in TENSORS:
         if file_hash(member(path, name)) != content["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
-    ledger = content["ledger_s"]
-    if not all(map(is_amount, ledger.values())):
-        raise ValueError("its ledger holds what is no time")
-    return Checkpoint(_state(content["state"]), ledger, *(load_file(path / name) for name in TENSORS))
+    return Checkpoint(_state(content["state"]), _accounts(content), *(load_file(path / name) for name in TENSORS))
 
 
 def _state(content: dict[str, Any]) -> TrainingState:
@@ -159,6 +189,8 @@ def _state(content: dict[str, Any]) -> TrainingState:
         and is_amount(state.progress)
         and all(map(is_amount, maybe))
         and isinstance(state.correction, dict | None)
+        and isinstance(state.setback, dict | None)
+        and isinstance(state.machine, str | None)
     )
     if not fits:
         raise ValueError("state.json holds a state that no run can be in")
@@ -213,11 +245,6 @@ def file_hash(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    covered = {key: value for key, value in content.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(folder: Path) -> None:

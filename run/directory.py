@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from errors import MachineError, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_name(name: str, knobs: dict[str, Any]) -> str:
@@ -33,6 +36,7 @@ class RunDirectory:
         self.metrics = self.folder / "metrics.jsonl"
         self.ledger = self.folder / "ledger.json"
         self.checkpoints = self.folder / "checkpoint"
+        self.plan_copy = self.checkpoints / "plan.json"
         self.weights = self.folder / "model.safetensors"
         self.model = self.folder / "model.json"
         self.tokenizer = self.folder / "tokenizer.json"
@@ -46,6 +50,7 @@ class RunDirectory:
             self._lock = lock(self.folder)
             if fresh and not self.created:
                 self._set_aside()
+                self._lock.close()
                 self._lock = lock(self.folder)
             self._probe()
         except OSError as error:
@@ -55,8 +60,7 @@ class RunDirectory:
             ) from None
 
     def _set_aside(self) -> None:
-        self._lock.close()
-        set_aside(self.folder)
+        set_aside(self.folder)  # still locked, so that nobody takes it over while it moves
         self.folder.mkdir()
         self.created = True
 
@@ -122,6 +126,6 @@ def set_aside(folder: Path) -> Path:
 
 def full_disk(path: Path, error: Exception, kept: str) -> MachineError:
     """The one-line account of a write that failed."""
-    return MachineError(
-        f"{path} could not be written ({error}); kept: {kept}; free some space and type the same command"
-    )
+    full = getattr(error, "errno", None) in FULL or "space" in str(error)  # safetensors gives no number
+    mend = "free some space" if full else "see to the disk"
+    return MachineError(f"{path} could not be written ({error}); kept: {kept}; {mend} and type the same command")

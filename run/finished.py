@@ -16,6 +16,7 @@ from model.gpt import GPT
 from model.shape import Shape
 from run.checkpoint import check_shapes, file_hash, load_weights
 from run.record import read_json
+from sealed import unsealed
 from untrusted import is_count, member
 
 LONGEST_BLOCK = 1 << 20  # tokens; no tensor of a rotary model tells its context, and its tables grow with it
@@ -40,6 +41,10 @@ def load_finished(folder: str, device: torch.device) -> Finished:
         hint = "; its run is not finished: type its command again" if (path / "checkpoint").exists() else ""
         raise UserError(f"checkpoint={folder} holds no finished model (model.safetensors and model.json){hint}")
     try:
+        about = unsealed(about)
+    except ValueError as error:
+        raise UserError(f"{path / 'model.json'} is damaged ({error}); restore it from a copy") from None
+    try:
         if about.get("sha256") != file_hash(member(path, weights.name)):
             raise UserError(f"{weights} is damaged: its checksum is not the one in model.json; restore it from a copy")
         tensors = load_file(weights, device=str(device))
@@ -47,6 +52,8 @@ def load_finished(folder: str, device: torch.device) -> Finished:
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as a model ({error})") from None
     tokenizer = Tokenizer.load(path / "tokenizer.json")
+    if about.get("tokenizer_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of this model; restore it from a copy")
     if tokenizer.n_vocab > shape.vocab_size:
         raise UserError(f"{path} holds a tokenizer of {tokenizer.n_vocab} ids and a model of {shape.vocab_size}")
     with device:

@@ -53,8 +53,8 @@ def read_metrics(folder: Path) -> Records:
     """The lines of folder/metrics.jsonl in order, without the points that a resume rolled back.
 
     A killed run goes on from its last checkpoint: {"event": "resume", "step": S} says that what came before it with
-    a later step than S was done again. Events are all kept. Lines that cannot be read (a kill cuts the last one
-    short) are left out; a missing file has none.
+    a later step than S was done again; "setback" says so of one that diverged and went back. Events are all kept.
+    Lines that cannot be read (a kill cuts the last one short) are left out; a missing file has none.
     """
     try:
         lines = read_bytes(folder / "metrics.jsonl", METRICS_BYTES).splitlines()
@@ -65,7 +65,7 @@ def read_metrics(folder: Path) -> Records:
     for record in reversed(_json_objects(lines)):
         if "event" in record:
             kept.append(record)
-            if record["event"] == "resume":
+            if record["event"] in ("resume", "setback"):
                 limit = min(limit, number(record.get("step"), math.inf))
         elif number(record.get("step"), 0) <= limit:
             kept.append(record)

@@ -50,6 +50,11 @@ class Machine:
     peak_source: str
 
     @property
+    def title(self) -> str:
+        """What a run that moves here should know of it."""
+        return f"{self.name}, {self.threads} threads, {self.precision}"
+
+    @property
     def torch_version(self) -> str:
         return torch.__version__
 

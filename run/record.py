@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,24 +60,40 @@ def significant(value: Any, digits: int = 6) -> Any:
 
 
 class Metrics:
-    """metrics.jsonl, one JSON object a line, appended. A full disk stops the recording, never the run."""
+    """metrics.jsonl, one JSON object a line, appended. A disk that refuses costs points, never the run; when it takes
+    them again, the curve goes on."""
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self.path, self.warn = path, warn
-        self._handle: IO[str] | None = path.open("a", encoding="utf-8", buffering=1)
+        self._warned = False
+        self._handle: IO[bytes] | None = None
+
+    def _opened(self) -> IO[bytes]:
+        """At the start of a line also where a kill or a full disk has cut the last one short."""
+        handle = self.path.open("ab+", buffering=0)
+        if handle.tell():
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) != b"\n":
+                handle.write(b"\n")
+        return handle
 
     def write(self, record: dict[str, Any]) -> None:
-        if self._handle is None:
-            return
+        line = json.dumps(significant(record), allow_nan=False).encode() + b"\n"
         try:
-            self._handle.write(json.dumps(significant(record), allow_nan=False) + "\n")
+            self._handle = self._handle or self._opened()
+            if self._handle.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self.warn(f"{self.path} cannot be written ({error}); the run goes on without recording its curve")
-            self._handle = None
+            self.close()
+            if not self._warned:
+                self.warn(f"{self.path} cannot be written ({error}); the run goes on without these points of its curve")
+            self._warned = True
 
     def close(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
+        with suppress(OSError):
+            if self._handle is not None:
+                self._handle.close()
+        self._handle = None
 
 
 def environment(device: str, torch_version: str, threads: int) -> dict[str, Any]:

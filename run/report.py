@@ -366,8 +366,8 @@ def _events_section(run: Run) -> str:
     items = []
     # Every run opens with a resume at step 0; only those that took something back or went on are news.
     for event in run.events[1:] if run.events and run.events[0].get("step") == 0 else run.events:
-        resumed = f"resumed at step {event.get('step')}" if event["event"] == "resume" else json.dumps(event)
-        items.append(f"<li>{page.text(event.get('text', resumed))}</li>")
+        said = f"resumed at step {event.get('step')}" if event["event"] == "resume" else event.get("text")
+        items.append(f"<li>{page.text(said or json.dumps(event))}</li>")
     return page.section("Events", f"<ul>{''.join(items)}</ul>") if items else ""
 
 

@@ -30,11 +30,13 @@ class Interrupted(BaseException):
 class Signals:
     """While entered, a stopping signal raises Interrupted at once, or inside `deferred()` at the next `check()`.
 
-    Code that must not be torn (a training step, a save) runs deferred. The second SIGINT exits on the spot.
+    Code that must not be torn (a training step, a save) runs deferred. It is raised by a signal once: schedulers send
+    several, and a second one must not interrupt the saving that the first began. The second SIGINT exits on the spot.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._raised = False
         self._deferred = 0
         self._previous: dict[int, Any] = {}
 
@@ -54,12 +56,13 @@ class Signals:
         if name == "SIGINT" and self.received == "SIGINT":
             os._exit(128 + number)
         self.received = name
-        if not self._deferred:
-            raise Interrupted(name)
+        if not self._deferred and not self._raised:
+            self.check()
 
     def check(self) -> None:
         """Raise Interrupted if a signal has arrived."""
         if self.received:
+            self._raised = True
             raise Interrupted(self.received)
 
     @contextmanager

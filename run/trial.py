@@ -25,6 +25,7 @@ from model.optim import configure_optimizers
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_device, set_up
+from run.memory import out_of_memory
 
 MIN_REPEATS = 3
 # What the training loop does besides, seconds a step: batches, metrics, the bar. Measured on two CPU cores with the loop's
@@ -106,10 +107,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     set_up(machine.device, machine.threads)
     try:
         return measure(machine, Shape(**request["shape"]), OptimSettings(**request["optimizer"]), **request["trial"])
-    except (torch.OutOfMemoryError, MemoryError):
-        return {"too_large": True}
     except Exception as error:  # the run that asked decides what a failure is worth
-        if "can't allocate memory" in str(error):  # what PyTorch's allocator for the CPU says
+        if out_of_memory(error):
             return {"too_large": True}
         return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
     finally:

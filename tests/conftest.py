@@ -64,6 +64,25 @@ def train(place: Path, *arguments: str, name: str = "t", status: int = 0) -> sub
     return answer
 
 
+def run_here(place: Path, *arguments: str, name: str = "t") -> Path:
+    """The same run within this process, where a test can put a fault in its way; returns the run's folder."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    import budget.clock
+    import train
+    from config import CONF, Config
+
+    budget.clock._runs_begun += 1  # the run begins now, not with the process of the tests
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    places = (f"data.path={place / 'texts'}", f"data.cache_dir={place / 'prepared'}", f"output_dir={place / 'outputs'}")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("config", [*TINY, *places, f"name={name}", "device.peak_flops=1e11", *arguments])
+    train.main(OmegaConf.to_object(composed))
+    return next(Path(composed.output_dir).glob(f"{name}-*"))
+
+
 def folder_of(place: Path, name: str) -> Path:
     """outputs/NAME of a run."""
     found = [path for path in (place / "outputs").glob(f"{name}-*") if ".old-" not in path.name]

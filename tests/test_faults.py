@@ -106,12 +106,14 @@ def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) 
 
 @pytest.mark.parametrize("damage", ["{", pytest.param('{"n_layer": 1}', marks=pytest.mark.slow)])
 def test_a_damaged_plan_is_one_line_and_takes_nothing_away(place: Path, damage: str) -> None:
+    """A plan that is damaged together with its copy: one line, and the checkpoints stay."""
     name = f"plan{len(damage)}"
     folder = stopped_run(place, name, "budget.steps=100000")
     (folder / "plan.json").write_text(damage)
+    (folder / "checkpoint" / "plan.json").write_text(damage)
     answer = train(place, "budget.steps=100000", name=name, status=2)
     assert answer.stderr.count("\n") == 1
-    assert str(folder.relative_to(place) / "plan.json") in answer.stderr
+    assert str(folder.relative_to(place) / "checkpoint" / "plan.json") in answer.stderr
     assert "fresh=true" in answer.stderr
     assert list(folder.glob("checkpoint/step-*"))
 
@@ -138,6 +140,89 @@ def test_a_shard_with_a_flipped_byte_is_one_line(place: Path, tmp_path: Path) ->
     answer = train(place, *arguments, "seed=2", name="flipped2", status=2)
     assert answer.stderr.count("\n") == 1
     assert shard.name in answer.stderr
+
+
+def test_a_storm_of_signals_is_one_stop(place: Path) -> None:
+    """Many signals at once, as schedulers send them, also while the run saves for the first of them."""
+    process = subprocess.Popen(
+        command(place, "budget.steps=100000", name="storm"),
+        cwd=place,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((place / "outputs").glob("storm-*/checkpoint/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2)
+    for number in numbers * 100:
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
+        time.sleep(0.001)
+    _, error = process.communicate(timeout=30)
+    # What comes when everything is saved and the process on its way out may end it the system's way; a shell sees no difference.
+    assert process.returncode in {128 + n for n in numbers} | {-n for n in numbers}, error
+    assert error == b""
+    assert json.loads((folder_of(place, "storm") / "status.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_suspended_process_pays_for_the_time_and_says_so(place: Path) -> None:
+    """SIGSTOP for ten seconds in the middle of training: idle, on the record, and the run still ends in time."""
+    hours = 30 / 3600
+    process = subprocess.Popen(
+        command(place, f"budget.hours={hours}", name="asleep"), cwd=place, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list((place / "outputs").glob("asleep-*/checkpoint/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(2)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(10)
+    process.send_signal(signal.SIGCONT)
+    output, _ = process.communicate(timeout=60)
+    result = json.loads((folder_of(place, "asleep") / "result.json").read_text())
+    assert "the process stood still for" in output
+    assert 9 < result["standstill_s"] < 12
+    assert result["ledger_s"]["idle"] > 9
+    assert result["spent"]["overshoot_s"] <= 0
+    assert result["progress"] > 0.99  # a last step that might have passed the deadline is not begun
+    assert result["ledger_s"]["train"] > 8, "and what was left after the standstill was used"
+
+
+@pytest.mark.slow
+def test_a_disk_that_turns_read_only_keeps_what_was_saved(place: Path, disk: Path) -> None:
+    """As file systems do after an error of the device."""
+    mounted(disk, "size=16m")
+    arguments = ("budget.steps=3000", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    process = subprocess.Popen(
+        command(place, *arguments, name="ro"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(disk.glob("ro-*/checkpoint/step-0000001*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error.count("\n") == 1, error
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    answer = train(place, *arguments, name="ro")
+    assert "resuming at step" in answer.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", range(800, 4000, 200))
+def test_a_disk_of_any_size_never_leaves_a_run_that_cannot_go_on(place: Path, disk: Path, kilobytes: int) -> None:
+    """Full at each write: whatever the last thing was that fitted, with more space the same command finishes."""
+    mounted(disk, f"size={kilobytes}k")
+    arguments = ("budget.steps=60", f"output_dir={disk}", "checkpoint.every_s=0.01", "checkpoint.max_fraction=1.0")
+    answer = subprocess.run(command(place, *arguments, name="any"), cwd=place, capture_output=True, text=True)
+    assert "Traceback" not in answer.stderr
+    assert answer.returncode in (0, 1, 2)
+    subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)
+    train(place, *arguments, name="any")
+    result = json.loads(next(disk.glob("any-*/result.json")).read_text())
+    assert (result["status"], result["spent"]["steps"]) == ("finished", 60)
 
 
 def test_no_folder_is_shared_by_two_live_runs(place: Path) -> None:

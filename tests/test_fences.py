@@ -14,7 +14,8 @@ SWEEPS = (
     "sweeps",
     "hydra_plugins",
 )  # beside the scripts: they know the configuration, nothing knows them but the command line
-SCRIPTS = ("train", "plan", "evaluate", "sample", "session", "settle", "assemble", "finish", "config", "command_line")
+RUNNING = ("train", "session", "settle", "recover", "assemble", "finish")
+SCRIPTS = (*RUNNING, "plan", "evaluate", "sample", "config", "command_line")
 FILES = sorted(path for name in (*PACKAGES, *SWEEPS) for path in (ROOT / name).rglob("*.py")) + [
     ROOT / f"{s}.py" for s in SCRIPTS
 ]

@@ -24,7 +24,8 @@ from data.shards import Split
 from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
 from run.checkpoint import TrainingState
-from settle import correct, interruptions_s, saved_plan, why_off
+from sealed import seal
+from settle import apply_correction, correct, interruptions_s, saved_plan, why_off
 from tests.conftest import command, folder_of, train
 from tests.test_train import points, result_of
 
@@ -78,10 +79,46 @@ def hours_plan() -> Plan:
 def test_a_plan_outlives_a_ledger_that_was_lost(tmp_path: Path) -> None:
     """Another plan might choose another shape, which no checkpoint of the run would fit."""
     plan = hours_plan()
-    session = SimpleNamespace(run=SimpleNamespace(plan=tmp_path / "plan.json"), clock=SimpleNamespace(earlier_s=0.0))
+    said = list[str]()
+    run = SimpleNamespace(plan=tmp_path / "plan.json", plan_copy=tmp_path / "copy.json")
+    session = SimpleNamespace(run=run, console=SimpleNamespace(warn=said.append))
     assert saved_plan(cast(Any, session)) is None
-    (tmp_path / "plan.json").write_text(json.dumps(plan.to_dict()))
+    run.plan.write_text(json.dumps(plan.to_dict()))
     assert saved_plan(cast(Any, session)) == plan
+    run.plan_copy.write_text(json.dumps(seal(plan.to_dict())))
+    run.plan.write_text(run.plan_copy.read_text().replace('"n_layer": ', '"n_layer": 1'))
+    assert saved_plan(cast(Any, session)) == plan
+    assert len(said) == 1
+    assert str(run.plan) in said[0]
+
+
+def test_a_run_that_moved_to_another_machine_is_corrected_again() -> None:
+    """Once a tenth of what was left is done, with the speed that the new machine has."""
+    plan = hours_plan()
+    moved, said = corrected(plan, 0.4, progress=0.56, moved_at=0.5, resumed=True)
+    assert moved.plan.tokens < plan.tokens
+    assert moved.moved_at is None
+    assert len(said) == 1
+    early, _ = corrected(plan, 0.4, progress=0.54, moved_at=0.5, resumed=True)
+    assert early.state.correction is None
+    before = {"changed": True, "batch_tokens": 64}
+    alike, said = corrected(plan, 1.01, moved_at=0.01, resumed=True, correction=before)
+    assert (alike.state.correction, said) == (before, []), (
+        "as fast as the machine before: what was corrected there stays"
+    )
+
+
+def test_a_step_back_to_before_the_correction_takes_it_back() -> None:
+    plan = hours_plan()
+    trainer, _ = corrected(plan, 0.5)
+    assert trainer.plan != plan
+    trainer.state = TrainingState()
+    session = SimpleNamespace(config=Config(), clock=Clock(Limits(hours=1.0), 1.0))
+    session.clock.pace.add(1.0)
+    apply_correction(cast(Any, session), cast(Any, trainer))
+    assert trainer.plan == plan
+    assert trainer.cost.tokens == plan.batch_tokens
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == plan.weight_decay
 
 
 class Clock:
@@ -120,7 +157,9 @@ def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any)
     split = Split("train", [tokens], [np.zeros(1, int)], [np.zeros(1, int)], ["x"])
     trainer = SimpleNamespace(
         plan=plan, shape=shape, optimizer=optimizer, corpus=SimpleNamespace(train=split), micro_batch=8, loader=None,
-        cost=StepCost(plan.batch_tokens, 1.0), state=TrainingState(step=step, tokens=step * plan.batch_tokens),
+        planned=plan, moved_at=changes.pop("moved_at", None),
+        cost=StepCost(plan.batch_tokens, 1.0),
+        state=TrainingState(step, step * plan.batch_tokens, correction=changes.pop("correction", None)),
         interim=SimpleNamespace(n_windows=10), window_s=0.0, save_s=0.0, report_s=0.0, **changes,
     )  # fmt: skip
     session = SimpleNamespace(config=config, clock=clock, console=SimpleNamespace(say=said.append))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,86 @@ def test_a_stall_is_idle_not_training() -> None:
     assert clock.pace.worst == 0.5
 
 
+def test_a_standstill_is_idle_whatever_was_going_on(tmp_path: Path) -> None:
+    """Nobody looked at the clock, not even the heartbeat: suspended. It counts, and is not what an evaluation takes."""
+    clock, hand = make(Limits(hours=1))
+    clock.watched = True
+    with clock.charge("eval"):
+        began = clock.awake_s()
+        hand.time += 2
+        clock.accounts()
+        hand.time += 60
+        assert clock.awake_s() - began == 2
+    assert clock.accounts() | {"idle": 0.0} == {**dict.fromkeys(ACCOUNTS, 0.0), "eval": 2}
+    assert clock.ledger["idle"] == clock.standstill_s == 60
+    assert clock.spent_s() == 62
+    with clock.step():
+        hand.time += 60
+    assert clock.standstill_s == 120
+    assert clock.pace.worst == 0
+
+
+@pytest.mark.parametrize(("account", "watched"), [("checkpoint", False), ("setup", True)])
+def test_a_slow_disk_and_loading_libraries_are_no_standstill(account: str, watched: bool) -> None:
+    """A disk may hold up the heartbeat as well, which says that it is not looking meanwhile."""
+    clock, hand = make(Limits(hours=1))
+    clock.watched = watched
+    with clock.charge(account):
+        hand.time += 60
+    assert clock.standstill_s == 0
+    assert clock.ledger[account] == 60
+
+
+def test_the_heartbeat_outlives_any_failure_and_says_what_it_sees(tmp_path: Path) -> None:
+    clock, hand = make(Limits(hours=1))
+    said = list[str]()
+    heartbeat = Heartbeat(clock, tmp_path / "ledger.json", said.append)
+    writes, write = list[bool](), heartbeat.write
+
+    def failing(clean: bool) -> None:
+        writes.append(clean)
+        if len(writes) == 2:
+            raise RuntimeError("anything")
+        write(clean)
+
+    heartbeat.write = failing  # type: ignore[method-assign]
+    heartbeat.start()
+    with clock.charge("eval"):
+        clock.accounts()
+        hand.time += 30
+        deadline = now() + 30
+        while len(writes) < 3 and now() < deadline:
+            clock.clock()
+    heartbeat.close()
+    assert len(said) == 2
+    assert "stood still for 30.0 s" in said[0]
+    assert "anything" in said[1]
+    found = read_ledger(tmp_path / "ledger.json")
+    assert found is not None
+    assert (found["standstill_s"], found["ledger_s"]["idle"]) == (30, 30)
+
+
+def test_jumps_of_the_systems_clock_move_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is set by people and by the network, forwards and backwards."""
+    clock = BudgetClock(Limits(hours=1))
+    jumps = itertools.cycle([4e9, 0.0, 1.7e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * next(jumps)))
+    before = clock.spent_s()
+    assert [0 <= clock.spent_s() - before < 1 for _ in range(10)] == [True] * 10
+
+
+def test_what_is_known_to_be_spent_is_charged_once() -> None:
+    clock, _ = make(Limits(hours=1))
+    clock.carry({"train": 20.0, "idle": 1.0}, clean=False)
+    clock.carry_at_least(15.0)
+    assert clock.earlier_s == 21 + HEARTBEAT_S
+    clock.carry_at_least(50.0)
+    assert clock.earlier_s == clock.spent_s() == 50
+    clock.carry_at_least(50.0)
+    assert clock.earlier_s == clock.spent_s() == 50
+
+
 def test_extended_hours_are_part_of_the_limit() -> None:
     assert Limits(hours=1, extend_hours=0.5).seconds == 5400
 
@@ -192,6 +274,15 @@ def test_the_ledger_on_disk_is_what_was_spent(tmp_path: Path) -> None:
     found = read_ledger(tmp_path / "ledger.json")
     assert found is not None
     assert found["clean"]
+
+
+def test_a_flipped_digit_in_the_ledger_is_seen(tmp_path: Path) -> None:
+    clock, hand = make(Limits(hours=1))
+    hand.time += 3600
+    path = tmp_path / "ledger.json"
+    Heartbeat(clock, path, lambda text: None).close()
+    path.write_text(path.read_text().replace("3600.0", "1600.0"))
+    assert read_ledger(path) is None
 
 
 WHOLE = dict.fromkeys(ACCOUNTS, 1.0)

@@ -22,6 +22,7 @@ from data.readers import read_documents
 from data.shards import open_corpus, verify
 from data.sources import DataSpec, make_source
 from data.tokenizer import Tokenizer, get_tokenizer
+from sealed import seal
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 FRAME = bytes.fromhex("28b52ffd 00 38")  # magic, nothing optional, a window of 128 KiB
@@ -292,7 +293,7 @@ def test_a_table_that_names_a_source_out_of_range(prepared: Path) -> None:
     for shard in manifest["shards"]:
         shard["hash"] = read_shard(prepared / shard["file"], 2).hash
     manifest["fingerprint"] = corpus_fingerprint(manifest["shards"], manifest["tokenizer"]["fingerprint"])
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    (prepared / "manifest.json").write_text(json.dumps(seal(manifest)))
     refused(lambda: verify(prepared), "sources that are not there")
 
 

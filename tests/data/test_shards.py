@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,26 @@ def test_a_flipped_bit_in_a_shard_is_found(folder: Path, offset: int) -> None:
 def test_a_flipped_bit_in_a_document_table_is_found(folder: Path) -> None:
     changed(folder / "val-00000.docs.npy", -3)
     refused(lambda: verify(folder), "val-00000.bin", "changed")
+
+
+def test_a_signal_does_not_wait_for_shards_that_are_still_to_be_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large corpus that would take minutes."""
+    shards = len(open_corpus(folder).manifest["shards"])
+    read, calls = module.shards.read_shard, list[Path]()
+
+    def stopped(shard: Path, itemsize: int) -> object:
+        calls.append(shard)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        return read(shard, itemsize)
+
+    monkeypatch.setattr(module.shards, "read_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        verify(folder, workers=1)
+    assert len(calls) < shards - 1
 
 
 def drop_shard(folder: Path) -> None:

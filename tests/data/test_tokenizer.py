@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +215,26 @@ def test_missing_tiktoken_file_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 def test_saved_file_is_plain_json(tmp_path: Path) -> None:
     bpe(400).save(tmp_path / "t.json")
     assert json.loads((tmp_path / "t.json").read_text())["format"] == 1
+
+
+def test_a_signal_is_heard_while_a_library_trains() -> None:
+    """Python runs no handler while it is within a call that takes a minute, as BPE's merges do."""
+    finished = list[bool]()
+
+    def work() -> None:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)  # seconds in one call of C
+        finished.append(True)
+
+    def heard(number: int, frame: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGUSR1, heard)
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(InterruptedError):
+            module._heedful(work)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not finished
+    with pytest.raises(ZeroDivisionError):
+        module._heedful(lambda: 1 // 0)

@@ -15,15 +15,16 @@ from model.optim import configure_optimizers
 from model.shape import Shape
 from run.checkpoint import (
     TrainingState,
-    _checksum,
     checkpoints,
     file_hash,
+    latest_accounts,
     latest_checkpoint,
     load_weights,
     restore_optimizer,
     save_checkpoint,
     save_weights,
 )
+from sealed import seal
 
 SHAPE = Shape(1, 1, 32, 16, 64)
 
@@ -106,6 +107,42 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path) -> None:
     assert found.state.step == 1
 
 
+def test_a_kill_while_a_checkpoint_is_replaced_by_one_of_the_same_step_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run saves once where it stands. A rename cannot replace a folder: in between, the old one has to count."""
+    model, optimizer = trained()
+    for number in (1, 2):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.startswith(".tmp-"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=2), {})
+    found = latest_checkpoint(tmp_path, silent)
+    assert found is not None
+    assert found.state.step == 2
+    assert len(checkpoints(tmp_path)) == 2
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, model, optimizer, TrainingState(step=2), {"train": 1.0})
+    save_checkpoint(tmp_path, model, optimizer, TrainingState(step=3), {"train": 2.0})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003", "step-000000002"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000000003", "step-000000002"}, "nothing is left behind"
+    assert latest_accounts(tmp_path) == {"train": 2.0}
+
+
+def test_going_back_to_a_checkpoint_without_moments_forgets_those_there_are(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    assert optimizer.state
+    restore_optimizer(model, optimizer, {})
+    assert not optimizer.state
+
+
 def test_a_checkpoint_of_another_shape_is_one_line(tmp_path: Path) -> None:
     model, _ = trained()
     other = GPT(Shape(1, 1, 64, 16, 64))
@@ -140,8 +177,7 @@ def test_finished_weights_are_read_back(tmp_path: Path, monkeypatch: pytest.Monk
 def rewritten(folder: Path, **changes: object) -> None:
     """Change what state.json says, with the right checksum."""
     content = json.loads((folder / "state.json").read_text()) | changes
-    content["checksum"] = _checksum(content)
-    (folder / "state.json").write_text(json.dumps(content))
+    (folder / "state.json").write_text(json.dumps(seal(content)))
 
 
 def two_checkpoints(folder: Path) -> Path:

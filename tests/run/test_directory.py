@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
-from run.directory import RunDirectory, run_name
+from run.directory import RunDirectory, full_disk, run_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +51,33 @@ def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
         run.close()
     assert (tmp_path / "n" / "paid-for").read_text() == "2"
     assert (tmp_path / "n.old-1" / "paid-for").read_text() == "1"
+
+
+def test_a_run_that_is_set_aside_stays_locked_while_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another process could take the folder over and find itself in the new run's."""
+    RunDirectory(tmp_path, "n", False).close()
+    rename, seen = Path.rename, list[str]()
+
+    def looking(self: Path, target: Path) -> Path:
+        with (self / "lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                seen.append("locked")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", looking)
+    RunDirectory(tmp_path, "n", True).close()
+    assert seen == ["locked"]
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [(OSError(errno.ENOSPC, "No space left"), "free some space"), (OSError(errno.EIO, "I/O error"), "see to the disk")],
+)
+def test_a_write_that_failed_says_what_mends_it(error: OSError, mend: str) -> None:
+    assert mend in str(full_disk(Path("x"), error, "what there was"))
+    assert "what there was" in str(full_disk(Path("x"), error, "what there was"))
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
