@@ -21,7 +21,12 @@ SETBACK_RATE = 0.5  # of the planned learning rate, after a run has gone back on
 
 
 class Diverged(Exception):
-    """The model is lost: its loss is no number, or has been worse than guessing for long."""
+    """The model is lost: its loss is no number, or has been worse than guessing for long. `since`: the step whose loss was
+    the first to show it, so that the weights after the one before it are lost already."""
+
+    def __init__(self, reason: str, since: int) -> None:
+        super().__init__(reason)
+        self.since = since
 
 
 def carry_earlier(session: Session) -> None:
@@ -108,14 +113,14 @@ def peak_rate(trainer: Trainer) -> float:
 
 
 def go_back(session: Session, trainer: Trainer, error: Diverged) -> None:
-    """Once in a run's life: from the newest checkpoint on with half the learning rate. Raises `error` again where that was
-    done before, and where there is no checkpoint."""
+    """Once in a run's life: from the newest checkpoint of good weights on with half the learning rate. Raises `error` again
+    where that was done before, and where there is none."""
     from run.checkpoint import latest_checkpoint
 
     with session.signals.deferred():
         with session.clock.charge("checkpoint"):
             first = trainer.state.setback is None
-            found = latest_checkpoint(session.run.checkpoints, session.console.warn) if first else None
+            found = latest_checkpoint(session.run.checkpoints, session.console.warn, error.since - 1) if first else None
             if found is None:
                 raise error
             lost_at = trainer.state.step

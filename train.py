@@ -37,7 +37,7 @@ from run.memory import out_of_memory
 from run.prober import TrialProcess, trial_process
 from run.record import finite, read_json
 from run.signals import Interrupted, Signals
-from run.spikes import Spike
+from run.spikes import LASTING, Spike
 from run.watch import SpeedWatch
 from session import (
     Session,
@@ -313,11 +313,11 @@ def fit(session: Session, trainer: Trainer) -> str:
                 interim_evaluation(session, trainer)
             if before < 0.5 <= progress:
                 rehearse_report(session, trainer)
-            if save_due(session, trainer) and late.spike.calm:
+            if save_due(session, trainer) and late.calm():
                 save(session, trainer, final=False)
         late.read()
         if not has_numbers(trainer):
-            raise Diverged(f"the weights after step {state.step} are no numbers")
+            raise Diverged(f"the weights after step {state.step} are no numbers", state.step + 1)
     return tightest
 
 
@@ -347,19 +347,26 @@ class LateMetrics:
     def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
         self._waiting = (loss, norm, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
 
+    def calm(self) -> bool:
+        """Whether the loss, the last step's included, is where it should be: two checkpoints are kept, and no more than one
+        of them may be of weights that are lost, as those after a step show only in the loss of the next."""
+        self.read()
+        return self.spike.calm
+
     def read(self) -> None:
         """Raises Diverged when the model is lost: the rest of the budget would be thrown after it."""
         if self._waiting is None:
             return
         loss, norm, point = self._waiting
-        self._waiting = None
+        step, self._waiting = point["step"], None
         self.loss = loss.item()
         if finite(self.loss) is None:
-            raise Diverged(f"the loss of step {point['step']} is {self.loss}")
+            raise Diverged(f"the loss of step {step} is {self.loss}", step)
         if self.spike.lasts(self.loss):
-            raise Diverged(f"the loss of step {point['step']}, {self.loss:.3g}, has been worse than a guess's for long")
+            reason = f"the loss of step {step}, {self.loss:.3g}, has been worse than a guess's for long"
+            raise Diverged(reason, step - LASTING + 1)
         self.trainer.state.loss = self.loss
-        many = point["step"] > METRICS_EVERY_STEP
+        many = step > METRICS_EVERY_STEP
         if many and point["progress"] - self._written < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
             return
         self._written = point["progress"]
@@ -398,7 +405,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         figures = evaluate(session, trainer, trainer.interim)
         seconds = session.clock.awake_s() - began
     if figures["loss"] is None:
-        raise Diverged(f"the validation loss after step {trainer.state.step} is no number")
+        raise Diverged(f"the validation loss after step {trainer.state.step} is no number", trainer.state.step + 1)
     trainer.window_s = max(trainer.window_s, seconds / trainer.interim.n_windows)
     keep_time(session, trainer)
     point = {

@@ -8,6 +8,7 @@ name is complete. Nothing here unpickles.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -117,7 +118,12 @@ def save_checkpoint(
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
     found = [(match, path) for path in folder.glob("step-*") if (match := FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda each: (-int(each[0][1]), each[0][2] is not None))]
+    return [path for _, path in sorted(found, key=lambda each: (-step_of(each[1]), each[0][2] is not None))]
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name.split("-")[1].removesuffix(".old"))
 
 
 @dataclass
@@ -130,9 +136,12 @@ class Checkpoint:
     optimizer: dict[str, torch.Tensor]
 
 
-def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; a damaged one is named and the one before it is used. None without any."""
+def latest_checkpoint(folder: Path, say: Callable[[str], None], before: float = math.inf) -> Checkpoint | None:
+    """The newest checkpoint of a step `before` that, and whole; a damaged one is named and the one before it is used. None
+    without any."""
     for path in checkpoints(folder):
+        if step_of(path) >= before:
+            continue
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:

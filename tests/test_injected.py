@@ -248,7 +248,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(place: Path, monke
     folder = run_here(place, "budget.steps=20", "eval.every=0", name="bad-weights")
     assert result_of(folder)["setback"]["back_to"] == 14
     refused = re.findall("no checkpoint at step (.*): its weights are no numbers", (folder / "log.txt").read_text())
-    assert refused == ["15", "16"]
+    assert refused == ["15"]
 
 
 def test_a_spike_that_lasts_sends_the_run_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_a_spike_that_lasts_sends_the_run_back(place: Path, monkeypatch: pytest.
     result = result_of(folder)
     assert result["status"] == "finished"
     assert "worse than a guess's" in result["setback"]["reason"]
-    assert result["setback"]["back_to"] <= 41
+    assert result["setback"]["back_to"] < 40, "the weights after step 40 are those thrown away"
     assert result["setback"]["step"] <= 40 + LASTING + 2
     assert result["eval"]["loss"] < 5.0
 
