@@ -20,7 +20,7 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock bench bench-gpu prove-plan prove-faults slurm-up slurm-down clean
+.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock bench bench-gpu soak prove-plan prove-faults slurm-up slurm-down clean
 
 help:  ## this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -114,6 +114,9 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 
 bench-gpu: $(DEV)  ## on one GPU, in 8 minutes: speed, and with PEER=NANOGPT time to loss; bench/results/gpu.json
 	@$(PY) -m bench.gpu $(if $(PEER),--peer "$(PEER)") $(ARGS)
+
+soak: $(DEV)  ## does anything grow? 30 minutes of training, a million lines of record, 10 GB of corpus
+	@$(PY) -m bench.soak $(ARGS)
 
 prove-plan: $(DEV)  ## is the plan right? one and a half hours: CORPUS=FOLDER
 	@$(PY) -m bench.prove_plan $(CORPUS) $(ARGS)

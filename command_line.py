@@ -6,11 +6,13 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from budget.devices import BY_NAME
-from config import CONF, SCRIPTS, Config, closest, expand, leaves, mistakes
+from checks import mistakes
+from config import CONF, SCRIPTS, Config, closest, expand, leaves
 from errors import UserError, reported
 from private import given_away
 from run.signals import Interrupted
@@ -69,11 +71,15 @@ class Task:
 def knobs_of(composed: Any) -> Any:
     """The checked configuration of what Hydra composed; raises UserError with every mistake."""
     from omegaconf import OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
 
     plain = composed.copy()
     with open_dict(plain):
         plain.pop("hydra", None)
-    config = OmegaConf.to_object(plain)
+    try:
+        config = OmegaConf.to_object(plain)
+    except OmegaConfBaseException as error:  # of a value that stands for another one
+        raise UserError(" ".join(str(error).split())) from None
     if isinstance(config, Config):
         config = expand(config)
     if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
@@ -144,12 +150,15 @@ def check_command_line(script: str) -> None:
 
     if secrets := given_away((argument.split("=")[0], argument) for argument in sys.argv[1:]):
         raise UserError(*secrets)
-    arguments = get_args_parser().parse_args()
+    flags = get_args_parser()
+    flags.error = _refuse_flags  # type: ignore[method-assign]
+    arguments = flags.parse_args()
+    _check_flags(arguments)
     parser, good, wrong = OverridesParser.create(), [], []
     for text in arguments.overrides:
         try:
             override = parser.parse_override(text)
-        except HydraException:
+        except (HydraException, ValueError, RecursionError):  # ValueError: a number of thousands of digits
             wrong.append(f"{text!r} is not KEY=VALUE; quote values with special signs, e.g. 'data.path=\"a=b.txt\"'")
             continue
         key = str(override.key_or_group)
@@ -164,6 +173,23 @@ def check_command_line(script: str) -> None:
         raise UserError(*wrong, *_mistakes_of(script, good))
     if wrong:
         raise UserError(*wrong)
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    """What argparse calls instead of printing how a command that is not ours is used."""
+    raise UserError(f"{message}; knobs are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
+
+
+def _check_flags(arguments: Any) -> None:
+    """Refuse what Hydra would answer with a traceback, and its way to run what a file says that Python is to unpickle."""
+    modes = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(arguments, mode)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} do not go together; give one of them")
+    if arguments.resolve and not arguments.cfg:
+        raise UserError("--resolve shows values in what --cfg prints; add --cfg job")
+    if arguments.experimental_rerun:
+        raise UserError("--experimental-rerun reads a pickle, which can run any code; type the run's command instead")
 
 
 def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
@@ -184,7 +210,7 @@ def _override_mistake(schema: type, text: str, override: Any, key: str) -> str |
     """What is wrong with one override, or None."""
     groups = _groups()
     names_ = {name: help_text for name, help_text, _ in leaves(schema)}
-    values = _values_of(override)
+    values = [_unquoted(value) for value in _values_of(override)]
     if override.is_add() or override.is_delete() or override.is_force_add():
         return f"{text!r} adds or removes a knob; every knob is there already: write {key}=VALUE"
     if key in groups and key not in names_:
@@ -203,29 +229,26 @@ def _override_mistake(schema: type, text: str, override: Any, key: str) -> str |
 
 
 def _values_of(override: Any) -> list[Any]:
-    """What an override sets, all of it in a sweep; of a continuous range its ends."""
+    """What an override sets, all of it in a sweep; of a range its ends, of a pattern for names nothing."""
+    value = override.value()
     if override.is_interval_sweep():
-        return [override.value().start, override.value().end]
+        return [value.start, value.end]
     if override.is_choice_sweep():
-        return list(override.value().list)
+        return list(getattr(value, "list", []))
     if override.is_range_sweep():
-        return list(override.value().range())
-    return [override.value()]
+        return [end for end in (value.start, value.stop) if end is not None]
+    return [value]
 
 
 def _fits(schema: type, key: str, value: Any) -> bool:
-    from hydra.core.override_parser.types import QuotedString
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    plain = value.text if isinstance(value, QuotedString) else value
-    if isinstance(plain, list):
-        plain = [entry.text if isinstance(entry, QuotedString) else entry for entry in plain]
-    if isinstance(plain, str) and "${" in plain:
+    if isinstance(value, str) and "${" in value:
         return True  # an interpolation; Hydra resolves and checks it
     try:
-        OmegaConf.update(OmegaConf.structured(schema), key, plain)
-    except OmegaConfBaseException:
+        OmegaConf.update(_structured(schema), key, value)
+    except (OmegaConfBaseException, ValueError, OverflowError):  # of a number that no float holds
         return False
     return True
 
@@ -233,6 +256,23 @@ def _fits(schema: type, key: str, value: Any) -> bool:
 def _groups() -> set[str]:
     """Groups of knobs under conf/; conf/hydra/ holds choices of Hydra's own."""
     return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
+
+
+@cache
+def _structured(schema: type) -> Any:
+    """The knobs to try values on, whatever was tried before."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(schema)
+
+
+def _unquoted(value: Any) -> Any:
+    """A value as its knob gets it."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, list):
+        return [_unquoted(entry) for entry in value]
+    return value.text if isinstance(value, QuotedString) else value
 
 
 def group_options(group: str) -> list[str]:

@@ -14,14 +14,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from budget.devices import BY_NAME
-from budget.laws import LAWS, LOCAL, load_law
+from budget.laws import LAWS, LOCAL
 from budget.planner import ASPECT, MAX_EPOCHS
-from errors import UserError
 from model.recipe import AUTO, OPTIMIZERS, OptimSettings
-from model.schedule import mistakes as schedule_mistakes
 from model.shape import Shape
-from run.directory import run_name
 
 CONF = Path(__file__).parent / "conf"
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,5})")  # model.size
@@ -316,15 +312,15 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "budget.steps": (1, 1e12, True, True),
     "budget.extend_hours": (0, 1e6, True, True),
     "device.threads": (1, 4096, True, True),
-    "device.peak_flops": (0, 1e20, False, True),
+    "device.peak_flops": (1e6, 1e20, True, True),
     "data.validation_fraction": (0, 0.5, False, True),
     "data.max_bytes": (1, 1e18, True, True),
     "data.workers": (1, 4096, True, True),
-    "optim.learning_rate": (0, 100, False, True),
+    "optim.learning_rate": (1e-12, 100, True, True),
     "optim.weight_decay": (0, 100, True, True),
     "optim.beta1": (0, 1, True, False),
     "optim.beta2": (0, 1, True, False),
-    "optim.eps": (0, 1, False, True),
+    "optim.eps": (1e-30, 1, True, True),  # float32: below, 0 / 0 for what had no gradient
     "optim.embedding_rate": (0, 1e4, True, True),
     "optim.table_rate": (0, 1e4, True, True),
     "optim.head_rate": (0, 1e4, True, True),
@@ -337,8 +333,8 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "eval.every": (0, 1, True, True),
     "eval.interim_tokens": (1, 1e15, True, True),
     "eval.max_fraction": (0, 1, False, True),
-    "plan.aspect_min": (0, 1e6, False, True),
-    "plan.aspect_max": (0, 1e6, False, True),
+    "plan.aspect_min": (0.1, 1e6, True, True),
+    "plan.aspect_max": (0.1, 1e6, True, True),
     "plan.max_epochs": (0, 1e9, False, True),
     "plan.corpus_tokens": (1, 1e15, True, True),
     "checkpoint.max_fraction": (0, 1, False, True),
@@ -350,15 +346,18 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "sweep.retries": (0, 100, True, True),
     "sweep.hours": (0, 1e6, False, True),
     "sweep.prune_from": (0, 0.9, False, True),
-    "mfu": (0, 1, False, True),
+    "mfu": (1e-6, 1, True, True),
+    "samples": (1, 1e6, True, True),
     "seed": (0, 2**31 - 1, True, True),
     "tokens": (1, 1e15, True, True),
     "micro_batch": (1, 1e9, True, True),
     "temperature": (0, 100, True, True),
     "top_k": (1, 1e9, True, True),
     "top_p": (0, 1, False, True),
-    "repetition_penalty": (0, 100, False, True),
+    "repetition_penalty": (0.01, 100, True, True),
 }
+
+PATHS = ("data.path", "data.cache_dir", "data.repo", "output_dir", "plan.folder", "plan.law_file", "checkpoint")
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -371,83 +370,6 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
         else:
             value = None if isinstance(tree, type) else getattr(tree, leaf.name)
             yield f"{prefix}{leaf.name}", leaf.metadata["help"], value
-
-
-def mistakes(config: Any) -> list[str]:
-    """Every impossible value and combination of a configuration, one line each."""
-    found = []
-    for name, help_text, value in leaves(config):
-        if value is None:
-            continue
-        if name in ALLOWED and value not in ALLOWED[name]:
-            found.append(
-                f"{name}={value} is not known; allowed: {', '.join(ALLOWED[name])}{closest(value, ALLOWED[name])}"
-            )
-        if name in RANGES:
-            low, high, with_low, with_high = RANGES[name]
-            if not (low < value < high or (with_low and value == low) or (with_high and value == high)):
-                bracket = f"{'[' if with_low else '('}{low:g}, {high:g}{']' if with_high else ')'}"
-                found.append(f"{name}={value} is out of range; allowed: {bracket} ({help_text})")
-    return found + (_run_mistakes(config) if isinstance(config, Config) else _model_mistakes(config))
-
-
-def _model_mistakes(config: Any) -> list[str]:
-    """What evaluate.py and sample.py need."""
-    if not config.checkpoint:
-        return ["checkpoint is missing; give a run's folder, e.g. checkpoint=outputs/NAME"]
-    return []
-
-
-def _run_mistakes(config: Config) -> list[str]:
-    """Combinations that no single range can see."""
-    found = []
-    budget, data = config.budget, config.data
-    if budget.hours is None and budget.flops is None and budget.tokens is None and budget.steps is None:
-        found.append(
-            "no limit at all: set budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05"
-        )
-    if budget.extend_hours and budget.hours is None:
-        found.append(f"budget.extend_hours={budget.extend_hours} extends nothing; it goes with budget.hours")
-    if data.source == "text" and not data.path:
-        found.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
-    if data.source == "stdlib" and data.path:
-        found.append(f"data.path={data.path} is not read by data=stdlib; use data=text or data=slimpajama")
-    if not config.name or set(config.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
-        found.append(f"name={config.name!r} is not a folder name; allowed: letters, digits, '.', '_' and '-'")
-    if config.name.startswith("."):
-        found.append(f"name={config.name!r} begins with a dot; begin with a letter or a digit")
-    device = config.device.name
-    if device not in ("auto", "cpu", "mps") and not device.startswith("cuda") and device not in BY_NAME:
-        known = ("auto", "cpu", "cuda", "mps", *BY_NAME)
-        found.append(f"device={device} is not known; allowed: {', '.join(known)}{closest(device, known)}")
-    schedule = config.schedule
-    found += schedule_mistakes(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay)
-    optim = config.optim
-    if optim.name == "adamw" and (optim.normuon or optim.cautious):
-        found.append(
-            "optim.normuon and optim.cautious are Muon's; they do nothing with optim.name=adamw: take optim=muon"
-        )
-    if config.plan.aspect_min > config.plan.aspect_max:
-        found.append(
-            f"plan.aspect_min={config.plan.aspect_min:g} is more than plan.aspect_max={config.plan.aspect_max:g}; no shape"
-            " is between them"
-        )
-    if config.sweep.hours is not None and budget.hours is None:
-        found.append(f"sweep.hours={config.sweep.hours:g} is shared out by budget.hours, which is not set")
-    if config.sweep.prune != "none" and not config.eval.every:
-        found.append(f"sweep.prune={config.sweep.prune} goes by interim evaluations, and eval.every=0 makes none")
-    return found + _size_mistakes(config.model) + _law_mistakes(config) + template(config).mistakes()
-
-
-def _size_mistakes(model: ModelConfig) -> list[str]:
-    """What is wrong with model.size."""
-    if model.size is None:
-        return []
-    if not SIZE.fullmatch(model.size):
-        return [f"model.size={model.size} is not LAYERSxWIDTH, e.g. 12x768"]
-    if model.n_layer is not None or model.n_embd is not None:
-        return [f"model.size={model.size} stands for model.n_layer and model.n_embd; give the one or the others"]
-    return []
 
 
 def expand(config: Config) -> Config:
@@ -470,19 +392,6 @@ def identity(config: Config) -> dict[str, Any]:
     if config.data.path is not None:
         knobs["data"]["path"] = str(Path(config.data.path).resolve())
     return knobs
-
-
-def _law_mistakes(config: Config) -> list[str]:
-    """A law of the user's own is read by the plan, after the corpus is prepared, which may take hours; so look now. A run
-    that has its plan already needs no law."""
-    run = Path(config.output_dir) / run_name(config.name, identity(config))
-    if config.law != LOCAL or ((run / "plan.json").exists() and not config.fresh):
-        return []
-    try:
-        load_law(Path(config.plan.law_file))
-    except UserError as error:
-        return list(error.messages)
-    return []
 
 
 def unset_sizes(model: ModelConfig) -> set[str]:

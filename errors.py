@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from private import redacted
 from untrusted import plain
 
+LONGEST_LINE = 2000  # characters; our own words are a few hundred, and the values in them may be as long as a file
+
 
 class UserError(Exception):
     """A mistake of the user's: exit status 2, one line per mistake, before anything is spent.
@@ -47,5 +49,9 @@ def reported() -> Iterator[None]:
 
 
 def _line(message: str) -> str:
-    """One line that a terminal shows as it is and a job's log may keep: names of files and words of libraries are in it."""
-    return " ".join(redacted(plain(message)).splitlines())
+    """One line that a terminal shows as it is and a job's log may keep: values, names of files and keys of records are in
+    it. Secrets and escape sequences are left out, as is the middle of a very long line; ends of lines are spelled out."""
+    message = redacted(plain(message))
+    if len(message) > LONGEST_LINE:
+        message = f"{message[: LONGEST_LINE // 2]} ... {message[-LONGEST_LINE // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)

@@ -18,7 +18,6 @@ from config import EvaluateConfig
 from data.loader import EvalRange
 from data.readers import read_documents, source_id
 from data.tokenizer import Tokenizer
-from errors import UserError
 from run.console import Console, format_count
 from run.record import significant
 
@@ -47,9 +46,8 @@ def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
     assert config.checkpoint is not None
     finished = load_finished(config.checkpoint, machine.device)
     block_size = finished.model.shape.block_size
-    if config.data.path is None:
-        raise UserError("data.path is missing; give a file, folder or glob of text, e.g. data.path=my.jsonl.zst")
-    tokens, source_ids, sources = read_tokens(config, finished.tokenizer)
+    left_out: dict[str, int] = {}
+    tokens, source_ids, sources = read_tokens(config, finished.tokenizer, left_out)
     windows = EvalRange.from_tokens(tokens, source_ids, sources, block_size, eot=finished.tokenizer.eot)
     figures = evaluate(
         finished.model,
@@ -60,17 +58,21 @@ def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
         machine.device,
         machine.autocast,
     )
-    return {"checkpoint": config.checkpoint, "data": config.data.path, **figures}
+    return {"checkpoint": config.checkpoint, "data": config.data.path, "left_out": left_out, **figures}
 
 
-def read_tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Token ids of the text, each document ended by end-of-text as in training, the source of each, and their names."""
+def read_tokens(
+    config: EvaluateConfig, tokenizer: Tokenizer, left_out: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Token ids of the text, each document ended by end-of-text as in training, the source of each, and their names;
+    documents that are none are counted in `left_out`, by reason."""
     parts: list[np.ndarray] = []
     owners: list[np.ndarray] = []
     sources: dict[str, int] = {}
     count = 0
-    assert config.data.path is not None
-    documents: Iterable[Any] = read_documents(config.data.path, config.data.text_key, config.data.bad_documents)
+    data = config.data
+    assert data.path is not None
+    documents: Iterable[Any] = read_documents(data.path, data.text_key, data.bad_documents, left_out)
     for document in documents:
         ids = np.append(tokenizer.encode(document.text), tokenizer.dtype.type(tokenizer.eot))
         parts.append(ids)
@@ -113,7 +115,10 @@ def show(figures: dict[str, Any]) -> None:
 
     columns = ["source", "tokens", "loss", "perplexity", "bits per byte", "accuracy"]
     rows = [row(name, part) for name, part in figures["by_source"].items()]
-    Console().table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
+    console = Console()
+    console.table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
+    if figures["left_out"]:
+        console.say(f"left out: {', '.join(f'{n:,} {what} documents' for what, n in figures['left_out'].items())}")
 
 
 def shown(value: float | None, form: str) -> str:

@@ -113,33 +113,21 @@ def max_epochs_of(config: Config) -> float:
 
 def request_for(config: Config, text: Text, flops_per_second: float | None, overhead_s: float) -> Request:
     """The planner's request: the user's fixed sizes, and rules for the block size and vocabulary where they are open."""
-    n_vocab = text.n_vocab
     limits, model = limits_of(config), config.model
     shape = template(config)
+    if found := size_mistakes(config, text.n_vocab, model.block_size):
+        raise UserError(*found)
     if model.vocab_size is None:
-        if n_vocab is None:
-            raise UserError(
-                f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known without its file;"
-                " set model.vocab_size"
-            )
-        shape = replace(shape, vocab_size=padded_vocab(n_vocab))
-    elif n_vocab is not None and model.vocab_size < n_vocab:
-        raise UserError(
-            f"model.vocab_size={model.vocab_size} is smaller than the {n_vocab} tokens of data.tokenizer="
-            f"{config.data.tokenizer}; leave it out or raise it"
-        )
+        assert text.n_vocab is not None
+        shape = replace(shape, vocab_size=padded_vocab(text.n_vocab))
     flops = _rough_flops(limits, flops_per_second)
     if model.block_size is None:
         shape = replace(shape, block_size=block_size_for(flops, shape.vocab_size))
     if model.bigram_rows is None:
         shape = replace(shape, bigram_rows=bigram_rows_for(flops, shape.vocab_size))
     shape = with_eot(config, shape, shape.vocab_size - 1)  # trials have random tokens: any id will do
-    batch = config.optim.batch_tokens
-    if batch is not None and batch % shape.block_size:
-        near = max(1, round(batch / shape.block_size)) * shape.block_size
-        raise UserError(
-            f"optim.batch_tokens={batch} is not a multiple of model.block_size={shape.block_size}; try {near}"
-        )
+    if found := size_mistakes(config, text.n_vocab, shape.block_size):
+        raise UserError(*found)
     return Request(
         limits=limits,
         template=shape,
@@ -149,7 +137,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         n_embd=model.n_embd,
         flops_per_second=flops_per_second,
         overhead_s=overhead_s,
-        batch_tokens=batch,
+        batch_tokens=config.optim.batch_tokens,
         learning_rate=config.optim.learning_rate,
         weight_decay=config.optim.weight_decay,
         warmup=config.schedule.warmup,
@@ -161,6 +149,39 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         max_epochs=max_epochs_of(config),
         notes=corpus_notes(config, text.fingerprint),
     )
+
+
+def size_mistakes(config: Config, n_vocab: int | None, block_size: int | None) -> list[str]:
+    """Sizes that do not go together, one line each; None is not known yet."""
+    found, vocab_size, batch = [], config.model.vocab_size, config.optim.batch_tokens
+    if vocab_size is None and n_vocab is None:
+        found.append(
+            f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known without its file;"
+            " set model.vocab_size"
+        )
+    if vocab_size is not None and n_vocab is not None and vocab_size < n_vocab:
+        found.append(
+            f"model.vocab_size={vocab_size} is smaller than the {n_vocab} tokens of data.tokenizer="
+            f"{config.data.tokenizer}; leave it out or raise it"
+        )
+    if batch is not None and block_size is not None and batch % block_size:
+        near = max(1, round(batch / block_size)) * block_size
+        found.append(f"optim.batch_tokens={batch} is not a multiple of model.block_size={block_size}; try {near}")
+    return found
+
+
+def check_early(config: Config) -> None:
+    """Raise UserError for what the plan would refuse only once the corpus is prepared, which may take hours."""
+    from data.tokenizer import check_name, vocab_size_of
+
+    check_name(config.data.tokenizer)
+    n_vocab, limits = vocab_size_of(config.data.tokenizer), limits_of(config)
+    if n_vocab is None:  # a new one of tiktoken's: its file will tell
+        return
+    if found := size_mistakes(config, n_vocab, config.model.block_size):
+        raise UserError(*found)
+    if limits.seconds is None:  # no speed decides how much fits
+        make_plan(request_for(config, Text(n_vocab, config.data.tokenizer, None), None, 0.0))
 
 
 def _rough_flops(limits: Limits, flops_per_second: float | None) -> float | None:
@@ -248,16 +269,14 @@ def fingerprint_of(config: Config) -> str | None:
 
 def plan_for(config: Config) -> Plan:
     """The plan that the command line asks for, without or with measuring this device."""
-    from data.tokenizer import vocab_size_of
+    from data.tokenizer import check_name, vocab_size_of
 
-    n_vocab = config.model.vocab_size or vocab_size_of(config.data.tokenizer)
+    check_name(config.data.tokenizer)
+    n_vocab = vocab_size_of(config.data.tokenizer)
     text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config))
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)
-
-    if n_vocab is None:
-        raise UserError(f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known; set model.vocab_size")
 
     def say(line: str) -> None:  # standard output holds the plan alone
         print(line, file=sys.stderr)

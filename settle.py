@@ -10,7 +10,9 @@ from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan, load_plan
 from budget.rules import batch_for, learning_rate_for, weight_decay_for
+from config import template
 from errors import UserError
+from model.shape import Shape
 from plan import Text, first_request, plan_here, probe_seconds
 from run.console import format_count
 from run.plan_view import show
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 CORRECT_AT = 0.1
 CORRECTED_FROM = 0.1  # of the planned tokens; the rules' answers change by half as much, less than their own error
 OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # of the ledger: what does not train
+# Bytes of a parameter, in float32: the weight, its gradient and the one moment that every optimizer keeps; and of a token of
+# a batch: two ids of 8 bytes.
+LEAST_BYTES, TOKEN_BYTES = 12, 16
 TOLERATED = 0.05  # tokens off by less than this are as planned
 
 
@@ -60,12 +65,24 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     block_size = first_request(session.config, text, machine, overhead_s).template.block_size
     Loader(corpus.train, block_size, 1, 0)  # is the corpus long enough? Before measuring
     plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
+    require_memory(plan, plan.sized(template(session.config)), machine.free_memory())
     show(plan, session.console, limits)
     content = seal(significant(plan.to_dict(), 10))
     session.run.checkpoints.mkdir(exist_ok=True)
     for path in (session.run.plan_copy, session.run.plan):
         write_json(path, content)
     return load_plan(session.run.plan)  # to the last digit what a resumed run will go on with
+
+
+def require_memory(plan: Plan, shape: Shape, free: int) -> None:
+    """Raise UserError where the plan cannot be trained in `free` bytes: the system would end the process without a word."""
+    needed = LEAST_BYTES * shape.parameters() + TOKEN_BYTES * plan.batch_tokens
+    if needed > free:
+        raise UserError(
+            f"{plan.n_layer} layers of width {plan.n_embd} with optim.batch_tokens={plan.batch_tokens} take at least"
+            f" {needed / 2**30:,.1f} GiB to train and {free / 2**30:,.1f} are free; choose smaller model.* sizes or batches"
+            " (null: planned), or another device="
+        )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from data.prepare import prepare
 from errors import MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
-from plan import limits_of, spec_of, wants_trials
+from plan import check_early, limits_of, spec_of, wants_trials
 from recover import Diverged, carry_earlier, go_back, peak_rate, resume
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard, wandb_id
@@ -153,6 +153,8 @@ def train(session: Session) -> None:
     console, run = session.console, session.run
     console.say(f"run     {run.folder}")
     saved = saved_plan(session)
+    if saved is None:
+        check_early(session.config)
     # The process for trials loads its libraries while the corpus is prepared and while this one loads its own.
     wanted = saved is None and wants_trials(session.config, session.clock.limits)
     with trial_process(session.config.device.name, wanted, console.warn) as trials:
@@ -197,6 +199,8 @@ def prepare_corpus(session: Session) -> Corpus:
         f" {format_count(corpus.val.n_tokens)} validation tokens"
         f" ({'prepared' if prepared.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget)"
     )
+    if prepared.left_out:
+        session.console.say(f"data    left out: {', '.join(f'{n:,} {what}' for what, n in prepared.left_out.items())}")
     return corpus
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from budget.candidates import ASPECT, candidates, least_memory
 from budget.clock import Limits
 from budget.devices import width_factor
 from budget.flops import flops_6nd_per_token, flops_per_token
@@ -36,8 +37,6 @@ from model.shape import Shape
 from sealed import unsealed
 from untrusted import load_json
 
-ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
-SMALL_WIDTH, SMALL_ASPECT = 256, 16.0  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
 SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
@@ -201,42 +200,6 @@ def overhead_estimate(limits: Limits) -> float:
     return min(60.0, 8.0 + 0.02 * limits.seconds)
 
 
-def heads_for(n_embd: int) -> int:
-    """Heads of 64, of 128 from a width of 1024 on (Hoffmann et al. 2022, Table A9); fewer where they would not divide it."""
-    heads = max(1, n_embd // (128 if n_embd >= 1024 and n_embd % 128 == 0 else 64))
-    while n_embd % heads:
-        heads -= 1
-    return heads
-
-
-def least_memory(shape: Shape) -> float:
-    """Bytes that training takes at the very least: weights, gradient and two moments in float32."""
-    return 16.0 * shape.parameters()
-
-
-def candidates(request: Request) -> list[Shape]:
-    """Every sensible shape that respects what the user fixed, by size. Never empty."""
-    widths = [request.n_embd] if request.n_embd else [*range(64, 1024, 64), *range(1024, 8193, 128)]
-    found = []
-    for width in widths:
-        low, high = request.aspect
-        low = min(low, SMALL_ASPECT) if width <= SMALL_WIDTH else low
-        layers = range(max(1, math.ceil(width / high)), max(1, int(width // low)) + 1)
-        if request.n_layer:
-            layers = (
-                range(request.n_layer, request.n_layer + 1) if request.n_embd or request.n_layer in layers else range(0)
-            )
-        for n_layer in layers:
-            n_head = request.n_head or heads_for(width)
-            shape = replace(request.template, n_layer=n_layer, n_head=n_head, n_embd=width)
-            if width % n_head == 0 and (request.memory is None or least_memory(shape) <= request.memory):
-                found.append(shape)
-    if not found:  # a depth or head count that no width of the grid goes with: let the aspect ratio give way
-        width = request.n_embd or max(64, 64 * (request.n_layer or 1)) * (request.n_head or 1)
-        found = [replace(request.template, n_layer=request.n_layer or 1, n_head=request.n_head or 1, n_embd=width)]
-    return sorted(found, key=lambda shape: shape.matmul_parameters())
-
-
 def tokens_within(request: Request, shape: Shape, tokens_per_second: float | None, batch_tokens: int | None) -> float:
     """Training tokens that the limits leave for this shape; the tightest decides."""
     limits, fits = request.limits, []
@@ -313,6 +276,8 @@ def make_plan(
     # Differences below a ten-thousandth mean nothing: among those the usual proportions win over deep and thin ones.
     ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
     best, rate, law = ranked[0], speed(ranked[0]), request.law
+    if request.memory is not None and least_memory(best) > request.memory:
+        raise UserError(_too_large(best, request.memory))
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
     fewest = 1 if request.limits.steps is not None else MIN_STEPS  # a smaller batch buys no more of given steps
@@ -415,6 +380,15 @@ def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[floa
     near = [point for point in worse if point[1] <= CURVE_HIGHEST or point[0] == best.matmul_parameters()]
     stride = -(-len(near) // CURVE_POINTS)
     return [point for i, point in enumerate(near) if i % stride == 0 or point[0] == best.matmul_parameters()]
+
+
+def _too_large(shape: Shape, memory: float) -> str:
+    """The one line for sizes that the user fixed and no device of this memory can train."""
+    return (
+        f"{shape.n_layer} layers of width {shape.n_embd}, vocabulary {shape.vocab_size}: training takes at least"
+        f" {least_memory(shape) / 2**30:,.1f} GiB and the device has {memory / 2**30:,.1f}; choose smaller model.* sizes"
+        " (null: planned) or another device="
+    )
 
 
 def _too_often(tokens: float, request: Request, epochs: float) -> str:

@@ -50,6 +50,16 @@ class PreparedInfo:
     manifest: dict[str, Any]
     tokenizer: Tokenizer
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Documents that the source holds and the corpus does not, by reason; those above 0."""
+        names = {
+            "bad": "bad_documents_skipped",
+            "duplicate": "duplicates_dropped",
+            "empty": "empty_documents_dropped",
+        }
+        return {reason: self.manifest[name] for reason, name in names.items() if self.manifest[name]}
+
 
 @dataclass
 class _Documents:
@@ -131,7 +141,10 @@ def _key(spec: DataSpec, source: Source) -> str:
 @contextmanager
 def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """One process at a time per corpus. The kernel lets go of the lock when its holder dies, however it dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):  # a file is there, or on the way
+        raise UserError(f"data.cache_dir={folder.parent} is no folder; set data.cache_dir= to one") from None
     with folder.with_name(folder.name + ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

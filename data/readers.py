@@ -214,17 +214,22 @@ def _label(path: Path, base: Path) -> str:
     return named or base.resolve().name or "text"
 
 
-def read_documents(path: str | Path, text_key: str = "text", bad_documents: str = "refuse") -> Iterator[Document]:
-    """Documents of a file, folder or glob, in order, for evaluation; split None. Raises UserError like `data.sources.TextSource`,
-    also where there is no document at all."""
+def read_documents(
+    path: str | Path, text_key: str = "text", bad_documents: str = "refuse", left_out: dict[str, int] | None = None
+) -> Iterator[Document]:
+    """Documents of a file, folder or glob, in order, for evaluation; split None. `left_out` counts, by reason, what is none.
+    Raises UserError like `data.sources.TextSource`, also where there is no document at all."""
     _, files = find_files(str(path))
-    empty = True
+    none = True
     for file in files:
         for record in read_file(file.path, Reading(text_key, bad_documents)):
             if record is not None and record.text:
-                empty = False
+                none = False
                 yield Document(record.text, record.source or file.label, None)
-    if empty:
+            elif left_out is not None:
+                reason = "bad" if record is None else "empty"
+                left_out[reason] = left_out.get(reason, 0) + 1
+    if none:
         raise UserError(f"data.path={path}: no text in {len(files)} file(s)")
 
 
@@ -428,8 +433,10 @@ def _parquet(path: Path, reading: Reading) -> Iterator[Record | None]:
                     reading.consumed = size * row // max(1, file.metadata.num_rows)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: invalid UTF-8 after row {row} ({error.reason}); write the file again") from error
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:  # also a date beyond Python's own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a readable parquet file ({reason}); fetch the file again") from error
 
 

@@ -117,7 +117,8 @@ def _file_identity(base: Path, files: list[NamedFile]) -> dict[str, Any]:
     listing = hashlib.sha256()
     for file in files:
         stat = file.path.stat()
-        listing.update(f"{file.path.relative_to(base).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        line = f"{file.path.relative_to(base).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n"
+        listing.update(line.encode("utf-8", "surrogateescape"))  # a name need not be UTF-8
     return {"files": len(files), "listing": listing.hexdigest()}
 
 

@@ -11,6 +11,8 @@ from errors import UserError
 from model.gpt import GPT
 from model.mode import evaluating
 
+COLDEST = 1e-6  # temperature; what is colder takes the most likely token, as 0 does, before float32 overflows
+
 
 def generate(
     model: GPT,
@@ -97,7 +99,7 @@ def _draw(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> int:
     """One token id from `logits` (n_vocab,)."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return int(logits.argmax())
     # Sorting is stable, so that of equal logits top_k=1 keeps the one that argmax returns.
     ordered, order = (logits / temperature).sort(descending=True, stable=True)

@@ -13,6 +13,18 @@ NORMS = ("layernorm", "rmsnorm")
 ACTIVATIONS = ("gelu", "relu2", "swiglu")
 INITIALISATIONS = ("gpt2", "zero")
 
+# Far beyond what one device trains; what is larger is a slip of the finger, and would only take for ever to plan.
+LARGEST = {
+    "n_layer": 10_000,
+    "n_head": 2048,
+    "n_embd": 1 << 17,
+    "block_size": 1 << 24,
+    "vocab_size": 1 << 24,
+    "ffn_hidden": 1 << 20,
+    "bigram_rows": 1 << 28,
+}
+ROPE_THETA, SOFTCAP = (1.0, 1e12), (0.01, 1e6)  # beyond, float32 divides by 0 or overflows
+
 # Combinations of the knobs below and nothing else; conf/model/*.yaml names the same ones.
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": {"position": "learned", "norm": "layernorm", "activation": "gelu", "initialisation": "gpt2"},
@@ -74,14 +86,21 @@ class Shape:
             for key in sizes
             if (value := getattr(self, key)) is not None and value < 1
         ]
+        found += [
+            f"model.{key}={value} must be at most {most}"
+            for key, most in LARGEST.items()
+            if (value := getattr(self, key)) is not None and value > most
+        ]
         if not 0 <= self.dropout < 1:
             found.append(f"model.dropout={self.dropout} must be at least 0 and less than 1")
-        if not self.rope_theta > 0:
-            found.append(f"model.rope_theta={self.rope_theta} must be greater than 0")
+        low, high = ROPE_THETA
+        if not low <= self.rope_theta <= high:
+            found.append(f"model.rope_theta={self.rope_theta} must be {low:g} to {high:g}")
         if self.bigram_rows < 0 or self.bigram_rows == 1:
             found.append(f"model.bigram_rows={self.bigram_rows} must be at least 2; 0 is none")
-        if not self.softcap >= 0:
-            found.append(f"model.softcap={self.softcap} must be at least 0; 0 is off")
+        low, high = SOFTCAP
+        if self.softcap and not low <= self.softcap <= high:
+            found.append(f"model.softcap={self.softcap} must be {low:g} to {high:g}, or 0, which is off")
         return found
 
     def _bad_choices(self) -> list[str]:
@@ -138,7 +157,7 @@ class Shape:
 
     def table_parameters(self) -> int:
         """Entries of the tables that are looked up besides the vocabulary matrix, and multiply nothing."""
-        values = sum(self.has_value_embedding(layer) for layer in range(self.n_layer))
+        values = (self.n_layer + 1) // 2 if self.value_embeddings else 0
         return self.n_embd * (values * self.vocab_size + self.bigram_rows)
 
     def non_vocab_parameters(self) -> int:

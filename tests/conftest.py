@@ -8,10 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as hypothesis_settings
 
 # Before any test imports torch: spinning OpenMP threads on shared cores make everything several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+
+# The same cases each time, so that nobody's change fails for what it did not do; `--hypothesis-profile=search` tries others.
+# A case is a command of tenths of a second or a whole corpus: making a failing one smaller would take minutes.
+for profile, same in (("same", True), ("search", False)):
+    hypothesis_settings.register_profile(
+        profile,
+        derandomize=same,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+hypothesis_settings.load_profile("same")
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

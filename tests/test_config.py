@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from checks import mistakes
 from command_line import group_options
-from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves, mistakes
+from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves
 from model.shape import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +151,18 @@ def test_every_knob_is_read_by_the_code() -> None:
     handed_on = {f"{group}.{f.name}" for group, schema in whole.items() for f in fields(schema)}
     scripts = [
         ROOT / f"{name}.py"
-        for name in ("train", "plan", "evaluate", "sample", "session", "settle", "assemble", "finish", "config")
+        for name in (
+            "train",
+            "plan",
+            "evaluate",
+            "sample",
+            "session",
+            "settle",
+            "assemble",
+            "finish",
+            "config",
+            "checks",
+        )
     ] + sorted((ROOT / "sweeps").glob("*.py"))
     read = set().union(*(attribute_chains(path) for path in scripts))
     last_two = {".".join(chain.split(".")[-2:]) for chain in read}

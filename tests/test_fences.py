@@ -15,7 +15,7 @@ SWEEPS = (
     "hydra_plugins",
 )  # beside the scripts: they know the configuration, nothing knows them but the command line
 RUNNING = ("train", "session", "settle", "recover", "assemble", "finish")
-SCRIPTS = (*RUNNING, "plan", "evaluate", "sample", "config", "command_line")
+SCRIPTS = (*RUNNING, "plan", "evaluate", "sample", "config", "checks", "command_line")
 FILES = sorted(path for name in (*PACKAGES, *SWEEPS) for path in (ROOT / name).rglob("*.py")) + [
     ROOT / f"{s}.py" for s in SCRIPTS
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -126,7 +127,13 @@ def test_presets_have_no_mistakes(preset: str) -> None:
         ({"block_size": 0}, "model.block_size=0 must be at least 1"),
         ({"vocab_size": 0}, "model.vocab_size=0 must be at least 1"),
         ({"ffn_hidden": 0}, "model.ffn_hidden=0 must be at least 1"),
-        ({"rope_theta": 0.0}, "model.rope_theta=0.0 must be greater than 0"),
+        ({"rope_theta": 0.0}, "model.rope_theta=0.0 must be 1 to 1e+12"),
+        ({"rope_theta": math.inf}, "model.rope_theta=inf must be"),
+        ({"softcap": math.inf}, "model.softcap=inf must be 0.01 to 1e+06, or 0"),
+        ({"softcap": math.nan}, "model.softcap=nan must be"),
+        ({"softcap": 1e-30}, "model.softcap=1e-30 must be"),
+        ({"n_layer": 10**9}, "model.n_layer=1000000000 must be at most 10000"),
+        ({"vocab_size": 10**400}, "model.vocab_size=1000"),
     ],
 )
 def test_each_mistake_is_one_line_that_names_the_key(knobs: dict[str, Any], message: str) -> None:

@@ -1,0 +1,89 @@
+"""The soak's judgement, on made-up figures that are known to grow or not; and each of its parts, small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.soak import Sample, large_corpus, long_record, long_run, points, verdicts, write_corpus
+
+
+def samples(**growth: float) -> list[Sample]:
+    """Half an hour, in which each figure grows by so much of itself, evenly."""
+    start = {"memory_mb": 400.0, "files": 20.0, "threads": 9.0, "disk_mb": 30.0}
+    values = [
+        {name: value * (1 + growth.get(name, 0.0) * i / 1800) for name, value in start.items()} for i in range(1800)
+    ]
+    return [
+        Sample(float(i), v["memory_mb"], int(v["files"]), int(v["threads"]), v["disk_mb"]) for i, v in enumerate(values)
+    ]
+
+
+def speeds(last: float) -> list[dict[str, Any]]:
+    """Points of a run whose speed ends at `last` times what it was."""
+    return [{"hours": i / 2000, "tokens_per_second": 5e4 * (1 + (last - 1) * i / 1000)} for i in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("growth", "last", "bad"),
+    [
+        ({}, 1.0, set()),
+        ({"memory_mb": 0.015}, 0.95, set()),
+        ({"memory_mb": 0.06}, 1.0, {"memory_mb"}),
+        ({"memory_mb": -0.5}, 1.3, set()),
+        ({"files": 0.5}, 1.0, {"files"}),
+        ({"threads": 0.5, "disk_mb": 3.0}, 1.0, {"threads", "disk_mb"}),
+        ({}, 0.7, {"tokens_per_second"}),
+    ],
+)
+def test_what_grows_is_found(growth: dict[str, float], last: float, bad: set[str]) -> None:
+    found = verdicts(samples(**growth), speeds(last))
+    assert set(found) == {"memory_mb", "files", "threads", "disk_mb", "tokens_per_second"}
+    assert {name for name, each in found.items() if not each["flat"]} == bad
+
+
+def test_what_only_the_beginning_takes_is_no_growth() -> None:
+    """Libraries that load in the first minutes, and the report at the end."""
+    found = samples()
+    early = [Sample(s.second, s.memory_mb / 4, 3, 2, 0.0) if s.second < 100 else s for s in found]
+    late = [Sample(s.second, 2 * s.memory_mb, 90, 80, s.disk_mb) if s.second > 1790 else s for s in early]
+    assert all(each["flat"] for each in verdicts(late, speeds(1.0)).values())
+
+
+def test_a_made_up_record_and_corpus_are_of_the_size_asked_for(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in points(2000)]
+    assert [line["step"] for line in lines] == list(range(1, 2001))
+    assert sum("val_loss" in line for line in lines) == 2
+    paths = write_corpus(tmp_path, 3_000_000, 500_000)
+    assert sum(path.stat().st_size for path in paths) == pytest.approx(3_000_000, rel=0.01)
+    rows = [line for path in paths for line in path.read_text().splitlines()]
+    assert len(set(rows)) == len(rows) > 500
+
+
+@pytest.mark.slow
+def test_a_report_on_a_million_lines_takes_seconds(tmp_path: Path) -> None:
+    found = long_record(1_000_000, tmp_path)
+    assert found["in_time"], found
+    assert found["report_bytes"] < 1_000_000
+    assert found["peak_memory_mb"] < 2000, found
+
+
+@pytest.mark.slow
+def test_preparing_ten_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
+    """Bytes, as the sample that a BPE is trained on has not reached its full size with so little."""
+    found = large_corpus(0.06, tmp_path, "bytes")
+    assert found["whole"]["megabytes"] > 9 * found["tenth"]["megabytes"]
+    assert found["constant"], found
+
+
+@pytest.mark.slow
+def test_a_short_run_is_watched(tmp_path: Path) -> None:
+    found = long_run(0.5, tmp_path)
+    assert found["steps"]["number"] > 100
+    assert found["checkpoints_seen"] > 3
+    assert found["overshoot_s"] < 0
+    assert set(found["verdicts"]) == {"memory_mb", "files", "threads", "disk_mb", "tokens_per_second"}
+    assert all(each["threads"] > 0 and each["memory_mb"] > 50 for each in found["samples"])

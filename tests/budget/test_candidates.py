@@ -1,0 +1,67 @@
+"""Shapes to choose from, where the user fixed something unusual or impossible."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from budget.candidates import candidates, heads_for, least_memory
+from budget.clock import Limits
+from budget.laws import LAWS
+from budget.planner import Request, make_plan
+from errors import UserError
+from model.shape import LARGEST, PRESETS, Shape
+
+MODERN = Shape(1, 1, 64, 512, 50304, **PRESETS["modern"])
+
+
+def request(**changes: Any) -> Request:
+    return replace(Request(Limits(flops=1e18), MODERN, LAWS["chinchilla-table3"]), **changes)
+
+
+@pytest.mark.parametrize("width", range(2, 2050, 2))
+def test_heads_of_an_even_width_have_an_even_width(width: int) -> None:
+    assert width % heads_for(width) == 0
+    assert width // heads_for(width) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        {"n_head": 64},
+        {"n_head": 101},
+        {"n_head": 2048},
+        {"n_layer": 9999, "n_head": 7},
+        {"n_embd": 130},
+        {"n_layer": 3000},
+    ],
+)
+def test_whatever_is_fixed_the_candidates_can_be_built(fixed: dict[str, int]) -> None:
+    found = candidates(request(**fixed))
+    assert found
+    for shape in found:
+        assert shape.mistakes() == []
+        assert {name: getattr(shape, name) for name in fixed} == fixed
+
+
+def test_proportions_without_bounds_take_no_longer_to_plan() -> None:
+    began = time.process_time()
+    plan = make_plan(request(aspect=(0.1, 1e6)))
+    assert time.process_time() - began < 10
+    assert plan.n_layer <= LARGEST["n_layer"]
+
+
+def test_the_usual_proportions_are_tried_layer_by_layer() -> None:
+    widest = [shape.n_layer for shape in candidates(request()) if shape.n_embd == 8192]
+    assert sorted(widest) == list(range(82, 205))
+
+
+def test_sizes_that_no_device_of_the_memory_can_train_are_refused() -> None:
+    memory = 16 * 2.0**30
+    fits = make_plan(request(memory=memory))
+    assert least_memory(fits.sized(MODERN)) <= memory
+    with pytest.raises(UserError, match=r"at least .* GiB and the device has 16\.0"):
+        make_plan(request(memory=memory, n_layer=48, n_embd=8192))
