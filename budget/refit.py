@@ -38,6 +38,7 @@ DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
 DRAWN = 0.06  # of a parabola, in ln loss: it is fitted to the points near its bottom
 METRICS = ("loss", "bits_per_byte")
+YAML_BYTES = 1 << 16  # ten times the config.yaml of a run; reading what is nested without end takes quadratic time
 # Knobs that may differ between runs that differ in their luck alone: the seed, and what does not touch the training.
 NOT_SETUP = (
     *("seed", "name", "output_dir", "fresh", "output", "explain", "wandb", "checkpoint", "plan.folder"),
@@ -76,7 +77,7 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            content = read_bytes(path, JSON_BYTES)
+            content = read_bytes(path, YAML_BYTES if path.suffix == ".yaml" else JSON_BYTES)
             self.content = _yaml(content) if path.suffix == ".yaml" else parse_json(content)
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             self.content = None

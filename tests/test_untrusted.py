@@ -87,4 +87,4 @@ def test_an_error_about_a_hostile_name_is_one_harmless_line(
 ) -> None:
     with pytest.raises(SystemExit), reported():
         raise kind(f"{ATTACK}\nand more")
-    assert capsys.readouterr().err == "error: abc31mdef and more\n"
+    assert capsys.readouterr().err == "error: abc31mdef\\nand more\n"

@@ -213,7 +213,7 @@ BILLION_LAUGHS = "a: &a [lol]\n" + "".join(
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        *(("config.yaml", content) for content in (None, "", "[", "3", BILLION_LAUGHS, "[" * 100_000)),
+        *(("config.yaml", content) for content in (None, "", "[", "3", BILLION_LAUGHS, "[" * 1000, "#" * 100_000)),
         *(("plan.json", content) for content in (None, "", "[", "3", "{}", '{"batch_tokens": null}')),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +95,18 @@ def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
     model = build().to(device_type if device_type == "cuda" else "cpu")
     optimizer = configure_optimizers(model, 1e-3, 0.1, (0.9, 0.95), device_type)
     assert optimizer.defaults["fused"] is fused
+
+
+def test_a_step_does_not_load_torchs_compiler() -> None:
+    """It takes two seconds, which a run that compiles nothing has better use for."""
+    code = (
+        "import sys, torch; from model.gpt import GPT; from model.optim import configure_optimizers as make\n"
+        "from model.shape import Shape; model = GPT(Shape(1, 2, 32, 8, 64, bigram_rows=8))\n"
+        "optimizer = make(model, 1e-3, 0.1, (0.9, 0.95), 'cpu')\n"
+        "optimizer.zero_grad(); model(*2 * [torch.zeros(1, 8, dtype=int)]).backward(); optimizer.step()\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
