@@ -41,7 +41,7 @@ def test_a_disk_too_small_is_refused_before_training(place: Path, disk: Path) ->
 def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> None:
     """Filled by somebody else after the first checkpoint: the run says so, and goes on once there is space again."""
     mounted(disk, "size=8m")
-    arguments = ("budget.steps=800", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    arguments = ("budget.steps=400", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     process = subprocess.Popen(
         command(place, *arguments, name="full"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -60,7 +60,7 @@ def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> N
     ballast.unlink()
     train(place, *arguments, name="full")
     result = json.loads(next(disk.glob("full-*/result.json")).read_text())
-    assert (result["status"], result["spent"]["steps"]) == ("finished", 800)
+    assert (result["status"], result["spent"]["steps"]) == ("finished", 400)
 
 
 def test_a_read_only_output_folder_is_one_line(place: Path, disk: Path) -> None:

@@ -222,7 +222,13 @@ def test_extended_hours_go_on_from_the_finished_model(place: Path) -> None:
     assert second["progress"] > 0.99  # a machine that slows down at the very end may leave no room for the last step
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR1,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)),
+    ],
+)
 def test_every_stopping_signal_saves(place: Path, number: int) -> None:
     name = signal.Signals(number).name
     interrupt(place, 20, "budget.steps=100000", name=name, number=number)

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
+import budget.fit
 from budget.fit import Point, fit, fit_line, fit_slice, fit_surface, group, noise_of, objective
 from budget.laws import EPOCH, Surface
 from errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit takes as long as it has draws, and fifty tell an error well enough."""
+    monkeypatch.setattr(budget.fit, "BOOTSTRAPS", 50)
+
 
 SMALL = Surface(E=1.7, A=60.0, B=120.0, alpha=0.32, beta=0.33)
 
