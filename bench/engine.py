@@ -2,9 +2,9 @@
 
     python -m bench.engine      # some minutes on two idle cores; writes bench/results/engine.json
 
-Four shapes, a step each in turn, so that a machine that wanders treats all alike; medians. The limit is what a bare matrix
-product reaches on the same machine in the same run. `plain` is the same step with torch's own RMS norm, rotation and
-cross-entropy (model/fused.py, model/loss.py), `adamw` with AdamW for the matrices as well.
+Five shapes, a step each in turn, so that a machine that wanders treats all alike; medians. The limit is what a bare matrix
+product reaches on the same machine in the same run. `plain_norms` is the same step with torch's own RMS norm and rotation
+(model/fused.py), `plain_loss` with its cross-entropy (model/loss.py), `adamw` with AdamW for the matrices as well.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from model.shape import PRESETS, Shape
 from run.machine import Machine, find_machine
 
 RESULT = Path(__file__).parents[1] / "bench" / "results" / "engine.json"
-# layers, width, block size, sequences a step
-SHAPES = ((1, 64, 64, 16), (2, 128, 64, 32), (4, 256, 256, 8), (8, 512, 256, 8))
-VOCAB, ROWS, ROUNDS, WARM = 4096, 1 << 16, 15, 3
+# layers, width, block size, sequences a step, vocabulary
+SHAPES = (
+    (1, 64, 64, 16, 4096), (2, 128, 64, 32, 4096), (4, 256, 256, 8, 4096), (8, 512, 256, 8, 4096), (2, 128, 64, 32, 50304),
+)  # fmt: skip
+ROWS, ROUNDS, WARM = 1 << 16, 15, 3
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
@@ -90,36 +92,40 @@ class Step:
 
 
 @contextmanager
-def plain_forms() -> Iterator[None]:
-    """torch's own norm, rotation and cross-entropy."""
-    written_out, whole = fused.written_out, dict(loss.WHOLE_BYTES)
-    fused.written_out = lambda x: False
-    loss.WHOLE_BYTES.update(cpu=1 << 60, cuda=1 << 60)
+def plain_norms() -> Iterator[None]:
+    """torch's own norm and rotation."""
+    written_out, fused.written_out = fused.written_out, lambda x: False
     try:
         yield
     finally:
         fused.written_out = written_out
+
+
+@contextmanager
+def plain_loss() -> Iterator[None]:
+    """torch's own cross-entropy, of all logits at once."""
+    whole = dict(loss.WHOLE_BYTES)
+    loss.WHOLE_BYTES.update(cpu=1 << 60, cuda=1 << 60)
+    try:
+        yield
+    finally:
         loss.WHOLE_BYTES.update(whole)
 
 
-def rows_for(layers: int, width: int, block: int, sequences: int, machine: Machine) -> dict[str, Any]:
+VARIANTS = {"stint": nullcontext, "plain_norms": plain_norms, "plain_loss": plain_loss, "adamw": nullcontext}
+
+
+def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, machine: Machine) -> dict[str, Any]:
     """One line of the table."""
-    shape = Shape(layers, width // 64, width, block, VOCAB, **PRESETS["modern"], bigram_rows=ROWS)
-    steps = {
-        "stint": Step(shape, sequences, "muon", machine),
-        "plain": Step(shape, sequences, "muon", machine),
-        "adamw": Step(shape, sequences, "adamw", machine),
-    }
+    shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
+    steps = {name: Step(shape, sequences, "adamw" if name == "adamw" else "muon", machine) for name in VARIANTS}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     peaks = []
     before = machine.restart_peak_memory()
     for turn in range(ROUNDS + WARM):
         peaks.append(measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize))
         for name, step in steps.items():
-            if name == "plain":
-                with plain_forms():
-                    found = step.run()
-            else:
+            with VARIANTS[name]():
                 found = step.run()
             if turn >= WARM:
                 times[name].append(found)
@@ -132,6 +138,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, machine: Machi
     return {
         "shape": f"{layers} x {width}",
         "block_size": block,
+        "vocabulary": vocabulary,
         "tokens_a_step": tokens,
         "parameters_law": shape.matmul_parameters(),
         "tokens_per_second": tokens / whole,
@@ -139,8 +146,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, machine: Machi
         "matmul_flops_per_second": peak,
         "share_of_matmul": tokens * flops_per_token(shape) / whole / peak,
         "milliseconds": {part: 1000 * value for part, value in medians["stint"].items()},
-        "plain_over_stint": medians["plain"]["all"] / whole,
-        "adamw_over_stint": medians["adamw"]["all"] / whole,
+        **{f"{name}_over_stint": medians[name]["all"] / whole for name in VARIANTS if name != "stint"},
         "peak_memory": machine.peak_memory() - before,
     }
 
@@ -153,8 +159,9 @@ def main() -> None:
     for each in SHAPES:
         rows.append(rows_for(*each, machine))
         row = rows[-1]
-        print(f"{row['shape']:>8}  {row['tokens_per_second']:>9,.0f} tokens/s  {row['share_of_matmul']:.0%} of a bare matmul"
-              f"  plain {row['plain_over_stint']:.2f}  adamw {row['adamw_over_stint']:.2f}", flush=True)  # fmt: skip
+        speed = f"{row['tokens_per_second']:>9,.0f} tokens/s  {row['share_of_matmul']:.0%} of a bare matmul"
+        others = (f"{name} {row[name + '_over_stint']:.2f}" for name in VARIANTS if name != "stint")
+        print(f"{row['shape']:>8}  {speed}  {'  '.join(others)}", flush=True)
     content = {
         "how": "python -m bench.engine",
         "device": machine.name,

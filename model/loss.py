@@ -1,7 +1,7 @@
 """Cross-entropy of a vocabulary matrix's logits, a slice of rows at a time, so that no more than a slice ever exists.
 
-The gradient is made in the forward pass, while a slice's logits are at hand. On a CPU that keeps them in its caches, which
-is faster than one pass over all of them; on a GPU it saves the memory that they would take several times over.
+The gradient is made in the forward pass, while a slice's logits are at hand. That saves the memory that they would take
+several times over, and takes no longer (bench/results/engine.json).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from model.mode import precision_of
 
-# Bytes of a slice's logits in float32: what a CPU's caches hold (bench/results/engine.json), what is little for a GPU.
-SLICE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}
-WHOLE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 31}  # logits that take no more than this are computed at once
+SLICE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}  # of a slice's logits in float32
+WHOLE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}  # logits that take no more than this are computed at once
 
 
 def rows_at_once(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> int:
