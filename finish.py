@@ -7,6 +7,7 @@ from typing import Any
 
 from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
+from recover import Diverged
 from run.console import format_count, format_seconds
 from run.figures import show
 from run.headline import headline
@@ -100,7 +101,8 @@ def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> No
 
 
 def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
-    """What the reserve was kept for, in the order of what matters most: weights, evaluation, samples, record, report."""
+    """What the reserve was kept for, in the order of what matters most: weights, evaluation, samples, record, report. Raises
+    Diverged where the evaluation's loss is no number."""
     from run.directory import full_disk
 
     run, clock = session.run, session.clock
@@ -113,6 +115,10 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
                 raise full_disk(run.weights, error, f"the checkpoint of step {trainer.state.step}") from None
         with clock.charge("eval"):
             figures = evaluate(session, trainer, trainer.final)
+            if figures["loss"] is None:
+                raise Diverged(
+                    f"the validation loss after step {trainer.state.step} is no number", trainer.state.step + 1
+                )
             for prompt in session.config.samples.prompts if session.config.samples.tokens else []:
                 session.samples.append(write_sample(session, trainer, prompt, session.config.samples.tokens))
                 session.signals.check()

@@ -68,19 +68,17 @@ def resume(session: Session, trainer: Trainer) -> None:
     restore(session, trainer, found)
     if sum(found.ledger.values()) > clock.earlier_s:  # an older ledger lay there than this checkpoint's
         clock.carry(found.ledger, clean=False)
-    limit_s = clock.limits.seconds
-    if limit_s is not None and found.state.limit_s and limit_s != found.state.limit_s:
-        clock.progress *= found.state.limit_s / limit_s  # what was all of the old budget is a share of the new one
-        trainer.state.limit_s = limit_s
-        console.say(f"the budget was {found.state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
     trainer.metrics.write({"event": "resume", "step": trainer.state.step})
     console.say(
         f"resuming at step {trainer.state.step}, {clock.progress:.1%} of the schedule;"
         f" {format_seconds(clock.earlier_s)} of the budget are spent"
     )
-    if found.state.machine not in (None, here):
-        move(session, trainer, str(found.state.machine))
+    before = trainer.state.machine
     trainer.state.machine = here
+    if before not in (None, here):
+        move(session, trainer, str(before))
+    elif trainer.state.micro_batch is not None:  # more at once did not fit
+        trainer.micro_batch = min(trainer.micro_batch, trainer.state.micro_batch)
 
 
 def restore(session: Session, trainer: Trainer, found: Checkpoint) -> None:
@@ -89,8 +87,13 @@ def restore(session: Session, trainer: Trainer, found: Checkpoint) -> None:
 
     load_weights(trainer.model, found.model, "the checkpoint")
     restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
-    trainer.state, session.clock.progress = found.state, found.state.progress
-    trainer.scaler = trainer.machine.scaler(found.state.loss_scale)
+    clock, state, limit_s = session.clock, found.state, session.clock.limits.seconds
+    trainer.state, clock.progress = state, state.progress
+    if limit_s is not None and state.limit_s and limit_s != state.limit_s:
+        clock.progress *= state.limit_s / limit_s  # what was all of the old budget is a share of the new one
+        session.console.say(f"the budget was {state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
+        state.limit_s = limit_s
+    trainer.scaler = trainer.machine.scaler(state.loss_scale)
     apply_correction(session, trainer)
 
 
@@ -100,7 +103,7 @@ def move(session: Session, trainer: Trainer, before: str) -> None:
     optim, clock = session.config.optim, session.clock
     sequences = trainer.plan.batch_tokens // trainer.shape.block_size
     trainer.micro_batch = optim.micro_batch or trainer.machine.micro_batch(trainer.shape, sequences)
-    trainer.moved_at = clock.progress
+    trainer.state.moved_at, trainer.state.micro_batch = clock.progress, None
     text = f"the run moved from {before} to {trainer.machine.title}"
     again = "; its plan is held against the speed here when a tenth of what is left is done"
     session.console.warn(text + (again if clock.limits.seconds is not None else ""))
@@ -115,7 +118,7 @@ def peak_rate(trainer: Trainer) -> float:
 def go_back(session: Session, trainer: Trainer, error: Diverged) -> None:
     """Once in a run's life: from the newest checkpoint of good weights on with half the learning rate. Raises `error` again
     where that was done before, and where there is none."""
-    from run.checkpoint import latest_checkpoint
+    from run.checkpoint import drop_after, latest_checkpoint
 
     with session.signals.deferred():
         with session.clock.charge("checkpoint"):
@@ -123,8 +126,10 @@ def go_back(session: Session, trainer: Trainer, error: Diverged) -> None:
             found = latest_checkpoint(session.run.checkpoints, session.console.warn, error.since - 1) if first else None
             if found is None:
                 raise error
-            lost_at = trainer.state.step
+            lost_at, micro_batch = trainer.state.step, trainer.state.micro_batch
             restore(session, trainer, found)
+            trainer.state.machine, trainer.state.micro_batch = trainer.machine.title, micro_batch
+            drop_after(session.run.checkpoints, trainer.state.step)  # their weights are lost
         back_to = trainer.state.step
         trainer.state.setback = {"step": lost_at, "back_to": back_to, "reason": str(error)}
         text = f"{error}; going back to step {back_to}, once, with {SETBACK_RATE:g} of the learning rate"

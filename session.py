@@ -20,6 +20,7 @@ from run.dashboard import Dashboard
 from run.directory import RunDirectory
 from run.record import Metrics, write_json
 from run.signals import Signals
+from run.spikes import Spike
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ class Trainer:
     window_s: float = 0.0  # what a window of evaluation took, at worst so far
     samples_s: float = 0.0  # what writing the samples will take
     saved_at: float = 0.0  # on the clock's scale of spent seconds
-    moved_at: float | None = None  # progress when this process took the run over from another machine
+    spike: Spike | None = None  # of the loss, while training
 
 
 def set_status(session: Session, status: str, reason: str) -> None:
@@ -130,7 +131,7 @@ def halve_micro_batch(session: Session, trainer: Trainer) -> None:
             f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; kept: every"
             " checkpoint; end what else uses the device, then type the same command"
         )
-    trainer.micro_batch = -(-before // 2)
+    trainer.micro_batch = trainer.state.micro_batch = -(-before // 2)
     text = f"out of memory at step {step}: {trainer.micro_batch} sequences at a time from here on instead of {before}"
     session.console.warn(f"{text}; what is computed stays the same")
     trainer.metrics.write({"event": "note", "step": step, "text": text})

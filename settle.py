@@ -105,12 +105,12 @@ def correct(session: Session, trainer: Trainer, tightest: str) -> None:
     """Once, early in a run that is limited by time, and once more after it moved to another machine: where the device is
     faster or slower than it was measured, give the rules the number of tokens that it will really reach, and go on with
     the batch, learning rate and weight decay that they say. The shape stays. What the user fixed stays."""
-    state, clock, moved_at = trainer.state, session.clock, trainer.moved_at
+    state, clock, moved_at = trainer.state, session.clock, trainer.state.moved_at
     begun_at = moved_at or 0.0
     settled = state.correction is not None and moved_at is None
     if settled or clock.limits.seconds is None or clock.progress < begun_at + CORRECT_AT * (1 - begun_at):
         return
-    trainer.moved_at = None
+    state.moved_at = None
     plan, tokens, rate = trainer.plan, trainer.plan.tokens, speed_so_far(session, trainer)
     if tightest == "hours":  # else the plan's number stands, whatever the speed
         left_s = (clock.seconds_left() or 0.0) - interruptions_s(session, trainer)

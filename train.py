@@ -70,11 +70,10 @@ def main(config: Config) -> None:
     run = RunDirectory(Path(config.output_dir), run_name(config.name, identity(config)), config.fresh)
     console = Console(run.log)
     try:
-        if already_finished(config, run, console):
-            return
-        run.config.write_text(as_yaml(config))
-        with Signals() as signals:
-            supervise(Session(config, run, clock, signals, console))
+        if not already_finished(config, run, console):
+            run.config.write_text(as_yaml(config))
+            with Signals() as signals:
+                supervise(Session(config, run, clock, signals, console))
     except OSError as error:
         if error.errno in DISK_FAULTS:
             raise full_disk(run.folder, error, "every checkpoint that was finished") from None
@@ -87,7 +86,7 @@ def main(config: Config) -> None:
 
 def refuse_several_processes() -> None:
     """A run is one process on one device; torchrun would only start the same run twice."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         raise UserError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: train.py trains on one device; start it without torchrun"
             " (evaluate.py does run on several processes)"
@@ -95,7 +94,8 @@ def refuse_several_processes() -> None:
 
 
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
-    """Say so, rather than train a finished run again, unless its hours were extended."""
+    """Say so, rather than train a finished run again, unless its hours were extended. Raises MachineError for one that
+    diverged, which would only do so again."""
     status = mapping(read_json(run.status))
     if status.get("status") not in ("finished", "diverged"):
         return False
@@ -103,21 +103,21 @@ def already_finished(config: Config, run: RunDirectory, console: Console) -> boo
     extended = config.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
     if status["status"] == "finished" and extended:
         return False
-    console.say(
-        f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again,"
-        " budget.extend_hours=H goes on with H more hours"
-    )
+    said = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
+    if status["status"] == "diverged":
+        raise MachineError(said)
+    console.say(f"{said}, budget.extend_hours=H goes on with H more hours")
     return True
 
 
 def supervise(session: Session) -> None:
     """Run the stages and leave a true status behind, whatever happens."""
     run = session.run
-    carry_earlier(session)
     heartbeat = Heartbeat(session.clock, run.ledger, session.console.warn)
-    heartbeat.start()
-    set_status(session, "running", "")
     try:
+        carry_earlier(session)
+        heartbeat.start()
+        set_status(session, "running", "")
         train(session)
     except Interrupted as stop:
         set_status(session, "stopped", stop.name)
@@ -172,7 +172,12 @@ def train(session: Session) -> None:
         finish(session, trainer, stopped_by)
     except Interrupted as stop:
         with session.signals.deferred():
-            save(session, trainer, final=False)
+            if trainer.spike is None or trainer.spike.calm:
+                save(session, trainer, final=False)
+            else:
+                console.warn(
+                    f"no checkpoint at step {trainer.state.step}: its loss is far off; the earlier ones are kept"
+                )
             set_status(session, "stopped", stop.name)
             write_report_of(session)
         raise
@@ -344,7 +349,7 @@ class LateMetrics:
     def __init__(self, session: Session, trainer: Trainer) -> None:
         self.session, self.trainer = session, trainer
         self.loss: float | None = trainer.state.loss
-        self.spike = Spike(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
+        self.spike = trainer.spike = Spike(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
         self._waiting: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None = None
         self._written = -1.0
 

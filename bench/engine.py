@@ -9,6 +9,7 @@ product reaches on the same machine in the same run. `plain_norms` is the same s
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -40,7 +41,8 @@ RESULT = Path(__file__).parents[1] / "bench" / "results" / "engine.json"
 SHAPES = (
     (1, 64, 64, 16, 4096), (2, 128, 64, 32, 4096), (4, 256, 256, 8, 4096), (8, 512, 256, 8, 4096), (2, 128, 64, 32, 50304),
 )  # fmt: skip
-ROWS, ROUNDS, WARM = 1 << 16, 15, 3
+ROWS = 1 << 16
+WARM, FEWEST, SECONDS = 3, 5, 60.0  # rounds that do not count, rounds that do, and for how long there are more of them
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
@@ -122,7 +124,10 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
     times: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     peaks = []
     before = machine.restart_peak_memory()
-    for turn in range(ROUNDS + WARM):
+    began = now()
+    for turn in itertools.count():
+        if turn >= WARM + FEWEST and now() - began > SECONDS:
+            break
         peaks.append(measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize))
         for name, step in steps.items():
             with VARIANTS[name]():

@@ -157,7 +157,7 @@ def long_run(minutes: float, work: Path) -> dict[str, Any]:
         sys.exit(f"the run ended with status {process.returncode}")
     points = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((found / "result.json").read_text())
-    judgement = verdicts(samples, [point for point in points if "tokens_per_second" in point])
+    judgement = verdicts(samples, [point for point in points if "event" not in point and "tokens_per_second" in point])
     steps = result["spent"]["steps"]
     stride = -(-len(samples) // KEPT_SAMPLES)
     return {

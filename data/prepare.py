@@ -116,7 +116,7 @@ def _folder(spec: DataSpec, source: Source) -> Path:
 
 
 def _found(folder: Path) -> PreparedInfo:
-    with suppress(PermissionError):  # a finished corpus may lie where this user can only read
+    with suppress(OSError):  # a finished corpus may lie where this user can only read
         (folder / STATE).unlink(missing_ok=True)  # there after a kill between the manifest and this
     shards.verify(folder)
     return PreparedInfo(folder, False, shards.read_manifest(folder), Tokenizer.load(folder / TOKENIZER))

@@ -343,7 +343,7 @@ def _place_to_cut(chunk: bytes, size: int) -> int:
     if after_line or size < LONGEST_PLAIN:
         return after_line
     starts = (place for place in range(len(chunk) - 1, 0, -1) if chunk[place] & 0xC0 != 0x80)
-    return next(starts, 0)
+    return next(starts, len(chunk))  # without any it is no text; it is refused when it is decoded
 
 
 def _decoded(path: Path, raw: bytes, offset: int, reading: Reading) -> Record | None:

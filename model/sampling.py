@@ -44,7 +44,8 @@ def generate(
     ids = list(prompt_ids)
     with evaluating(model):
         while len(ids) < len(prompt_ids) + max_new_tokens and not (stop is not None and stop()):
-            logits = penalise(_next_logits(model, ids)[:n_vocab], ids, repetition_penalty)
+            # of a model that is lost they may be no numbers, which cannot be drawn from
+            logits = penalise(_next_logits(model, ids)[:n_vocab].nan_to_num(), ids, repetition_penalty)
             token = _draw(logits, temperature, top_k, top_p, generator)
             if token == eot:
                 break

@@ -37,7 +37,8 @@ TENSORS = ("model.safetensors", "optimizer.safetensors")
 class TrainingState:
     """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `correction`: what it
     goes on with instead of its plan's batch and rates; `loss_scale`: of float16; `setback`: from where and why it once went
-    back, to go on at half the rate; `machine`: what it was trained on last."""
+    back, to go on at half the rate; `machine`: what it was trained on last; `moved_at`: the progress when it came there from
+    another one, until its plan is held against the speed there; `micro_batch`: sequences at once, where more did not fit."""
 
     step: int = 0
     tokens: int = 0
@@ -49,6 +50,8 @@ class TrainingState:
     loss_scale: float | None = None
     setback: dict[str, Any] | None = None
     machine: str | None = None
+    moved_at: float | None = None
+    micro_batch: int | None = None
 
 
 def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -110,7 +113,8 @@ def save_checkpoint(
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in checkpoints(folder)[KEPT:]:
+    others = [path for path in checkpoints(folder) if path != final]
+    for old in others[KEPT - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -144,9 +148,35 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None], before: float = 
             continue
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        except (
+            FileNotFoundError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             say(f"checkpoint {path.name} is damaged ({error}); going back to the one before it")
+            _set_aside(path)
+        except OSError as error:  # a disk that refuses now may answer later
+            say(f"checkpoint {path.name} cannot be read ({error}); going back to the one before it")
     return None
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for path in checkpoints(folder):
+        if step_of(path) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it counts no more as one of the last two."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        path.rename(aside)
 
 
 def latest_accounts(folder: Path) -> dict[str, float]:
@@ -190,7 +220,11 @@ def _state(content: dict[str, Any]) -> TrainingState:
     """The training state in a checkpoint's JSON. Raises ValueError where no run can stand there: a checksum shows damage,
     not who wrote the file."""
     state = TrainingState(**content)
-    maybe = [value for value in (state.loss, state.limit_s, state.loss_scale) if value is not None]
+    maybe = [
+        value
+        for value in (state.loss, state.limit_s, state.loss_scale, state.moved_at, state.micro_batch)
+        if value is not None
+    ]
     fits = (
         is_count(state.step)
         and is_count(state.tokens)

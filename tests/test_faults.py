@@ -95,13 +95,13 @@ def stopped_run(place: Path, name: str, *arguments: str) -> Path:
 def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) -> None:
     """The checkpoint holds the accounts as well."""
     name = f"ledger{len(damage)}"
-    folder = stopped_run(place, name, "budget.hours=0.005")
+    folder = stopped_run(place, name, "budget.hours=0.004")
     before = sum(json.loads((folder / "ledger.json").read_text())["ledger_s"].values())
     (folder / "ledger.json").write_text(damage)
-    train(place, "budget.hours=0.005", name=name)
+    train(place, "budget.hours=0.004", name=name)
     result = json.loads((folder / "result.json").read_text())
     assert result["spent"]["hours"] * 3600 > before + 1
-    assert result["spent"]["hours"] < 0.005 * 1.1
+    assert result["spent"]["hours"] < 0.004 * 1.1
 
 
 @pytest.mark.parametrize("damage", ["{", pytest.param('{"n_layer": 1}', marks=pytest.mark.slow)])
@@ -119,7 +119,7 @@ def test_a_damaged_plan_is_one_line_and_takes_nothing_away(place: Path, damage: 
 
 
 def test_a_damaged_checkpoint_costs_one_interval_and_one_line(place: Path) -> None:
-    arguments = ("budget.steps=1000", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
+    arguments = ("budget.steps=400", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     folder = stopped_run(place, "damaged", *arguments)
     newest = sorted(folder.glob("checkpoint/step-*"))[-1]
     content = bytearray((newest / "model.safetensors").read_bytes())

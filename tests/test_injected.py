@@ -231,6 +231,45 @@ def test_the_second_time_it_ends_as_diverged_also_in_another_process(
     assert (result["status"], result["setback"]["back_to"]) == ("diverged", 5)
 
 
+def throw(parameters: Parameters) -> None:
+    """All weights, far away: the loss is far above a guess's, and stays there."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(-50)
+
+
+def test_stopped_in_a_spike_a_run_goes_on_from_before_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the spike is saved but the one checkpoint that nobody could know about."""
+    poison(monkeypatch, 30, throw)
+    correct = train.correct
+
+    def stopping(session: Any, trainer: Any, tightest: str) -> None:
+        correct(session, trainer, tightest)
+        if trainer.state.step == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "correct", stopping)
+    monkeypatch.setattr(train, "save_due", lambda session, trainer: trainer.state.step % 10 == 0)
+    with pytest.raises(SystemExit) as stopped:
+        run_here(place, "budget.steps=80", name="in-spike")
+    assert stopped.value.code == 143
+    folder = folder_of(place, "in-spike")
+    assert sorted(int(path.name[5:]) for path in folder.glob("checkpoint/step-*")) == [20, 30]
+    monkeypatch.undo()
+    assert result_of(run_here(place, "budget.steps=80", name="in-spike"))["setback"]["back_to"] == 20
+    kept = [int(path.name[5:]) for path in folder.glob("checkpoint/step-*")]
+    assert max(kept) == 80
+    assert 30 not in kept
+
+
+def test_a_diverged_run_typed_again_is_a_failure_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 10, to_nan)
+    monkeypatch.setattr(train, "go_back", lambda session, trainer, error: (_ for _ in ()).throw(error))
+    for _ in range(2):
+        with pytest.raises(MachineError, match="diverged"):
+            run_here(place, "budget.steps=20", name="again-diverged")
+
+
 def test_weights_that_turn_bad_in_the_very_last_step_are_not_the_result(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,13 +291,6 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(place: Path, monke
 
 
 def test_a_spike_that_lasts_sends_the_run_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All weights thrown far away: the loss is far above a guess's, and stays there."""
-
-    def throw(parameters: Parameters) -> None:
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.mul_(-50)
-
     poison(monkeypatch, 40, throw)
     folder = run_here(place, "budget.steps=120", *OFTEN, name="spike")
     result = result_of(folder)

@@ -97,7 +97,7 @@ def test_a_run_that_moved_to_another_machine_is_corrected_again() -> None:
     plan = hours_plan()
     moved, said = corrected(plan, 0.4, progress=0.56, moved_at=0.5, resumed=True)
     assert moved.plan.tokens < plan.tokens
-    assert moved.moved_at is None
+    assert moved.state.moved_at is None
     assert len(said) == 1
     early, _ = corrected(plan, 0.4, progress=0.54, moved_at=0.5, resumed=True)
     assert early.state.correction is None
@@ -157,9 +157,14 @@ def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any)
     split = Split("train", [tokens], [np.zeros(1, int)], [np.zeros(1, int)], ["x"])
     trainer = SimpleNamespace(
         plan=plan, shape=shape, optimizer=optimizer, corpus=SimpleNamespace(train=split), micro_batch=8, loader=None,
-        planned=plan, moved_at=changes.pop("moved_at", None),
+        planned=plan,
         cost=StepCost(plan.batch_tokens, 1.0),
-        state=TrainingState(step, step * plan.batch_tokens, correction=changes.pop("correction", None)),
+        state=TrainingState(
+            step,
+            step * plan.batch_tokens,
+            correction=changes.pop("correction", None),
+            moved_at=changes.pop("moved_at", None),
+        ),
         interim=SimpleNamespace(n_windows=10), window_s=0.0, save_s=0.0, report_s=0.0, **changes,
     )  # fmt: skip
     session = SimpleNamespace(config=config, clock=clock, console=SimpleNamespace(say=said.append))

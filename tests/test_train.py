@@ -212,13 +212,13 @@ def test_a_killed_run_goes_on_with_what_is_left(place: Path) -> None:
 
 
 def test_extended_hours_go_on_from_the_finished_model(place: Path) -> None:
-    train(place, "budget.hours=0.005", name="more")
+    train(place, "budget.hours=0.003", name="more")
     first = result_of(place, "more")
-    train(place, "budget.hours=0.005", "budget.extend_hours=0.004", name="more")
+    train(place, "budget.hours=0.003", "budget.extend_hours=0.003", name="more")
     second = result_of(place, "more")
     assert second["spent"]["steps"] > first["spent"]["steps"]
     assert second["spent"]["hours"] > first["spent"]["hours"]
-    assert second["extended_hours"] == 0.004
+    assert second["extended_hours"] == 0.003
     assert second["progress"] > 0.99  # a machine that slows down at the very end may leave no room for the last step
 
 

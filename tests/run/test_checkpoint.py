@@ -96,6 +96,36 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, file:
     assert "step-000000002 is damaged" in said[0]
 
 
+def test_after_damage_new_checkpoints_are_kept_though_their_steps_are_earlier(tmp_path: Path) -> None:
+    """Both are damaged, so that the run begins anew: what it saves from then on must not fall to the later names."""
+    model, optimizer = trained()
+    for number in (180, 200):
+        (save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {}) / "state.json").write_text("{")
+    assert latest_checkpoint(tmp_path, lambda text: None) is None
+    for number in (0, 20):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000020", "step-000000000"]
+    found = latest_checkpoint(tmp_path, lambda text: None)
+    assert found is not None
+    assert found.state.step == 20
+
+
+def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = trained()
+    for number in (180, 200):
+        save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
+
+    def refuse(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("run.checkpoint.file_hash", refuse)
+    assert latest_checkpoint(tmp_path, lambda text: None) is None
+    assert len(checkpoints(tmp_path)) == 2
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, model, optimizer, TrainingState(step=20), {})
+    assert "step-000000020" in [path.name for path in checkpoints(tmp_path)], "what was just written is never dropped"
+
+
 def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path) -> None:
     model, optimizer = trained()
     save_checkpoint(tmp_path, model, optimizer, TrainingState(step=1), {})
@@ -216,7 +246,8 @@ def test_a_checkpoint_of_links_is_refused(tmp_path: Path, target: str) -> None:
         os.mkfifo(folder / "model.safetensors")
     else:
         (folder / "model.safetensors").symlink_to(target)
-    assert "leads out" in refused(tmp_path) or "no regular file" in refused(tmp_path)
+    said = refused(tmp_path)
+    assert "leads out" in said or "no regular file" in said
 
 
 @pytest.mark.parametrize("size", [2**60, 2**63, 2**64 - 1, 200_000_000, 0])
