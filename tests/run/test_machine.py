@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from budget.measured import first_that_pays
 from model import loss
 from model.shape import Shape
 from run import machine as module
-from run.machine import CPU_MICRO_TOKENS, MEMORY_SHARE, Machine
+from run.machine import CPU_MICRO_TOKENS, MEMORY_SHARE, Machine, available_memory
 
 GIB = 2**30
 # GPT-2's smallest: about half of what a token takes would be its logits, if they were all there at once.
@@ -96,3 +97,17 @@ def test_what_goes_to_the_device_has_one_layout() -> None:
     here = Machine(torch.device("cpu"), "", "float32", 1, 1e12, "given")
     assert here.to_device(batch[:, :-1]).stride() == here.to_device(np.zeros((4, 4))).stride()
     assert here.to_device(batch[:, 1:]).tolist() == batch[:, 1:].tolist()
+
+
+def test_files_that_were_read_are_no_used_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container counts them, and verifying a corpus reads all of it; who needs the room gets it."""
+    mega = 1 << 20
+    (tmp_path / "memory.max").write_text(f"{100 * mega}\n")
+    (tmp_path / "memory.current").write_text(f"{95 * mega}\n")
+    (tmp_path / "memory.stat").write_text(
+        f"anon {20 * mega}\nfile {75 * mega}\ninactive_file {60 * mega}\nactive_file {15 * mega}\n"
+    )
+    monkeypatch.setattr(module, "Path", lambda name: tmp_path if name == "/sys/fs/cgroup" else Path(name))
+    assert available_memory() == 80 * mega
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 80 * mega
