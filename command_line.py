@@ -125,13 +125,18 @@ def _launch(task: Task) -> None:
             _end_of_sweep()
 
 
+def current_sweep() -> Path | None:
+    """The folder of the sweep that this process launched, if it did."""
+    record = sys.modules.get("sweeps.record")
+    return None if record is None else record.CURRENT
+
+
 def _end_of_sweep() -> None:
     """The table and the report, whatever the sweep ended with; only where there was one."""
-    record = sys.modules.get("sweeps.record")
-    if record is not None and record.CURRENT is not None:
+    if sweep := current_sweep():
         from sweeps.report import conclude
 
-        conclude(record.CURRENT)
+        conclude(sweep)
 
 
 def register_schemas() -> None:

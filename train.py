@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from assemble import build, compile_model, micro_batches
 from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
-from command_line import as_yaml, launch
+from command_line import as_yaml, current_sweep, launch
 from config import Config, identity
 from data.prepare import prepare
 from errors import MachineError, UserError
@@ -442,6 +442,8 @@ def command() -> None:
         ):  # a mistake, or a word of Hydra's: there is no hurry
             raise
         status = stop.code
+    if current_sweep():  # its launcher may have processes of its own to end
+        sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
