@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "NorMuon": ("optim.normuon=true",),
     "cautious decay": ("optim.cautious=true",),
     "softcap 15": ("model.softcap=15",),
+    "documents kept apart": ("model.document_mask=true",),
 }
 WITH: dict[str, tuple[str, ...]] = {
     "Muon": ("optim=muon",),
