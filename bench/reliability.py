@@ -66,7 +66,8 @@ PROMISES = (  # what happens, what stint does, what it costs
     (
         "a loss that is no number, or worse than guessing for 32 steps",
         "back to the newest good checkpoint, once, at half the learning rate; the second time the run ends as `diverged`."
-        " In float16, a step whose gradient is no number is skipped",
+        " In float16, a step whose gradient is no number is skipped; elsewhere every step would have to wait for the device to"
+        " know that in time",
         "what came after that checkpoint",
     ),
     (
