@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,26 +87,12 @@ def knobs_of(composed: Any) -> Any:
     return config
 
 
-@contextmanager
-def _ctrl_c_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process without a word: while libraries load, some of them swallow what Python raises at it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _launch(task: Task) -> None:
-    with _ctrl_c_at_once():
-        import hydra
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
-        register_schemas()
+    register_schemas()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
     check_command_line(task.script)

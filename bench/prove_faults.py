@@ -273,6 +273,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.fresh:
         shutil.rmtree(PLACE, ignore_errors=True)
+    for name in STOPPING:  # what nohup, or a shell's &, has made us ignore the runs would ignore while they load
+        signal.signal(signal.Signals[name], signal.SIG_DFL)
     texts()
     kept = Kept(PLACE / "chains.jsonl", git_commit())
     weights, typical = reference()

@@ -44,6 +44,8 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for name in STOPPING:
                 number = signal.Signals[name]
+                if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup: the run is to outlive its terminal
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

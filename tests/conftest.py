@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ for profile, same in (("same", True), ("search", False)):
         print_blob=True,
     )
 hypothesis_settings.load_profile("same")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run started under nohup ignores it, as it should
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

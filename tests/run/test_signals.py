@@ -42,6 +42,19 @@ def test_what_must_not_be_torn_is_left_alone_until_it_asks() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)  # the run is on its way out already
 
 
+def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_second_control_c_ends_it_on_the_spot() -> None:
     code = (
         "import os, signal; from run.signals import Interrupted, Signals\n"
