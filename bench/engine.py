@@ -42,7 +42,7 @@ SHAPES = (
     (1, 64, 64, 16, 4096), (2, 128, 64, 32, 4096), (4, 256, 256, 8, 4096), (8, 512, 256, 8, 4096), (2, 128, 64, 32, 50304),
 )  # fmt: skip
 ROWS = 1 << 16
-WARM, FEWEST, SECONDS = 3, 5, 60.0  # rounds that do not count, rounds that do, and for how long there are more of them
+WARM, FEWEST, SECONDS = 2, 5, 40.0  # rounds that do not count, rounds that do, and for how long there are more of them
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 

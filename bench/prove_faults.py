@@ -253,7 +253,9 @@ class Outcomes:
             row[report.outcome] += 1
             row["cases"] += dict(report.user_properties).get("cases", 1)
             if report.outcome == "failed":
-                row["bad"].append(f"{report.nodeid}: {str(report.longrepr).strip().splitlines()[-1]}")
+                crash = getattr(report.longrepr, "reprcrash", None)  # no path of this machine, as its last line has
+                said = (crash.message if crash else str(report.longrepr)).strip().splitlines()
+                row["bad"].append(f"{report.nodeid}: {said[0] if said else 'no reason given'}")
 
 
 def other_faults() -> list[dict[str, Any]]:

@@ -274,7 +274,7 @@ def large_corpus(gigabytes: float, work: Path, tokenizer: str = "bpe-4096") -> d
 
 def keep(part: str, found: dict[str, Any]) -> None:
     """Put a part's section into the result, beside those of the others."""
-    content = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    content = json.loads(RESULT.read_text()) if RESULT.exists() else {"how": "python -m bench.soak"}
     content[part] = {"how": f"python -m bench.soak {' '.join(sys.argv[1:])}".strip(), **found}
     RESULT.write_text(json.dumps(content, indent=1) + "\n")
     print(part, json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))

@@ -215,8 +215,8 @@ class Writer:
 
 def load_state(db: sqlite3.Connection) -> State:
     """What was committed last, or the beginning. Raises sqlite3.DatabaseError where it is damaged."""
-    row = db.execute("SELECT content FROM state").fetchone()
     try:
+        row = db.execute("SELECT content FROM state").fetchone()  # text that is no UTF-8 is a ValueError as well
         return State(**unsealed(json.loads(row[0]))) if row else State()
     except (ValueError, TypeError) as error:
         raise sqlite3.DatabaseError(f"its state: {error}") from error

@@ -191,26 +191,6 @@ def test_a_suspended_process_pays_for_the_time_and_says_so(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_turns_read_only_keeps_what_was_saved(place: Path, disk: Path) -> None:
-    """As file systems do after an error of the device."""
-    mounted(disk, "size=16m")
-    arguments = ("budget.steps=3000", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
-    process = subprocess.Popen(
-        command(place, *arguments, name="ro"), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not list(disk.glob("ro-*/checkpoint/step-0000001*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert error.count("\n") == 1, error
-    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    answer = train(place, *arguments, name="ro")
-    assert "resuming at step" in answer.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", range(800, 4000, 200))
 def test_a_disk_of_any_size_never_leaves_a_run_that_cannot_go_on(place: Path, disk: Path, kilobytes: int) -> None:
     """Full at each write: whatever the last thing was that fitted, with more space the same command finishes."""
