@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from private import redacted
 from untrusted import plain
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a disk, or a quota, that is full
 LONGEST_LINE = 2000  # characters; our own words are a few hundred, and the values in them may be as long as a file
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
-from recover import Diverged
+from recover import refuse_no_number
 from run.console import format_count, format_seconds
 from run.figures import show
 from run.headline import headline
@@ -115,10 +115,7 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
                 raise full_disk(run.weights, error, f"the checkpoint of step {trainer.state.step}") from None
         with clock.charge("eval"):
             figures = evaluate(session, trainer, trainer.final)
-            if figures["loss"] is None:
-                raise Diverged(
-                    f"the validation loss after step {trainer.state.step} is no number", trainer.state.step + 1
-                )
+            refuse_no_number(trainer, figures)
             for prompt in session.config.samples.prompts if session.config.samples.tokens else []:
                 session.samples.append(write_sample(session, trainer, prompt, session.config.samples.tokens))
                 session.signals.check()

@@ -6,7 +6,7 @@ torch is imported inside the functions, so that the scripts answer mistakes and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from budget.clock import read_ledger
 from run.console import format_seconds
@@ -27,6 +27,13 @@ class Diverged(Exception):
     def __init__(self, reason: str, since: int) -> None:
         super().__init__(reason)
         self.since = since
+
+
+def refuse_no_number(trainer: Trainer, figures: dict[str, Any]) -> None:
+    """Raises Diverged for an evaluation whose loss is no number."""
+    step = trainer.state.step
+    if figures["loss"] is None:
+        raise Diverged(f"the validation loss after step {step} is no number", step + 1)
 
 
 def carry_earlier(session: Session) -> None:

@@ -22,11 +22,11 @@ from budget.flops import flops_per_token
 from command_line import as_yaml, current_sweep, launch
 from config import Config, identity
 from data.prepare import prepare
-from errors import MachineError, UserError
+from errors import FULL_DISK, MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
 from model.schedule import learning_rate_scale
 from plan import check_early, limits_of, spec_of, wants_trials
-from recover import Diverged, carry_earlier, go_back, peak_rate, resume
+from recover import Diverged, carry_earlier, go_back, peak_rate, refuse_no_number, resume
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard, wandb_id
 from run.directory import RunDirectory, full_disk, run_name
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from data.shards import Corpus
     from run.machine import Machine
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+DISK_FAULTS = (*FULL_DISK, errno.EROFS, errno.EIO, errno.ESTALE)
 SIGNALLED = 128  # exit statuses beyond are those of signals
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
@@ -413,8 +413,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         began = session.clock.awake_s()
         figures = evaluate(session, trainer, trainer.interim)
         seconds = session.clock.awake_s() - began
-    if figures["loss"] is None:
-        raise Diverged(f"the validation loss after step {trainer.state.step} is no number", trainer.state.step + 1)
+    refuse_no_number(trainer, figures)
     trainer.window_s = max(trainer.window_s, seconds / trainer.interim.n_windows)
     keep_time(session, trainer)
     point = {

@@ -7,7 +7,6 @@ not on the number of threads, nor on how often it was interrupted.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,7 +29,7 @@ from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources import DataSpec, Part, Source, make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
 from data.writer import STATE, Encoded, State, Writer, load_state
-from errors import MachineError, UserError
+from errors import FULL_DISK, MachineError, UserError
 from sealed import seal
 
 # Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
@@ -38,7 +37,6 @@ BATCH_BYTES = 1 << 18
 SHARD_TOKENS = 64 << 20
 # Tokens per worker between two commits, each a sync of the disk: about two seconds of work.
 COMMIT_TOKENS = 4 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except PermissionError as error:
         raise UserError(f"{error.filename}: permission denied; set data.cache_dir= to a folder of yours") from error
     except (OSError, sqlite3.DatabaseError) as error:
-        if error.errno in FULL if isinstance(error, OSError) else "full" in str(error):
+        if error.errno in FULL_DISK if isinstance(error, OSError) else "full" in str(error):
             raise MachineError(
                 f"the disk of {folder.parent} is full ({error}); what was committed is kept in {folder}: "
                 "make room, then the same command goes on (or set data.cache_dir= to another disk)"

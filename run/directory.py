@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -11,9 +10,7 @@ import socket
 from pathlib import Path
 from typing import IO, Any
 
-from errors import MachineError, UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from errors import FULL_DISK, MachineError, UserError
 
 
 def run_name(name: str, knobs: dict[str, Any]) -> str:
@@ -126,6 +123,6 @@ def set_aside(folder: Path) -> Path:
 
 def full_disk(path: Path, error: Exception, kept: str) -> MachineError:
     """The one-line account of a write that failed."""
-    full = getattr(error, "errno", None) in FULL or "space" in str(error)  # safetensors gives no number
+    full = getattr(error, "errno", None) in FULL_DISK or "space" in str(error)  # safetensors gives no number
     mend = "free some space" if full else "see to the disk"
     return MachineError(f"{path} could not be written ({error}); kept: {kept}; {mend} and type the same command")

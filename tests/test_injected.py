@@ -61,6 +61,18 @@ def whole(place: Path) -> Path:
     return run_here(place, "budget.steps=40", name="undisturbed")
 
 
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], object]) -> None:
+    """Do something within the training loop, where a step has just ended."""
+    correct = train.correct
+
+    def corrected(session: Any, trainer: Any, tightest: str) -> None:
+        correct(session, trainer, tightest)
+        if trainer.state.step == step:
+            what()
+
+    monkeypatch.setattr(train, "correct", corrected)
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -86,14 +98,7 @@ def test_memory_that_runs_out_in_the_middle_halves_the_micro_batch_and_nothing_e
     place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The step is done again from the same batch: the losses are those of the run that had memory enough."""
-    correct = train.correct
-
-    def shrinking(session: Any, trainer: Any, tightest: str) -> None:
-        correct(session, trainer, tightest)
-        if trainer.state.step == 20:
-            small_memory(monkeypatch, 3, FULL)
-
-    monkeypatch.setattr(train, "correct", shrinking)
+    after_step(monkeypatch, 20, lambda: small_memory(monkeypatch, 3, FULL))
     folder = run_here(place, "budget.steps=40", name="memory")
     said = capsys.readouterr().out
     assert said.count("out of memory at step 20") == 2, "8 sequences, then 4, then 2"
@@ -237,14 +242,7 @@ def throw(parameters: Parameters) -> None:
 def test_stopped_in_a_spike_a_run_goes_on_from_before_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the spike is saved but the one checkpoint that nobody could know about."""
     poison(monkeypatch, 30, throw)
-    correct = train.correct
-
-    def stopping(session: Any, trainer: Any, tightest: str) -> None:
-        correct(session, trainer, tightest)
-        if trainer.state.step == 40:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "correct", stopping)
+    after_step(monkeypatch, 40, lambda: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(train, "save_due", lambda session, trainer: trainer.state.step % 10 == 0)
     with pytest.raises(SystemExit) as stopped:
         run_here(place, "budget.steps=80", name="in-spike")
@@ -421,15 +419,13 @@ def test_signals_while_a_signal_is_being_saved_for_change_nothing(
     place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One in the middle of every flush of the checkpoint that the first one asked for, and of the report."""
-    correct, fsync = train.correct, os.fsync
+    fsync = os.fsync
 
-    def asked(session: Any, trainer: Any, tightest: str) -> None:
-        correct(session, trainer, tightest)
-        if trainer.state.step == 17:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            monkeypatch.setattr(os, "fsync", lambda handle: (os.kill(os.getpid(), signal.SIGTERM), fsync(handle))[1])
+    def asked() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        monkeypatch.setattr(os, "fsync", lambda handle: (os.kill(os.getpid(), signal.SIGTERM), fsync(handle))[1])
 
-    monkeypatch.setattr(train, "correct", asked)
+    after_step(monkeypatch, 17, asked)
     with pytest.raises(SystemExit) as stopped:
         run_here(place, "budget.steps=40", name="recursion")
     assert stopped.value.code == 138
