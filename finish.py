@@ -59,7 +59,7 @@ def keep_time(session: Session, trainer: Trainer) -> None:
 
 
 def rehearse_report(session: Session, trainer: Trainer) -> None:
-    """Write the report half-way, for whoever is watching, and keep as much time for the last one as this one took."""
+    """Write the report meanwhile, for whoever is watching, and keep as much time for the last one as this one took."""
     with session.clock.charge("eval"):
         trainer.report_s = max(trainer.report_s, timed(session.clock, lambda: write_report_of(session), 1))
     keep_time(session, trainer)

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 DISK_FAULTS = (*FULL_DISK, errno.EROFS, errno.EIO, errno.ESTALE)
 SIGNALLED = 128  # exit statuses beyond are those of signals
+REPORTS_AT = (0.1, 0.5)  # of the budget: early, so that what it needs is loaded; then with half of its curves
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
 
@@ -320,7 +321,7 @@ def fit(session: Session, trainer: Trainer) -> str:
             show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)
-            if before < 0.5 <= progress:
+            if any(before < share <= progress for share in REPORTS_AT):
                 rehearse_report(session, trainer)
             if save_due(session, trainer) and late.calm():
                 save(session, trainer, final=False)

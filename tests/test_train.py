@@ -184,8 +184,9 @@ def test_hours_end_in_time_with_everything_done(place: Path) -> None:
     plan = json.loads((folder_of(place, "hours") / "plan.json").read_text())
     assert plan["source"]["tokens_per_second"] == "measured"
     assert result["stopped_by"] == "hours"
-    assert result["progress"] == 1.0
-    assert result["learning_rate_last"] == 0.0
+    # Not quite 1 where the machine held up a step near the end: the one after it would have passed the deadline.
+    assert result["progress"] >= 0.97
+    assert result["learning_rate_last"] <= 0.03 * plan["learning_rate"]
     assert sum(result["ledger_s"].values()) == pytest.approx(result["spent"]["hours"] * 3600, rel=0.01)
     # The preparation of this corpus is not on the budget; starting the interpreter is.
     assert elapsed - result["prepare_s"] < hours * 3600 + 0.5
