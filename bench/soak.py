@@ -42,7 +42,8 @@ DOCUMENT_CHARACTERS = 3000
 # A vocabulary of bytes: with 4096 tokens the logits of a batch are 16 MB, and where the allocator puts a block of that size
 # changes a few times in half an hour. Such a step of 4 % hides what would be looked for here.
 TINY = (
-    "data=stdlib", "data.tokenizer=bytes", "model.n_layer=1", "model.n_head=1", "model.n_embd=64", "model.block_size=64", "model.bigram_rows=4096",
+    "data=stdlib", "data.tokenizer=bytes",
+    "model.n_layer=1", "model.n_head=1", "model.n_embd=64", "model.block_size=64", "model.bigram_rows=4096",
     "optim.batch_tokens=1024", "probe=false", "plan.max_epochs=1e6", "device.name=cpu", "device.threads=1",
     f"checkpoint.every_s={CHECKPOINT_S}", "checkpoint.max_fraction=1", "eval.every=0.02", f"name={NAME}", "fresh=true",
 )  # fmt: skip

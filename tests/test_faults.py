@@ -237,7 +237,12 @@ def test_a_quota_of_any_size_never_leaves_a_run_that_cannot_go_on(
 ) -> None:
     """A quota used up at each write, while the disk itself has space: the run says so, and goes on with a larger one."""
     allowance(kilobytes)
-    arguments = ("budget.steps=60", f"output_dir={disk / 'v'}", "checkpoint.every_s=0.01", "checkpoint.max_fraction=1.0")
+    arguments = (
+        "budget.steps=60",
+        f"output_dir={disk / 'v'}",
+        "checkpoint.every_s=0.01",
+        "checkpoint.max_fraction=1.0",
+    )
     answer = subprocess.run(command(place, *arguments, name="quota"), cwd=place, capture_output=True, text=True)
     assert "Traceback" not in answer.stderr
     assert answer.returncode in (0, 1, 2)
