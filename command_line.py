@@ -78,6 +78,7 @@ def knobs_of(composed: Any) -> Any:
         plain.pop("hydra", None)
     try:
         config = OmegaConf.to_object(plain)
+        OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
     except OmegaConfBaseException as error:  # of a value that stands for another one
         raise UserError(" ".join(str(error).split())) from None
     if isinstance(config, Config):

@@ -249,6 +249,7 @@ def test_whole_processes_refuse_as_well() -> None:
 FOUND: list[tuple[list[str], str]] = [
     (["budget.steps=" + "9" * 5000], "is not KEY=VALUE"),
     (["budget.hours=" + "9" * 400], "wrong type"),
+    (["data.fallbacks=${seed}"], "int is not a"),
     (["name='a\nb'"], r"a\nb"),
     (["data.cache_dir="], "data.cache_dir='' is empty"),
     (["data.text_key='  '"], "is empty"),
