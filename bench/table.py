@@ -146,10 +146,41 @@ def same(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def gpu(found: dict[str, Any]) -> list[str]:
+    """Of what was measured until the seconds of bench.gpu were over; either stage may be missing."""
+    lines = ["## One GPU", "", f"On {found['device']}, torch {found['torch']}, {found['precision']}."]
+    lines += [f"MFU is of {found['peak_flops'] / 1e12:.0f} TFLOP/s ({found['peak_source']}).", ""]
+    rows = [
+        [
+            f"{row['parameters'] / 1e6:.0f}M, {row['shape']}",
+            str(row["block_size"]),
+            row["compile"],
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['mfu']:.0%}",
+            f"{row['share_of_matmul']:.0%}",
+            "-" if row["compile_s"] is None else f"{row['compile_s']:.0f} s",
+            f"{row['peak_memory'] / 2**30:.1f}",
+        ]
+        for row in found.get("speed", [])
+    ]
+    columns = ["model", "block", "compile", "tokens/s", "MFU", "of a bare matmul", "to compile, cold", "GiB"]
+    lines += [*table(columns, rows), ""] if rows else []
+    if loss := found.get("loss"):
+        peer, ratio = loss["peer"], loss.get("time_to_loss")
+        runs = [("nanoGPT", peer), *(("stint", run) for run in loss["stint"])]
+        lines += table(["", "seconds", "loss"], [[name, f"{r['seconds']:.0f}", f"{r['loss']:.3f}"] for name, r in runs])
+        lines += [
+            "",
+            f"nanoGPT's loss was reached {ratio:.1f} times as fast." if ratio else "Its loss was not reached.",
+        ]
+    return lines
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     **{f"against_{peer.name}": partial(against, peer) for peer in PEERS},
     "same_as_nanogpt": same,
     "engine": engine,
+    "gpu": gpu,
     "ablate": ablation,
     "startup": startup,
 }

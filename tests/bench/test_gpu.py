@@ -16,6 +16,7 @@ import torch
 from bench import gpu
 from bench.peers.nanogpt import NanoGPT
 from bench.peers.peer import Ran
+from bench.table import gpu as page_section
 from budget.clock import now
 from budget.flops import flops_per_token
 from data.shards import Split
@@ -74,9 +75,20 @@ def test_what_was_measured_is_on_file_after_each_row_and_the_other_stage_stays(
     found = json.loads(output.read_text())
     assert len(found["speed"]) == 3
     assert found["loss"] == {"peer": {"loss": 3.0}}
+    assert "regional" in "\n".join(page_section(found | {"loss": None}))
     other = Machine(torch.device("cpu"), "another", "float32", 1, 1e12, "given")
     gpu.measure("loss", other, 60.0, tmp_path, tmp_path, output)
     assert "speed" not in json.loads(output.read_text())
+
+
+def test_the_page_says_how_fast_the_peers_loss_was_reached() -> None:
+    about = {"device": "a GPU", "torch": "2", "precision": "bfloat16", "peak_flops": 312e12, "peak_source": "table"}
+    runs = [{"seconds": 100.0, "loss": 2.5}, {"seconds": 33.0, "loss": 3.1}]
+    loss = {"peer": {"seconds": 100.0, "loss": 3.0}, "stint": runs, "time_to_loss": 2.75}
+    lines = page_section(about | {"loss": loss})
+    assert "nanoGPT's loss was reached 2.8 times as fast." in lines
+    assert "| stint | 33 | 3.100 |" in lines
+    assert "Its loss was not reached." in page_section(about | {"loss": loss | {"time_to_loss": None}})
 
 
 def test_a_stage_is_ended_with_all_that_it_started_when_its_seconds_are_over(tmp_path: Path) -> None:
