@@ -437,9 +437,7 @@ def command() -> None:
     try:
         launch(main, "config", isolated=True)
     except SystemExit as stop:
-        if (
-            not isinstance(stop.code, int) or stop.code <= SIGNALLED
-        ):  # a mistake, or a word of Hydra's: there is no hurry
+        if not isinstance(stop.code, int) or stop.code <= SIGNALLED:  # a mistake, or a word of Hydra's: no hurry
             raise
         status = stop.code
     if current_sweep():  # its launcher may have processes of its own to end

@@ -1,4 +1,4 @@
-"""docs/reliability.md from bench/results/faults.json: python -m bench.reliability
+"""docs/reliability.md from bench/results/faults.json and soak.json: python -m bench.reliability
 
 What stint promises is written here; what came of it is read from the file, so that the page cannot say anything else than what
 was found. A test compares the two.
@@ -14,6 +14,7 @@ from bench.table import table
 
 ROOT = Path(__file__).parents[1]
 RESULT, DOC = ROOT / "bench" / "results" / "faults.json", ROOT / "docs" / "reliability.md"
+SOAK = ROOT / "bench" / "results" / "soak.json"
 HEAD = """# Reliability
 
 Nothing that was paid for is lost: after any fault, type the same command again. Training goes on from the newest checkpoint
@@ -102,7 +103,7 @@ def phases(found: dict[str, Any]) -> list[str]:
     return [
         "## Killed and stopped in every phase",
         "",
-        f"A run of {found['steps']:,} steps on a CPU with {found['cores']} cores, a checkpoint every"
+        f"A run of {found['steps']:,} steps on one thread of a CPU, a checkpoint every"
         f" {found['checkpoint_every_s']:g} s, disturbed again and again at random moments, each time followed by the same"
         " command.",
         "",
@@ -137,13 +138,42 @@ def failures(found: dict[str, Any]) -> list[str]:
     return ["## Failures", "", *([f"- {line}" for line in lines] or ["None."])]
 
 
+def growth(found: dict[str, Any]) -> list[str]:
+    """Of a long run, a long record and a large corpus."""
+    run, record, corpus = found["run"], found["record"], found["corpus"]
+    names = {"memory_mb": "memory, MB", "files": "open files", "disk_mb": "disk, MB", "tokens_per_second": "tokens/s"}
+    rows = [
+        [
+            names.get(name, name),
+            f"{each['first']:,.0f}",
+            f"{each['last']:,.0f}",
+            f"{each['change']:+.1%}",
+            f"{each['limit']:.0%}",
+        ]
+        for name, each in run["verdicts"].items()
+    ]
+    return [
+        "## Does anything grow?",
+        "",
+        f"{run['minutes']:.0f} minutes of training, {run['steps']['number']:,} steps, {run['checkpoints_seen']} checkpoints; the"
+        " beginning, in which libraries are loaded, and the end left out.",
+        "",
+        *table(["figure", "first fifth", "last fifth", "change", "limit"], rows),
+        "",
+        f"- A record of {record['lines']:,} lines gives its report in {record['seconds']:.1f} s.",
+        f"- Preparing {corpus['whole']['megabytes'] / 1000:.1f} GB of text took {corpus['whole']['peak_memory_mb']:.0f} MB of"
+        f" memory, a tenth of it {corpus['tenth']['peak_memory_mb']:.0f} MB ({corpus['growth']:+.1%}).",
+    ]
+
+
 def text() -> str:
     """The page."""
-    found = json.loads(RESULT.read_text())
-    how = f"[{RESULT.name}](../bench/results/{RESULT.name}): `{found['how']}`"
+    found, soaked = json.loads(RESULT.read_text()), json.loads(SOAK.read_text())
+    how = f"[{RESULT.name}](../bench/results/{RESULT.name}): `{found['how']}`;"
+    how += f" [{SOAK.name}](../bench/results/{SOAK.name}): `{soaked['how']}`"
     rows = [list(row) for row in PROMISES]
     promised = ["## What happens", "", *table(["fault", "what stint does", "what it costs"], rows)]
-    sections = [promised, *(section(found) for section in (phases, others, failures)), [how]]
+    sections = [promised, *(section(found) for section in (phases, others, failures)), growth(soaked), [how]]
     return "\n\n".join([HEAD.rstrip("\n"), *("\n".join(section) for section in sections)]) + "\n"
 
 
