@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 
+from tests.copies import copied
+
 # Before any test imports torch: spinning OpenMP threads on shared cores make everything several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -77,9 +79,7 @@ def command(place: Path, *arguments: str, name: str = "t") -> list[str]:
 
 def train(place: Path, *arguments: str, name: str = "t", status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run it to its end and check its exit status."""
-    answer = subprocess.run(
-        command(place, *arguments, name=name), capture_output=True, text=True, cwd=place, timeout=120
-    )
+    answer = copied(command(place, *arguments, name=name)[1:], place, 120)
     assert answer.returncode == status, answer.stdout + answer.stderr
     return answer
 

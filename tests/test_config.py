@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,13 @@ from checks import mistakes
 from command_line import group_options
 from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves
 from model.shape import PRESETS
+from tests.copies import copied
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=cwd, timeout=60
-    )
+    return copied([str(ROOT / script), *arguments], cwd, 60)
 
 
 def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[str]:

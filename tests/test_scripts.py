@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, SHARED, TINY, command, folder_of, train
+from tests.copies import copied
 from tests.run.test_workspace import drawn
 from tests.run.wandb_file import history, read_back, values
 
@@ -25,9 +26,7 @@ def model(place: Path) -> Path:
 
 
 def script(name: str, *arguments: str, cwd: Path = ROOT, status: int = 0) -> subprocess.CompletedProcess[str]:
-    answer = subprocess.run(
-        [sys.executable, str(ROOT / f"{name}.py"), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+    answer = copied([str(ROOT / f"{name}.py"), *arguments], cwd, 120)
     assert answer.returncode == status, answer.stdout + answer.stderr
     return answer
 

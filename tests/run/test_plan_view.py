@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from run.report import write_report
 from tests.conftest import ROOT
+from tests.copies import copied
 
 
 def plan(*arguments: str, status: int = 0, cwd: Path = ROOT) -> str:
-    command = [sys.executable, str(ROOT / "plan.py"), *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
+    answer = copied([str(ROOT / "plan.py"), *arguments], cwd, 60)
     assert answer.returncode == status, answer.stderr
     return answer.stdout if status == 0 else answer.stderr
 
