@@ -17,6 +17,10 @@ TINY_BLOCK, TINY_FLOPS, WORDS = 64, 1e14, 1024
 # (bench/results/batch.json). Muon, 1.6M tokens: 794, 1,589 and 3,178 steps, each at a rate of its own, were within 0.012
 # nats (bench/results/tuning.json). One seed each.
 MIN_STEPS = 1500
+# Where that would make the steps smaller than this, fewer of them will do: below it the work beside the matrix products costs
+# more than steps are worth. In 29 seconds of two cores 64, 128, 256, 512 and 1024 tokens a step ended at 6.04, 5.70, 5.20, 4.95
+# and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json).
+SMALL_BATCH, FEW_STEPS = 1024, 300
 LARGEST_TABLE = 1 << 16  # rows
 # Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
 # 0.01 was as good as 0.004 at 1.2M tokens (bench/results/tuning.json).
@@ -63,8 +67,10 @@ def batch_efficiency(batch_tokens: float, tokens: float) -> float:
 
 
 def largest_batch(tokens: float, fewest_steps: int = MIN_STEPS) -> float:
-    """Tokens per step that a run of so many tokens can do with: the fewest steps, and half the critical batch."""
-    return max(1.0, min(tokens / fewest_steps, critical_batch(tokens) / 2))
+    """Tokens per step that a run of so many tokens can do with: the fewest steps, and half the critical batch; for short runs
+    SMALL_BATCH in FEW_STEPS."""
+    few = min(SMALL_BATCH, tokens / min(FEW_STEPS, fewest_steps))
+    return max(1.0, few, min(tokens / fewest_steps, critical_batch(tokens) / 2))
 
 
 def batch_for(

@@ -1,4 +1,4 @@
-"""Values to sweep, chosen around the plan of the sweep's own budget: what `${around:WHAT}` in sweeps/*.yaml stands for.
+"""Values chosen by or around the plan of a sweep's own budget: what `${around:WHAT}` in sweeps/*.yaml stands for.
 
 The published values of the competition that these sweeps come from (24, 18, 12 and 8 layers of width 768 and three hours of
 an A100) mean nothing on two CPU cores. So where the plan is of that size, they are taken as they are, and elsewhere values
@@ -98,7 +98,12 @@ def baseline_block(plan: Plan) -> list[str]:
     return [str(PUBLISHED_BLOCK if published(plan) else plan["block_size"])]
 
 
+# What a job's own measurements would choose a little differently each time is the same in all jobs but where it is swept.
 VALUES: dict[str, Callable[[Plan], list[str]]] = {
+    "size": lambda plan: [f"{plan['n_layer']}x{plan['n_embd']}"],
+    "batch": lambda plan: [str(plan["batch_tokens"])],
+    "optimizer": lambda plan: [str(plan["optimizer"])],
+    "learning_rate": lambda plan: [str(plan["learning_rate"])],
     "depths": depths,
     "width_depth": width_depth,
     "learning_rates": learning_rates,

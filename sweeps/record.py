@@ -28,7 +28,8 @@ _LOCK: IO[str] | None = None
 def around(what: str, *, _root_: DictConfig) -> str:
     """`${around:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1x64,2x64,3x64".
 
-    What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. Raises UserError.
+    What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. The size is "null"
+    where the user has given the depth or the width. Raises UserError.
     """
     if what not in VALUES:
         raise UserError(f"${{around:{what}}} is not known; allowed: {', '.join(VALUES)}")
@@ -36,10 +37,12 @@ def around(what: str, *, _root_: DictConfig) -> str:
     about = read_json(place) or {}
     chosen = about.get("around") or {}
     if what not in chosen:
-        yaml = as_yaml(knobs_of(_root_))
+        config = knobs_of(_root_)
+        yaml = as_yaml(config)
         if yaml not in _PLANS:
             _PLANS[yaml] = plan_of(yaml)
-        chosen[what] = ",".join(VALUES[what](_PLANS[yaml]))
+        sized = what == "size" and (config.model.n_layer or config.model.n_embd)
+        chosen[what] = "null" if sized else ",".join(VALUES[what](_PLANS[yaml]))
         if about:
             write_json(place, about | {"around": chosen})
     return str(chosen[what])

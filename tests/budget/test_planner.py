@@ -150,7 +150,8 @@ def test_more_rules_at_published_points() -> None:
 
 
 def test_a_batch_leaves_enough_steps_and_stays_below_the_critical_one() -> None:
-    for tokens in (1e6, 3e6, 1e8):
+    assert [batch_for(tokens, 120 * tokens**2 / 400, 64) for tokens in (1e5, 3.2e5, 1e6)] == [256, 1024, 1024]
+    for tokens in (3e6, 1e8):
         assert tokens / batch_for(tokens, 120 * tokens**2 / 400, 256) >= 1450
     assert batch_for(3.4e9, 3.4e18, 512, saturation=2**20) <= critical_batch(3.4e9)
     assert batch_for(3.4e9, 3.4e18, 512, saturation=2**18 + 1) >= 2**18

@@ -16,6 +16,7 @@ SMALL = {
     "learning_rate": 0.01,
     "batch_tokens": 1024,
     "block_size": 64,
+    "optimizer": "muon",
 }
 LARGE = {
     "n_layer": 14,
@@ -25,7 +26,11 @@ LARGE = {
     "learning_rate": 1e-3,
     "batch_tokens": 131072,
     "block_size": 512,
+    "optimizer": "adamw",
 }
+
+
+ONE = ("size", "batch", "optimizer", "learning_rate", "baseline_batch", "baseline_block")
 
 
 def test_at_the_competitions_scale_the_published_values_are_taken() -> None:
@@ -47,7 +52,7 @@ def test_elsewhere_they_lie_around_the_plan() -> None:
 def test_all_are_different_and_more_than_one_where_they_are_swept(what: str, plan: dict[str, Any]) -> None:
     values = VALUES[what](plan)
     assert len(set(values)) == len(values)
-    assert len(values) >= (1 if what in ("baseline_batch", "baseline_block") else 2)
+    assert (len(values) == 1) == (what in ONE)
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE, SMALL | {"n_layer": 1, "n_embd": 64}], ids=["small", "large", "least"])
