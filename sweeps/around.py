@@ -98,7 +98,8 @@ def baseline_block(plan: Plan) -> list[str]:
     return [str(PUBLISHED_BLOCK if published(plan) else plan["block_size"])]
 
 
-# What a job's own measurements would choose a little differently each time is the same in all jobs but where it is swept.
+# One value each: what a job's own measurements would choose a little differently each time is the same in all jobs of a sweep.
+FIXED = ("size", "batch", "optimizer", "learning_rate", "baseline_batch", "baseline_block")
 VALUES: dict[str, Callable[[Plan], list[str]]] = {
     "size": lambda plan: [f"{plan['n_layer']}x{plan['n_embd']}"],
     "batch": lambda plan: [str(plan["batch_tokens"])],

@@ -17,7 +17,7 @@ from config import NOT_IDENTITY
 from errors import UserError, reported
 from run.directory import lock, set_aside
 from run.record import read_json, write_json
-from sweeps.around import VALUES, plan_of
+from sweeps.around import FIXED, VALUES, plan_of
 from sweeps.jobs import ROOT
 
 CURRENT: Path | None = None  # the sweep that this process launched
@@ -87,7 +87,8 @@ def swept_keys(config: DictConfig) -> list[str]:
     """The knobs that the sweep's file or the command line gives several values."""
     parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
-    return [*params, *(override.get_key_element() for override in parsed if override.is_sweep_override())]
+    several = [key for key, values in params.items() if values not in [f"${{around:{each}}}" for each in FIXED]]
+    return [*several, *(override.get_key_element() for override in parsed if override.is_sweep_override())]
 
 
 def _beside_the_point(key: str) -> bool:

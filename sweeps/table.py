@@ -7,6 +7,7 @@ import io
 import math
 import shlex
 import statistics
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from run.record import read_json
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
 TIE = 2.0  # standard errors of a difference; less is called a tie
+UNEQUAL = 1.2  # the fastest job of a shape against the slowest: from here on it is worth a warning
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
     lines = [f"Best: {best.label} with {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
     if len(groups) == 1:
         lines = [f"{best.label}: {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
-    lines += unequal
+    lines += unequal + _unequal_speeds(sweep)
     if sweep.noise is None:
         if len(groups) > 1:
             lines.append(
@@ -287,6 +289,25 @@ def _unequal_scores(sweep: Sweep) -> list[str]:
     return [
         f"Not all were scored on the same text: {sizes[0]:,} to {sizes[-1]:,} validation tokens, as their seconds allowed;"
         f" eval.tokens={sizes[0]} or a larger eval.max_fraction makes them comparable."
+    ]
+
+
+def _unequal_speeds(sweep: Sweep) -> list[str]:
+    """A warning where hours bought some jobs more than others of the same shape, for reasons that are none of theirs."""
+    speeds = defaultdict[tuple[Any, ...], list[float]](list)
+    for row in sweep.rows:
+        steps, rate = row.of("spent", "steps"), row.of("throughput", "tokens_per_second")
+        if row.finished and row.of("budget", "hours") and steps and rate:
+            shape = [row.of("model", key) for key in ("n_layer", "n_embd", "block_size", "dropout")]
+            speeds[*shape, round(row.of("spent", "tokens") / steps)].append(rate)
+    slowest, fastest = max(
+        ((min(each), max(each)) for each in speeds.values()), key=lambda ends: ends[1] / ends[0], default=(1.0, 1.0)
+    )
+    if fastest < UNEQUAL * slowest:
+        return []
+    return [
+        f"The same model with the same batch ran at {slowest:,.0f} to {fastest:,.0f} tokens/s: the machine was not as fast for"
+        " all jobs, and their hours did not buy the same; budget.tokens= in place of hours makes them comparable."
     ]
 
 

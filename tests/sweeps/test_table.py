@@ -40,7 +40,7 @@ def sweep_folder(
                 "environment": {"device": "cpu"},
             }
             for part, content in changes.get(f"job{number}", {}).items():
-                result[part] = result[part] | content
+                result[part] = result.get(part, {}) | content
             (run / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -103,6 +103,20 @@ def test_scores_on_different_text_are_said_not_to_compare(tmp_path: Path) -> Non
     jobs = [(["a=1"], 4.0), (["a=2"], 4.1)]
     folder = sweep_folder(tmp_path, jobs, job0={"eval": {"tokens": 4096}}, job1={"eval": {"tokens": 8192}})  # type: ignore[arg-type]
     assert any("4,096 to 8,192 validation tokens" in line for line in verdict(read_sweep(folder)))
+
+
+def test_hours_that_did_not_buy_the_same_are_said(tmp_path: Path) -> None:
+    jobs = [(["a=1"], 4.0), (["a=2"], 4.1), (["a=3"], 4.2)]
+    steps, large = {"spent": {"steps": 10}}, {"n_layer": 4}  # another shape has a speed of its own
+    speeds = {
+        f"job{n}": steps | {"throughput": {"tokens_per_second": speed}} for n, speed in enumerate((1000, 1250, 300))
+    }
+    speeds["job2"] |= {"model": large}
+    unequal = [verdict(read_sweep(sweep_folder(tmp_path, jobs, **speeds)))]  # type: ignore[arg-type]
+    speeds["job1"] |= {"throughput": {"tokens_per_second": 1150}}
+    unequal.append(verdict(read_sweep(sweep_folder(tmp_path, jobs, name="equal", **speeds))))  # type: ignore[arg-type]
+    assert [any("1,000 to 1,250 tokens/s" in line for line in lines) for lines in unequal] == [True, False]
+    assert not any("tokens/s" in line for line in unequal[1])
 
 
 def test_accuracy_is_better_when_it_is_higher(tmp_path: Path) -> None:
