@@ -80,12 +80,22 @@ def knobs_of(composed: Any) -> Any:
         config = OmegaConf.to_object(plain)
         OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
     except OmegaConfBaseException as error:  # of a value that stands for another one
-        raise UserError(" ".join(str(error).split())) from None
+        raise mistake(error) from None
     if isinstance(config, Config):
         config = expand(config)
     if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
         raise UserError(*wrong)
     return config
+
+
+def mistake(error: BaseException) -> UserError:
+    """What Hydra or OmegaConf refused, in one line; the line of ours where it was a resolver of ours that did."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__  # OmegaConf takes the first one away
+    return UserError(" ".join(str(error).split()))
 
 
 def _launch(task: Task) -> None:
@@ -100,7 +110,7 @@ def _launch(task: Task) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise mistake(error) from None
     except Interrupted as stop:
         print(f"sweep   stopped by {stop.name}; the same command goes on with what is left", flush=True)
         sys.exit(stop.exit_status)

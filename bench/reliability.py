@@ -140,7 +140,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 
 def growth(found: dict[str, Any]) -> list[str]:
     """Of a long run, a long record and a large corpus."""
-    run, record, corpus = found["run"], found["record"], found["corpus"]
+    run, record, corpus = found["run"], found["record"], found.get("corpus")
     names = {"memory_mb": "memory, MB", "files": "open files", "disk_mb": "disk, MB", "tokens_per_second": "tokens/s"}
     rows = [
         [
@@ -161,9 +161,16 @@ def growth(found: dict[str, Any]) -> list[str]:
         *table(["figure", "first fifth", "last fifth", "change", "limit"], rows),
         "",
         f"- A record of {record['lines']:,} lines gives its report in {record['seconds']:.1f} s.",
-        f"- Preparing {corpus['whole']['megabytes'] / 1000:.1f} GB of text took {corpus['whole']['peak_memory_mb']:.0f} MB of"
-        f" memory, a tenth of it {corpus['tenth']['peak_memory_mb']:.0f} MB ({corpus['growth']:+.1%}).",
+        *([prepared(corpus)] if corpus else []),
     ]
+
+
+def prepared(corpus: dict[str, Any]) -> str:
+    """Of the memory that preparing a large corpus takes."""
+    return (
+        f"- Preparing {corpus['whole']['megabytes'] / 1000:.1f} GB of text took {corpus['whole']['peak_memory_mb']:.0f} MB of"
+        f" memory, a tenth of it {corpus['tenth']['peak_memory_mb']:.0f} MB ({corpus['growth']:+.1%})."
+    )
 
 
 def text() -> str:

@@ -8,7 +8,7 @@ import math
 import shlex
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +131,10 @@ def read_sweep(folder: Path) -> Sweep:
     rows = [
         _row(each, {key: settings.get(key, "-") for key in keys}) for each, settings in zip(found, given, strict=True)
     ]
+    metric = str(found[0]["metric"]) if found else "loss"
     noise, noise_from = noise_of(rows)
     if noise is None:
-        noise, noise_from = noise_of_sibling(folder)
-    metric = str(found[0]["metric"]) if found else "loss"
+        noise, noise_from = noise_of_sibling(folder, metric, rows)
     known = (about.get("definition") or {}).get("known")
     return Sweep(folder, about["name"], metric, known, about["command"], rows, noise, noise_from, keys)
 
@@ -182,13 +182,19 @@ def noise_of(rows: list[Row]) -> tuple[float | None, str]:
     return math.sqrt(squares / freedom), f"{freedom + len(several)} runs with other seeds"
 
 
-def noise_of_sibling(folder: Path) -> tuple[float | None, str]:
-    """The noise that the sweep `seeds` beside this one found."""
+def noise_of_sibling(folder: Path, metric: str, rows: list[Row]) -> tuple[float | None, str]:
+    """The noise that the sweep `seeds` beside this one found, in the metric of this one's rows."""
     sibling = folder.parent / "seeds"
     if sibling == folder or not (sibling / "sweep.json").exists():
         return None, ""
-    noise = read_sweep(sibling).noise
-    return noise, "the sweep `seeds` beside this one" if noise is not None else ""
+    seeds = [replace(row, value=row.of("eval", metric)) for row in read_sweep(sibling).rows]
+    noise, _ = noise_of(seeds)
+    if noise is None:
+        return None, ""
+    values, theirs = ([row.value for row in some if row.finished and row.value] for some in (rows, seeds))
+    if metric == "perplexity" and values:  # it is the logarithm whose noise is the same at any height
+        noise *= statistics.median(values) / statistics.median(theirs)
+    return noise, "the sweep `seeds` beside this one"
 
 
 def columns_of(sweep: Sweep) -> list[str]:
@@ -264,7 +270,8 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
     lines = [f"Best: {best.label} with {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
     if len(groups) == 1:
         lines = [f"{best.label}: {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
-    lines += unequal + _unequal_speeds(sweep)
+    slower = _unequal_speeds(sweep)
+    lines += unequal + slower
     if sweep.noise is None:
         if len(groups) > 1:
             lines.append(
@@ -277,7 +284,8 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
         lines.append(f"Within noise of it, a tie: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in ties)}.")
     worse = [group for group in groups[1:] if group not in ties]
     if worse:
-        lines.append(f"Worse by more than noise: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in worse)}.")
+        doubt = ", for which the machine's speed may be the reason" if slower else ""
+        lines.append(f"Worse by more than noise{doubt}: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in worse)}.")
     return lines
 
 
@@ -298,8 +306,8 @@ def _unequal_speeds(sweep: Sweep) -> list[str]:
     for row in sweep.rows:
         steps, rate = row.of("spent", "steps"), row.of("throughput", "tokens_per_second")
         if row.finished and row.of("budget", "hours") and steps and rate:
-            shape = [row.of("model", key) for key in ("n_layer", "n_embd", "block_size", "dropout")]
-            speeds[*shape, round(row.of("spent", "tokens") / steps)].append(rate)
+            shape = [row.of("model", key) for key in ("n_layer", "n_embd", "block_size", "activation")]
+            speeds[*shape, bool(row.of("model", "dropout")), round(row.of("spent", "tokens") / steps)].append(rate)
     slowest, fastest = max(
         ((min(each), max(each)) for each in speeds.values()), key=lambda ends: ends[1] / ends[0], default=(1.0, 1.0)
     )

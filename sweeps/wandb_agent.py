@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from command_line import register_schemas
+from command_line import mistake, register_schemas
 from config import CONF, closest
 from errors import UserError, reported
 
@@ -103,12 +104,14 @@ def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     register_schemas()
     folder = "'file://{}'".format(str(CONF).replace("'", "\\'"))  # in quotes: the checkout may lie at any path
     try:
-        with initialize_config_dir(str(SWEEPS), version_base="1.3"):
-            config = compose(name, [f"hydra.searchpath=[{folder}]", *overrides], return_hydra_config=True)
+        with initialize_config_dir(str(SWEEPS), version_base="1.3"), tempfile.TemporaryDirectory() as nowhere:
+            # What an earlier sweep of that name chose around its budget is not for this one.
+            ours = [f"hydra.searchpath=[{folder}]", f"hydra.sweep.dir='{nowhere}'"]
+            config = compose(name, [*ours, *overrides], return_hydra_config=True)
             swept = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
             wandb = OmegaConf.to_container(config.wandb, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise mistake(error) from None
     return {"hydra": {"sweeper": swept}, "wandb": wandb}
 
 

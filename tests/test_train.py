@@ -278,11 +278,11 @@ def test_a_budget_too_short_for_one_step_is_refused_and_leaves_nothing(place: Pa
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_run(place: Path, arguments: tuple[str, ...], said: str) -> None:
-    answer = train(place, "budget.steps=10", *arguments, name="bad", status=2)
+    answer = train(place, "budget.steps=10", *arguments, name="refused", status=2)
     lines = answer.stderr.splitlines()
     assert len(lines) == 1, answer.stderr
     assert said in lines[0]
-    assert not list((place / "outputs").glob("bad-*"))
+    assert not list((place / "outputs").glob("refused-*"))
 
 
 def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,16 @@ def test_noise_comes_from_the_sweep_of_seeds_beside_it(tmp_path: Path) -> None:
     assert [group.label for group in sweep.ties(sweep.groups[0])] == ["a=2"]
 
 
+def test_the_noise_of_perplexities_grows_with_them(tmp_path: Path) -> None:
+    """That of the sweep of seeds is taken in the metric of the other: here twice as high, at twice the perplexity."""
+    seeds = {f"job{n}": {"eval": {"perplexity": value}} for n, value in enumerate((48.0, 50.0, 52.0))}
+    sweep_folder(tmp_path, [([f"seed={n}"], 4.0) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
+    folder = sweep_folder(tmp_path, [(["a=1"], 99.0), (["a=2"], 101.0)])
+    for path in (folder / "jobs").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metric": "perplexity"}))
+    assert read_sweep(folder).noise == pytest.approx(4.0)
+
+
 def test_failures_are_in_the_table_and_out_of_the_ranking(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], None)]))
     assert [row.status for row in sweep.rows] == ["finished", "killed"]

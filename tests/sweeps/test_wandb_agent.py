@@ -66,7 +66,14 @@ def agent_commands(file: dict[str, Any]) -> Iterator[list[str]]:
 
 SWEEPS = (
     ["budget.steps=5"],
-    ["budget.hours=1e-1", "seed=7", "name=groups", "model=classic,llama", "samples.prompts=[a,'b c']"],
+    [
+        "budget.hours=1e-1",
+        "device.peak_flops=1e11",
+        "seed=7",
+        "name=groups",
+        "model=classic,llama",
+        "samples.prompts=[a,'b c']",
+    ],
     ["budget.steps=5", "seed=7", "name=quoted", "model.dropout=1e-2,null", "data=text", "data.path='a=b,c'"],
 )
 
@@ -97,8 +104,20 @@ def test_jobs_of_the_launcher_are_grouped_and_tagged_by_what_is_swept(tmp_path: 
     assert (written["group"], written["tags"]) == ("s", ["mine", "s", "seed=1"])
 
 
+BUDGET = "budget.tokens=1e6"
+
+
 def test_numbers_stay_numbers_and_the_file_is_what_wandb_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["seeds", "optim.learning_rate=1e-3,0.002", "model.bias=true,false", "model.dropout=null,0.1", "data=a,b"])
+    main(
+        [
+            "seeds",
+            "optim.learning_rate=1e-3,0.002",
+            "model.bias=true,false",
+            "model.dropout=null,0.1",
+            "data=a,b",
+            BUDGET,
+        ]
+    )
     file = yaml.safe_load(capsys.readouterr().out)
     assert {name: entry["values"] for name, entry in file["parameters"].items()} == {
         "seed": [1, 2, 3],
@@ -115,7 +134,8 @@ def test_numbers_stay_numbers_and_the_file_is_what_wandb_reads(capsys: pytest.Ca
     ("arguments", "said"),
     [
         (["seed"], "did you mean seeds"),
-        (["seeds", "seed=1"], "sweeps nothing"),
+        (["seeds", "seed=1", BUDGET], "sweeps nothing"),
+        (["seeds"], "error: no limit at all: set budget.hours"),
         (["seeds", "model.dropout=interval(0,1)"], "range without steps"),
         (["seeds", "a=b=c,d"], "KEY=VALUE"),
         (["seeds", "modle.dropout=0"], "modle"),
