@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import shlex
 import statistics
 from collections import defaultdict
@@ -140,8 +141,9 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def _parts(override: str) -> tuple[str, str]:
+    """A knob and its value as it is shown: Hydra writes 7.75e10 as 77500000000.0."""
     key, _, value = override.partition("=")
-    return key, value
+    return key, f"{float(value):g}" if re.fullmatch(r"\d{7,}\.0", value) else value
 
 
 def varying(given: list[dict[str, str]]) -> list[str]:

@@ -92,6 +92,12 @@ def test_the_noise_of_perplexities_grows_with_them(tmp_path: Path) -> None:
     assert read_sweep(folder).noise == pytest.approx(4.0)
 
 
+def test_large_numbers_are_shown_short(tmp_path: Path) -> None:
+    sweep = read_sweep(sweep_folder(tmp_path, [(["budget.flops=77500000000.0"], 4.0), (["budget.flops=1e+18"], 3.0)]))
+    assert [row.label for row in sweep.rows] == ["budget.flops=7.75e+10", "budget.flops=1e+18"]
+    assert sweep.command_of(sweep.rows[0]).endswith("budget.flops=77500000000.0")
+
+
 def test_failures_are_in_the_table_and_out_of_the_ranking(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], None)]))
     assert [row.status for row in sweep.rows] == ["finished", "killed"]
