@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import IO, Any
@@ -123,6 +124,6 @@ def set_aside(folder: Path) -> Path:
 
 def full_disk(path: Path, error: Exception, kept: str) -> MachineError:
     """The one-line account of a write that failed."""
-    full = getattr(error, "errno", None) in FULL_DISK or "space" in str(error)  # safetensors gives no number
+    full = getattr(error, "errno", None) in FULL_DISK or re.search("space|quota", str(error))  # safetensors gives no number
     mend = "free some space" if full else "see to the disk"
     return MachineError(f"{path} could not be written ({error}); kept: {kept}; {mend} and type the same command")
