@@ -1,6 +1,6 @@
 """All sweeps of sweeps/ on a small budget, and what each of them says: python -m bench.sweeps FOLDER
 
-FOLDER: a corpus in SlimPajama's layout. About half a minute a job, some 40 jobs, on two cores; typed again, it goes on. The pages are
+FOLDER: a corpus in SlimPajama's layout. Some 40 jobs of half a minute on two cores; typed again, it goes on. The pages are
 in outputs/cpu/sweeps/NAME/report.html; bench/results/sweeps.json has their tables and verdicts.
 """
 
