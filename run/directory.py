@@ -124,6 +124,7 @@ def set_aside(folder: Path) -> Path:
 
 def full_disk(path: Path, error: Exception, kept: str) -> MachineError:
     """The one-line account of a write that failed."""
-    full = getattr(error, "errno", None) in FULL_DISK or re.search("space|quota", str(error))  # safetensors gives no number
+    told = re.search("space|quota", str(error))  # safetensors gives no number
+    full = getattr(error, "errno", None) in FULL_DISK or told
     mend = "free some space" if full else "see to the disk"
     return MachineError(f"{path} could not be written ({error}); kept: {kept}; {mend} and type the same command")
