@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,11 +102,16 @@ def run_here(place: Path, *arguments: str, name: str = "t") -> Path:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", [*TINY, *places, f"name={name}", "device.peak_flops=1e11", *arguments])
     train.main(OmegaConf.to_object(composed))
-    return next(Path(composed.output_dir).glob(f"{name}-*"))
+    return next(runs_named(Path(composed.output_dir), name))
+
+
+def runs_named(outputs: Path, name: str) -> Iterator[Path]:
+    """The folders NAME-HASH; neither those of a name that begins with it, nor an older run that was set aside."""
+    return (path for path in outputs.glob(f"{name}-*") if re.fullmatch(r"[0-9a-f]{8}", path.name[len(name) + 1 :]))
 
 
 def folder_of(place: Path, name: str) -> Path:
-    """outputs/NAME of a run."""
-    found = [path for path in (place / "outputs").glob(f"{name}-*") if ".old-" not in path.name]
+    """outputs/NAME-HASH of the one run of this name."""
+    found = list(runs_named(place / "outputs", name))
     assert len(found) == 1, found
     return found[0]

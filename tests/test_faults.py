@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command, folder_of, train
+from tests.conftest import command, folder_of, runs_named, train
 
 
 def mounted(folder: Path, options: str) -> None:
@@ -76,7 +76,7 @@ def stopped_run(place: Path, name: str, *arguments: str) -> Path:
     process = subprocess.Popen(command(place, *arguments, name=name), cwd=place, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = list((place / "outputs").glob(f"{name}-*/metrics.jsonl"))
+        found = [path for run in runs_named(place / "outputs", name) for path in run.glob("metrics.jsonl")]
         if found and found[0].read_text().count('"loss"') > 50:
             break
         time.sleep(0.02)
