@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from errors import UserError
 from model.documents import attend, document_mask
-from model.fused import RMSNORM_EPS, rms_norm, rotate
 from model.loss import capped, cross_entropy
 from model.shape import Shape
 
 LAYERNORM_EPS = 1e-5  # GPT-2
+RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
 INIT_STD = 0.02  # GPT-2
 MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB in float32
 
@@ -39,16 +39,14 @@ def swiglu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": relu2, "swiglu": swiglu}
 
 
-class RMSNorm(nn.RMSNorm):
-    """torch's, in fewer operations where that is faster."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight)
+def rms_norm(x: Tensor) -> Tensor:
+    """RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467) along the last dimension, free of parameters."""
+    return F.rms_norm(x, x.shape[-1:], eps=RMSNORM_EPS)
 
 
 NORMS: dict[str, Callable[[Shape], nn.Module]] = {
     "layernorm": lambda shape: nn.LayerNorm(shape.n_embd, eps=LAYERNORM_EPS, bias=shape.bias),
-    "rmsnorm": lambda shape: RMSNorm(shape.n_embd, eps=RMSNORM_EPS),
+    "rmsnorm": lambda shape: nn.RMSNorm(shape.n_embd, eps=RMSNORM_EPS),
 }
 
 
@@ -57,6 +55,12 @@ def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
     frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size)
     angles = torch.outer(torch.arange(shape.block_size, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + S/2]) by its angle: the half-split layout that transformers' Llama uses."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
 def bigram_ids(tokens: Tensor, shape: Shape) -> Tensor:

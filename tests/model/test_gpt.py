@@ -13,8 +13,7 @@ from torch import Tensor
 
 from errors import UserError
 from model import gpt
-from model.fused import RMSNORM_EPS, rotate
-from model.gpt import GPT, Attention, rotary_tables
+from model.gpt import GPT, RMSNORM_EPS, Attention, rotary_tables, rotate
 from model.shape import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
