@@ -94,6 +94,7 @@ figcaption { color: var(--soft); font-size: .85rem; }
 svg, img { width: 100%; max-width: 100%; height: auto; display: block; }
 .bar { display: flex; height: 28px; border-radius: 6px; overflow: hidden; margin: 8px 0; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .5em; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: .85rem; }
 blockquote { margin: 8px 0; padding: 8px 12px; background: var(--card); border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 pre { background: var(--card); padding: 12px; border-radius: 8px; overflow-x: auto; font-size: .85rem; }

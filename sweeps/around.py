@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from config import EvalConfig
 from errors import UserError
 from sweeps.jobs import HEAD, ROOT
 
@@ -25,6 +26,10 @@ PUBLISHED_DEPTHS, PUBLISHED_WIDTH, PUBLISHED_BEST = (8, 12, 18, 24), 768, 18
 PUBLISHED_SAME = ("41x512", "26x640", "18x768", "10x1024", "7x1280")
 PUBLISHED_BATCH, PUBLISHED_BLOCK = 66 * 512, 512
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+EVALUATED = (
+    1 / 32
+)  # of the planned tokens: 1 % of the time, so that jobs four times as slow need not cut it (eval.max_fraction)
+LEAST_EVALUATED = 4096
 SLICES = (0.125, 0.25, 0.5)  # of the plan's compute: the largest size is slower, and still within the hours
 
 Plan = Mapping[str, Any]
@@ -98,13 +103,22 @@ def baseline_block(plan: Plan) -> list[str]:
     return [str(PUBLISHED_BLOCK if published(plan) else plan["block_size"])]
 
 
+def eval_tokens(plan: Plan) -> list[str]:
+    """So many validation tokens that every job of a sweep can afford them, as each would else cut them to its own speed."""
+    tokens = EvalConfig().tokens
+    while tokens > max(LEAST_EVALUATED, EVALUATED * float(plan["tokens"])):
+        tokens //= 2
+    return [str(tokens)]
+
+
 # One value each: what a job's own measurements would choose a little differently each time is the same in all jobs of a sweep.
-FIXED = ("size", "batch", "optimizer", "learning_rate", "baseline_batch", "baseline_block")
+FIXED = ("size", "batch", "optimizer", "learning_rate", "eval_tokens", "baseline_batch", "baseline_block")
 VALUES: dict[str, Callable[[Plan], list[str]]] = {
     "size": lambda plan: [f"{plan['n_layer']}x{plan['n_embd']}"],
     "batch": lambda plan: [str(plan["batch_tokens"])],
     "optimizer": lambda plan: [str(plan["optimizer"])],
     "learning_rate": lambda plan: [str(plan["learning_rate"])],
+    "eval_tokens": eval_tokens,
     "depths": depths,
     "width_depth": width_depth,
     "learning_rates": learning_rates,

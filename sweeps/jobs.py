@@ -18,8 +18,9 @@ from pathlib import Path
 from budget.clock import read_ledger
 from command_line import as_yaml
 from config import Config, identity
-from errors import MachineError
-from run.directory import run_name
+from errors import MachineError, UserError
+from run.directory import lock, requeued, run_name, set_aside
+from run.history import mapping, number
 from run.record import read_json, write_json
 from sweeps.lease import Lease
 
@@ -45,12 +46,13 @@ RETRIED = ("killed", "failed")
 @dataclass(frozen=True)
 class Job:
     """What is to be run: `overrides` as on the command line, and the whole configuration that they lead to; `folder` is the
-    sweep's for jobs, where its files are."""
+    sweep's for jobs, where its files are. longer: the hours that the others left bought it, so it is not ranked with them."""
 
     number: int
     overrides: tuple[str, ...]
     folder: Path
     knobs: Config
+    longer: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -118,13 +120,38 @@ def job_of(config: Config, number: int, overrides: list[str], sweep_dir: str) ->
     return job
 
 
-def start(job: Job, lease: Lease, again: bool = False) -> subprocess.Popen[bytes]:
-    """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep.
+def anew(job: Job) -> Job:
+    """With fresh=true: what the job left is set aside, once, so that each of its processes goes on with the one before.
 
-    again: what an earlier try left is gone on with, also under fresh=true.
+    Raises UserError where another live process has the run, or it cannot be moved.
     """
+    if not job.knobs.fresh:
+        return job
+    if not requeued():
+        put_away(job.run)
+        job.record.unlink(missing_ok=True)
+    job = replace(job, knobs=replace(job.knobs, fresh=False))
+    job.write()
+    return job
+
+
+def put_away(run: Path) -> None:
+    """Set a run's folder aside, if there is one. Raises UserError."""
+    if not run.exists():
+        return
+    try:
+        held = lock(run)
+        set_aside(run)  # still locked, so that nobody takes it over while it moves
+        held.close()
+    except OSError as error:
+        raise UserError(
+            f"fresh=true cannot set {run} aside ({error.strerror}); choose another folder with output_dir=FOLDER"
+        ) from None
+
+
+def start(job: Job, lease: Lease) -> subprocess.Popen[bytes]:
+    """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep."""
     command = [sys.executable, str(ROOT / "train.py"), "-cd", str(job.folder), "-cn", job.name]
-    command += ["fresh=false"] if again else []
     with job.log.open("ab") as log:
         return subprocess.Popen(
             command,
@@ -138,18 +165,26 @@ def start(job: Job, lease: Lease, again: bool = False) -> subprocess.Popen[bytes
 
 
 def already(job: Job) -> Outcome | None:
-    """The outcome of a job that needs no process any more: finished, diverged or, where the sweep still prunes, pruned."""
-    if job.knobs.fresh:
-        return None
+    """The outcome of a job that needs no process any more: diverged, finished with no hours added since or, where the
+    sweep still prunes, pruned."""
     record = read_json(job.record) or {}
     if record.get("status") == "pruned" and job.knobs.sweep.prune != "none":
         return Outcome("pruned", record["why"], record["value"])
-    status = read_json(job.run / "status.json") or {}
-    return outcome_of(job, 0) if status.get("status") in ("finished", "diverged") else None
+    status = (read_json(job.run / "status.json") or {}).get("status")
+    if status not in ("finished", "diverged") or (status == "finished" and _extended(job)):
+        return None
+    return outcome_of(job, 0)
 
 
-def outcome_of(job: Job, code: int) -> Outcome:
-    """What the exit status, the run's status.json and the end of its log say."""
+def _extended(job: Job) -> bool:
+    """Whether budget.extend_hours adds something that the run has not had, as train.py sees it."""
+    spent = read_ledger(job.run / "ledger.json") or mapping(read_json(job.run / "result.json"))
+    return job.knobs.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
+
+
+def outcome_of(job: Job, code: int, log_from: int = 0) -> Outcome:
+    """What the exit status, the run's status.json and the end of its log say; log_from: where the log of the process that
+    ended begins."""
     found = read_json(job.run / "status.json") or {}
     status, reason = found.get("status"), str(found.get("reason", ""))
     if code == 0 and status == "finished":
@@ -160,10 +195,10 @@ def outcome_of(job: Job, code: int) -> Outcome:
     if code < 0:
         return Outcome("killed", _killed_by(-code))
     if code == 2:
-        return Outcome("refused", _reason(job))
+        return Outcome("refused", _reason(job, log_from))
     if status == "stopped" and code > 128:
         return Outcome("stopped", reason)
-    last = _reason(job)
+    last = _reason(job, log_from)
     if OUT_OF_MEMORY.search(last):
         return Outcome("out of memory", last)
     return Outcome("failed", last or f"exit status {code} without a word")
@@ -175,19 +210,24 @@ def _killed_by(number: int) -> str:
     return f"killed by {name}{by_whom}"
 
 
-def last_lines(job: Job) -> list[str]:
-    """The end of a job's log."""
+def log_size(job: Job) -> int:
+    """Where the next process of the job begins to write: the log keeps what all of them said."""
+    return job.log.stat().st_size if job.log.exists() else 0
+
+
+def last_lines(job: Job, log_from: int = 0) -> list[str]:
+    """The end of a job's log, of what was written from `log_from` on."""
     try:
         with job.log.open("rb") as file:
-            file.seek(max(0, job.log.stat().st_size - TAIL_BYTES))
+            file.seek(max(log_from, job.log.stat().st_size - TAIL_BYTES))
             return [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return []
 
 
-def _reason(job: Job) -> str:
+def _reason(job: Job, log_from: int) -> str:
     """The last error message of the log, or else its last line."""
-    lines = last_lines(job)
+    lines = last_lines(job, log_from)
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1]
 
@@ -202,5 +242,5 @@ def write_record(job: Job, outcome: Outcome, tries: int, seconds: float) -> None
     """The job's line of the sweep's table, as a file of its own: launchers of all kinds write at the same time."""
     content = asdict(outcome) | {"number": job.number, "overrides": list(job.overrides), "run": str(job.run)}
     content |= {"name": job.name, "tries": tries, "seconds": seconds, "metric": job.knobs.sweep.metric}
-    content |= {"hours": job.knobs.budget.hours, "hours_spent": hours_spent(job.run)}
+    content |= {"hours": job.knobs.budget.hours, "hours_spent": hours_spent(job.run), "longer": job.longer}
     write_json(job.record, content)

@@ -29,13 +29,13 @@ def devices(wanted: str) -> list[Device]:
     is the job's own already, whatever its numbers are."""
     if "SLURM_JOB_ID" in os.environ:
         return [Device(f"slurm-{os.environ['SLURM_JOB_ID']}")]
-    if wanted.startswith("cuda:"):
-        return [Device(f"gpu-{wanted.removeprefix('cuda:')}")]
-    if wanted in ("auto", "cuda"):
-        gpus = visible_gpus()
-        if gpus:
-            return [Device(f"gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus]
-    return [Device("cores")]
+    if wanted in ("cpu", "mps"):
+        return [Device("cores")]
+    gpus = visible_gpus()
+    if wanted.startswith("cuda:"):  # the job sees all of them, and counts as we do
+        number = int(wanted.removeprefix("cuda:"))
+        return [Device(f"gpu-{gpus[number] if number < len(gpus) else number}")]
+    return [Device(f"gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [Device("cores")]
 
 
 def visible_gpus() -> list[str]:

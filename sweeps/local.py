@@ -16,11 +16,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 from budget.clock import now
 from run.console import format_seconds
+from run.record import read_json
 from run.signals import STOPPING, Interrupted
-from sweeps.jobs import RETRIED, Job, JobFailed, Outcome, already, last_lines, outcome_of, start, write_record
+from sweeps.jobs import (
+    RETRIED,
+    Job,
+    JobFailed,
+    Outcome,
+    already,
+    anew,
+    last_lines,
+    log_size,
+    outcome_of,
+    start,
+    write_record,
+)
 from sweeps.lease import Device, Lease, devices, try_lease
 
 POLL_S = 0.1
@@ -28,8 +42,16 @@ LOOK_S = 1.0  # between two looks at what the running jobs write
 
 # Looks at a running job and says whether to stop it, and what to call that.
 Watch = Callable[[Job], Outcome | None]
-# Says why a job that is next may not start, or None.
-Gate = Callable[[Job], str | None]
+
+
+class Hours(Protocol):
+    """What all jobs of a sweep draw from."""
+
+    def promise(self, job: Job) -> str | None:
+        """Keep a job's hours for it; or why it may not start."""
+
+    def release(self, job: Job) -> None:
+        """A job that hours were promised to has ended, or does not start yet."""
 
 
 @dataclass
@@ -38,6 +60,7 @@ class Running:
     process: subprocess.Popen[bytes]
     lease: Lease
     began: float
+    log_from: int  # bytes of the log that earlier processes wrote
     tries: int = 1
     stopped_as: Outcome | None = None  # by `Watch`
     told: bool = False  # that the sweep is to stop
@@ -72,16 +95,17 @@ class Stop:
 class Queue:
     """Jobs on devices until all have ended."""
 
-    def __init__(self, jobs: Sequence[Job], watch: Watch | None = None, gate: Gate | None = None) -> None:
+    def __init__(self, jobs: Sequence[Job], watch: Watch | None = None, pool: Hours | None = None) -> None:
         self.waiting = deque(jobs)
         self.running: list[Running] = []
         self.outcomes: dict[int, Outcome] = {}
         self.total = len(jobs)
         self.stop = Stop()
-        self.free: list[Device] = devices(jobs[0].knobs.device.name) if jobs else []
-        self._watch, self._gate = watch, gate
+        self.places = {wanted: devices(wanted) for wanted in {job.knobs.device.name for job in jobs}}
+        self._watch, self._pool = watch, pool
         self._told: set[str] = set()
         self._looked = now()
+        self._short = False  # of hours for the job that is next, until another one ends
 
     def run(self) -> None:
         """Raises Interrupted after a stopping signal, once every job has saved and exited."""
@@ -99,33 +123,57 @@ class Queue:
             raise Interrupted(self.stop.name)
 
     def _begin(self) -> None:
-        for device in list(self.free):
-            job = self._next()
-            if job is None:
+        """Start the jobs that have a device, in their order; one whose devices are all taken holds up no other."""
+        taken = {each.lease.device.name for each in self.running}
+        for job in list(self.waiting):
+            places = [device for device in self.places[job.knobs.device.name] if device.name not in taken]
+            if not self.waiting or self._short:  # sweep.on_error=stop has cleared it, or no hours are free
                 return
-            lease = try_lease(device)
-            if isinstance(lease, str):
-                self.waiting.appendleft(job)
-                if device.name not in self._told:
-                    say(f"{device.name} is in use by {lease}; waiting")
-                    self._told.add(device.name)
+            if not places or not self._wanted(job):
                 continue
-            self.free.remove(device)
-            say(f"{job.label} started on {device.name}, log {os.path.relpath(job.log)}")
-            self.running.append(Running(job, start(job, lease), lease, now()))
+            lease = self._lease(places)
+            if lease is None:
+                taken |= {device.name for device in places}
+                self._release(job)
+                continue
+            taken.add(lease.device.name)
+            self.waiting.remove(job)
+            say(f"{job.label} started on {lease.device.name}, log {os.path.relpath(job.log)}")
+            log_from = log_size(job)
+            self.running.append(Running(job, start(job, lease), lease, now(), log_from))
 
-    def _next(self) -> Job | None:
-        """The next job that needs a process; those that are done already, or have no hours left, are told and left out."""
-        while self.waiting:
-            job = self.waiting.popleft()
-            outcome = already(job)
-            if outcome is not None:
-                self._end(job, outcome, tries=0, seconds=0.0)
-                continue
-            refusal = self._gate(job) if self._gate else None
-            if refusal is None:
-                return job
+    def _wanted(self, job: Job) -> bool:
+        """Whether a waiting job needs a process and has the hours. One that is done already is told and left out, as is one
+        without hours, unless those that run may leave it some."""
+        outcome = already(job)
+        if outcome is not None:
+            self.waiting.remove(job)
+            self._end(job, outcome, tries=0, seconds=0.0)
+            return False
+        refusal = self._pool.promise(job) if self._pool else None
+        if refusal is None:
+            return True
+        self._short = bool(self.running)
+        if self._short:
+            say(f"{job.label} waits: {refusal}")
+        else:
+            self.waiting.remove(job)
             say(f"{job.label} is not started: {refusal}")
+        return False
+
+    def _release(self, job: Job) -> None:
+        if self._pool:
+            self._pool.release(job)
+
+    def _lease(self, places: Sequence[Device]) -> Lease | None:
+        """The first of the devices that no other sweep has."""
+        for device in places:
+            lease = try_lease(device)
+            if isinstance(lease, Lease):
+                return lease
+            if device.name not in self._told:
+                say(f"{device.name} is in use by {lease}; waiting")
+                self._told.add(device.name)
         return None
 
     def _collect(self) -> None:
@@ -133,23 +181,26 @@ class Queue:
             code = each.process.poll()
             if code is None:
                 continue
-            outcome = outcome_of(each.job, code)
+            outcome = outcome_of(each.job, code, each.log_from)
             if each.stopped_as is not None and outcome.status == "stopped":
                 outcome = each.stopped_as
             if outcome.status in RETRIED and each.tries <= each.job.knobs.sweep.retries and not self.stop.name:
                 say(f"{each.job.label} {outcome.status}: {outcome.why}; trying again")
-                each.process = start(each.job, each.lease, again=True)
+                each.log_from = log_size(each.job)
+                each.process = start(each.job, each.lease)
                 each.tries += 1
                 continue
             self.running.remove(each)
             each.lease.release()
-            self.free.append(each.lease.device)
             self._end(each.job, outcome, each.tries, now() - each.began)
 
     def _end(self, job: Job, outcome: Outcome, tries: int, seconds: float) -> None:
         self.outcomes[job.number] = outcome
-        if tries or not job.record.exists():  # what an earlier start of the sweep wrote says how long it took
-            write_record(job, outcome, tries, seconds)
+        self._release(job)
+        self._short = False
+        # What needed no process now: an earlier start of the sweep knows how long it took.
+        before = {} if tries else read_json(job.record) or {}
+        write_record(job, outcome, tries or before.get("tries", 0), seconds or before.get("seconds", 0.0))
         told = (
             f"{job.knobs.sweep.metric} {outcome.value:.4f}"
             if outcome.status == "finished" and outcome.value
@@ -173,7 +224,8 @@ class Queue:
                 each.process.terminate()  # it saves, so that nothing is lost that may be wanted later
         if sys.stdout.isatty():
             lines = [
-                f"#{each.job.number} of {self.total}: {(last_lines(each.job) or [''])[-1]}" for each in self.running
+                f"#{each.job.number} of {self.total}: {(last_lines(each.job, each.log_from) or [''])[-1]}"
+                for each in self.running
             ]
             print(f"\r\x1b[K{' | '.join(lines)[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
 
@@ -203,9 +255,11 @@ def value_of(job: Job, outcome: Outcome | None) -> float | Exception | None:
 def run_alone(job: Job) -> float | None:
     """One job under another launcher (joblib, submitit), which is in a process of its own there already.
 
-    Raises JobFailed. A stopping signal, once the job has saved, goes on to the handler that the launcher had set: submitit's
-    puts the job back into Slurm's queue, from where it goes on with what is left of its budget.
+    Raises JobFailed, and UserError where fresh=true finds the run in use. A stopping signal, once the job has saved, goes on
+    to the handler that the launcher had set: submitit's puts the job back into Slurm's queue, from where it goes on with what
+    is left of its budget.
     """
+    job = anew(job)
     queue = Queue([job])
     try:
         queue.run()

@@ -12,16 +12,17 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from config import HALVING_RUNGS
 from errors import UserError
 from run.console import format_seconds
-from run.history import is_number, read_metrics
+from run.history import is_number, mapping, read_metrics
 from run.record import read_json, write_json
-from sweeps.jobs import Job, Outcome, already, hours_spent
-from sweeps.local import Gate, Queue, Watch, say, value_of
+from sweeps.jobs import Job, Outcome, already, anew, hours_spent, put_away
+from sweeps.local import Queue, Watch, say, value_of
 from sweeps.table import HIGHER_IS_BETTER
 
-RUNGS = (0.25, 0.5)  # shares of a budget at which successive halving (Jamieson & Talwalkar 2016) keeps the better half
 NEAR = (
     0.02  # of the budget: evaluations come with the first step after each tenth of it, never at the same share exactly
 )
@@ -35,11 +36,21 @@ def run_all(jobs: Sequence[Job]) -> list[float | Exception | None]:
         return []
     sweep = jobs[0].knobs.sweep
     say(f"{len(jobs)} jobs" + (f" within {sweep.hours:g} hours" if sweep.hours is not None else ""))
+    jobs = begun_anew(jobs)
     pool = Pool(sweep.hours, jobs)
     outcomes = MODES[sweep.prune](jobs, pool)
-    if sweep.hours is not None:
-        pool.longer_run_of_the_best(outcomes)
+    if sweep.hours is not None and not failure_stops(jobs, outcomes):
+        queue(pool.longer_runs(outcomes), None, pool)
     return [value_of(job, outcomes.get(job.number)) for job in jobs]
+
+
+def begun_anew(jobs: Sequence[Job]) -> list[Job]:
+    """With fresh=true the longer runs that these jobs' hours bought are set aside as well. Raises UserError."""
+    if jobs[0].knobs.fresh:
+        for record in longer_records(jobs[0].folder):
+            put_away(Path(record["run"]))
+            (jobs[0].folder / f"{record['name']}.json").unlink()
+    return [anew(job) for job in jobs]
 
 
 # -- what stops a job --------------------------------------------------------------------------------------------------
@@ -109,6 +120,13 @@ def rung_watch(rung: float) -> Watch:
     return watch
 
 
+def loss_at_rung(losses: Sequence[tuple[float, float]], rung: float) -> float:
+    """What a job that came past the rung is ranked by; where its steps are so large that it was not evaluated before, the
+    first loss beyond."""
+    found = loss_at(losses, rung)
+    return next((loss for share, loss in losses if share >= rung), math.inf) if found is None else found
+
+
 # -- the three ways through a sweep ------------------------------------------------------------------------------------
 
 
@@ -121,23 +139,32 @@ def by_median(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
 
 
 def by_halving(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
-    """All to the first rung, the better half to the second, the better half of those to the end."""
+    """All to the first rung, the better half to the second, the better half of those to the end. One that has been at its
+    end before is not to be stopped on the way there, if hours were added since."""
     outcomes: dict[int, Outcome] = {}
-    going = list(jobs)
-    for rung in RUNGS:
+    through = [job for job in jobs if (job.run / "result.json").exists()]
+    going = [job for job in jobs if job not in through]
+    for rung in HALVING_RUNGS:
         watch = rung_watch(rung)
         there = {job.number: paused for job in going if not already(job) and (paused := watch(job)) is not None}
         found = there | queue([job for job in going if job.number not in there], watch, pool)
         outcomes |= found
+        if failure_stops(jobs, outcomes):
+            return outcomes
         ended = [job for job in going if job.number in found and found[job.number].status == "paused"]
         keep = max(1, math.ceil(len(ended) / 2))
-        ranked = sorted(ended, key=lambda job: loss_at(losses_of(job.run), rung) or math.inf)
+        ranked = sorted(ended, key=lambda job: loss_at_rung(losses_of(job.run), rung))
         for job in ranked[keep:]:
             why = f"behind {keep} of {len(ended)} at {rung:.0%} of the budget"
             outcomes[job.number] = Outcome("pruned", why, outcomes[job.number].value)
             mark(job, outcomes[job.number])
         going = [job for job in jobs if job in ranked[:keep]]
-    return outcomes | queue(going, None, pool)
+    return outcomes | queue(through + going, None, pool)
+
+
+def failure_stops(jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> bool:
+    """Whether a job has failed after which nothing more is to start."""
+    return jobs[0].knobs.sweep.on_error == "stop" and not all(outcome.good for outcome in outcomes.values())
 
 
 def mark(job: Job, outcome: Outcome) -> None:
@@ -148,7 +175,7 @@ def mark(job: Job, outcome: Outcome) -> None:
 
 
 def queue(jobs: Sequence[Job], watch: Watch | None, pool: Pool) -> dict[int, Outcome]:
-    line = Queue(jobs, watch, pool.gate)
+    line = Queue(jobs, watch, pool)
     line.run()
     return line.outcomes
 
@@ -167,58 +194,85 @@ class Pool:
     jobs: Sequence[Job]
 
     def __post_init__(self) -> None:
-        self.promised: dict[int, float] = {}  # to jobs that were started
+        self.promised: dict[Path, float] = {}  # to runs that were started
         if self.hours is not None and any(job.knobs.budget.hours is None for job in self.jobs):
             raise UserError("sweep.hours is shared out by budget.hours, which is not set for every job")
+        self.bought = longer_records(self.jobs[0].folder)  # by earlier starts of the sweep
 
     def spent(self) -> float:
-        return sum(hours_spent(job.run) for job in self.jobs)
+        runs = {job.run for job in self.jobs} | {Path(each["run"]) for each in self.bought}
+        return sum(hours_spent(run) for run in runs)
 
     def left(self) -> float:
-        """Hours that no job has used and no started one may still use."""
-        open_ = sum(max(0.0, promised - hours_spent(self._run(number))) for number, promised in self.promised.items())
+        """Hours that no run has used and no started one may still use."""
+        open_ = sum(max(0.0, promised - hours_spent(run)) for run, promised in self.promised.items())
         return (self.hours or 0.0) - self.spent() - open_
 
-    def _run(self, number: int) -> Path:
-        return next(job.run for job in self.jobs if job.number == number)
-
-    @property
-    def gate(self) -> Gate | None:
-        return self._refusal if self.hours is not None else None
-
-    def _refusal(self, job: Job) -> str | None:
-        """Why a job may not start. Started ones keep their hours until they end; what they leave is free again."""
-        self._release_ended()
-        needed = (job.knobs.budget.hours or 0.0) + job.knobs.budget.extend_hours - hours_spent(job.run)
+    def promise(self, job: Job) -> str | None:
+        """Keep its hours for a job until it is released; or why it may not start."""
+        if self.hours is None:
+            return None
+        spent = hours_spent(job.run)
+        needed = (job.knobs.budget.hours or 0.0) + job.knobs.budget.extend_hours - spent
         if needed > self.left() + SLACK_HOURS:
             return f"it needs {needed:.3g} hours and sweep.hours={self.hours:g} has {max(0.0, self.left()):.3g} left"
-        self.promised[job.number] = needed + hours_spent(job.run)
+        self.promised[job.run] = needed + spent
         return None
 
-    def _release_ended(self) -> None:
-        for job in self.jobs:
-            status = (read_json(job.run / "status.json") or {}).get("status")
-            if status not in (None, "running"):
-                self.promised.pop(job.number, None)
+    def release(self, job: Job) -> None:
+        """What a job that has ended did not use is free again. The sweep knows that it has: status.json still tells of an
+        earlier process while a new one loads its libraries."""
+        self.promised.pop(job.run, None)
 
-    def longer_run_of_the_best(self, outcomes: dict[int, Outcome]) -> None:
-        """What is left goes to one longer run of the best job, where that is longer than it was."""
-        self._release_ended()
+    def longer_runs(self, outcomes: dict[int, Outcome]) -> list[Job]:
+        """What is left goes to one longer run of the best job. Those of earlier starts of the sweep are found again, and one
+        of them that has not ended goes on before another is bought."""
+        earlier = [
+            again
+            for each in self.bought
+            for job in self.jobs
+            if (again := longer(job, each["number"], each["hours"])).name == each["name"]
+        ]
+        if all(already(job) for job in earlier) and (more := self._one_more(outcomes)):
+            earlier.append(more)
+        for job in earlier:
+            job.write()
+        return earlier
+
+    def _one_more(self, outcomes: dict[int, Outcome]) -> Job | None:
+        """A longer run of the best job, if it can be longer than that and than what was bought before."""
         done = [job for job in self.jobs if job.number in outcomes and outcomes[job.number].status == "finished"]
         done = [job for job in done if outcomes[job.number].value is not None]
         if not done:
-            return
+            return None
         sign = -1 if done[0].knobs.sweep.metric in HIGHER_IS_BETTER else 1
         best = min(done, key=lambda job: sign * float(outcomes[job.number].value or 0.0))
-        hours, had = self.left(), float(best.knobs.budget.hours or 0.0)
+        had = max([float(best.knobs.budget.hours or 0.0), *(each["hours"] for each in self.bought)])
+        hours = rounded_down(self.left())
         if hours <= had:
-            say(f"{hours:.3g} hours are left, too few for a longer run of the best ({had:g} hours)")
-            return
-        hours = float(f"{hours:.4g}")
-        knobs = replace(best.knobs, budget=replace(best.knobs.budget, hours=hours, extend_hours=0.0))
-        overrides = [each for each in best.overrides if not each.startswith("budget.hours=")]
-        job = Job(max(job.number for job in self.jobs) + 1, (*overrides, f"budget.hours={hours:g}"), best.folder, knobs)
-        job.write()
+            say(f"{hours:.4g} hours are left, too few for a longer run of the best ({had:g} hours)")
+            return None
         say(f"{format_seconds(3600 * hours)} are left: a longer run of the best, {best.label}")
-        Queue([job]).run()
-        write_json(job.record, (read_json(job.record) or {}) | {"longer": True})  # not to be ranked with the others
+        numbers = [*(job.number for job in self.jobs), *(each["number"] for each in self.bought)]
+        return longer(best, max(numbers) + 1, hours)
+
+
+def longer_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of the longer runs among those in a sweep's folder for jobs."""
+    records = [mapping(read_json(path)) for path in sorted(folder.glob("*.json"))]
+    return [each for each in records if each.get("longer")]
+
+
+def longer(job: Job, number: int, hours: float) -> Job:
+    """The same as `job` with other hours."""
+    knobs = replace(job.knobs, budget=replace(job.knobs.budget, hours=hours, extend_hours=0.0))
+    overrides = [each for each in job.overrides if not each.startswith("budget.hours=")]
+    return Job(number, (*overrides, f"budget.hours={hours:g}"), job.folder, knobs, longer=True)
+
+
+def rounded_down(hours: float) -> float:
+    """Four digits, as they can be typed, and not more than there are."""
+    if hours <= 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(hours)) - 3)
+    return float(f"{math.floor(hours / unit) * unit:.4g}")

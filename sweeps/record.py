@@ -69,10 +69,36 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global CURRENT
         with reported():  # Hydra swallows what a callback raises, but not the exit that this makes of it
+            if refused := not_kept(config):
+                raise UserError(*refused)
             about = {"command": single_run_command(), "swept": swept_keys(config)}
             CURRENT = begin(Path(config.hydra.sweep.dir).absolute(), definition_of(config), about)
         # Launchers that start processes of their own have these import the task.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def not_kept(config: DictConfig) -> list[str]:
+    """Why hours and pruning that were asked for would not be kept, a line each: they compare and share among all jobs, so they
+    need a sweeper that names all at once, since each batch would have the hours anew, and the launcher that knows of both."""
+    hydra, sweep = config.hydra, config.get("sweep", {})
+    params, size = hydra.sweeper.get("params") or {}, hydra.sweeper.get("max_batch_size")
+    hours, prune = params.get("sweep.hours", sweep.get("hours")), params.get("sweep.prune", sweep.get("prune", "none"))
+    if not hydra.launcher._target_.endswith(".IsolatedLauncher"):
+        why = "is for the default launcher alone; take hydra/launcher=isolated"
+    elif not hydra.sweeper._target_.endswith(".BasicSweeper"):
+        why = (
+            "is for jobs that are named at once, and this sweeper chooses them one after another; take hydra/sweeper=basic, or"
+            " limit it by its number of jobs (hydra.sweeper.n_trials) and budget.hours"
+        )
+    elif size is not None:
+        why = (
+            f"is for jobs that are named at once, and hydra.sweeper.max_batch_size={size} names {size} at a time; leave that"
+            " out, one job runs on each device anyhow"
+        )
+    else:
+        return []
+    hours_line = [] if hours is None else [f"sweep.hours={hours} {why}"]
+    return hours_line + ([] if prune == "none" else [f"sweep.prune={prune} {why}"])
 
 
 def definition_of(config: DictConfig) -> dict[str, Any]:

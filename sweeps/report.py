@@ -22,7 +22,7 @@ from run import curves, page
 from run.console import Console, format_count, format_seconds
 from run.history import column, finite, read_metrics
 from sweeps.jobs import GOOD
-from sweeps.table import Row, Sweep, as_csv, cells_of, columns_of, hours_of, read_sweep, verdict
+from sweeps.table import Row, Sweep, as_csv, cells_of, columns_of, hours_of, read_sweep, short, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ AXES: tuple[tuple[str, str, Callable[[float], str] | None], ...] = (
     ("flops", "FLOPs", lambda value: f"{value:.2g}"),
     ("tokens", "tokens", format_count),
 )
-MOST_CURVES = 12  # more cannot be told apart
+MOST_CURVES = len(COLOURS)  # more cannot be told apart
 
 
 def conclude(folder: Path) -> None:
@@ -87,15 +87,16 @@ def render(sweep: Sweep, force: bool = False) -> str:
 
 
 def _headline(sweep: Sweep, force: bool) -> str:
-    done = sum(row.finished for row in sweep.rows)
+    asked_for = [row for row in sweep.rows if not row.longer]
+    done = sum(row.finished for row in asked_for)
     hours = sum(row.hours_spent for row in sweep.rows)
-    tiles = [("Jobs finished", f"{done} of {len(sweep.rows)}"), ("Hours spent", f"{hours:.3g}")]
+    tiles = [("Jobs finished", f"{done} of {len(asked_for)}"), ("Hours spent", f"{hours:.3g}")]
     if sweep.groups:
         tiles.append((f"Best {sweep.metric}", f"{sweep.groups[0].mean:.4f}"))
     if sweep.noise is not None:
         tiles.append(("Noise of one run", f"{sweep.noise:.4f}"))
     boxes = "".join(f"<div><dt>{page.text(label)}</dt><dd>{page.text(value)}</dd></div>" for label, value in tiles)
-    kind = "finished" if done == len(sweep.rows) else "stopped"
+    kind = "finished" if done == len(asked_for) else "stopped"
     lines = "".join(f"<p>{page.text(line)}</p>" for line in verdict(sweep, force))
     known = f'<p class="note">Known so far: {page.text(sweep.known)}</p>' if sweep.known else ""
     again = ""
@@ -147,7 +148,7 @@ def _against(sweep: Sweep, key: str) -> str:
                 axes.plot(places[row.settings[key]], float(row.value or 0.0), "o", color=curves.BLUE, alpha=0.35, ms=4)
         for colour, (others, points) in zip(itertools.cycle(COLOURS), sorted(lines.items()), strict=False):
             points.sort()
-            label = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in others)
+            label = short(dict(others))
             x, y = [p[0] for p in points], [p[1] for p in points]
             bars = [noise / math.sqrt(p[2]) for p in points] if noise is not None else None
             axes.errorbar(x, y, yerr=bars, marker="o", ms=5, lw=1.4, capsize=3, color=colour, label=label or None)
@@ -190,14 +191,12 @@ def _curves_section(sweep: Sweep) -> str:
 
     def drawing(axis: str) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
-            for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+            for colour, row in zip(COLOURS, rows, strict=False):
                 points = found.get(row.name, [])
                 x, y = finite(column(points, axis), column(points, "val_loss"))
                 if len(x):
-                    axes.plot(x, y, color=colour, lw=1.3, label=row.label)
+                    axes.plot(x, y, color=colour, lw=1.3)
             axes.set_ylabel("validation loss")
-            if len(rows) <= len(COLOURS):
-                axes.legend(fontsize=7)
             every = np.concatenate([column(points, "val_loss") for points in found.values()])
             _focus(axes, every[np.isfinite(every)])
 
@@ -210,7 +209,16 @@ def _curves_section(sweep: Sweep) -> str:
         for axis, label, form in AXES
     ]
     note = f"<p class='note'>The first {MOST_CURVES} jobs.</p>" if len(sweep.rows) > MOST_CURVES else ""
-    return page.section("Curves", page.gallery(pictures) + note)
+    return page.section("Curves", _legend(rows) + page.gallery(pictures) + note)
+
+
+def _legend(rows: list[Row]) -> str:
+    """One for all pictures, above them: inside they have no room for a dozen jobs."""
+    entries = (
+        f'<span><i class="key" style="background:{colour}"></i>{page.text(row.short)}</span>'
+        for colour, row in zip(COLOURS, rows, strict=False)
+    )
+    return f'<p class="legend">{"".join(entries)}</p>'
 
 
 def _focus(axes: Axes, losses: np.ndarray) -> None:

@@ -22,6 +22,11 @@ TIE = 2.0  # standard errors of a difference; less is called a tie
 UNEQUAL = 1.2  # the fastest job of a shape against the slowest: from here on it is worth a warning
 
 
+def short(settings: dict[str, str]) -> str:
+    """Settings without the config group of each knob."""
+    return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in settings.items())
+
+
 @dataclass(frozen=True)
 class Row:
     """One job. `settings` holds the knobs that vary in the sweep, as on the command line; hours: its budget; longer: the
@@ -52,6 +57,11 @@ class Row:
     @property
     def label(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.settings.items()) or self.name
+
+    @property
+    def short(self) -> str:
+        """As `label`, for where there is little room."""
+        return short(self.settings) or self.name
 
     @property
     def group(self) -> tuple[tuple[str, str], ...]:
@@ -129,10 +139,11 @@ def read_sweep(folder: Path) -> Sweep:
     found = sorted((each for each in records if isinstance(each, dict)), key=lambda each: each["number"])
     given = [dict(_parts(override) for override in each["overrides"]) for each in found]
     keys = varying([settings for settings, each in zip(given, found, strict=True) if not each.get("longer")])
-    rows = [
-        _row(each, {key: settings.get(key, "-") for key in keys}) for each, settings in zip(found, given, strict=True)
-    ]
     metric = str(found[0]["metric"]) if found else "loss"
+    rows = [
+        _row(each, {key: settings.get(key, "-") for key in keys}, metric)
+        for each, settings in zip(found, given, strict=True)
+    ]
     noise, noise_from = noise_of(rows)
     if noise is None:
         noise, noise_from = noise_of_sibling(folder, metric, rows)
@@ -152,9 +163,10 @@ def varying(given: list[dict[str, str]]) -> list[str]:
     return [key for key in keys if len({settings.get(key) for settings in given}) > 1]
 
 
-def _row(record: dict[str, Any], settings: dict[str, str]) -> Row:
+def _row(record: dict[str, Any], settings: dict[str, str], metric: str) -> Row:
+    """A record as a row; one of an earlier start, which went by another metric, is asked for this one."""
     run = Path(record["run"])
-    return Row(
+    row = Row(
         number=record["number"],
         name=record["name"],
         run=run,
@@ -168,6 +180,8 @@ def _row(record: dict[str, Any], settings: dict[str, str]) -> Row:
         longer=bool(record.get("longer")),
         result=(read_json(run / "result.json") or {}) if record["status"] in ("finished", "diverged") else {},
     )
+    asked = row.status == "finished" and record["metric"] != metric
+    return replace(row, value=row.of("eval", metric)) if asked else row
 
 
 def noise_of(rows: list[Row]) -> tuple[float | None, str]:

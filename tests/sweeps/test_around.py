@@ -13,6 +13,7 @@ SMALL = {
     "n_embd": 128,
     "parameters_law": 918e3,
     "flops": 7e12,
+    "tokens": 1.2e6,
     "learning_rate": 0.01,
     "batch_tokens": 1024,
     "block_size": 64,
@@ -23,6 +24,7 @@ LARGE = {
     "n_embd": 896,
     "parameters_law": 180e6,
     "flops": 1e18,
+    "tokens": 1e9,
     "learning_rate": 1e-3,
     "batch_tokens": 131072,
     "block_size": 512,
@@ -42,6 +44,12 @@ def test_elsewhere_they_lie_around_the_plan() -> None:
     assert VALUES["learning_rates"](SMALL) == ["0.0025", "0.005", "0.01", "0.02", "0.04"]
     assert VALUES["batches"](SMALL) == ["256", "512", "1024", "2048", "4096"]
     assert VALUES["baseline_batch"](SMALL) == ["1024"]
+
+
+def test_all_jobs_are_scored_on_as_many_tokens_as_the_slowest_can_afford() -> None:
+    assert VALUES["eval_tokens"](SMALL) == ["32768"]
+    assert VALUES["eval_tokens"](LARGE) == ["262144"]
+    assert VALUES["eval_tokens"](SMALL | {"tokens": 1e4}) == ["4096"]
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE], ids=["small", "large"])

@@ -109,6 +109,15 @@ def test_a_mistake_in_one_job_stops_the_sweep_before_anything_is_spent(place: Pa
     assert not list((place / "outputs").glob("wrong-*"))
 
 
+def test_hours_that_batches_would_not_keep_are_refused_before_anything_is_spent(place: Path) -> None:
+    arguments = ("budget.hours=0.01", "sweep.hours=0.02", "seed=1,2", "name=batches")
+    answer = sweep(place, "hydra.sweeper.max_batch_size=1", *arguments)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: sweep.hours=0.02 ")
+    assert answer.stderr.count("\n") == 1
+    assert not list((place / "outputs").glob("**/*batches*"))
+
+
 def test_a_stopped_sweep_saves_its_job_and_goes_on(place: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"data.path={place / 'texts'}"]
     command += ["budget.steps=20000", "seed=1,2", "name=halt"]

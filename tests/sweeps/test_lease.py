@@ -69,3 +69,16 @@ def test_a_driver_that_does_not_answer_leaves_the_cores(tmp_path: Path, monkeypa
 def test_what_slurm_gave_is_leased_by_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert devices("auto") == [Device("slurm-17")]
+
+
+def test_a_name_of_the_device_table_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(tmp_path, monkeypatch, "printf '0\\n'")
+    assert devices("a100") == devices("auto") == [Device("gpu-0", {"CUDA_VISIBLE_DEVICES": "0"})]
+    assert [each.name for each in devices("mps")] == ["cores"]
+
+
+def test_a_number_counts_the_gpus_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(tmp_path, monkeypatch, "printf '0\\n1\\n2\\n3\\n'")
+    assert devices("cuda:1") == [Device("gpu-1")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert devices("cuda:1") == [Device("gpu-3")], "as the job itself will count, with the same variable"

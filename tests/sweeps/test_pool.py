@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from budget.clock import ACCOUNTS
 from config import BudgetConfig, Config, SweepConfig
+from errors import UserError
+from run.directory import try_lock
+from run.signals import Interrupted
 from sweeps import pool
-from sweeps.jobs import Job, Outcome, already, job_of
-from sweeps.pool import Pool, behind_the_median, by_halving, loss_at, losses_of
+from sweeps.jobs import Job, Outcome, already, anew, hours_spent, job_of, write_record
+from sweeps.pool import Pool, behind_the_median, by_halving, loss_at, losses_of, run_all
 
 
 def job(place: Path, number: int, prune: str = "none", pool_hours: float | None = None, hours: float = 1.0) -> Job:
@@ -73,22 +77,60 @@ def test_a_pruned_job_stays_so_until_pruning_is_off(tmp_path: Path) -> None:
     assert already(off) is None
 
 
+def test_hours_that_are_added_go_on_with_a_finished_job_once(tmp_path: Path) -> None:
+    """As train.py does with the same run alone: the ledger says what has been added already."""
+    one = job(tmp_path, 0)
+    left_behind(one, [5.0, 4.0], 1.0, "finished")
+    assert already(one) is not None
+    one.knobs.budget.extend_hours = 0.5
+    assert already(one) is None
+    ledger = json.loads((one.run / "ledger.json").read_text())
+    (one.run / "ledger.json").write_text(json.dumps(ledger | {"extended_hours": 0.5}))
+    assert already(one) is not None
+    (one.run / "status.json").write_text('{"status": "diverged", "reason": "no number"}')
+    one.knobs.budget.extend_hours = 1.0
+    assert already(one) == Outcome("diverged", "no number")
+
+
+def test_jobs_that_had_finished_are_not_halved_when_hours_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job(tmp_path, number, prune="halving") for number in range(4)]
+    for each in jobs[:2]:
+        left_behind(each, [5.0, 4.5, 4.0, 3.9, 3.8, 3.7 + 0.1 * each.number], 1.0, "finished")
+        (each.run / "result.json").write_text("{}")
+    for each in jobs[2:]:
+        each.record.write_text(json.dumps({"status": "pruned", "why": "behind", "value": 4.4}))
+    for each in jobs:
+        each.knobs.budget.extend_hours = 0.5
+    asked: list[list[int]] = []
+
+    def ran(some: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
+        asked.append([each.number for each in some])
+        return {each.number: already(each) or Outcome("finished", "", 3.5) for each in some}
+
+    monkeypatch.setattr(pool, "queue", ran)
+    outcomes = by_halving(jobs, Pool(None, jobs))
+    assert asked[-1] == [0, 1]
+    assert [outcomes[number].status for number in range(4)] == ["finished"] * 2 + ["pruned"] * 2
+
+
 def test_jobs_draw_from_the_hours_and_give_back_what_they_leave(tmp_path: Path) -> None:
     jobs = [job(tmp_path, number, pool_hours=2.5) for number in range(4)]
     hours = Pool(2.5, jobs)
-    gate = hours.gate
-    assert gate is not None
-    assert gate(jobs[0]) is None
-    assert gate(jobs[1]) is None
-    refusal = gate(jobs[2])
+    assert hours.promise(jobs[0]) is None
+    assert hours.promise(jobs[1]) is None
+    refusal = hours.promise(jobs[2])
     assert refusal is not None
     assert "0.5 left" in refusal
     left_behind(jobs[0], [5.0], 0.25, "stopped")  # pruned at a quarter
-    assert gate(jobs[2]) is None
-    assert gate(jobs[3]) is not None
+    hours.release(jobs[0])
+    assert hours.promise(jobs[2]) is None
+    assert hours.promise(jobs[3]) is not None
     left_behind(jobs[1], [5.0], 1.0, "finished")
     left_behind(jobs[2], [5.0], 0.9, "finished")
-    hours._release_ended()
+    hours.release(jobs[1])
+    hours.release(jobs[2])
     assert hours.left() == pytest.approx(0.35)
 
 
@@ -114,3 +156,163 @@ def test_halving_keeps_the_better_half_twice(tmp_path: Path, monkeypatch: pytest
     assert asked == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1]]
     assert [outcomes[n].status for n in range(8)] == ["finished"] * 2 + ["pruned"] * 6
     assert json.loads(jobs[7].record.read_text())["status"] == "pruned"
+
+
+def test_halving_ranks_by_what_was_seen_where_steps_are_too_large_to_be_seen_at_the_rung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job(tmp_path, number, prune="halving") for number in range(4)]
+
+    def ran(some: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
+        for each in some:
+            left_behind(each, [5.0 - 0.1 * each.number], 0.4, "stopped")
+            (each.run / "metrics.jsonl").write_text(f'{{"progress": 0.4, "val_loss": {5.0 - 0.1 * each.number}}}\n')
+        return {each.number: (watch and watch(each)) or Outcome("finished", "", 4.0) for each in some}
+
+    monkeypatch.setattr(pool, "queue", ran)
+    outcomes = by_halving(jobs, Pool(None, jobs))
+    assert [number for number in outcomes if outcomes[number].status == "finished"] == [2, 3]
+
+
+class Line:
+    """Stands for the queue: every job uses the hours that `uses` has for it, else its own, and finishes, or is stopped
+    where they are fewer. What needs no process is not run."""
+
+    def __init__(self) -> None:
+        self.uses: dict[int, float] = {}
+        self.ran: list[tuple[int, float]] = []  # each job that got a process, and its budget
+        self.loss = 4.0
+
+    def __call__(self, jobs: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
+        return {each.number: already(each) or self.run(each) for each in jobs if not hours.promise(each)}
+
+    def run(self, job: Job) -> Outcome:
+        budget = float(job.knobs.budget.hours or 0.0)
+        used = self.uses.get(job.number, budget)
+        self.ran.append((job.number, budget))
+        outcome = Outcome("finished", "", self.loss) if used == budget else Outcome("stopped", "SIGINT")
+        left_behind(job, [5.0, self.loss], used, outcome.status)
+        (job.run / "result.json").write_text(json.dumps({"eval": {"loss": self.loss}}))
+        write_record(job, outcome, 1, 1.0)
+        if outcome.status == "stopped":
+            raise Interrupted("SIGINT")
+        return outcome
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Line:
+    stand_in = Line()
+    monkeypatch.setattr(pool, "queue", stand_in)
+    return stand_in
+
+
+def records(job: Job) -> list[dict[str, object]]:
+    return sorted((json.loads(path.read_text()) for path in job.folder.glob("*.json")), key=lambda each: each["number"])
+
+
+def test_hours_left_over_buy_one_longer_run_and_no_second_one(tmp_path: Path, line: Line) -> None:
+    jobs = [job(tmp_path, number, pool_hours=4.2) for number in range(2)]
+    run_all(jobs)
+    assert line.ran == [(0, 1.0), (1, 1.0), (2, 2.2)]
+    assert [record.get("longer", False) for record in records(jobs[0])] == [False, False, True]
+    run_all(jobs)
+    assert len(line.ran) == 3
+    jobs = [job(tmp_path, number, pool_hours=5.0) for number in range(2)]  # 0.8 more are fewer than the best one had
+    run_all(jobs)
+    assert len(line.ran) == 3
+
+
+def test_a_longer_run_that_was_stopped_goes_on(tmp_path: Path, line: Line) -> None:
+    jobs = [job(tmp_path, number, pool_hours=4.99999) for number in range(2)]
+    line.uses = {2: 0.5}
+    with pytest.raises(Interrupted):
+        run_all(jobs)
+    assert records(jobs[0])[2]["longer"], "it is none of the jobs that are ranked, whatever became of it"
+    line.uses = {}
+    run_all(jobs)
+    assert line.ran[2:] == [(2, 2.999), (2, 2.999)]
+    assert [record["status"] for record in records(jobs[0])] == ["finished"] * 3
+
+
+def test_a_longer_run_leaves_no_hours_to_others(tmp_path: Path, line: Line) -> None:
+    """A job that had failed, and is tried again after the longer run, finds what that has left."""
+    jobs = [job(tmp_path, number, pool_hours=4.5) for number in range(3)]
+    left_behind(jobs[2], [5.0], 0.1, "failed")
+    run_all(jobs[:2])
+    assert line.ran[-1] == (2, 2.5)
+    assert Pool(4.5, jobs).promise(jobs[2]) is not None
+
+
+@pytest.mark.parametrize(("on_error", "more"), [("stop", False), ("continue", True)])
+@pytest.mark.parametrize("prune", ["none", "median", "halving"])
+def test_nothing_more_starts_after_a_failure_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prune: str, on_error: str, more: bool
+) -> None:
+    """Neither the next rung nor a longer run."""
+    jobs = [job(tmp_path, number, prune=prune, pool_hours=99.0) for number in range(4)]
+    asked: list[list[int]] = []
+
+    def ran(some: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
+        asked.append([each.number for each in some])
+        for each in some:
+            left_behind(each, [5.0, 4.5, 4.0, 3.9, 3.8, 3.7], 0.6, "stopped")
+        outcomes = {each.number: (watch and watch(each)) or Outcome("finished", "", 3.6) for each in some}
+        return outcomes | ({0: Outcome("killed", "SIGKILL")} if len(asked) == 1 else {})
+
+    for each in jobs:
+        each.knobs.sweep.on_error = on_error
+    monkeypatch.setattr(pool, "queue", ran)
+    run_all(jobs)
+    assert (len(asked) > 1) == more
+
+
+@pytest.mark.parametrize("prune", ["none", "halving"])
+def test_a_sweep_begins_anew_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prune: str) -> None:
+    """What was there is set aside, records and all; from then on every process of a job goes on with the one before."""
+    jobs = [job(tmp_path, number, prune=prune, pool_hours=9.0) for number in range(2)]
+    for each in jobs:
+        left_behind(each, [9.0] * 10, 1.0, "finished")
+        write_record(each, Outcome("pruned", "behind", 9.0), 1, 1.0)
+        each.knobs.fresh = True
+        each.write()
+    old = replace(jobs[0], number=2, knobs=replace(jobs[0].knobs, seed=9), longer=True)
+    left_behind(old, [9.0], 5.0, "stopped")
+    write_record(old, Outcome("stopped"), 1, 1.0)
+    seen: list[float] = []
+
+    def ran(some: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
+        seen.extend(hours_spent(each.run) for each in some)
+        outcomes = {}
+        for each in some:
+            assert already(each) is None
+            assert "fresh: false" in each.config.read_text()
+            left_behind(each, [5.0, 4.5, 4.0, 3.9, 3.8, 3.7], hours_spent(each.run) + 0.25, "stopped")
+            outcomes[each.number] = (watch and watch(each)) or Outcome("finished", "", 3.5)
+        return outcomes
+
+    monkeypatch.setattr(pool, "queue", ran)
+    run_all(jobs)
+    assert seen[:2] == [0.0, 0.0]
+    assert [spent for spent in seen[2:] if spent == 0.0] == [0.0], "only the longer run begins with nothing after that"
+    assert len(list((tmp_path / "outputs").glob("s-*.old-1"))) == 3
+
+
+def test_a_job_that_slurm_requeues_is_not_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = job(tmp_path, 0)
+    one.knobs.fresh = True
+    left_behind(one, [5.0], 0.1, "stopped")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = anew(one)
+    assert not again.knobs.fresh
+    assert hours_spent(again.run) == pytest.approx(0.1)
+
+
+def test_a_run_that_is_in_use_is_not_set_aside(tmp_path: Path) -> None:
+    one = job(tmp_path, 0)
+    one.knobs.fresh = True
+    left_behind(one, [5.0], 0.1, "running")
+    held = try_lock(one.run / "lock")
+    with pytest.raises(UserError, match="in use by"):
+        run_all([one])
+    assert not isinstance(held, str)
+    held.close()

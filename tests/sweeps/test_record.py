@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from errors import UserError
 from sweeps import record
@@ -57,3 +58,32 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         record.begin(tmp_path / "file" / "s", {}, ABOUT)
+
+
+BASIC = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "max_batch_size": None, "params": None}
+OPTUNA = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "n_jobs": 1}
+ISOLATED = {"_target_": "hydra_plugins.isolated_launcher.IsolatedLauncher"}
+JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "launcher", "sweep", "said"),
+    [
+        (BASIC, ISOLATED, {"hours": 5, "prune": "halving"}, []),
+        (BASIC | {"max_batch_size": 2}, ISOLATED, {"hours": 5}, ["sweep.hours=5"]),
+        (BASIC | {"params": {"sweep.hours": 7}, "max_batch_size": 2}, ISOLATED, {}, ["sweep.hours=7"]),
+        (OPTUNA, ISOLATED, {"hours": 5}, ["sweep.hours=5"]),
+        (OPTUNA, ISOLATED, {"prune": "median"}, ["sweep.prune=median"]),
+        (BASIC | {"max_batch_size": 2}, ISOLATED, {"prune": "halving"}, ["sweep.prune=halving"]),
+        (OPTUNA, JOBLIB, {}, []),
+        (BASIC, JOBLIB, {"hours": 5, "prune": "median"}, ["sweep.hours=5", "sweep.prune=median"]),
+    ],
+)
+def test_what_would_not_be_kept_is_refused(
+    sweeper: dict[str, object], launcher: dict[str, object], sweep: dict[str, object], said: list[str]
+) -> None:
+    """Hours that are shared out anew for each batch of jobs are no limit; other launchers know neither them nor pruning."""
+    content = {"hydra": {"sweeper": sweeper, "launcher": launcher}, "sweep": {"hours": None, "prune": "none"} | sweep}
+    lines = record.not_kept(OmegaConf.create(content))
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))

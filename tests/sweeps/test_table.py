@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sweeps.report import render
 from sweeps.table import as_csv, columns_of, hours_of, read_sweep, verdict
 
 
@@ -154,3 +155,24 @@ def test_hours_say_what_pruning_left(tmp_path: Path) -> None:
 def test_the_command_of_a_job_can_be_typed(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_folder(tmp_path, [(['samples.prompts=["a b"]', "seed=1"], 4.0)]))
     assert sweep.command_of(sweep.rows[0]) == "python train.py 'samples.prompts=[\"a b\"]' seed=1"
+
+
+def test_a_table_holds_one_metric(tmp_path: Path) -> None:
+    """Also while the records of an earlier start, which went by another one, are not all written again."""
+    jobs = [(["a=1"], 4.1), (["a=2"], 4.0)]
+    folder = sweep_folder(tmp_path, jobs, job1={"eval": {"perplexity": 54.6}})
+    first = folder / "jobs" / "s-0.json"
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"metric": "perplexity", "value": 60.3}))
+    sweep = read_sweep(folder)
+    assert (sweep.metric, [row.value for row in sweep.rows]) == ("perplexity", [60.3, 54.6])
+    assert verdict(sweep)[0].startswith("Best: a=2 with perplexity 54.6")
+
+
+@pytest.mark.parametrize("status", ["finished", "killed"])
+def test_a_longer_run_is_not_one_of_the_jobs_that_are_counted(tmp_path: Path, status: str) -> None:
+    folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1), (["a=1"], 3.9)])
+    last = folder / "jobs" / "s-2.json"
+    last.write_text(json.dumps(json.loads(last.read_text()) | {"longer": True, "status": status}))
+    page = render(read_sweep(folder))
+    assert "2 of 2" in page
+    assert '<header class="finished">' in page

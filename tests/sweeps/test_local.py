@@ -1,0 +1,185 @@
+"""The queue of jobs on this machine, with stand-ins for their processes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps import local
+from sweeps.jobs import Job, Outcome, write_record
+from sweeps.lease import Device, Lease, try_lease
+from sweeps.local import Queue
+from sweeps.pool import Pool
+from tests.sweeps.test_pool import job, left_behind
+
+# A job's process: it yields while it runs, and returns its exit status.
+Act = Generator[None, None, int]
+Acting = Callable[[Callable[[Job], Act]], list[int]]
+
+
+class Process:
+    """Stands for the process of a job: each look at it lets it act once more."""
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            try:
+                next(self._act)
+            except StopIteration as end:
+                self._code = end.value
+        return self._code
+
+
+@pytest.fixture
+def acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acting:
+    """Has jobs act as they are told, on one device alone; the list is that of the jobs that were started."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(local, "POLL_S", 0.0)
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("cores")])
+    started: list[int] = []
+
+    def by(acts: Callable[[Job], Act]) -> list[int]:
+        def start(job: Job, *arguments: Any, **more: Any) -> Process:
+            started.append(job.number)
+            return Process(acts(job))
+
+        monkeypatch.setattr(local, "start", start)
+        return started
+
+    return by
+
+
+def record(job: Job) -> dict[str, Any]:
+    return dict(json.loads(job.record.read_text()))
+
+
+def test_a_failure_is_told_by_what_its_own_process_said(tmp_path: Path, acting: Acting) -> None:
+    one = job(tmp_path, 0)
+    one.log.write_text("error: the disk of yesterday was full\n")
+
+    def dies(job: Job) -> Act:
+        with job.log.open("a") as log:
+            log.write("Fatal Python error\nSegmentation fault\n")
+        yield
+        return 1
+
+    acting(dies)
+    queue = Queue([one])
+    queue.run()
+    assert queue.outcomes[0].why == "Segmentation fault"
+    assert record(one)["tries"] == 2
+
+
+def never(job: Job) -> Act:
+    raise AssertionError(f"{job.label} was started")
+    yield
+
+
+def ended(job: Job, status: str = "finished", loss: float = 4.0, spent_hours: float = 1.0) -> None:
+    """What a run leaves that was evaluated at its end."""
+    left_behind(job, [5.0, loss], spent_hours, status)
+    (job.run / "result.json").write_text(json.dumps({"eval": {"loss": loss, "perplexity": 10 * loss}}))
+
+
+def test_a_job_that_was_finished_is_recorded_as_it_is_now(tmp_path: Path, acting: Acting) -> None:
+    """By another metric, and although an earlier start of the sweep had seen it die; what that took stays."""
+    one = job(tmp_path, 0)
+    write_record(one, Outcome("killed", "killed by SIGKILL"), 2, 60.0)
+    ended(one)
+    one.knobs.sweep.metric = "perplexity"
+    acting(never)
+    Queue([one]).run()
+    found = record(one)
+    assert [found[key] for key in ("status", "why", "value", "metric")] == ["finished", "", 40.0, "perplexity"]
+    assert [found[key] for key in ("tries", "seconds", "hours_spent")] == [2, 60.0, 1.0]
+
+
+def test_each_job_is_leased_the_device_that_it_asks_for(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two on the same one take turns, and one on another does not wait for them."""
+    place = {"cuda:0": [Device("gpu-0")], "cuda:1": [Device("gpu-1")]}
+    monkeypatch.setattr(local, "devices", place.__getitem__)
+    jobs = [job(tmp_path, number) for number in range(3)]
+    for each, wanted in zip(jobs, ("cuda:0", "cuda:0", "cuda:1"), strict=True):
+        each.knobs.device.name = wanted
+    held: list[list[str]] = []
+
+    def works(job: Job) -> Act:
+        for _ in range(3):
+            held.append(sorted(f"{each.job.number} on {each.lease.device.name}" for each in queue.running))
+            yield
+        ended(job)
+        return 0
+
+    started = acting(works)
+    queue = Queue(jobs)
+    queue.run()
+    assert started == [0, 2, 1]
+    assert ["0 on gpu-0", "2 on gpu-1"] in held
+    assert ["1 on gpu-0"] in held
+
+
+@pytest.mark.parametrize(("used", "started"), [(0.25, [0, 1]), (0.75, [0])])
+def test_a_job_waits_for_the_hours_that_running_ones_may_leave(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, used: float, started: list[int]
+) -> None:
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
+
+    def works(job: Job) -> Act:
+        yield
+        yield
+        ended(job, spent_hours=used)
+        return 0
+
+    found = acting(works)
+    Queue(jobs, pool=Pool(1.5, jobs)).run()
+    assert found == started
+
+
+def test_hours_are_kept_for_a_job_whose_device_is_in_use(tmp_path: Path, acting: Acting) -> None:
+    held = try_lease(Device("cores"))
+    assert isinstance(held, Lease)
+    one = job(tmp_path, 0, pool_hours=1.0)
+
+    def works(job: Job) -> Act:
+        ended(job)
+        yield
+        return 0
+
+    started = acting(works)
+    queue = Queue([one], pool=Pool(1.0, [one]))
+    queue._begin()
+    queue._begin()
+    assert len(queue.waiting) == 1
+    held.release()
+    queue.run()
+    assert started == [0]
+
+
+def test_hours_are_kept_for_a_job_that_goes_on_until_it_has_ended(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier start of the sweep left says "stopped" until the new process is that far; then it takes its hours."""
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
+    left_behind(jobs[0], [5.0], 0.3, "stopped")
+
+    def works(job: Job) -> Act:
+        yield
+        yield
+        ended(job)
+        return 0
+
+    started = acting(works)
+    Queue(jobs, pool=Pool(1.5, jobs)).run()
+    assert started == [0]
