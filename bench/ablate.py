@@ -1,6 +1,6 @@
 """What each part of a recipe buys at equal wall clock: leave one out of `modern`, and add one to `classic`.
 
-    python -m bench.ablate ../shared/corpus/slimpajama --minutes 2      # an hour and a half on two idle cores
+    python -m bench.ablate ../shared/corpus/slimpajama --minutes 2      # two hours on two idle cores
 
 Every run has the same seconds, all included, and the same validation tokens; seeds take turns, so that a machine that
 wanders treats all alike. `noise` is the standard deviation over seeds, pooled over the rows. A run that is finished is not
@@ -76,11 +76,6 @@ def run(place: Path, corpus: str, name: str, minutes: float, seed: int, argument
         print(done.stdout[-2000:], done.stderr[-2000:])
         return {"name": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1:]}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:  # finished before
-        found = list(place.glob("*/result.json"))
-        if len(found) != 1:
-            sys.exit(f"{place} holds {len(found)} runs, of other settings? Empty it or give another --place")
-        lines = [found[0].read_text()]
     result = json.loads(lines[-1])
     row = {
         "name": name,
@@ -106,7 +101,7 @@ def rows_of(sizes: list[str]) -> dict[str, list[str]]:
     return rows
 
 
-def summary(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
+def summary(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
     """Mean loss of each row and its difference from the recipe that it changes; and the noise of one run."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for each in runs:
@@ -115,12 +110,12 @@ def summary(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
     means = {name: statistics.mean(row["loss"] for row in rows) for name, rows in by_name.items()}
     squares = [(row["loss"] - means[name]) ** 2 for name, rows in by_name.items() for row in rows]
     freedom = len(squares) - len(by_name)
-    noise = math.sqrt(sum(squares) / freedom) if freedom else math.nan
+    noise = math.sqrt(sum(squares) / freedom) if freedom else None
     found = [
         {
             "name": name,
             "loss": means[name],
-            "worse": means[name] - means.get(name.split(" ")[0], math.nan),
+            "worse": means[name] - means[base] if (base := name.split(" ")[0]) in means else None,
             "tokens": round(statistics.mean(row["tokens"] for row in rows)),
             "runs": len(rows),
         }
@@ -133,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
     parser.add_argument("--minutes", type=float, default=2.0, help="of each run, all included")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--sizes", nargs="+", default=["model.n_layer=2", "model.n_embd=128"])
     parser.add_argument("--only", nargs="+", help="rows to run; default: all")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "ablate", help="folder of the runs")
@@ -143,16 +138,21 @@ def main() -> None:
     rows = {name: row for name, row in rows_of(options.sizes).items() if not options.only or name in options.only}
     runs = [
         run(options.place, corpus, name, options.minutes, seed, row)
-        for seed in range(options.seeds)
+        for seed in options.seeds
         for name, row in rows.items()
     ]
     table, noise = summary(runs)
-    how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {options.seeds}"
+    how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {' '.join(map(str, options.seeds))}"
+    how += f" --sizes {' '.join(options.sizes)}" + (
+        f" --only {' '.join(map(repr, options.only))}" if options.only else ""
+    )
     content = {"how": how, "sizes": options.sizes, "noise": noise, "rows": table, "runs": runs}
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     for row in table:
-        print(f"{row['name']:<48}{row['loss']:.4f}  {row['worse']:+.4f}  {row['tokens']:>12,} tokens")
-    print(f"noise of one run: {noise:.4f}")
+        worse = "" if row["worse"] is None else f"{row['worse']:+.4f}"
+        print(f"{row['name']:<48}{row['loss']:.4f}  {worse:>7}  {row['tokens']:>12,} tokens")
+    if noise is not None:
+        print(f"noise of one run: {noise:.4f}")
 
 
 if __name__ == "__main__":

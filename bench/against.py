@@ -10,7 +10,8 @@ learning rate tuned as well, which is the headline. How many iterations fit is m
 seconds that the peer really took, and again for a third, a quarter, ... of them, until it no longer reaches the peer's loss:
 the time-to-loss ratio. All seconds count, of both, from process start to exit; what a peer evaluates is cut to a batch.
 Both are judged on the same tokens of the validation part in windows of the peer's length, and stint's at its own length
-as well. Whatever comes out is written to bench/results/against_PEER.json; started again, it goes on with what is missing.
+as well. Whatever comes out is written to bench/results/against_PEER.json; started again, also with more seeds or forms,
+it goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -158,11 +160,19 @@ def time_to_loss(goal: float, seconds: float, points: list[dict[str, Any]]) -> f
 
 
 def earlier_rounds(path: Path, asked: Comparison) -> list[dict[str, Any]]:
-    """What an earlier start of the same command measured, with the same settings of the peer."""
+    """What an earlier start of the same command measured, or of one that differs in its seeds and forms alone, with the same
+    settings of the peer; of the seeds and forms that are asked for now."""
     if not path.exists():
         return []
     earlier, now = json.loads(path.read_text()), asked.content([])
-    return list(earlier["rounds"]) if all(earlier[key] == now[key] for key in ("how", "settings")) else []
+    if earlier["settings"] != now["settings"] or _alike(earlier["how"]) != _alike(now["how"]):
+        return []
+    return [row for row in earlier["rounds"] if row["form"] in asked.forms and row["seed"] < asked.seeds]
+
+
+def _alike(how: str) -> str:
+    """A command without its seeds and forms."""
+    return re.sub(r" --(seeds|forms)( [^-]\S*)+", "", how)
 
 
 def conclude(peer: Peer, forms: tuple[str, ...], found: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from bench.against import earlier_rounds, parsed
 from bench.peers import PEERS, CheckoutPeer, Cramming, LlmBaselines, NanoGPT, Peer, find_peer
-from bench.peers.peer import Ran
+from bench.peers.peer import FORMS, Ran
 from bench.table import RESULTS, SECTIONS
 from data.loader import EvalRange
 from data.shards import Corpus, open_corpus
@@ -59,7 +59,8 @@ def fake(tmp_path: Path) -> dict[type[CheckoutPeer], Path]:
 def test_the_command_of_a_result_goes_on_with_it(
     path: Path, fake: dict[type[CheckoutPeer], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is recognised when it is typed again; another command, or other settings of the peer, measure anew."""
+    """It is recognised when it is typed again, also with more seeds or forms; another length, or other settings of the peer,
+    measure anew."""
     kept = json.loads(path.read_text())
     paths = {kind.given: str(folder) for kind, folder in fake.items()} | {"CORPUS": "corpus"}
     monkeypatch.setattr(sys, "argv", [paths.get(word, word) for word in kept["how"].split()[2:]])
@@ -67,7 +68,9 @@ def test_the_command_of_a_result_goes_on_with_it(
     assert output == path
     assert earlier_rounds(path, asked) == kept["rounds"] != []
     assert asked.content(kept["rounds"]).keys() == kept.keys()
-    assert earlier_rounds(path, replace(asked, seeds=asked.seeds + 1)) == []
+    assert earlier_rounds(path, replace(asked, seeds=asked.seeds + 1, forms=FORMS)) == kept["rounds"]
+    assert {row["seed"] for row in earlier_rounds(path, replace(asked, seeds=1))} == {0}
+    assert earlier_rounds(path, replace(asked, minutes=asked.minutes + 1)) == []
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps(kept | {"settings": {}}))
     assert earlier_rounds(changed, asked) == []
