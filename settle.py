@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
-from budget.planner import Plan, load_plan
+from budget.planner import Plan, fewest_steps, load_plan
 from budget.rules import batch_for, learning_rate_for, weight_decay_for
 from config import template
 from errors import UserError
@@ -133,9 +133,10 @@ def correct(session: Session, trainer: Trainer, tightest: str) -> None:
 
 
 def speed_so_far(session: Session, trainer: Trainer) -> float:
-    """Tokens per second of all training so far; of recent steps in a resumed run, whose clock counts what was lost."""
+    """Tokens per second of all training so far; of recent steps in a run that was resumed or has gone back, whose clock counts
+    what was lost."""
     training_s = session.clock.training_s()
-    if session.clock.earlier_s or training_s <= 0:
+    if session.clock.earlier_s or trainer.state.setback or training_s <= 0:
         return session.clock.tokens_per_second(trainer.cost)
     return trainer.state.tokens / training_s
 
@@ -160,7 +161,8 @@ def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> 
     batch = plan.batch_tokens
     if optim.batch_tokens is None:
         saturation = float(batch) if plan.source["batch_tokens"] == "saturation" else 0.0
-        batch = batch_for(tokens, 6 * parameters * tokens, shape.block_size, saturation)
+        fewest = fewest_steps(session.clock.limits)
+        batch = batch_for(tokens, 6 * parameters * tokens, shape.block_size, saturation, fewest)
         if plan.compiled and batch % (trainer.micro_batch * shape.block_size):
             batch = plan.batch_tokens  # another micro-batch would be compiled again
     rate = optim.learning_rate or learning_rate_for(shape, tokens, batch, plan.optimizer)

@@ -20,11 +20,16 @@ def run_name(name: str, knobs: dict[str, Any]) -> str:
     return f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
 
+def requeued() -> bool:
+    """Whether Slurm has put this job back into its queue: it goes on with what it has, also where it began with fresh=true."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+
+
 class RunDirectory:
     """The folder of one run, locked against a second live process. Attributes are the paths of design's file list."""
 
     def __init__(self, output_dir: Path, name: str, fresh: bool) -> None:
-        """Create or reopen `output_dir/name`; `fresh` first sets an existing one aside as NAME.old-K.
+        """Create or reopen `output_dir/name`; `fresh` first sets an existing one aside as NAME.old-K, once.
 
         Raises UserError where the folder cannot be written or another live process has it.
         """
@@ -46,7 +51,7 @@ class RunDirectory:
             self.created = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
-            if fresh and not self.created:
+            if fresh and not self.created and not requeued():
                 self._set_aside()
                 self._lock.close()
                 self._lock = lock(self.folder)
@@ -69,9 +74,10 @@ class RunDirectory:
         probe.unlink()
 
     def require_space(self, needed: int) -> None:
-        """Raise UserError when fewer than `needed` bytes are free for this run's checkpoints and weights."""
+        """Raise UserError when fewer than `needed` bytes are free for this run's checkpoints and weights; those that lie there
+        already, of a run that goes on, make room for the next ones."""
         stat = os.statvfs(self.folder)
-        free = stat.f_bavail * stat.f_frsize
+        free = stat.f_bavail * stat.f_frsize + sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
         if free < needed:
             raise UserError(
                 f"{self.folder} has {free / 1e6:,.0f} MB free and this run writes about {needed / 1e6:,.0f} MB;"

@@ -68,11 +68,12 @@ def test_a_wrong_plan_is_corrected_once_also_across_a_resume(place: Path) -> Non
     assert "that were assumed" in result["plan"]["why_off"][0]
 
 
+HOUR = Limits(hours=1.0)
 TEMPLATE = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
 
 
-def hours_plan() -> Plan:
-    request = Request(Limits(hours=1.0), TEMPLATE, LAWS["chinchilla-table3"], flops_per_second=1e13, overhead_s=100.0)
+def hours_plan(limits: Limits = HOUR, flops_per_second: float = 1e13) -> Plan:
+    request = Request(limits, TEMPLATE, LAWS["chinchilla-table3"], flops_per_second=flops_per_second, overhead_s=100.0)
     return make_plan(request, speed_source="measured")
 
 
@@ -148,7 +149,8 @@ def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any)
     step = int(0.11 * plan.steps)
     rate = speed * plan.tokens_per_second
     limits, progress = changes.pop("limits", Limits(hours=1.0)), changes.pop("progress", 0.11)
-    clock = Clock(limits, step * plan.batch_tokens / rate, progress, changes.pop("resumed", False))
+    clock = Clock(limits, step * plan.batch_tokens / rate + changes.pop("lost_s", 0.0), progress,
+                  changes.pop("resumed", False))  # fmt: skip
     clock.pace.add(plan.batch_tokens / rate)
     shape = plan.sized(TEMPLATE)
     model = torch.nn.Linear(2, 2)
@@ -164,6 +166,7 @@ def corrected(plan: Plan, speed: float, tightest: str = "hours", **changes: Any)
             step * plan.batch_tokens,
             correction=changes.pop("correction", None),
             moved_at=changes.pop("moved_at", None),
+            setback=changes.pop("setback", None),
         ),
         interim=SimpleNamespace(n_windows=10), window_s=0.0, save_s=0.0, report_s=0.0, **changes,
     )  # fmt: skip
@@ -196,6 +199,27 @@ def test_another_speed_brings_the_rules_answers_for_the_tokens_there_will_be(spe
     assert trainer.cost.tokens == later.batch_tokens
     assert (later.n_layer, later.n_embd, later.warmup) == (plan.n_layer, plan.n_embd, plan.warmup)
     assert len(said) == 1
+
+
+def test_a_run_that_has_gone_back_is_corrected_by_its_recent_steps() -> None:
+    """The seconds of the steps that it lost bought tokens that are no longer counted."""
+    plan = hours_plan()
+    assert plan.tokens_per_second is not None
+    lost_s = 0.1 * plan.tokens / plan.tokens_per_second
+    trainer, said = corrected(plan, 1.0, setback={"step": 9}, lost_s=lost_s)
+    assert (trainer.plan, said) == (plan, [])
+    assert corrected(plan, 1.0, lost_s=lost_s)[0].plan.tokens < plan.tokens
+
+
+def test_the_batch_of_given_steps_is_corrected_by_the_plans_own_rule() -> None:
+    """Where steps are given, a smaller batch would leave hours unspent."""
+    limits = Limits(hours=1.0, steps=2000)
+    plan = hours_plan(limits, flops_per_second=6e8)
+    assert plan.batch_tokens > batch_for(plan.tokens, 6 * plan.parameters_law * plan.tokens, plan.block_size)
+    trainer, _ = corrected(plan, 0.8, limits=limits)
+    later = trainer.plan
+    rule = (later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size)
+    assert later.batch_tokens == batch_for(*rule, fewest_steps=1) > batch_for(*rule)
 
 
 def test_what_the_user_fixed_is_not_corrected() -> None:

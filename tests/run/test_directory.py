@@ -7,6 +7,7 @@ import fcntl
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +54,16 @@ def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
     assert (tmp_path / "n.old-1" / "paid-for").read_text() == "1"
 
 
+def test_a_job_that_slurm_requeues_goes_on_also_with_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it paid for before it was preempted is its own."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for _ in range(2):
+        run = RunDirectory(tmp_path, "n", fresh=True)
+        (run.folder / "paid-for").touch()
+        run.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["n"]
+
+
 def test_a_run_that_is_set_aside_stays_locked_while_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else another process could take the folder over and find itself in the new run's."""
     RunDirectory(tmp_path, "n", False).close()
@@ -91,3 +102,14 @@ def test_too_little_space_is_said_before_training(tmp_path: Path) -> None:
     run.require_space(1000)
     with pytest.raises(UserError, match="MB free"):
         run.require_space(10**18)
+
+
+def test_checkpoints_that_lie_there_already_count_as_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on replaces them, so a disk on which it fitted once is large enough."""
+    run = RunDirectory(tmp_path, "n", False)
+    monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=10, f_frsize=100))
+    with pytest.raises(UserError, match="MB free"):
+        run.require_space(3000)
+    (run.folder / "checkpoint" / "step-1").mkdir(parents=True)
+    (run.folder / "checkpoint" / "step-1" / "model.safetensors").write_bytes(bytes(2500))
+    run.require_space(3000)
