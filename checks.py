@@ -11,6 +11,7 @@ from budget.devices import BY_NAME
 from budget.laws import LOCAL, load_law
 from config import (
     ALLOWED,
+    HALVING_RUNGS,
     PATHS,
     RANGES,
     SIZE,
@@ -135,6 +136,11 @@ def _run_mistakes(config: Config) -> list[str]:
         found.append(f"sweep.hours={config.sweep.hours:g} is shared out by budget.hours, which is not set")
     if config.sweep.prune != "none" and not config.eval.every:
         found.append(f"sweep.prune={config.sweep.prune} goes by interim evaluations, and eval.every=0 makes none")
+    if config.sweep.prune == "halving" and config.eval.every >= HALVING_RUNGS[0]:
+        found.append(
+            f"eval.every={config.eval.every:g} evaluates no job before sweep.prune=halving compares them at"
+            f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
+        )
     return found + _size_mistakes(config.model) + _law_mistakes(config) + template(config).mistakes()
 
 

@@ -224,7 +224,7 @@ def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
 
 def _override_mistake(schema: type, text: str, override: Any, key: str) -> str | None:
     """What is wrong with one override, or None."""
-    groups = _groups()
+    groups = _groups() if schema is SCRIPTS["config"] else set()  # the other scripts have knobs alone
     names_ = {name: help_text for name, help_text, _ in leaves(schema)}
     values = [_unquoted(value) for value in _values_of(override)]
     if override.is_add() or override.is_delete() or override.is_force_add():
@@ -300,8 +300,7 @@ def group_options(group: str) -> list[str]:
 def help_text(script: str) -> str:
     """What `--help` prints: every knob with its default, unit and meaning, and the named choices of each group."""
     schema = SCRIPTS[script]
-    program = "train.py" if script == "config" else f"{script}.py"
-    lines = [f"{program if len(sys.argv) == 0 else Path(sys.argv[0]).name} KEY=VALUE ...", ""]
+    lines = [f"{Path(sys.argv[0]).name} KEY=VALUE ...", ""]
     if script == "config":
         lines.append("Named choices (conf/), e.g. data=slimpajama:")
         groups = sorted(_groups())
@@ -311,7 +310,8 @@ def help_text(script: str) -> str:
     for name, meaning, value in leaves(schema()):
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         lines.append(f"  {name}={shown}\n      {meaning}")
-    lines += ["", "Sweeps: add -m and commas, e.g. -m model.dropout=0,0.1. More of Hydra: --hydra-help."]
+    sweeps = "Sweeps: add -m and commas, e.g. -m model.dropout=0,0.1. " if script == "config" else ""
+    lines += ["", f"{sweeps}More of Hydra: --hydra-help."]
     return "\n".join(lines)
 
 

@@ -38,6 +38,9 @@ NOT_IDENTITY = (
     "model.size",  # expanded into what it stands for
 )
 
+# Shares of a budget at which successive halving (Jamieson & Talwalkar 2016) keeps the better half of a sweep's jobs.
+HALVING_RUNGS = (0.25, 0.5)
+
 
 def knob(default: Any, help: str) -> Any:
     """A leaf of the tree with its unit and meaning."""
@@ -63,11 +66,19 @@ class BudgetConfig:
 
 @dataclass
 class DeviceConfig:
+    """Where to compute."""
+
     name: str = knob("auto", "auto | cpu | cuda | mps; plan.py also takes a name of the table, e.g. a100")
     threads: int | None = knob(None, "CPU threads; null: every core this process may use")
     precision: str = knob(
         "auto", "auto (GPU: bfloat16, before Ampere float16; else float32) | float32 | bfloat16 | float16"
     )
+
+
+@dataclass
+class TrainingDeviceConfig(DeviceConfig):
+    """And what matters to training alone."""
+
     compile: str = knob(
         "auto",
         "torch.compile: auto (what the budget is long enough to earn back) | on | off | regional (block by block: cheaper)",
@@ -225,7 +236,7 @@ class Config:
     """train.py and plan.py."""
 
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    device: DeviceConfig = field(default_factory=DeviceConfig)
+    device: TrainingDeviceConfig = field(default_factory=TrainingDeviceConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -244,14 +255,12 @@ class Config:
     mfu: float | None = knob(None, "share of the device's peak to plan with, 0..1; null: measured, else the table's")
     probe: bool | None = knob(None, "measure candidate shapes on this device; null: train.py does, plan.py does not")
     explain: bool = knob(False, "plan.py: print how every number of the plan comes about")
-    output: str = knob("text", "text | json: one JSON object on standard output")
+    output: str = knob("text", "text | json: one JSON object on standard output, all else on standard error")
 
 
 @dataclass
 class EvaluateDataConfig:
-    path: str | None = knob(
-        None, "file, folder or glob of any text; null: the validation split the model was made with"
-    )
+    path: str | None = knob(None, "file, folder or glob of any text; needed")
     text_key: str = knob("text", "key of the text in .jsonl and .parquet; dots go into nested objects")
     bad_documents: str = knob("refuse", "a line that is not UTF-8, not JSON or has no text: refuse | skip (and count)")
 
@@ -260,7 +269,7 @@ class EvaluateDataConfig:
 class EvaluateConfig:
     """evaluate.py."""
 
-    checkpoint: str | None = knob(None, "a run's folder, e.g. outputs/NAME")
+    checkpoint: str | None = knob(None, "a run's folder, e.g. outputs/NAME; needed")
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     tokens: int | None = knob(None, "score only this many tokens, from the start; null: all of them")
@@ -272,7 +281,7 @@ class EvaluateConfig:
 class SampleConfig:
     """sample.py."""
 
-    checkpoint: str | None = knob(None, "a run's folder, e.g. outputs/NAME")
+    checkpoint: str | None = knob(None, "a run's folder, e.g. outputs/NAME; needed")
     prompts: list[str] = names([""], 'prompts to continue, e.g. prompts=\'["def ","The "]\'; empty: a new document')
     device: DeviceConfig = field(default_factory=DeviceConfig)
     samples: int = knob(1, "continuations of each prompt")

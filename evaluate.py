@@ -30,7 +30,7 @@ def main(config: EvaluateConfig) -> None:
     rank = join_processes()
     device = config.device
     # MFU is not wanted here, so neither is measuring the peak
-    machine = find_machine(local_device(device.name), device.threads, device.precision, device.peak_flops or 1.0)
+    machine = find_machine(local_device(device.name), device.threads, device.precision, 1.0)
     figures = score(config, machine)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budget.clock import Limits
-from budget.devices import BY_NAME
+from budget.devices import BY_NAME, Device
 from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
 from budget.measured import first_that_pays, measured_plan
@@ -201,13 +201,24 @@ def with_mfu(plan: Plan, shape: Shape, peak_flops: float) -> Plan:
     return replace(plan, mfu=plan.tokens_per_second * flops_per_token(shape) / peak_flops)
 
 
+def peak_of(device: Device, precision: str) -> float:
+    """FLOP/s by the table. Raises UserError for a precision that it does not have."""
+    peak = device.peak if precision == "auto" else device.peak_in(precision)
+    if peak is None:
+        raise UserError(
+            f"device.precision={precision}: the table has no peak of device={device.name} for it; give device.peak_flops=,"
+            " or leave device.precision=auto"
+        )
+    return peak
+
+
 def plan_without_device(config: Config, text: Text) -> Plan:
     """A plan from the device table, or from FLOPs, tokens or steps alone; imports no torch."""
     device = BY_NAME.get(config.device.name)
     limits = limits_of(config)
     rate = peak = None
     if device is not None:
-        peak = config.device.peak_flops or device.peak
+        peak = config.device.peak_flops or peak_of(device, config.device.precision)
         rate = peak * (config.mfu or device.expected_mfu)
     overhead = overhead_estimate(limits)
     request = request_for(config, text, rate, overhead)
@@ -336,9 +347,10 @@ def show_one(config: Config) -> None:
 
 
 def main() -> None:
-    """One budget in full, or, for a list of them (budget.hours=0.5,1,3), one row each."""
+    """One budget in full, or, for a list of them (budget.hours=0.5,1,3) or of other knobs (-m), one row each."""
     arguments = sys.argv[1:]
-    listed = any(argument.startswith("budget.") and "," in argument for argument in arguments)
+    several = {"-m", "--multirun"} & set(arguments)
+    listed = several or any(argument.startswith("budget.") and "," in argument for argument in arguments)
     if not listed or {"-h", "--help"} & set(arguments):
         launch(show_one, "config")
         return

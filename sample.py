@@ -15,7 +15,7 @@ def main(config: SampleConfig) -> None:
     from run.machine import find_machine
 
     device = config.device
-    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops or 1.0)
+    machine = find_machine(device.name, device.threads, device.precision, 1.0)
     assert config.checkpoint is not None
     finished = load_finished(config.checkpoint, machine.device)
     tokenizer, written = finished.tokenizer, []

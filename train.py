@@ -69,7 +69,7 @@ def main(config: Config) -> None:
     clock = BudgetClock(limits_of(config))
     refuse_several_processes()
     run = RunDirectory(Path(config.output_dir), run_name(config.name, identity(config)), config.fresh)
-    console = Console(run.log)
+    console = Console(run.log, sys.stderr if config.output == "json" else None)
     try:
         if not already_finished(config, run, console):
             run.config.write_text(as_yaml(config))
@@ -207,6 +207,10 @@ def prepare_corpus(session: Session) -> Corpus:
     )
     if prepared.left_out:
         session.console.say(f"data    left out: {', '.join(f'{n:,} {what}' for what, n in prepared.left_out.items())}")
+    if prepared.cut:
+        session.console.say(
+            f"data    stopped at data.max_bytes={data.max_bytes:,} of text; data.max_bytes=null takes all of it"
+        )
     return corpus
 
 

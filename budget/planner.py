@@ -260,6 +260,11 @@ def _skew(shape: Shape) -> float:
     return abs(math.log(shape.n_embd / shape.n_layer / 64))
 
 
+def fewest_steps(limits: Limits) -> int:
+    """That a run is to have; where its steps are given, a smaller batch buys no more of them."""
+    return 1 if limits.steps is not None else MIN_STEPS
+
+
 def make_plan(
     request: Request,
     speeds: dict[Shape, float] | None = None,
@@ -280,9 +285,10 @@ def make_plan(
         raise UserError(_too_large(best, request.memory))
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
-    fewest = 1 if request.limits.steps is not None else MIN_STEPS  # a smaller batch buys no more of given steps
     batch = request.batch_tokens or request.settled_batch
-    batch = batch or batch_for(tokens, 6 * parameters * tokens, best.block_size, saturation, fewest)
+    batch = batch or batch_for(
+        tokens, 6 * parameters * tokens, best.block_size, saturation, fewest_steps(request.limits)
+    )
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:

@@ -132,8 +132,8 @@ def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
 class Console:
     """The terminal (or the pipe) and log.txt. Safe to use from several threads; no failure to show a line raises."""
 
-    def __init__(self, log_path: Path | None = None) -> None:
-        self._stdout = _Stdout(sys.stdout)
+    def __init__(self, log_path: Path | None = None, stream: IO[str] | None = None) -> None:
+        self._stdout = _Stdout(stream or sys.stdout)
         self._log_path = log_path
         self._log_failed = False
         self._lock = threading.RLock()

@@ -74,6 +74,17 @@ def test_a_law_that_cannot_be_read_is_refused_before_any_corpus_is_prepared(tmp_
         assert "plan.law_file=" in line
 
 
+@pytest.mark.parametrize(("every", "refused"), [(0.0, True), (0.1, False), (0.2, False), (0.25, True), (0.5, True)])
+def test_halving_needs_an_evaluation_before_its_first_rung(every: float, refused: bool) -> None:
+    config = Config()
+    config.budget.hours, config.eval.every = 1.0, every
+    assert mistakes(config) == []
+    config.sweep.prune = "halving"
+    lines = mistakes(config)
+    assert len(lines) == refused
+    assert all(f"eval.every={every:g}" in line for line in lines)
+
+
 def test_all_mistakes_come_together(tmp_path: Path) -> None:
     lines = refused(tmp_path, "budget.hours=-1", "model.n_embd=100", "model.n_head=3", "seed=abc", "modle.bias=true")
     for part in ("budget.hours=-1", "model.n_embd=100 is not divisible", "seed=abc", "modle.bias"):

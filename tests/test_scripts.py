@@ -88,6 +88,8 @@ def test_evaluate_shows_a_table_by_source(model: Path, tmp_path: Path) -> None:
         (("checkpoint=nowhere", "data.path=x"), "no finished model"),
         (("checkpoint={model}", "data.path=nowhere.txt"), "nowhere.txt"),
         (("checkpoint={model}",), "data.path is missing"),
+        (("checkpoint={model}", "data.path=x", "device=cpu"), "did you mean device.name?"),
+        (("checkpoint={model}", "data.path=x", "device.compile=on"), "device.compile is no knob"),
     ],
 )
 def test_evaluate_refuses_in_one_line(model: Path, arguments: tuple[str, ...], said: str) -> None:

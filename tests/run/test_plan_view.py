@@ -29,6 +29,24 @@ def test_a_list_of_budgets_is_one_row_each(tmp_path: Path) -> None:
     assert len(sizes) == 3
 
 
+@pytest.mark.parametrize("arguments", [("-m", "model.n_layer=2,4"), ("-m", "seed=1,2", "model.n_layer=2")])
+def test_any_knobs_can_be_listed_and_no_sweep_of_training_is_touched(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "outputs" / "sweeps" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "sweeps" / "run" / "sweep.json").write_text("{}")
+    shown = plan(*arguments, "budget.hours=3", "device=a100", cwd=tmp_path)
+    assert shown.count("of wall clock") == 2
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["outputs/sweeps/run/sweep.json"]
+
+
+def test_a_precision_that_the_table_has_no_peak_for_is_refused() -> None:
+    said = plan("budget.hours=3", "device=a100", "device.precision=float32", status=2)
+    assert "device.precision=float32" in said
+    assert "device.peak_flops=" in said
+    assert "wall clock" in plan("budget.hours=3", "device=a100", "device.precision=float32", "device.peak_flops=156e12")
+
+
 def test_the_derivation_is_printed_in_full_on_request() -> None:
     shown = plan("budget.hours=3", "device=a100", "explain=true", "plan.corpus_tokens=6e9")
     for words in ("chinchilla-table3 (Hoffmann", "porian-refinedweb", "FLOPs a token: 6 x", "Step Law", "Power Lines"):
