@@ -15,7 +15,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,12 @@ class PreparedInfo:
             "empty": "empty_documents_dropped",
         }
         return {reason: self.manifest[name] for reason, name in names.items() if self.manifest[name]}
+
+    @property
+    def cut(self) -> bool:
+        """Whether `data.max_bytes` left out what came after it."""
+        limit = self.manifest["options"]["max_bytes"]
+        return limit is not None and sum(split["bytes"] for split in self.manifest["splits"].values()) >= limit
 
 
 @dataclass
@@ -226,7 +232,10 @@ def _tokenizer(
         log(f"training {spec.tokenizer} on a sample of the training text")
         return sample_texts(source, parts, spec.validation_fraction)
 
-    tokenizer = get_tokenizer(spec.tokenizer, texts, folder.parent / "tokenizers", key)
+    shared = folder.parent / "tokenizers"
+    # Corpora of the same text that differ in data.max_bytes train the same one.
+    with _locked(shared / key, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
+        tokenizer = get_tokenizer(spec.tokenizer, texts, shared, key)
     tokenizer.save(path)
     return tokenizer
 

@@ -247,7 +247,7 @@ PATHOLOGICAL: dict[str, Callable[[int], str]] = {
     "signs": lambda size: "=" * size,
     "emoji": lambda size: "😀" * (size // 5),  # 12 bytes each as JSON escapes them; 128 MiB is the longest line
     "letters and marks": lambda size: "क़" * (size // 6),
-    "NUL": lambda size: "\0" * size,
+    "NUL": lambda size: "\0" * (size // 3),  # 6 bytes each as JSON escapes them
     "half pairs": lambda size: "\ud800" * (size // 3),
     "digits and other numbers": lambda size: "1²" * (size // 3),
 }

@@ -317,6 +317,8 @@ def test_max_bytes(tmp_path: Path) -> None:
     limited = make(tmp_path, corpus_of(tmp_path), max_bytes=20_000).manifest["splits"]
     total = limited["train"]["bytes"] + limited["val"]["bytes"]
     assert 20_000 <= total < 23_000
+    assert make(tmp_path, corpus_of(tmp_path), max_bytes=20_000).cut
+    assert not make(tmp_path, corpus_of(tmp_path), max_bytes=10**9).cut
     for split in ("train", "validation"):
         write_jsonl(tmp_path / "pajama" / split / "a.jsonl", texts(100, seed=len(split)))
     own = make(tmp_path, tmp_path / "pajama", source="slimpajama", max_bytes=20_000).manifest["splits"]
