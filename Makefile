@@ -37,7 +37,7 @@ help:  ## this list
 	@echo "  PROJECT=$(PROJECT)  wandb project of make dashboard; ENTITY= its team or user"
 	@echo "  ARGS=          any knob, e.g. ARGS=\"model.dropout=0.1\"; python train.py --help lists them"
 	@echo "  WORKERS=$(WORKERS)      processes of make test; a whole run takes a core each"
-	@echo "  PYTHON=$(PYTHON) what .venv is made with, 3.11 or 3.12"
+	@echo "  PYTHON=$(PYTHON) what .venv is made with, 3.11 or 3.12 (3.13: untested)"
 	@echo
 	@echo "examples:"
 	@echo "  make train HOURS=3 DATA=slimpajama WANDB=online ARGS=\"model.dropout=0.1\""

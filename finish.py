@@ -12,7 +12,7 @@ from run.console import format_count, format_seconds
 from run.figures import show
 from run.headline import headline
 from run.history import Records, read_metrics
-from run.record import SCHEMA, environment, significant, write_json
+from run.record import SCHEMA, environment, git_commit, significant, write_json
 from run.watch import slow_spells
 from sealed import seal
 from session import Session, Trainer, evaluate, insist, save, set_status, timed, write_report_of, write_sample
@@ -28,6 +28,7 @@ def rehearse(session: Session, trainer: Trainer) -> None:
     from data.loader import EvalRange
 
     clock, shape, config = session.clock, trainer.shape, session.config
+    git_commit()  # kept from now on: of the code as it is, and its second is not spent at the end
     with session.signals.deferred():
         save(session, trainer, final=False)
     few = EvalRange(trainer.corpus.val, shape.block_size, trainer.micro_batch * shape.block_size)

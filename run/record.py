@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,6 +109,7 @@ def environment(device: str, torch_version: str, threads: int) -> dict[str, Any]
     }
 
 
+@cache
 def git_commit() -> str | None:
     """The commit of the checkout this file is in, with + for uncommitted changes; None outside one."""
     root = Path(__file__).resolve().parents[1]

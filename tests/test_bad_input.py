@@ -43,7 +43,7 @@ OF_A_PLAN = (
 
 def cases(few: int, many: int) -> Any:
     """So many in the suite, and so many in the slow run."""
-    slow = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.timeout(3 * many)])
+    slow = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.timeout(10 * many)])
     return pytest.mark.parametrize("number", [few, slow])
 
 
