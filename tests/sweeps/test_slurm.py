@@ -36,18 +36,26 @@ def cluster() -> Iterator[None]:
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """The first true answer of `what`; between two looks, requeued jobs are let off Slurm's two minutes of waiting."""
+    """The first true answer of `what`; between two looks, requeued jobs are let off most of Slurm's two minutes of waiting."""
     deadline = time.monotonic() + seconds
+    pending_since: dict[str, float] = {}
     while time.monotonic() < deadline:
         if answer := what():
             return answer
-        release()
+        release(pending_since)
         time.sleep(0.5)
     raise AssertionError("nothing came of it")
 
 
-def release() -> None:
-    for job in slurm_cluster.run("squeue", "--array", "--noheader", "--states=PD", "--format=%i").split():
+def release(pending_since: dict[str, float]) -> None:
+    """Start what has waited five seconds. A job that starts within the second of its requeue finds its credential revoked
+    by the node, for Slurm tells the two apart by whole seconds, and fails for good."""
+    pending = slurm_cluster.run("squeue", "--array", "--noheader", "--states=PD", "--format=%i").split()
+    for job in set(pending_since) - set(pending):
+        del pending_since[job]
+    for job in pending:
+        if time.monotonic() - pending_since.setdefault(job, time.monotonic()) < 5:
+            continue
         with contextlib.suppress(subprocess.CalledProcessError):  # it has started meanwhile
             slurm_cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
