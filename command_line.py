@@ -160,15 +160,12 @@ def label_as_job(config: Config) -> None:
 def check_command_line(script: str) -> None:
     """Refuse every override that names no knob or has the wrong type, all of them together with the impossible values
     of the others, before Hydra stops at the first."""
-    from hydra._internal.utils import get_args_parser
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     if secrets := given_away((argument.split("=")[0], argument) for argument in sys.argv[1:]):
         raise UserError(*secrets)
-    flags = get_args_parser()
-    flags.error = _refuse_flags  # type: ignore[method-assign]
-    arguments = flags.parse_args()
+    arguments = flags_of(sys.argv[1:])
     _check_flags(arguments)
     parser, good, wrong = OverridesParser.create(), [], []
     for text in arguments.overrides:
@@ -191,9 +188,24 @@ def check_command_line(script: str) -> None:
         raise UserError(*wrong)
 
 
+def flags_of(arguments: list[str]) -> Any:
+    """Hydra's flags and the overrides of a command line. Raises UserError."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign]
+    return parser.parse_args(arguments)
+
+
 def _refuse_flags(message: str) -> NoReturn:
     """What argparse calls instead of printing how a command that is not ours is used."""
-    raise UserError(f"{message}; knobs are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
+    apart = message.startswith("unrecognized arguments: ") and "=" in message and " -" not in message
+    mend = (
+        "flags (-m, -cd, -cn) go before or after all KEY=VALUE, not between them"
+        if apart
+        else ("knobs are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
+    )
+    raise UserError(f"{message}; {mend}")
 
 
 def _check_flags(arguments: Any) -> None:

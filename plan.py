@@ -10,7 +10,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from budget.clock import Limits
 from budget.devices import BY_NAME, Device
@@ -19,9 +23,9 @@ from budget.laws import LAWS, LOCAL, Law, load_law
 from budget.measured import first_that_pays, measured_plan
 from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate
 from budget.rules import bigram_rows_for, block_size_for
-from command_line import launch
-from config import Config, optim_settings, template, with_eot
-from errors import UserError
+from command_line import flags_of, launch
+from config import CONF, Config, optim_settings, template, with_eot
+from errors import UserError, reported
 from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
 from run.console import Console, format_count
@@ -346,17 +350,30 @@ def show_one(config: Config) -> None:
         print(f"written: plan.json and plan.png in {config.plan.folder}")
 
 
+def names_several(flags: Any) -> bool:
+    """Whether a command line asks for more than one plan: with -m, a list of budgets, or the file of a sweep."""
+    if flags.multirun or any(each.startswith("budget.") and "," in each for each in flags.overrides):
+        return True
+    if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
+        return False
+    path = Path(flags.config_dir or CONF) / f"{flags.config_name.removesuffix('.yaml')}.yaml"
+    try:
+        return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
+    except (OSError, YAMLError, OmegaConfBaseException):
+        return False  # Hydra will say what is wrong with it
+
+
 def main() -> None:
-    """One budget in full, or, for a list of them (budget.hours=0.5,1,3) or of other knobs (-m), one row each."""
+    """One budget in full, or, for a list of them (budget.hours=0.5,1,3), of other knobs (-m) or a sweep's file (-cn), one row
+    each."""
     arguments = sys.argv[1:]
-    several = {"-m", "--multirun"} & set(arguments)
-    listed = several or any(argument.startswith("budget.") and "," in argument for argument in arguments)
-    if not listed or {"-h", "--help"} & set(arguments):
+    with reported():
+        flags = flags_of(arguments)
+    if flags.help or not names_several(flags):
         launch(show_one, "config")
         return
     plans: list[tuple[Plan, Limits]] = []
-    as_json = "output=json" in sys.argv[1:]
-    given = [argument for argument in sys.argv[1:] if argument not in ("-m", "--multirun")]
+    as_json = "output=json" in arguments
 
     def one_of_many(config: Config) -> None:
         if config.explain or config.plan.folder:
@@ -364,7 +381,13 @@ def main() -> None:
         plans.append((plan_for(config), limits_of(config)))
 
     with tempfile.TemporaryDirectory() as folder:  # for the file that Hydra writes of every sweep
-        sys.argv[1:] = ["-m", f"hydra.sweep.dir={folder}", *given]
+        first = arguments.index(flags.overrides[0]) if flags.overrides else len(arguments)
+        sys.argv[1:] = [
+            "-m",
+            *arguments[:first],
+            f"hydra.sweep.dir={folder}",
+            *arguments[first:],
+        ]  # overrides stay together
         launch(one_of_many, "config")
     if as_json:
         print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))

@@ -40,6 +40,24 @@ def test_any_knobs_can_be_listed_and_no_sweep_of_training_is_touched(
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["outputs/sweeps/run/sweep.json"]
 
 
+@pytest.mark.parametrize("more", [(), ("-m",)])
+def test_a_sweep_s_file_is_one_row_for_each_job_and_leaves_nothing(more: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = ("-cd", str(ROOT / "sweeps"), "-cn", "size")
+    shown = plan(*sweep, *more, "budget.hours=0.02", "device=a100", cwd=tmp_path)
+    assert shown.count("of wall clock") >= 3
+    assert list(tmp_path.iterdir()) == []
+    alone = plan(*sweep, "budget.hours=0.02", "hydra.mode=RUN", "device=a100", "output=json", cwd=tmp_path)
+    assert json.loads(alone)["n_layer"] >= 1
+
+
+def test_flags_between_knobs_are_told_where_to_go() -> None:
+    said = plan("budget.hours=3", "-m", "device=a100", status=2)
+    assert (
+        said
+        == "error: unrecognized arguments: device=a100; flags (-m, -cd, -cn) go before or after all KEY=VALUE, not between them\n"
+    )
+
+
 def test_a_precision_that_the_table_has_no_peak_for_is_refused() -> None:
     said = plan("budget.hours=3", "device=a100", "device.precision=float32", status=2)
     assert "device.precision=float32" in said
