@@ -13,14 +13,13 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from bench.own import run_for
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
-COMMON = ("samples.prompts=[]", "eval.every=0", "eval.tokens=262144")
 MODERN = ("model=modern", "optim=muon", "schedule=linear", "model.block_size=64")
 CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=64")
 
@@ -59,37 +58,6 @@ WITH: dict[str, tuple[str, ...]] = {
     "rotary positions": ("model.position=rotary",),
     "linear to zero": ("schedule=linear",),
 }
-
-
-def run(place: Path, corpus: str, name: str, minutes: float, seed: int, arguments: list[str]) -> dict[str, Any]:
-    """What came out of one run of train.py, which is started unless it is finished."""
-    place = place / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    command = [
-        *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", "data.tokenizer=bpe-4096"),
-        *(*COMMON, f"budget.hours={minutes / 60:.6g}", f"output_dir={place}", f"seed={seed}"),
-        *arguments,
-        "output=json",
-    ]
-    print("$", *command[1:], flush=True)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        print(done.stdout[-2000:], done.stderr[-2000:])
-        return {"name": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1:]}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    result = json.loads(lines[-1])
-    row = {
-        "name": name,
-        "seed": seed,
-        "loss": result["eval"]["loss"],
-        "bits_per_byte": result["eval"]["bits_per_byte"],
-        "tokens": result["spent"]["tokens"],
-        "steps": result["spent"]["steps"],
-        "size": f"{result['model']['n_layer']} x {result['model']['n_embd']}",
-        "parameters": result["model"]["parameters"],
-        "tokens_per_second": result["throughput"]["tokens_per_second"],
-    }
-    print(f"  {row['loss']:.4f}  {row['size']}  {row['tokens']:,} tokens  {row['steps']:,} steps", flush=True)
-    return row
 
 
 def rows_of(sizes: list[str]) -> dict[str, list[str]]:
@@ -137,7 +105,7 @@ def main() -> None:
     corpus = str(Path(options.corpus).resolve())
     rows = {name: row for name, row in rows_of(options.sizes).items() if not options.only or name in options.only}
     runs = [
-        run(options.place, corpus, name, options.minutes, seed, row)
+        run_for(options.minutes, options.place, corpus, name, seed, row)
         for seed in options.seeds
         for name, row in rows.items()
     ]

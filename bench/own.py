@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "bpe-4096"
+SCORED = ("samples.prompts=[]", "eval.every=0", "eval.tokens=262144")
 
 
 def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> Path:
@@ -30,3 +33,39 @@ def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[st
 def finished(place: Path, name: str) -> Path:
     """Folder of the run of that name."""
     return next((place / name).glob("*/result.json")).parent
+
+
+def run_for(minutes: float, place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
+    """What came out of a run of so many minutes, all included; it is started unless it is finished. One that failed has
+    `failed` for its figures."""
+    place = place / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    command = [
+        *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
+        *(
+            *SCORED,
+            f"budget.hours={minutes / 60:.6g}",
+            f"output_dir={place}",
+            f"seed={seed}",
+            *arguments,
+            "output=json",
+        ),
+    ]
+    print("$", *command[1:], flush=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr[-2000:])
+        return {"name": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1:]}
+    result = json.loads(done.stdout)
+    row = {
+        "name": name,
+        "seed": seed,
+        "loss": result["eval"]["loss"],
+        "bits_per_byte": result["eval"]["bits_per_byte"],
+        "tokens": result["spent"]["tokens"],
+        "steps": result["spent"]["steps"],
+        "size": f"{result['model']['n_layer']} x {result['model']['n_embd']}",
+        "parameters": result["model"]["parameters"],
+        "tokens_per_second": result["throughput"]["tokens_per_second"],
+    }
+    print(f"  {row['loss']:.4f}  {row['size']}  {row['tokens']:,} tokens  {row['steps']:,} steps", flush=True)
+    return row

@@ -125,6 +125,28 @@ def ablation(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def tuning(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for each in found["budgets"]:
+        plan, planned = each["planned"], each["losses"]["as planned"]
+        others = sorted((loss, name) for name, loss in each["losses"].items() if name != "as planned")
+        rows.append(
+            [
+                f"{each['minutes']:g} min",
+                f"{plan['n_layer']} x {plan['n_embd']}, batch {plan['batch_tokens']:,}, rate {plan['learning_rate']:g}",
+                f"{planned:.3f}",
+                ", ".join(f"{name} {loss - planned:+.3f}" for loss, name in others),
+            ]
+        )
+    return [
+        "## The plan against its neighbours",
+        "",
+        "The same seconds for each, one choice of the plan changed; nats per token.",
+        "",
+        *table(["budget", "planned", "loss", "with one choice changed"], rows),
+    ]
+
+
 def startup(found: dict[str, Any]) -> list[str]:
     rows = [
         [
@@ -189,6 +211,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "engine": engine,
     "gpu": gpu,
     "ablate": ablation,
+    "tune": tuning,
     "startup": startup,
 }
 

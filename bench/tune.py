@@ -1,0 +1,90 @@
+"""Does the plan choose well? At each budget, what it chose against neighbours in size, batch and learning rate.
+
+    python -m bench.tune ../shared/corpus/slimpajama --minutes 1 3      # three quarters of an hour on two idle cores
+
+First one run as the plan has it, then the same with one choice changed, all for the same seconds and scored on the same
+validation tokens. A run that is finished is not run again; more budgets and seeds add to the file. `regret` is the loss of the
+planned run over that of the best one, in nats: with one seed a row, about 1.5 times the noise of a run is to be expected of
+the best of nine by luck alone. Writes bench/results/tune.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench.own import ROOT, finished, run_for
+
+RESULT = ROOT / "bench" / "results" / "tune.json"
+STEP = 64  # of a width
+
+
+def neighbours(plan: dict[str, Any]) -> dict[str, list[str]]:
+    """Arguments of each row, by its name; `plan` is a run's plan.json."""
+    layers, width, batch, rate = plan["n_layer"], plan["n_embd"], plan["batch_tokens"], plan["learning_rate"]
+    given = {
+        "model.size": f"{layers}x{width}",
+        "optim.batch_tokens": batch,
+        "optim.learning_rate": rate,
+        "optim.name": plan["optimizer"],
+        "model.block_size": plan["block_size"],
+    }
+    shapes = [(layers // 2, width), (2 * layers, width), (layers, width - STEP), (layers, width + STEP)]
+    shapes.append((2 * layers, width + STEP))
+    changes: dict[str, dict[str, Any]] = {"as planned": {}}
+    changes |= {f"{n} x {w}": {"model.size": f"{n}x{w}"} for n, w in shapes if n >= 1 and w >= STEP}
+    changes |= {f"batch x {f:g}": {"optim.batch_tokens": round(f * batch)} for f in (0.5, 2.0)}
+    changes |= {f"learning rate x {f:g}": {"optim.learning_rate": f"{f * rate:.4g}"} for f in (0.5, 2.0)}
+    return {name: [f"{key}={value}" for key, value in {**given, **change}.items()] for name, change in changes.items()}
+
+
+def budget(place: Path, corpus: str, minutes: float, seeds: list[int]) -> dict[str, Any]:
+    """All rows of one budget, in turns of seeds."""
+    place = place / f"{minutes:g}min"
+    chosen = run_for(minutes, place, corpus, "plan", seeds[0], [])
+    plan = json.loads((finished(place, f"plan-{seeds[0]}") / "plan.json").read_text())
+    rows = neighbours(plan)
+    runs = [run_for(minutes, place, corpus, name, seed, row) for seed in seeds for name, row in rows.items()]
+    losses: dict[str, list[float]] = {}
+    for each in runs:
+        if "loss" in each:
+            losses.setdefault(each["name"], []).append(each["loss"])
+    means = {name: statistics.mean(values) for name, values in losses.items()}
+    best = min(means, key=means.__getitem__)
+    print(
+        f"{minutes:g} minutes: planned {chosen['size']}, batch {plan['batch_tokens']:,}, rate {plan['learning_rate']}"
+    )
+    for name, loss in sorted(means.items(), key=lambda item: item[1]):
+        print(f"  {name:<24}{loss:.4f}  {loss - means['as planned']:+.4f}")
+    return {
+        "minutes": minutes,
+        "planned": {key: plan[key] for key in ("n_layer", "n_embd", "batch_tokens", "learning_rate", "optimizer")},
+        "best": best,
+        "regret": means["as planned"] - means[best],
+        "losses": means,
+        "runs": [chosen, *runs],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[1.0, 3.0, 5.0, 10.0], help="of each run, all included"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "tune", help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    corpus = str(Path(options.corpus).resolve())
+    budgets = [budget(options.place, corpus, minutes, options.seeds) for minutes in options.minutes]
+    how = f"python -m bench.tune CORPUS --minutes {' '.join(f'{m:g}' for m in options.minutes)}"
+    how += f" --seeds {' '.join(map(str, options.seeds))}"
+    options.output.write_text(json.dumps({"how": how, "budgets": budgets}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
