@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from budget.devices import BY_NAME
 from checks import mistakes
 from config import CONF, SCRIPTS, Config, closest, expand, leaves
-from errors import UserError, reported
+from errors import MachineError, UserError, reported
 from private import given_away
 from run.signals import Interrupted
 
@@ -111,6 +111,10 @@ def _launch(task: Task) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise mistake(error) from None
+    except ValueError as error:
+        if "No trials are completed" not in str(error):  # what Optuna says, once it has tried them all
+            raise
+        raise MachineError("no trial of the study has finished; the table says why") from None
     except Interrupted as stop:
         print(f"sweep   stopped by {stop.name}; the same command goes on with what is left", flush=True)
         sys.exit(stop.exit_status)

@@ -19,7 +19,7 @@ from budget.clock import read_ledger
 from command_line import as_yaml
 from config import Config, identity
 from errors import MachineError, UserError
-from run.directory import lock, requeued, run_name, set_aside
+from run.directory import lock, requeued, run_name, set_aside, try_lock
 from run.history import mapping, number
 from run.record import read_json, write_json
 from sweeps.lease import Lease
@@ -37,8 +37,9 @@ HEAD = """defaults:
 OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|DefaultCPUAllocator", re.I
 )
+CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 TAIL_BYTES = 8_000  # of a job's log, where the reason of a failure stands
-GOOD = ("finished", "pruned", "paused")
+GOOD = ("finished", "pruned", "paused", "not started")
 # What starting again can mend; the others would only fail in the same way, or were wished for.
 RETRIED = ("killed", "failed")
 
@@ -71,6 +72,10 @@ class Job:
         return self.folder / f"{self.name}.log"
 
     @property
+    def compiler_cache(self) -> Path:
+        return self.folder / f"{self.name}.cache"
+
+    @property
     def record(self) -> Path:
         return self.folder / f"{self.name}.json"
 
@@ -96,8 +101,8 @@ class Job:
 class Outcome:
     """What became of a job.
 
-    status: finished | pruned | paused | diverged | out of memory | refused | killed | failed | stopped. value: the sweep's
-    metric; of a pruned one, its last validation loss.
+    status: finished | pruned | paused | not started | diverged | out of memory | refused | killed | failed | stopped. value:
+    the sweep's metric; of a pruned one, its last validation loss. not started: the sweep's hours were used up, or it stopped.
     """
 
     status: str
@@ -149,8 +154,21 @@ def put_away(run: Path) -> None:
         ) from None
 
 
+def held_by(job: Job) -> str | None:
+    """Who works in the job's run now, e.g. a process that outlived the sweep that began it; None where nobody does."""
+    if not (job.run / "lock").exists():
+        return None
+    found = try_lock(job.run / "lock")
+    if isinstance(found, str):
+        return found
+    found.close()
+    return None
+
+
 def start(job: Job, lease: Lease) -> subprocess.Popen[bytes]:
-    """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep."""
+    """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep. torch.compile has a cache
+    of its own for each, or the first job would pay for what the others find."""
+    caches = {} if CACHE_DIR in os.environ else {CACHE_DIR: str(job.compiler_cache)}
     command = [sys.executable, str(ROOT / "train.py"), "-cd", str(job.folder), "-cn", job.name]
     with job.log.open("ab") as log:
         return subprocess.Popen(
@@ -158,7 +176,7 @@ def start(job: Job, lease: Lease) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **lease.device.environment},
+            env={**os.environ, **caches, **lease.device.environment},
             start_new_session=True,
             pass_fds=(lease.descriptor,),
         )
@@ -167,9 +185,9 @@ def start(job: Job, lease: Lease) -> subprocess.Popen[bytes]:
 def already(job: Job) -> Outcome | None:
     """The outcome of a job that needs no process any more: diverged, finished with no hours added since or, where the
     sweep still prunes, pruned."""
-    record = read_json(job.record) or {}
+    record = mapping(read_json(job.record))
     if record.get("status") == "pruned" and job.knobs.sweep.prune != "none":
-        return Outcome("pruned", record["why"], record["value"])
+        return Outcome("pruned", str(record.get("why", "")), record.get("value"))
     status = (read_json(job.run / "status.json") or {}).get("status")
     if status not in ("finished", "diverged") or (status == "finished" and _extended(job)):
         return None

@@ -25,17 +25,18 @@ class Device:
 
 def devices(wanted: str) -> list[Device]:
     """The devices that jobs with device.name=`wanted` may have: GPUs that this process may see, else the cores, which are
-    one device, since two timed budgets on the same memory would slow each other down. Inside a Slurm job what Slurm gave
-    is the job's own already, whatever its numbers are."""
-    if "SLURM_JOB_ID" in os.environ:
-        return [Device(f"slurm-{os.environ['SLURM_JOB_ID']}")]
+    one device, since two timed budgets on the same memory would slow each other down. What Slurm gave to a job of its own is
+    that job's alone, whatever its numbers are."""
+    slurm = os.environ.get("SLURM_JOB_ID")
+    of_slurm = f"slurm-{slurm}-" if slurm else ""
+    cores = Device(f"{of_slurm}cores")
     if wanted in ("cpu", "mps"):
-        return [Device("cores")]
+        return [cores]
     gpus = visible_gpus()
     if wanted.startswith("cuda:"):  # the job sees all of them, and counts as we do
         number = int(wanted.removeprefix("cuda:"))
-        return [Device(f"gpu-{gpus[number] if number < len(gpus) else number}")]
-    return [Device(f"gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [Device("cores")]
+        return [Device(f"{of_slurm}gpu-{gpus[number] if number < len(gpus) else number}")]
+    return [Device(f"{of_slurm}gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [cores]
 
 
 def visible_gpus() -> list[str]:

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from budget.clock import now
 from run.console import format_seconds
+from run.history import mapping
 from run.record import read_json
 from run.signals import STOPPING, Interrupted
 from sweeps.jobs import (
@@ -29,6 +30,7 @@ from sweeps.jobs import (
     Outcome,
     already,
     anew,
+    held_by,
     last_lines,
     log_size,
     outcome_of,
@@ -78,7 +80,9 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {name: signal.signal(signal.Signals[name], self._handle) for name in STOPPING}
+        # What is ignored stays ignored: nohup means that the sweep is to outlive its terminal.
+        heard = [name for name in STOPPING if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN]
+        before = {name: signal.signal(signal.Signals[name], self._handle) for name in heard}
         try:
             yield
         finally:
@@ -104,6 +108,7 @@ class Queue:
         self.places = {wanted: devices(wanted) for wanted in {job.knobs.device.name for job in jobs}}
         self._watch, self._pool = watch, pool
         self._told: set[str] = set()
+        self._held: dict[int, float] = {}  # when to look again at a job whose run is in use
         self._looked = now()
         self._short = False  # of hours for the job that is next, until another one ends
 
@@ -150,6 +155,12 @@ class Queue:
             self.waiting.remove(job)
             self._end(job, outcome, tries=0, seconds=0.0)
             return False
+        if now() < self._held.get(job.number, 0.0):
+            return False
+        if holder := held_by(job):
+            self._held[job.number] = now() + LOOK_S
+            self._tell(f"{job.label} waits: its run is in use by {holder}")
+            return False
         refusal = self._pool.promise(job) if self._pool else None
         if refusal is None:
             return True
@@ -159,6 +170,7 @@ class Queue:
         else:
             self.waiting.remove(job)
             say(f"{job.label} is not started: {refusal}")
+            self.outcomes[job.number] = not_started(job, refusal)
         return False
 
     def _release(self, job: Job) -> None:
@@ -171,10 +183,20 @@ class Queue:
             lease = try_lease(device)
             if isinstance(lease, Lease):
                 return lease
-            if device.name not in self._told:
-                say(f"{device.name} is in use by {lease}; waiting")
-                self._told.add(device.name)
+            self._tell(f"{device.name} is in use by {lease}; waiting")
         return None
+
+    def _tell(self, line: str) -> None:
+        """Once."""
+        if line not in self._told:
+            say(line)
+            self._told.add(line)
+
+    def _drop(self, why: str) -> None:
+        """Nothing that waits is started any more."""
+        for job in self.waiting:
+            not_started(job, why)
+        self.waiting.clear()
 
     def _collect(self) -> None:
         for each in list(self.running):
@@ -182,7 +204,7 @@ class Queue:
             if code is None:
                 continue
             outcome = outcome_of(each.job, code, each.log_from)
-            if each.stopped_as is not None and outcome.status == "stopped":
+            if each.stopped_as is not None and outcome.status in ("stopped", "killed"):  # killed: it had not begun yet
                 outcome = each.stopped_as
             if outcome.status in RETRIED and each.tries <= each.job.knobs.sweep.retries and not self.stop.name:
                 say(f"{each.job.label} {outcome.status}: {outcome.why}; trying again")
@@ -197,6 +219,8 @@ class Queue:
     def _end(self, job: Job, outcome: Outcome, tries: int, seconds: float) -> None:
         self.outcomes[job.number] = outcome
         self._release(job)
+        if outcome.status == "finished":  # any other may go on, and finds what it has compiled
+            shutil.rmtree(job.compiler_cache, ignore_errors=True)
         self._short = False
         # What needed no process now: an earlier start of the sweep knows how long it took.
         before = {} if tries else read_json(job.record) or {}
@@ -210,7 +234,7 @@ class Queue:
         say(f"{job.label} {outcome.status} ({how_long}): {told}")
         if not outcome.good and job.knobs.sweep.on_error == "stop" and self.waiting:
             say(f"sweep.on_error=stop: {len(self.waiting)} jobs are not started")
-            self.waiting.clear()
+            self._drop("sweep.on_error=stop after a failure")
 
     def _look(self) -> None:
         """Once a second: is a job to be stopped? And on a terminal, what the running ones say, in one line."""
@@ -231,11 +255,19 @@ class Queue:
 
     def _forward(self) -> None:
         """Hand the signal on, once; no job is started any more."""
-        self.waiting.clear()
+        self._drop("the sweep was stopped")
         for each in self.running:
             if each.process.poll() is None and not each.told:
                 each.process.send_signal(signal.Signals[self.stop.name or "SIGTERM"])
                 each.told = True
+
+
+def not_started(job: Job, why: str) -> Outcome:
+    """A row for it in the sweep's table, unless an earlier start of the sweep has left one that says more."""
+    outcome = Outcome("not started", why)
+    if mapping(read_json(job.record)).get("status") in (None, "not started"):
+        write_record(job, outcome, tries=0, seconds=0.0)
+    return outcome
 
 
 def say(line: str) -> None:

@@ -18,8 +18,8 @@ from config import HALVING_RUNGS
 from errors import UserError
 from run.console import format_seconds
 from run.history import is_number, mapping, read_metrics
-from run.record import read_json, write_json
-from sweeps.jobs import Job, Outcome, already, anew, hours_spent, put_away
+from run.record import read_json
+from sweeps.jobs import Job, Outcome, already, anew, hours_spent, put_away, write_record
 from sweeps.local import Queue, Watch, say, value_of
 from sweeps.table import HIGHER_IS_BETTER
 
@@ -94,18 +94,21 @@ def behind_the_median(job: Job, others: Sequence[Sequence[tuple[float, float]]])
 
 
 def median_watch(jobs: Sequence[Job]) -> Watch:
+    ended: dict[Path, list[tuple[float, float]]] = {}  # read once: this runs beside jobs whose seconds count
+
     def watch(job: Job) -> Outcome | None:
-        return behind_the_median(job, [losses_of(path) for path in known_runs(jobs[0].folder) if path != job.run])
+        for path in known_runs(jobs[0].folder):
+            if path not in ended:
+                ended[path] = losses_of(path)
+        return behind_the_median(job, [losses for path, losses in ended.items() if path != job.run])
 
     return watch
 
 
 def known_runs(folder: Path) -> list[Path]:
     """Runs of the sweep that have ended, in this start of it or in an earlier one."""
-    records = [read_json(path) for path in folder.glob("*.json")]
-    return [
-        Path(each["run"]) for each in records if isinstance(each, dict) and each["status"] in ("finished", "pruned")
-    ]
+    records = [mapping(read_json(path)) for path in folder.glob("*.json")]
+    return [Path(each["run"]) for each in records if each.get("status") in ("finished", "pruned")]
 
 
 def rung_watch(rung: float) -> Watch:
@@ -139,15 +142,19 @@ def by_median(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
 
 
 def by_halving(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
-    """All to the first rung, the better half to the second, the better half of those to the end. One that has been at its
-    end before is not to be stopped on the way there, if hours were added since."""
+    """All to the first rung, the better half to the second, the better half of those to the end.
+
+    Who is kept follows from the runs alone: all that came past a rung are ranked there, those that went on from it or stopped
+    at it in an earlier start of the sweep as well, so that the same command halves no second time. One that has been at its
+    end before is not to be stopped on the way there, if hours were added since.
+    """
     outcomes: dict[int, Outcome] = {}
     through = [job for job in jobs if (job.run / "result.json").exists()]
-    going = [job for job in jobs if job not in through]
+    going = list(jobs)
     for rung in HALVING_RUNGS:
         watch = rung_watch(rung)
-        there = {job.number: paused for job in going if not already(job) and (paused := watch(job)) is not None}
-        found = there | queue([job for job in going if job.number not in there], watch, pool)
+        there = {job.number: paused for job in going if not lost(job) and (paused := watch(job)) is not None}
+        found = there | queue([job for job in going if job.number not in there and job not in through], watch, pool)
         outcomes |= found
         if failure_stops(jobs, outcomes):
             return outcomes
@@ -155,11 +162,18 @@ def by_halving(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
         keep = max(1, math.ceil(len(ended) / 2))
         ranked = sorted(ended, key=lambda job: loss_at_rung(losses_of(job.run), rung))
         for job in ranked[keep:]:
-            why = f"behind {keep} of {len(ended)} at {rung:.0%} of the budget"
-            outcomes[job.number] = Outcome("pruned", why, outcomes[job.number].value)
-            mark(job, outcomes[job.number])
+            if job not in through:
+                why = f"behind {keep} of {len(ended)} at {rung:.0%} of the budget"
+                outcomes[job.number] = Outcome("pruned", why, outcomes[job.number].value)
+                mark(job, outcomes[job.number])
         going = [job for job in jobs if job in ranked[:keep]]
-    return outcomes | queue(through + going, None, pool)
+    return outcomes | queue([job for job in jobs if job in through or job in going], None, pool)
+
+
+def lost(job: Job) -> bool:
+    """Whether nothing will come of a job any more, however far it came."""
+    outcome = already(job)
+    return outcome is not None and not outcome.good
 
 
 def failure_stops(jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> bool:
@@ -170,8 +184,8 @@ def failure_stops(jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> bool:
 def mark(job: Job, outcome: Outcome) -> None:
     """Say and record that a job that had paused does not go on."""
     say(f"{job.label} {outcome.status}: {outcome.why}")
-    record = read_json(job.record) or {}
-    write_json(job.record, record | {"status": outcome.status, "why": outcome.why})
+    before = mapping(read_json(job.record))
+    write_record(job, outcome, before.get("tries", 0), before.get("seconds", 0.0))
 
 
 def queue(jobs: Sequence[Job], watch: Watch | None, pool: Pool) -> dict[int, Outcome]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -19,6 +21,7 @@ from run.directory import lock, set_aside
 from run.record import read_json, write_json
 from sweeps.around import FIXED, VALUES, plan_of
 from sweeps.jobs import ROOT
+from sweeps.table import HIGHER_IS_BETTER
 
 CURRENT: Path | None = None  # the sweep that this process launched
 _PLANS: dict[str, dict[str, Any]] = {}
@@ -33,6 +36,11 @@ def around(what: str, *, _root_: DictConfig) -> str:
     """
     if what not in VALUES:
         raise UserError(f"${{around:{what}}} is not known; allowed: {', '.join(VALUES)}")
+    if _root_.hydra.launcher._target_.endswith(".SlurmLauncher") and _root_.device.name == "auto":
+        raise UserError(
+            "this sweep takes values around the plan, and device.name=auto would plan for the machine that it is started on; name"
+            " the device of Slurm's nodes, e.g. device=a100"
+        )
     place = Path(_root_.hydra.sweep.dir).absolute() / "sweep.json"
     about = read_json(place) or {}
     chosen = about.get("around") or {}
@@ -59,7 +67,13 @@ def slurm_minutes(*, _root_: DictConfig) -> int:
     return math.ceil(66 * hours + 15)
 
 
+def direction(*, _root_: DictConfig) -> str:
+    """Which way is better in the sweep's metric, as Optuna calls it."""
+    return "maximize" if _root_.sweep.metric in HIGHER_IS_BETTER else "minimize"
+
+
 OmegaConf.register_new_resolver("around", around, replace=True)
+OmegaConf.register_new_resolver("direction", direction, replace=True)
 OmegaConf.register_new_resolver("slurm_minutes", slurm_minutes, replace=True)
 
 
@@ -98,7 +112,19 @@ def not_kept(config: DictConfig) -> list[str]:
     else:
         return []
     hours_line = [] if hours is None else [f"sweep.hours={hours} {why}"]
-    return hours_line + ([] if prune == "none" else [f"sweep.prune={prune} {why}"])
+    alone = not hydra.launcher._target_.endswith(".IsolatedLauncher") and sweep.get("on_error") == "stop"
+    stop_line = [f"sweep.on_error=stop {why}"] if alone else []
+    return hours_line + ([] if prune == "none" else [f"sweep.prune={prune} {why}"]) + stop_line
+
+
+def settings_of(config: DictConfig) -> str:
+    """A digest of all that the jobs share: with an edited file or other defaults they are other jobs."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    shared = {str(key): value for key, value in plain.items() if key != "hydra" and not _beside_the_point(str(key))}
+    for group, leaf in (name.split(".") for name in NOT_IDENTITY if "." in name and name != "model.size"):
+        shared[group].pop(leaf, None)
+    return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def definition_of(config: DictConfig) -> dict[str, Any]:
@@ -106,7 +132,7 @@ def definition_of(config: DictConfig) -> dict[str, Any]:
     overrides = [each for each in config.hydra.overrides.task if not _beside_the_point(each.split("=")[0])]
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
     known = config.get("sweep", {}).get("known")
-    return {"overrides": sorted(overrides), "params": params, "known": known}
+    return {"overrides": sorted(overrides), "params": params, "known": known, "settings": settings_of(config)}
 
 
 def swept_keys(config: DictConfig) -> list[str]:

@@ -22,7 +22,7 @@ from run import curves, page
 from run.console import Console, format_count, format_seconds
 from run.history import column, finite, read_metrics
 from sweeps.jobs import GOOD
-from sweeps.table import Row, Sweep, as_csv, cells_of, columns_of, hours_of, read_sweep, short, verdict
+from sweeps.table import Row, Sweep, as_csv, cells_of, columns_of, hours_of, ranked, read_sweep, short, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,9 +52,9 @@ def show(sweep: Sweep, console: Console, force: bool = False) -> None:
     console.table(f"Sweep {sweep.name}", columns_of(sweep), [cells_of(sweep, row) for row in sweep.rows])
     for line in verdict(sweep, force):
         console.say(line)
-    if sweep.groups:
-        console.say(f"again   {sweep.command_of(sweep.groups[0].rows[0])}")
-    if any(row.status not in GOOD for row in sweep.rows):
+    if best := ranked(sweep, force):
+        console.say(f"again   {sweep.command_of(best[0].rows[0])}")
+    if any(row.status not in GOOD or row.status == "not started" for row in sweep.rows):
         console.say("the same command tries again what did not finish")
     for path in write(sweep, force):
         console.say(f"wrote   {os.path.relpath(path)}")
@@ -91,8 +91,9 @@ def _headline(sweep: Sweep, force: bool) -> str:
     done = sum(row.finished for row in asked_for)
     hours = sum(row.hours_spent for row in sweep.rows)
     tiles = [("Jobs finished", f"{done} of {len(asked_for)}"), ("Hours spent", f"{hours:.3g}")]
-    if sweep.groups:
-        tiles.append((f"Best {sweep.metric}", f"{sweep.groups[0].mean:.4f}"))
+    best = ranked(sweep, force)
+    if best:
+        tiles.append((f"Best {sweep.metric}", f"{best[0].mean:.4f}"))
     if sweep.noise is not None:
         tiles.append(("Noise of one run", f"{sweep.noise:.4f}"))
     boxes = "".join(f"<div><dt>{page.text(label)}</dt><dd>{page.text(value)}</dd></div>" for label, value in tiles)
@@ -100,8 +101,8 @@ def _headline(sweep: Sweep, force: bool) -> str:
     lines = "".join(f"<p>{page.text(line)}</p>" for line in verdict(sweep, force))
     known = f'<p class="note">Known so far: {page.text(sweep.known)}</p>' if sweep.known else ""
     again = ""
-    if sweep.groups:
-        again = f"<p>The best one alone:</p><pre>{page.text(sweep.command_of(sweep.groups[0].rows[0]))}</pre>"
+    if best:
+        again = f"<p>The best one alone:</p><pre>{page.text(sweep.command_of(best[0].rows[0]))}</pre>"
     return (
         f'<header class="{kind}"><h1>Sweep {page.text(sweep.name)}</h1><dl class="tiles">{boxes}</dl>{lines}{known}{again}'
         "</header>"

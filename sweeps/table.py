@@ -18,7 +18,10 @@ from run.record import read_json
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
-TIE = 2.0  # standard errors of a difference; less is called a tie
+# Standard errors that 5 % of differences pass by luck alone, by the degrees of freedom that the noise was measured with
+# (Student 1908): with three seeds it is 4.3, not 2.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+SAME_BUDGET = 2.0  # noise is taken from runs whose hours are within this factor
 UNEQUAL = 1.2  # the fastest job of a shape against the slowest: from here on it is worth a warning
 
 
@@ -94,6 +97,7 @@ class Sweep:
     rows: list[Row]
     noise: float | None
     noise_from: str
+    freedom: int = 0  # degrees of freedom of the noise
     keys: list[str] = field(default_factory=list)
 
     @property
@@ -121,13 +125,22 @@ class Sweep:
         """Groups that noise does not tell from the best one; empty where noise is not known."""
         if self.noise is None:
             return []
+        limit = student(self.freedom) * self.noise
         return [
             group
             for group in self.groups
             if group is not best
             and group.settings != best.settings
-            and abs(group.mean - best.mean) <= TIE * self.noise * math.sqrt(1 / len(group.rows) + 1 / len(best.rows))
+            and abs(group.mean - best.mean) <= limit * math.sqrt(1 / len(group.rows) + 1 / len(best.rows))
         ]
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t; beyond the table by its expansion in 1/freedom (Abramowitz & Stegun 26.7.5)."""
+    if freedom <= len(STUDENT):
+        return STUDENT[max(1, freedom) - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -144,11 +157,11 @@ def read_sweep(folder: Path) -> Sweep:
         _row(each, {key: settings.get(key, "-") for key in keys}, metric)
         for each, settings in zip(found, given, strict=True)
     ]
-    noise, noise_from = noise_of(rows)
+    noise, noise_from, freedom = noise_of(rows)
     if noise is None:
-        noise, noise_from = noise_of_sibling(folder, metric, rows)
+        noise, noise_from, freedom = noise_of_sibling(folder, metric, rows)
     known = (about.get("definition") or {}).get("known")
-    return Sweep(folder, about["name"], metric, known, about["command"], rows, noise, noise_from, keys)
+    return Sweep(folder, about["name"], metric, known, about["command"], rows, noise, noise_from, freedom, keys)
 
 
 def _parts(override: str) -> tuple[str, str]:
@@ -184,33 +197,49 @@ def _row(record: dict[str, Any], settings: dict[str, str], metric: str) -> Row:
     return replace(row, value=row.of("eval", metric)) if asked else row
 
 
-def noise_of(rows: list[Row]) -> tuple[float | None, str]:
-    """Standard deviation between runs that differ in the seed alone, pooled over the settings that have several."""
+def noise_of(rows: list[Row]) -> tuple[float | None, str, int]:
+    """Standard deviation between runs that differ in the seed alone, pooled over the settings that have several; where it is
+    from, and its degrees of freedom."""
     groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
     for row in rows:
         if row.finished and row.value is not None and SEED in row.settings:
             groups.setdefault(row.group, []).append(row.value)
     several = [values for values in groups.values() if len(values) > 1]
     if not several:
-        return None, ""
+        return None, "", 0
     squares = sum((value - statistics.mean(values)) ** 2 for values in several for value in values)
     freedom = sum(len(values) - 1 for values in several)
-    return math.sqrt(squares / freedom), f"{freedom + len(several)} runs with other seeds"
+    return math.sqrt(squares / freedom), f"{freedom + len(several)} runs with other seeds", freedom
 
 
-def noise_of_sibling(folder: Path, metric: str, rows: list[Row]) -> tuple[float | None, str]:
-    """The noise that the sweep `seeds` beside this one found, in the metric of this one's rows."""
+def noise_of_sibling(folder: Path, metric: str, rows: list[Row]) -> tuple[float | None, str, int]:
+    """The noise that the sweep `seeds` beside this one found, in the metric of this one's rows; where its runs were no others
+    than these: noise is larger in short runs than in long ones, and another on another text."""
     sibling = folder.parent / "seeds"
     if sibling == folder or not (sibling / "sweep.json").exists():
-        return None, ""
+        return None, "", 0
     seeds = [replace(row, value=row.of("eval", metric)) for row in read_sweep(sibling).rows]
-    noise, _ = noise_of(seeds)
+    noise, _, freedom = noise_of(seeds)
     if noise is None:
-        return None, ""
+        return None, "", 0
+    if unlike := _unlike(rows, seeds):
+        return None, f"the sweep `seeds` beside this one had {unlike}, so its noise is not this one's", 0
     values, theirs = ([row.value for row in some if row.finished and row.value] for some in (rows, seeds))
     if metric == "perplexity" and values:  # it is the logarithm whose noise is the same at any height
         noise *= statistics.median(values) / statistics.median(theirs)
-    return noise, "the sweep `seeds` beside this one"
+    return noise, "the sweep `seeds` beside this one", freedom
+
+
+def _unlike(rows: list[Row], seeds: list[Row]) -> str:
+    """What the finished runs of one sweep do not share with those of another; nothing where they can be compared."""
+    ours, theirs = ([row for row in some if row.finished] for some in (rows, seeds))
+    for what, part, key in (("another text", "data", "fingerprint"), ("another device", "environment", "device")):
+        if {row.of(part, key) for row in ours} - {row.of(part, key) for row in theirs}:
+            return what
+    if not ours:
+        return ""
+    mine, other = (statistics.median(row.hours_spent for row in some) for some in (ours, theirs))
+    return "another budget" if max(mine, other) > SAME_BUDGET * min(mine, other) else ""
 
 
 def columns_of(sweep: Sweep) -> list[str]:
@@ -271,12 +300,18 @@ def as_csv(sweep: Sweep) -> str:
     return text.getvalue()
 
 
+def ranked(sweep: Sweep, force: bool = False) -> list[Group]:
+    """The groups, the best first; none where equal hours were on different devices, unless forced."""
+    apart = len(sweep.devices) > 1 and any(row.of("budget", "hours") for row in sweep.rows)
+    return [] if apart and not force else sweep.groups
+
+
 def verdict(sweep: Sweep, force: bool = False) -> list[str]:
     """What the sweep says, in sentences; the first names the winner, or why there is none."""
-    groups = sweep.groups
-    if not groups:
+    groups = ranked(sweep, force)
+    if not sweep.groups:
         return ["No job has finished, so there is nothing to compare."]
-    if len(sweep.devices) > 1 and not force and any(row.of("budget", "hours") for row in sweep.rows):
+    if not groups:
         return [
             f"The jobs ran on different devices ({', '.join(sweep.devices)}): equal hours are not equal budgets, so they"
             " are not ranked; --force ranks them all the same."
@@ -286,12 +321,13 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
     lines = [f"Best: {best.label} with {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
     if len(groups) == 1:
         lines = [f"{best.label}: {sweep.metric} {best.mean:.4f}{_of_runs(best)}."]
-    slower = _unequal_speeds(sweep)
-    lines += unequal + slower
+    slower, short_of = _unequal_speeds(sweep), _cut_short(sweep)
+    lines += unequal + slower + short_of
     if sweep.noise is None:
         if len(groups) > 1:
+            why = f" ({sweep.noise_from})" if sweep.noise_from else ""
             lines.append(
-                "How large noise is was not measured: differences may mean nothing. Add seed=1,2,3 to the sweep."
+                f"How large noise is was not measured{why}: differences may mean nothing. Add seed=1,2,3 to the sweep."
             )
         return lines
     lines.append(f"Noise of one run: {sweep.noise:.4f} (from {sweep.noise_from}).")
@@ -300,7 +336,7 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
         lines.append(f"Within noise of it, a tie: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in ties)}.")
     worse = [group for group in groups[1:] if group not in ties]
     if worse:
-        doubt = ", for which the machine's speed may be the reason" if slower else ""
+        doubt = ", for which the machine's speed may be the reason" if slower or short_of else ""
         lines.append(f"Worse by more than noise{doubt}: {'; '.join(f'{g.label} ({g.mean:.4f})' for g in worse)}.")
     return lines
 
@@ -313,6 +349,23 @@ def _unequal_scores(sweep: Sweep) -> list[str]:
     return [
         f"Not all were scored on the same text: {sizes[0]:,} to {sizes[-1]:,} validation tokens, as their seconds allowed;"
         f" eval.tokens={sizes[0]} or a larger eval.max_fraction makes them comparable."
+    ]
+
+
+def _cut_short(sweep: Sweep) -> list[str]:
+    """A warning where jobs with a budget in FLOPs, tokens or steps ended by their hours instead."""
+    cut = [
+        f"#{row.number}"
+        for row in sweep.rows
+        if row.finished
+        and row.result.get("stopped_by") == "hours"
+        and any(row.of("budget", each) for each in ("flops", "tokens", "steps"))
+    ]
+    if not cut:
+        return []
+    return [
+        f"Their hours ended before their budget of compute was spent: {', '.join(cut)}; they stand for what they did spend, and a"
+        " larger budget.hours lets them reach it."
     ]
 
 
@@ -342,6 +395,7 @@ def hours_of(sweep: Sweep) -> list[tuple[str, float]]:
         (kind, sum(r.hours_spent for r in sweep.rows if kind == ("a longer run of the best" if r.longer else r.status)))
         for kind in kinds
     ]
+    spent = [(kind, hours) for kind, hours in spent if hours or kind != "not started"]
     saved = sum(max(0.0, row.hours - row.hours_spent) for row in sweep.rows if row.status == "pruned" and row.hours)
     return spent + ([("left by those that were pruned", saved)] if saved else [])
 

@@ -68,7 +68,16 @@ def test_a_driver_that_does_not_answer_leaves_the_cores(tmp_path: Path, monkeypa
 
 def test_what_slurm_gave_is_leased_by_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert devices("auto") == [Device("slurm-17")]
+    assert [each.name for each in devices("cpu")] == ["slurm-17-cores"]
+
+
+def test_each_gpu_that_slurm_gave_has_a_job_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(tmp_path, monkeypatch, "printf '0\\n1\\n2\\n3\\n'")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    found = devices("auto")
+    assert [each.name for each in found] == ["slurm-17-gpu-2", "slurm-17-gpu-3"]
+    assert [each.environment for each in found] == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
 
 
 def test_a_name_of_the_device_table_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

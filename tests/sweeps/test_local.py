@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from run.directory import lock
 from sweeps import local
 from sweeps.jobs import Job, Outcome, write_record
 from sweeps.lease import Device, Lease, try_lease
-from sweeps.local import Queue
+from sweeps.local import Queue, Stop
 from sweeps.pool import Pool
 from tests.sweeps.test_pool import job, left_behind
 
@@ -28,6 +30,9 @@ class Process:
     def __init__(self, act: Act) -> None:
         self._act = act
         self._code: int | None = None
+
+    def terminate(self) -> None:
+        self._code = -signal.SIGTERM
 
     def poll(self) -> int | None:
         if self._code is None:
@@ -183,3 +188,77 @@ def test_hours_are_kept_for_a_job_that_goes_on_until_it_has_ended(
     started = acting(works)
     Queue(jobs, pool=Pool(1.5, jobs)).run()
     assert started == [0]
+
+
+def test_a_run_that_another_process_works_in_is_waited_for(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a sweep that was killed, whose jobs live on, or another one that holds the same job; other jobs do not wait."""
+    monkeypatch.setattr(local, "LOOK_S", 0.0)
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    jobs = [job(tmp_path, number) for number in range(2)]
+    jobs[0].run.mkdir(parents=True)
+    held = lock(jobs[0].run)
+
+    def works(job: Job) -> Act:
+        yield
+        held.close()  # the other process of the first job ends meanwhile
+        ended(job)
+        return 0
+
+    started = acting(works)
+    Queue(jobs).run()
+    assert started == [1, 0]
+    assert capsys.readouterr().out.count("waits: its run is in use by process") == 1
+
+
+def test_a_job_that_is_pruned_before_it_could_save_is_pruned_all_the_same(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOOK_S", 0.0)
+    one = job(tmp_path, 0)
+    left_behind(one, [5.0, 4.9, 4.8], 0.3, "stopped")  # by an earlier start of the sweep
+
+    def imports(job: Job) -> Act:
+        while True:
+            yield
+
+    started = acting(imports)
+    queue = Queue([one], lambda job: Outcome("pruned", "behind", 4.8))
+    queue.run()
+    assert started == [0]
+    assert queue.outcomes[0].status == "pruned"
+
+
+def test_a_sweep_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = Stop()
+        with stop.watching():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.name is None
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop.name == "SIGUSR1"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_jobs_that_the_hours_did_not_reach_are_rows_of_the_table(tmp_path: Path, acting: Acting) -> None:
+    """They are no failures; with more hours they start."""
+    jobs = [job(tmp_path, number, pool_hours=1.0) for number in range(2)]
+
+    def works(job: Job) -> Act:
+        ended(job)
+        yield
+        return 0
+
+    acting(works)
+    queue = Queue(jobs, pool=Pool(1.0, jobs))
+    queue.run()
+    assert queue.outcomes[1].good
+    assert record(jobs[1])["status"] == "not started"
+    assert "sweep.hours=1" in record(jobs[1])["why"]
+    acting(works)
+    Queue(jobs, pool=Pool(2.0, jobs)).run()
+    assert record(jobs[1])["status"] == "finished"

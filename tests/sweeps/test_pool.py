@@ -158,6 +158,54 @@ def test_halving_keeps_the_better_half_twice(tmp_path: Path, monkeypatch: pytest
     assert json.loads(jobs[7].record.read_text())["status"] == "pruned"
 
 
+def test_halving_that_was_interrupted_goes_on_and_halves_no_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted on the way to its second rung, then before the last two went to the end."""
+    jobs = [job(tmp_path, number, prune="halving") for number in range(8)]
+    ran: list[int] = []
+    stops_after = [9, 3, 99]  # jobs, of each start
+
+    def queue(some: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
+        outcomes = {}
+        for each in some:
+            done = already(each)
+            if done is None:
+                if not stops_after[0]:
+                    raise Interrupted("SIGINT")
+                stops_after[0] -= 1
+                ran.append(each.number)
+                length = 3 if watch and not losses_of(each.run) else 5 if watch else 10
+                curve = [5.0 - 0.3 * i + 0.1 * each.number for i in range(length)]
+                left_behind(each, curve, 0.1 * length, "stopped" if watch else "finished")
+                if not watch:
+                    (each.run / "result.json").write_text(json.dumps({"eval": {"loss": curve[-1]}}))
+                done = watch(each) if watch else Outcome("finished", "", curve[-1])
+                assert done is not None
+                write_record(each, done, 1, 1.0)
+            outcomes[each.number] = done
+        return outcomes
+
+    monkeypatch.setattr(pool, "queue", queue)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            by_halving(jobs, Pool(None, jobs))
+        stops_after.pop(0)
+    outcomes = by_halving(jobs, Pool(None, jobs))
+    assert ran == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 0, 1]
+    assert [outcomes[n].status for n in range(8)] == ["finished"] * 2 + ["pruned"] * 6
+
+
+def test_a_job_that_is_ranked_out_without_a_record_gets_a_whole_one(tmp_path: Path) -> None:
+    """It was begun alone, or its sweep died: the next start of the sweep reads what this one wrote."""
+    one = job(tmp_path, 3, prune="halving")
+    left_behind(one, [5.0, 4.9, 4.8], 0.3, "stopped")
+    pool.mark(one, Outcome("pruned", "behind 2 of 4", 4.8))
+    assert already(one) == Outcome("pruned", "behind 2 of 4", 4.8)
+    assert json.loads(one.record.read_text())["run"] == str(one.run)
+    assert pool.known_runs(one.folder) == [one.run]
+
+
 def test_halving_ranks_by_what_was_seen_where_steps_are_too_large_to_be_seen_at_the_rung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

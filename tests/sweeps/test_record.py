@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from config import NOT_IDENTITY
 from errors import UserError
 from sweeps import record
 from tests.conftest import ROOT
@@ -44,6 +45,28 @@ def test_another_sweep_of_the_name_sets_the_first_aside(tmp_path: Path) -> None:
     assert json.loads((folder / "sweep.json").read_text())["around"] == {}
 
 
+def test_a_sweep_whose_file_or_defaults_have_changed_is_another(tmp_path: Path) -> None:
+    """Or its earlier runs would pass for other seeds of the new ones; what does not reach a run changes nothing."""
+    content = {name: {leaf: 1} for name, leaf in (part.split(".") for part in NOT_IDENTITY if part.count(".") == 1)}
+    content |= {"schedule": {"warmup": 0.05}, "hydra": {"mode": "RUN"}, "output_dir": "a"}
+    first = record.settings_of(OmegaConf.create(content))
+    content |= {"output_dir": "b", "hydra": {"mode": "MULTIRUN"}, "plan": {"folder": "c"}}
+    assert record.settings_of(OmegaConf.create(content)) == first
+    assert record.settings_of(OmegaConf.create(content | {"schedule": {"warmup": 0.1}})) != first
+
+
+def test_values_around_a_plan_of_this_machine_are_not_taken_to_slurm() -> None:
+    target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    root = {"hydra": {"launcher": {"_target_": target}}, "device": {"name": "auto"}}
+    with pytest.raises(UserError, match="device=a100"):
+        record.around("size", _root_=OmegaConf.create(root))
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("loss", "minimize"), ("accuracy", "maximize")])
+def test_optuna_is_told_which_way_is_better(metric: str, direction: str) -> None:
+    assert record.direction(_root_=OmegaConf.create({"sweep": {"metric": metric}})) == direction
+
+
 def test_a_sweep_that_runs_is_not_started_twice(tmp_path: Path) -> None:
     record.begin(tmp_path / "s", {}, ABOUT)
     code = f"from pathlib import Path; from sweeps.record import begin; begin(Path({str(tmp_path / 's')!r}), {{}}, {ABOUT!r})"
@@ -76,6 +99,7 @@ JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.Jobli
         (OPTUNA, ISOLATED, {"prune": "median"}, ["sweep.prune=median"]),
         (BASIC | {"max_batch_size": 2}, ISOLATED, {"prune": "halving"}, ["sweep.prune=halving"]),
         (OPTUNA, JOBLIB, {}, []),
+        (BASIC, JOBLIB, {"on_error": "stop"}, ["sweep.on_error=stop"]),
         (BASIC, JOBLIB, {"hours": 5, "prune": "median"}, ["sweep.hours=5", "sweep.prune=median"]),
     ],
 )

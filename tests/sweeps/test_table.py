@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sweeps.report import render
-from sweeps.table import as_csv, columns_of, hours_of, read_sweep, verdict
+from sweeps.table import as_csv, columns_of, hours_of, read_sweep, student, verdict
 
 
 def sweep_folder(
@@ -83,6 +83,44 @@ def test_noise_comes_from_the_sweep_of_seeds_beside_it(tmp_path: Path) -> None:
     assert [group.label for group in sweep.ties(sweep.groups[0])] == ["a=2"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"fingerprint": "another"}}, "another text"),
+        ({"environment": {"device": "NVIDIA A100"}}, "another device"),
+    ],
+)
+def test_noise_of_other_runs_is_not_borrowed(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    seeds = {f"job{n}": changes for n in range(3)}
+    sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
+    sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)]))
+    assert sweep.noise is None
+    assert said in verdict(sweep)[1]
+
+
+def test_noise_of_much_shorter_runs_is_not_borrowed(tmp_path: Path) -> None:
+    seeds = sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds")
+    for path in (seeds / "jobs").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"hours_spent": 0.005}))
+    assert "another budget" in verdict(read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)])))[1]
+
+
+def test_a_difference_has_to_be_larger_where_few_runs_tell_what_noise_is(tmp_path: Path) -> None:
+    """Of three seeds, 2.5 times the noise says nothing; the quantiles are those of the printed tables."""
+    sweep_folder(tmp_path, [([f"seed={n}"], loss) for n, loss in enumerate((4.0, 4.1, 4.2))], name="seeds")
+    sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.5), (["a=3"], 4.7)]))
+    assert [group.label for group in sweep.ties(sweep.groups[0])] == ["a=2"]
+    assert [round(student(freedom), 3) for freedom in (2, 10, 30, 120)] == [4.303, 2.228, 2.042, 1.98]
+
+
+def test_a_budget_of_compute_that_its_hours_cut_short_is_said(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)], job0={"budget": {"flops": 1e12}})
+    path = tmp_path / "outputs" / "s-0" / "result.json"
+    assert not any("before their budget" in line for line in verdict(read_sweep(folder)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped_by": "hours"}))
+    assert any("before their budget of compute was spent: #0;" in line for line in verdict(read_sweep(folder)))
+
+
 def test_the_noise_of_perplexities_grows_with_them(tmp_path: Path) -> None:
     """That of the sweep of seeds is taken in the metric of the other: here twice as high, at twice the perplexity."""
     seeds = {f"job{n}": {"eval": {"perplexity": value}} for n, value in enumerate((48.0, 50.0, 52.0))}
@@ -113,6 +151,8 @@ def test_failures_are_in_the_table_and_out_of_the_ranking(tmp_path: Path) -> Non
 def test_equal_hours_on_different_devices_are_not_ranked(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)], job1={"environment": {"device": "NVIDIA A100"}})
     assert "not ranked" in verdict(read_sweep(folder))[0]
+    assert "Best loss" not in render(read_sweep(folder))
+    assert "Best loss" in render(read_sweep(folder), force=True)
     assert verdict(read_sweep(folder), force=True)[0].startswith("Best: a=1")
 
 
