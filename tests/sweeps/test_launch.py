@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -25,10 +26,10 @@ def fault_of():
         return None
     path = os.path.join(words[words.index("-cd") + 1], words[words.index("-cn") + 1] + ".yaml")
     try:
-        found = re.search(r"^seed: (\\d+)$", open(path).read(), re.M)
+        found = re.search(r"^ *{KNOB}: ([0-9.]+)$", open(path).read(), re.M)
     except OSError:
         return None
-    return FAULTS.get(int(found[1])) if found else None
+    return FAULTS.get(float(found[1])) if found else None
 
 def watch(event, arguments, fault=fault_of()):
     if fault and event == "open" and str(arguments[0]).endswith("metrics.jsonl"):
@@ -67,12 +68,12 @@ def records(place: Path, name: str) -> list[dict[str, object]]:
     return sorted((json.loads(path.read_text()) for path in paths), key=lambda record: record["number"])
 
 
-def with_faults(folder: Path, faults: dict[int, str]) -> tuple[Path, Path]:
-    """The folder for PYTHONPATH, and the file whose presence turns the faults on."""
+def with_faults(folder: Path, faults: dict[float, str], knob: str = "seed") -> tuple[Path, Path]:
+    """The folder for PYTHONPATH, and the file whose presence turns the faults on. faults: by the value of `knob`."""
     switch = folder / "on"
     switch.touch()
     (folder / "sitecustomize.py").write_text(
-        FAULTS.replace("{FAULTS}", repr(faults)).replace("{on!r}", repr(str(switch)))
+        FAULTS.replace("{FAULTS}", repr(faults)).replace("{on!r}", repr(str(switch))).replace("{KNOB}", knob)
     )
     return folder, switch
 
@@ -148,18 +149,27 @@ def test_stop_at_the_first_failure_where_that_is_asked_for(place: Path, tmp_path
 
 @pytest.mark.slow
 def test_eight_jobs_of_which_five_fail_in_five_ways(place: Path, tmp_path: Path) -> None:
-    faults, switch = with_faults(tmp_path, {1: "raise", 2: "exit", 3: "kill", 4: "memory"})
-    arguments = ("budget.steps=300", "seed=1,2,3,4,5,6,7,8", "name=eight", "sweep.retries=0")
-    answer = sweep(place, *arguments, faults=faults)
+    """The other three finish, the table says why each failed, and the same command finishes what can be finished."""
+    rates = {0.001: "raise", 0.002: "exit", 0.003: "kill", 0.004: "memory"}
+    faults, switch = with_faults(tmp_path, rates, "learning_rate")
+    sweeping = ("optim.learning_rate=0.001,0.002,0.003,0.004,99,0.005,0.006,0.007", *WILD[1:])
+    arguments = ("budget.steps=400", *sweeping, "name=eight", "sweep.retries=0")
+    tiny = tuple(knob for knob in TINY if not knob.startswith("optim.learning_rate"))  # a fixed value has the last word
+    answer = sweep(place, *arguments, faults=faults, tiny=tiny)
     assert answer.returncode == 1
     found = records(place, "eight")
-    assert [record["status"] for record in found] == ["failed", "failed", "killed", "out of memory", *["finished"] * 4]
+    failed = ["failed", "failed", "killed", "out of memory", "diverged"]
+    assert [record["status"] for record in found] == [*failed, *["finished"] * 3], answer.stdout
     assert "nobody thought of" in str(found[0]["why"])
+    page = (place / "outputs" / "sweeps" / "eight" / "report.html").read_text()
+    assert all(html.escape(str(record["why"])) in page for record in found[:5])
     switch.unlink()
-    assert sweep(place, *arguments, faults=faults).returncode == 0
-    wild = sweep(place, "budget.steps=400", "seed=1,2", *WILD, "name=wild")
-    assert wild.returncode == 1
-    assert [record["status"] for record in records(place, "wild")] == ["diverged", "diverged"]
+    assert sweep(place, *arguments, faults=faults, tiny=tiny).returncode == 1
+    assert [record["status"] for record in records(place, "eight")] == [
+        *["finished"] * 4,
+        "diverged",
+        *["finished"] * 3,
+    ]
 
 
 @pytest.mark.slow
@@ -184,3 +194,5 @@ def test_a_trial_that_diverges_is_a_failed_trial_and_never_a_nan(place: Path) ->
     statuses = {record["status"] for record in records(place, "tpe")}
     assert statuses == {"finished", "diverged"}, answer.stdout + answer.stderr
     assert answer.returncode == 0, answer.stdout + answer.stderr
+    again = sweep(place, "hydra/sweeper=tpe", *space, "budget.steps=300", *WILD[1:], "name=tpe", tiny=tiny)
+    assert "started on" not in again.stdout, "the same command proposes the same trials"
