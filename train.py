@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,7 +284,9 @@ def fit(session: Session, trainer: Trainer) -> str:
     watch = SpeedWatch(clock.limits.seconds, machine.look, session.console.warn, trainer.metrics.write)
     # Tables are not clipped: their steps have the same size whatever the gradient's, and a sparse gradient has no norm yet.
     clipped = [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
-    with session.signals.deferred(), session.console.progress() as bar:
+    clock.steps_ahead = machine.steps_ahead
+    # What lies between two steps, a millisecond or two, is training as well; evaluations and checkpoints book themselves.
+    with session.signals.deferred(), session.console.progress() as bar, clock.charge("train"):
         while True:
             left, tightest = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
             if left == 0 or clock.progress >= 1.0:
@@ -355,11 +358,12 @@ class LateMetrics:
         self.session, self.trainer = session, trainer
         self.loss: float | None = trainer.state.loss
         self.spike = trainer.spike = Spike(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
-        self._waiting: tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None = None
+        self._waiting: tuple[Callable[[], list[float]], dict[str, Any]] | None = None
         self._written = -1.0
 
     def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        self._waiting = (loss, norm, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
+        numbers = self.trainer.machine.later(loss, norm)
+        self._waiting = (numbers, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
 
     def calm(self) -> bool:
         """Whether the loss, the last step's included, is where it should be: two checkpoints are kept, and no more than one
@@ -371,9 +375,9 @@ class LateMetrics:
         """Raises Diverged when the model is lost: the rest of the budget would be thrown after it."""
         if self._waiting is None:
             return
-        loss, norm, point = self._waiting
+        numbers, point = self._waiting
         step, self._waiting = point["step"], None
-        self.loss = loss.item()
+        self.loss, norm = numbers()
         if finite(self.loss) is None:
             raise Diverged(f"the loss of step {step} is {self.loss}", step)
         if self.spike.lasts(self.loss):
@@ -386,7 +390,7 @@ class LateMetrics:
         self._written = point["progress"]
         rate = self.session.clock.tokens_per_second(self.trainer.cost)
         mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.machine.peak_flops
-        point |= {"loss": self.loss, "grad_norm": norm.item(), "tokens_per_second": rate, "mfu": mfu}
+        point |= {"loss": self.loss, "grad_norm": norm, "tokens_per_second": rate, "mfu": mfu}
         self.trainer.metrics.write(point)
         self.session.dashboard.log(point)
 

@@ -2,9 +2,10 @@
 
     python -m bench.ablate ../shared/corpus/slimpajama --minutes 2      # two hours on two idle cores
 
-Every run has the same seconds, all included, and the same validation tokens; seeds take turns, so that a machine that
-wanders treats all alike. `noise` is the standard deviation over seeds, pooled over the rows. A run that is finished is not
-run again. Writes bench/results/ablate.json.
+Every run has the same seconds, all included, and the same validation tokens. A shared machine wanders by more than most parts
+buy, and the same for all seeds: so the recipe itself is run again after every third row, whose order is another with each
+seed, and a row is held against the two runs of its recipe before and after it. `noise` is the standard deviation of such a
+difference, from the rows that have several seeds. A run that is finished is not run again. Writes bench/results/ablate.json.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from bench.own import run_for
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
+BETWEEN = 3  # rows from one run of the recipe to the next
 MODERN = ("model=modern", "optim=muon", "schedule=linear", "model.block_size=64")
 CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=64")
 
@@ -69,25 +73,56 @@ def rows_of(sizes: list[str]) -> dict[str, list[str]]:
     return rows
 
 
+def order_of(rows: dict[str, list[str]], seed: int) -> Iterator[tuple[str, str]]:
+    """Names of the runs of a seed, and of the row that each is one of: the recipe, three rows, the recipe, ..., the recipe."""
+    for recipe in ("modern", "classic"):
+        changed = [name for name in rows if name.startswith(f"{recipe} ")]
+        random.Random(seed).shuffle(changed)
+        for at, name in enumerate(changed):
+            if at % BETWEEN == 0:
+                yield f"{recipe} {at // BETWEEN}", recipe
+            yield name, name
+        if changed:
+            yield f"{recipe} end", recipe
+
+
+def differences(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """By row: the loss of each of its runs less that of its recipe, the mean of the runs before and after it."""
+    found: dict[str, list[float]] = {}
+    for recipe in ("modern", "classic"):
+        for seed in sorted({each["seed"] for each in runs}):
+            line = [each for each in runs if each["seed"] == seed and each["row"].split(" ")[0] == recipe]
+            places = [at for at, each in enumerate(line) if each["row"] == recipe and "loss" in each]
+            for at, each in enumerate(line):
+                around = [
+                    max((p for p in places if p < at), default=None),
+                    min((p for p in places if p > at), default=None),
+                ]
+                if each["row"] != recipe and "loss" in each and None not in around:
+                    base = statistics.mean(line[p]["loss"] for p in around if p is not None)
+                    found.setdefault(each["row"], []).append(each["loss"] - base)
+    return found
+
+
 def summary(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
-    """Mean loss of each row and its difference from the recipe that it changes; and the noise of one run."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
+    """Mean loss of each row and its difference from the recipe that it changes; and the noise of one such difference."""
+    by_row: dict[str, list[dict[str, Any]]] = {}
     for each in runs:
         if "loss" in each:
-            by_name.setdefault(each["name"], []).append(each)
-    means = {name: statistics.mean(row["loss"] for row in rows) for name, rows in by_name.items()}
-    squares = [(row["loss"] - means[name]) ** 2 for name, rows in by_name.items() for row in rows]
-    freedom = len(squares) - len(by_name)
+            by_row.setdefault(each["row"], []).append(each)
+    worse = differences(runs)
+    squares = [(value - statistics.mean(values)) ** 2 for values in worse.values() for value in values]
+    freedom = len(squares) - len(worse)
     noise = math.sqrt(sum(squares) / freedom) if freedom else None
     found = [
         {
-            "name": name,
-            "loss": means[name],
-            "worse": means[name] - means[base] if (base := name.split(" ")[0]) in means else None,
-            "tokens": round(statistics.mean(row["tokens"] for row in rows)),
-            "runs": len(rows),
+            "name": row,
+            "loss": statistics.mean(each["loss"] for each in some),
+            "worse": statistics.mean(worse[row]) if row in worse else None,
+            "tokens": round(statistics.mean(each["tokens"] for each in some)),
+            "runs": len(some),
         }
-        for name, rows in by_name.items()
+        for row, some in by_row.items()
     ]
     return found, noise
 
@@ -103,11 +138,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     corpus = str(Path(options.corpus).resolve())
-    rows = {name: row for name, row in rows_of(options.sizes).items() if not options.only or name in options.only}
+    rows = rows_of(options.sizes)
+    rows = {name: row for name, row in rows.items() if not options.only or name in (*options.only, "modern", "classic")}
     runs = [
-        run_for(options.minutes, options.place, corpus, name, seed, row)
+        run_for(options.minutes, options.place, corpus, name, seed, rows[row]) | {"row": row}
         for seed in options.seeds
-        for name, row in rows.items()
+        for name, row in order_of(rows, seed)
     ]
     table, noise = summary(runs)
     how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {' '.join(map(str, options.seeds))}"
@@ -120,7 +156,7 @@ def main() -> None:
         worse = "" if row["worse"] is None else f"{row['worse']:+.4f}"
         print(f"{row['name']:<48}{row['loss']:.4f}  {worse:>7}  {row['tokens']:>12,} tokens")
     if noise is not None:
-        print(f"noise of one run: {noise:.4f}")
+        print(f"noise of one difference: {noise:.4f}")
 
 
 if __name__ == "__main__":

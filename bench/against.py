@@ -34,6 +34,7 @@ from bench.own import ROOT, TOKENIZER, run_stint
 from bench.peers import CHECKOUTS, Peer, find_peer
 from bench.peers.cramming import Cramming
 from bench.peers.peer import FORMS
+from budget.probe import measure_peak
 from data.loader import EvalRange
 from data.prepare import prepare
 from data.shards import Corpus, open_corpus
@@ -97,7 +98,7 @@ class Comparison:
 
     def row(self, corpus: Corpus, form: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         """The peer once, and stint in its seconds; for the headline in less and less of them."""
-        name = f"out-{form}-{seed}"
+        name, speed = f"out-{form}-{seed}", matmul_speed()
         ran = self.peer.run(self.place, name, seed, settings)
         goal = self.peer.loss(self.place, name, settings, self.place / "windows.npz")
         points: list[dict[str, Any]] = []
@@ -105,7 +106,8 @@ class Comparison:
             point = self.point(corpus, f"{form}-{seed}-{share:.3f}", seed, share, share * ran.seconds)
             points.append(point)
             print(f"{form} seed {seed}: {self.peer.title} {goal:.4f} in {ran.seconds:.0f} s, stint {point['loss']:.4f}"
-                  f" ({point['loss_own_window']:.4f} in its own windows) in {point['seconds']:.0f} s", flush=True)  # fmt: skip
+                  f" ({point['loss_own_window']:.4f} in its own windows, {point['bits_per_byte']:.4f} bits per byte)"
+                  f" in {point['seconds']:.0f} s", flush=True)  # fmt: skip
             if point["loss"] > goal:
                 break
         return {
@@ -114,6 +116,9 @@ class Comparison:
             "iterations": ran.iterations,
             "seconds": ran.seconds,
             "peer_loss": goal,
+            # The same tokens, hence the same bytes.
+            "peer_bits_per_byte": goal * points[0]["bits_per_byte"] / points[0]["loss"],
+            "matmul_flops_per_second": speed,
             "peer_tokens": ran.tokens,
             "stint": points,
             "time_to_loss": time_to_loss(goal, ran.seconds, points),
@@ -121,26 +126,36 @@ class Comparison:
 
     def point(self, corpus: Corpus, name: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
         """One run of stint's."""
+        speed = matmul_speed()
         arguments = [f"budget.hours={seconds / 3600:.8g}", *self.arguments]
         folder = run_stint(self.place, self.folder, name, seed, arguments)
         result = json.loads((folder / "result.json").read_text())
+        figures = scored(folder, corpus, self.tokens, self.peer.window)
         return {
             "share": share,
             "seconds": result["spent"]["hours"] * 3600 + result["prepare_s"],
             "tokens": result["spent"]["tokens"],
-            "loss": stint_loss(folder, corpus, self.tokens, self.peer.window),
-            "loss_own_window": stint_loss(folder, corpus, self.tokens, None),
+            "loss": figures["loss"],
+            "bits_per_byte": figures["bits_per_byte"],
+            "matmul_flops_per_second": speed,
+            "loss_own_window": scored(folder, corpus, self.tokens, None)["loss"],
             "model": result["model"],
         }
 
 
-def stint_loss(folder: Path, corpus: Corpus, tokens: int, block: int | None) -> float:
-    """Nats per token in windows of `block` tokens; None: of the model's own length."""
+def matmul_speed() -> float:
+    """FLOP/s of a large matrix product now, on the cores that every run has: how the machine wanders between two runs."""
+    machine = find_machine("cpu", None, "float32", 1.0)
+    return measure_peak(machine.device, torch.float32, machine.synchronize)
+
+
+def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None) -> dict[str, Any]:
+    """A finished model on the validation tokens of the comparison, in windows of `block` tokens; None: of its own length."""
     machine = find_machine("cpu", None, "float32", 1.0)
     model = load_finished(str(folder), machine.device).model
     val, token_bytes = corpus.val, corpus.tokenizer.token_bytes
     windows = EvalRange(val, block or model.shape.block_size, tokens)
-    return float(evaluate(model, windows, token_bytes, val.sources, 64, machine.device, machine.autocast)["loss"])
+    return evaluate(model, windows, token_bytes, val.sources, 64, machine.device, machine.autocast)
 
 
 def time_to_loss(goal: float, seconds: float, points: list[dict[str, Any]]) -> float | None:

@@ -9,6 +9,7 @@ product reaches on the same machine in the same run. `plain_loss` is the same st
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -114,15 +115,26 @@ def over_stint(times: dict[str, list[dict[str, float]]], name: str) -> float:
     return statistics.median(variant["all"] / stint["all"] for variant, stint in pairs)
 
 
+def memory_of_a_step(shape: Shape, sequences: int, machine: Machine) -> int:
+    """Bytes that a model, its optimizer's state and two training steps take at most."""
+    gc.collect()
+    machine.release_memory()
+    before = machine.restart_peak_memory()
+    step = Step(shape, sequences, "muon", machine)
+    step.run()
+    step.run()
+    return machine.peak_memory() - before
+
+
 def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, machine: Machine) -> dict[str, Any]:
     """One line of the table."""
     shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
+    memory = memory_of_a_step(shape, sequences, machine)
     # One model for all that differ in code alone: where its memory happens to lie makes a few percent.
     muon, adamw = (Step(shape, sequences, name, machine) for name in ("muon", "adamw"))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     order = random.Random(0)
     peaks = []
-    before = machine.restart_peak_memory()
     began = now()
     for turn in itertools.count():
         if turn >= WARM + FEWEST and now() - began > SECONDS:
@@ -151,7 +163,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
         "share_of_matmul": tokens * flops_per_token(shape) / whole / peak,
         "milliseconds": {part: 1000 * value for part, value in medians["stint"].items()},
         **{f"{name}_over_stint": over_stint(times, name) for name in VARIANTS if name != "stint"},
-        "peak_memory": machine.peak_memory() - before,
+        "peak_memory": memory,
     }
 
 

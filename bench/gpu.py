@@ -79,7 +79,7 @@ PEER = {
     "dataset": "stint",
 }
 CALIBRATION = 100  # iterations
-SHARES = (1.0, 1 / 3)  # of the peer's seconds, for stint
+SHARES = (1.0, 1 / 4, 1 / 8, 1 / 12)  # of the peer's seconds, for stint; down to the first that misses its loss
 MOST_S = 120.0  # for the peer
 JUDGING_S = 20.0  # for evaluations, beside the seconds of the runs
 
@@ -91,9 +91,9 @@ def steady_s(step: Step, seconds: float) -> float:
     step.machine.synchronize()
     began, count = now(), 0
     while now() - began < seconds or count < FEWEST:
-        before = step.loss
+        before = step.machine.later(step.loss)
         step.run(apart=False)
-        before.item()
+        before()
         count += 1
     step.machine.synchronize()
     return (now() - began) / count
@@ -221,6 +221,8 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
         )
         found["time_to_loss"] = time_to_loss(goal, seconds, found["stint"])
         yield found
+        if found["stint"][-1]["loss"] > goal:
+            return
 
 
 def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, place: Path, output: Path) -> None:

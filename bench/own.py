@@ -11,7 +11,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "bpe-4096"
-SCORED = ("samples.prompts=[]", "eval.every=0", "eval.tokens=262144")
+# Always as many, however slow the machine or the model is: of fewer, the tokens would be others.
+SCORED = ("samples.prompts=[]", "eval.every=0", "eval.tokens=65536", "eval.max_fraction=1")
 
 
 def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> Path:
@@ -61,6 +62,7 @@ def run_for(minutes: float, place: Path, corpus: str, name: str, seed: int, argu
         "seed": seed,
         "loss": result["eval"]["loss"],
         "bits_per_byte": result["eval"]["bits_per_byte"],
+        "scored_on": result["eval"]["fingerprint"],
         "tokens": result["spent"]["tokens"],
         "steps": result["spent"]["steps"],
         "size": f"{result['model']['n_layer']} x {result['model']['n_embd']}",

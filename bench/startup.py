@@ -38,7 +38,9 @@ def start_of(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, fl
     steps = [after - before for before, after in itertools.pairwise(times)]
     typical = statistics.median(steps)
     steady = next(i for i, seconds in enumerate(steps) if seconds <= (1 + STEADY) * typical)
-    ledger = json.loads((folder / "result.json").read_text())["ledger_s"]
+    result = json.loads((folder / "result.json").read_text())
+    ledger = result["ledger_s"]
+    times = [each + result["prepare_s"] for each in times]  # finding the prepared corpus, which is not on the budget
     return {"first_step_s": times[0], "typical_step_s": typical, "steps_to_steady": steady, "setup_s": ledger["setup"]}
 
 

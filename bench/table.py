@@ -27,6 +27,11 @@ def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
+def as_fast(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
+    """How many times; a bound where even the shortest run was better."""
+    return f"{'at least ' if all(point['loss'] <= goal for point in points) else ''}{ratio:.1f}"
+
+
 def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     rows = []
     for row in found["rounds"]:
@@ -40,7 +45,7 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
                 f"{row['peer_loss']:.3f}",
                 f"{full['loss']:.3f}",
                 f"{row['peer_loss'] - full['loss']:.3f}",
-                f"{ratio:.1f}" if ratio and len(row["stint"]) > 1 else "-",
+                as_fast(ratio, row["peer_loss"], row["stint"]) if ratio and len(row["stint"]) > 1 else "-",
             ]
         )
     headline = max((row["form"] for row in found["rounds"]), key=FORMS.index)
@@ -115,11 +120,11 @@ def ablation(found: dict[str, Any]) -> list[str]:
         [row["name"], f"{row['loss']:.4f}", each, f"{row['tokens']:,}"]
         for row, each in zip(found["rows"], worse, strict=True)
     ]
-    noise = "" if found["noise"] is None else f" Noise of one run: {found['noise']:.4f}."
+    noise = "" if found["noise"] is None else f" Noise of one difference: {found['noise']:.4f}."
     return [
         "## One part more or less",
         "",
-        f"The same seconds for each; nats per token.{noise}",
+        f"The same seconds for each; nats per token. A row is held against the runs of its recipe before and after it.{noise}",
         "",
         *table(["recipe", "loss", "against the recipe", "tokens"], rows),
     ]
@@ -200,7 +205,9 @@ def gpu(found: dict[str, Any]) -> list[str]:
         lines += table(["", "seconds", "loss"], [[name, f"{r['seconds']:.0f}", f"{r['loss']:.3f}"] for name, r in runs])
         lines += [
             "",
-            f"nanoGPT's loss was reached {ratio:.1f} times as fast." if ratio else "Its loss was not reached.",
+            f"nanoGPT's loss was reached {as_fast(ratio, peer['loss'], loss['stint'])} times as fast."
+            if ratio
+            else "Its loss was not reached.",
         ]
     return lines
 

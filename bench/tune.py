@@ -3,9 +3,9 @@
     python -m bench.tune ../shared/corpus/slimpajama --minutes 1 3      # three quarters of an hour on two idle cores
 
 First one run as the plan has it, then the same with one choice changed, all for the same seconds and scored on the same
-validation tokens. A run that is finished is not run again; more budgets and seeds add to the file. `regret` is the loss of the
-planned run over that of the best one, in nats: with one seed a row, about 1.5 times the noise of a run is to be expected of
-the best of nine by luck alone. Writes bench/results/tune.json.
+validation tokens. A run that is finished is not run again; budgets that are not asked for stay in the file. `regret` is the
+loss of the planned run over that of the best one, in nats: with one seed a row, about 1.5 times the noise of a run is to be
+expected of the best of nine by luck alone. Writes bench/results/tune.json.
 """
 
 from __future__ import annotations
@@ -83,6 +83,10 @@ def main() -> None:
     budgets = [budget(options.place, corpus, minutes, options.seeds) for minutes in options.minutes]
     how = f"python -m bench.tune CORPUS --minutes {' '.join(f'{m:g}' for m in options.minutes)}"
     how += f" --seeds {' '.join(map(str, options.seeds))}"
+    if options.output.exists():
+        asked = {each["minutes"] for each in budgets}
+        budgets += [each for each in json.loads(options.output.read_text())["budgets"] if each["minutes"] not in asked]
+    budgets.sort(key=lambda each: float(each["minutes"]))
     options.output.write_text(json.dumps({"how": how, "budgets": budgets}, indent=1) + "\n")
 
 

@@ -129,6 +129,7 @@ class BudgetClock:
     clock: Callable[[], float] = now
     started: float = field(default_factory=run_start)
     reserve_s: float = 0.0  # kept for the final save, evaluation, samples and report
+    steps_ahead: int = 0  # launched and not over yet when a step is begun
     progress: float = 0.0
     ledger: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
     prepare_s: float = 0.0  # preparing data: before the budget, reported beside it
@@ -235,7 +236,7 @@ class BudgetClock:
         left = self.seconds_left()
         if left is not None:
             reserve = self.reserve_s if self.limits.counts == "all" else 0.0
-            spare = left - reserve - self.pace.worst
+            spare = left - reserve - (1 + self.steps_ahead) * self.pace.worst
             fits["hours"] = 0 if spare < 0 else 1 + int(spare / max(self.pace.typical, 1e-9))
         if self.limits.flops is not None:
             fits["flops"] = int((self.limits.flops - flops) / cost.flops)

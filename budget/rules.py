@@ -13,13 +13,14 @@ from model.shape import Shape
 SHORTEST_BLOCK = 256
 SMALL_FLOPS = 1e17
 TINY_BLOCK, TINY_FLOPS, WORDS = 64, 1e14, 1024
-# A judgement. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, and 6,072 were not better
-# (bench/results/batch.json). Muon, 1.6M tokens: 794, 1,589 and 3,178 steps, each at a rate of its own, were within 0.012
-# nats (bench/results/tuning.json). One seed each.
+# A judgement. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, which had 29 % more tokens, and 6,072
+# were not better (bench/results/batch.json). Muon, 1.6M tokens: 794, 1,589 and 3,178 steps, each at a rate of its own, were
+# within 0.012 nats (bench/results/tuning.json). One seed each.
 MIN_STEPS = 1500
 # Where that would make the steps smaller than this, fewer of them will do: below it the work beside the matrix products costs
 # more than steps are worth. In 29 seconds of two cores 64, 128, 256, 512 and 1024 tokens a step ended at 6.04, 5.70, 5.20, 4.95
-# and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json).
+# and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json; the first with AdamW, and each scored on as
+# many tokens as its speed allowed, which makes 0.04).
 SMALL_BATCH, FEW_STEPS = 1024, 300
 LARGEST_TABLE = 1 << 16  # rows
 # Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
@@ -49,8 +50,8 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
 
 
 def bigram_rows_for(flops: float | None, vocab_size: int) -> int:
-    """Rows of the table for pairs of tokens, which makes up for the depth that a small model lacks: 0.12 nats at 7e12 FLOPs
-    (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
+    """Rows of the table for pairs of tokens, which makes up for the depth that a small model lacks: 0.1 to 0.2 nats at 7e12
+    FLOPs (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
     dev/LOG.md). None where the compute is not known."""
     return min(LARGEST_TABLE, vocab_size**2) if flops is not None and flops < SMALL_FLOPS else 0
 

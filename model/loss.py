@@ -17,6 +17,7 @@ from model.mode import precision_of
 
 SLICE_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}  # of a slice's logits in float32
 WHOLE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 31}  # logits that take no more than this are computed at once
+TILE = 128  # rows of a matrix product that the hardware computes together
 
 
 def rows_at_once(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> int:
@@ -25,7 +26,8 @@ def rows_at_once(rows: int, vocabulary: int, kind: str, precision: torch.dtype) 
     size = 4 * vocabulary  # bytes of a row
     if kind not in SLICE_BYTES or precision == torch.float16 or rows * size <= WHOLE_BYTES[kind]:
         return rows
-    return max(1, SLICE_BYTES[kind] // size)
+    fitting = max(1, SLICE_BYTES[kind] // size)
+    return fitting - fitting % TILE or fitting
 
 
 class SlicedCrossEntropy(torch.autograd.Function):
@@ -57,8 +59,11 @@ class SlicedCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
                 if softcap:
                     grad *= 1 - (logits / softcap).square()
-                grad = grad.mul_(mask).to(precision) if padded else grad.to(precision)
+                grad = grad.to(precision)
                 torch.mm(grad, matrix, out=hidden_grad[part]) if plain else hidden_grad[part].copy_(grad @ matrix)
+                if padded:  # what is left out is so in the narrow factors, a fiftieth of the logits' size
+                    hidden_grad[part] *= mask
+                    some = some * mask
                 weight_grad.addmm_(grad.T, some) if plain else weight_grad.add_(grad.T @ some)
         ctx.save_for_backward(hidden_grad, weight_grad, count)
         return total / count

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,27 @@ class Machine:
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
         synchronize(self.device)
+
+    @property
+    def steps_ahead(self) -> int:
+        """Training steps that the host may have launched and not seen the end of: a GPU works while the next is prepared."""
+        return 1 if self.device.type == "cuda" else 0
+
+    def later(self, *values: torch.Tensor) -> Callable[[], list[float]]:
+        """Scalars on the device as numbers, once they are asked for. On a GPU the copies are under way from now on and only
+        these are waited for: `.item()` would stand in line behind all work that was launched since."""
+        if self.device.type != "cuda":
+            return lambda: [value.item() for value in values]
+        host = torch.empty(len(values), dtype=torch.float32, pin_memory=True)
+        host.copy_(torch.stack([value.float() for value in values]), non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self.device))
+
+        def read() -> list[float]:
+            copied.synchronize()
+            return [float(value) for value in host.tolist()]
+
+        return read
 
     def to_device(self, array: Any) -> torch.Tensor:
         """A numpy array as a contiguous tensor on the device, without waiting for the copy. Contiguous also where the array,
@@ -234,7 +256,7 @@ def set_up(device: torch.device, threads: int) -> None:
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed instead of giving it back to the system: each step frees its activations and asks for
-    them again, and thousands of page faults a step cost a small model a fifth of its speed (bench/results/allocator.json).
+    them again, and thousands of page faults a step cost a small model 30 % of its speed (bench/results/allocator.json).
     Elsewhere than on glibc nothing happens."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

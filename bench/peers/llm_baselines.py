@@ -45,7 +45,9 @@ class LlmBaselines(CheckoutPeer):
     name: ClassVar[str] = "llm_baselines"
     title: ClassVar[str] = "llm-baselines"
     given: ClassVar[str] = "LLM_BASELINES"
-    note: ClassVar[str] = "Its own Llama with AdamW."
+    note: ClassVar[str] = (
+        "Its own Llama with AdamW. Tuned: with the batch and learning rate that were found for nanoGPT."
+    )
 
     @staticmethod
     def is_at(path: Path) -> bool:

@@ -10,6 +10,7 @@ from model import GPT, GPTConfig
 
 saved = torch.load(sys.argv[2], map_location="cpu", weights_only=True)
 model = GPT(GPTConfig(**saved["model_args"]))
-model.load_state_dict(saved["model"])
+# A compiled model saves its parameters under names of its own.
+model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()})
 model.eval()
 score(lambda x, y: model(x, y)[1], sys.argv[3])

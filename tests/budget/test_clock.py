@@ -55,6 +55,16 @@ def drive(clock: BudgetClock, hand: Hand, durations: list[float] | float, start:
         step += 1
 
 
+def test_a_step_that_is_still_under_way_has_its_time_before_the_deadline_too() -> None:
+    """A GPU works on one step when the host asks whether another fits."""
+    ended = []
+    for ahead in (0, 1):
+        clock, hand = make(Limits(hours=100 / 3600))
+        clock.steps_ahead = ahead
+        ended.append(drive(clock, hand, 1.0)[0])
+    assert ended == [100, 99]
+
+
 def test_accounts_are_disjoint_and_sum_to_the_elapsed_time() -> None:
     clock, hand = make(Limits(hours=1))
     hand.time += 3

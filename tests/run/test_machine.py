@@ -21,6 +21,21 @@ SHAPE = Shape(12, 12, 768, 1024, 50304)
 GPU = Machine(torch.device("cuda"), "a GPU", "bfloat16", 1, 1e14, "given")
 
 
+def test_numbers_are_read_when_they_are_asked_for() -> None:
+    loss, norm = torch.tensor(2.5), torch.tensor(0.5)
+    assert Machine(torch.device("cpu"), "", "float32", 1, 1e12, "given").later(loss, norm)() == [2.5, 0.5]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_s_numbers_wait_for_no_work_that_was_launched_since() -> None:
+    matrix = torch.randn(8192, 8192, device="cuda")
+    numbers = GPU.later(matrix[0, 0], matrix[0, 0])
+    for _ in range(100):
+        matrix @ matrix
+    numbers()
+    assert not torch.cuda.current_stream().query(), "the products are still under way"
+
+
 class Roomy(Machine):
     """With 80 GiB free."""
 
@@ -33,7 +48,7 @@ def roomy(kind: str, precision: str) -> Machine:
 
 
 def test_a_slice_of_the_logits_is_counted_where_the_loss_makes_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, a_slice = 24 * 12 * 768 * 2, 2**28 // (4 * 50304) * 50304 * 10
+    kept, a_slice = 24 * 12 * 768 * 2, 2**28 // (4 * 50304) // 128 * 128 * 50304 * 10
     assert GPU.step_memory(SHAPE, 65536) == 65536 * kept + a_slice
     assert replace(GPU, precision="float16").step_memory(SHAPE, 65536) == 65536 * (kept + 50304 * 10)
     assert GPU.step_memory(SHAPE, 8192) == 8192 * (kept + 50304 * 10)  # 1.5 GiB in float32: at once
