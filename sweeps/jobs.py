@@ -158,7 +158,10 @@ def held_by(job: Job) -> str | None:
     """Who works in the job's run now, e.g. a process that outlived the sweep that began it; None where nobody does."""
     if not (job.run / "lock").exists():
         return None
-    found = try_lock(job.run / "lock")
+    try:
+        found = try_lock(job.run / "lock")
+    except OSError:  # the job itself will say what is wrong with the folder
+        return None
     if isinstance(found, str):
         return found
     found.close()

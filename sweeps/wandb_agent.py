@@ -20,6 +20,7 @@ import yaml
 from command_line import mistake, register_schemas
 from config import CONF, closest
 from errors import UserError, reported
+from sweeps.table import HIGHER_IS_BETTER
 
 SWEEPS = Path(__file__).parent
 
@@ -56,7 +57,10 @@ def sweep_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         "project": config["wandb"]["project"],
         "entity": config["wandb"]["entity"],
         "method": "grid",
-        "metric": {"name": "eval_loss", "goal": "minimize"},
+        "metric": {
+            "name": f"eval_{config['sweep']['metric']}",
+            "goal": "maximize" if config["sweep"]["metric"] in HIGHER_IS_BETTER else "minimize",
+        },
         "parameters": parameters,
         "command": ["${env}", "python", "train.py", "-cd", "sweeps", "-cn", name, *mode, *fixed, "${args_no_hyphens}"],
     }
@@ -109,10 +113,10 @@ def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             ours = [f"hydra.searchpath=[{folder}]", f"hydra.sweep.dir='{nowhere}'"]
             config = compose(name, [*ours, *overrides], return_hydra_config=True)
             swept = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-            wandb = OmegaConf.to_container(config.wandb, resolve=True)
+            wandb, sweep = (OmegaConf.to_container(config[group], resolve=True) for group in ("wandb", "sweep"))
     except (HydraException, OmegaConfBaseException) as error:
         raise mistake(error) from None
-    return {"hydra": {"sweeper": swept}, "wandb": wandb}
+    return {"hydra": {"sweeper": swept}, "wandb": wandb, "sweep": sweep}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from config import BudgetConfig, Config, WandbConfig
+from run.headline import figures
 from sweeps.jobs import job_of
 from sweeps.wandb_agent import main, sweep_file
 from tests.conftest import ROOT
@@ -128,6 +129,14 @@ def test_numbers_stay_numbers_and_the_file_is_what_wandb_reads(capsys: pytest.Ca
     }
     assert (file["method"], file["project"], file["program"]) == ("grid", "stint", "train.py")
     assert "hydra.mode=RUN" in file["command"], "one job, not a sweep of one"
+
+
+def test_an_agent_is_judged_by_the_sweep_s_own_metric() -> None:
+    """By its name among the figures of a run, which way is better as well."""
+    assert sweep_file("seeds", [BUDGET])["metric"] == {"name": "eval_loss", "goal": "minimize"}
+    told = sweep_file("seeds", [BUDGET, "sweep.metric=accuracy"])["metric"]
+    assert told == {"name": "eval_accuracy", "goal": "maximize"}
+    assert told["name"] in figures({"eval": {"accuracy": 0.4}})
 
 
 @pytest.mark.parametrize(
