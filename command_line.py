@@ -201,6 +201,23 @@ def flags_of(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
+def names_several(flags: Any) -> bool:
+    """Whether a command line asks for more than one plan: with -m, a list of budgets, or the file of a sweep."""
+    if flags.multirun or any(each.startswith("budget.") and "," in each for each in flags.overrides):
+        return True
+    if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
+        return False
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = Path(flags.config_dir or CONF) / f"{flags.config_name.removesuffix('.yaml')}.yaml"
+    try:
+        return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
+    except (OSError, YAMLError, OmegaConfBaseException):
+        return False  # Hydra will say what is wrong with it
+
+
 def _refuse_flags(message: str) -> NoReturn:
     """What argparse calls instead of printing how a command that is not ours is used."""
     apart = message.startswith("unrecognized arguments: ") and "=" in message and " -" not in message

@@ -10,11 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from typing import TYPE_CHECKING
 
 from budget.clock import Limits
 from budget.devices import BY_NAME, Device
@@ -23,8 +19,8 @@ from budget.laws import LAWS, LOCAL, Law, load_law
 from budget.measured import first_that_pays, measured_plan
 from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate
 from budget.rules import bigram_rows_for, block_size_for
-from command_line import flags_of, launch
-from config import CONF, Config, optim_settings, template, with_eot
+from command_line import flags_of, launch, names_several
+from config import Config, optim_settings, template, with_eot
 from errors import UserError, reported
 from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
@@ -348,19 +344,6 @@ def show_one(config: Config) -> None:
         print("\n" + "\n".join(explain(plan, shape, law, limits, config.plan.corpus_tokens)))
     if config.plan.folder:
         print(f"written: plan.json and plan.png in {config.plan.folder}")
-
-
-def names_several(flags: Any) -> bool:
-    """Whether a command line asks for more than one plan: with -m, a list of budgets, or the file of a sweep."""
-    if flags.multirun or any(each.startswith("budget.") and "," in each for each in flags.overrides):
-        return True
-    if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
-        return False
-    path = Path(flags.config_dir or CONF) / f"{flags.config_name.removesuffix('.yaml')}.yaml"
-    try:
-        return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
-    except (OSError, YAMLError, OmegaConfBaseException):
-        return False  # Hydra will say what is wrong with it
 
 
 def main() -> None:

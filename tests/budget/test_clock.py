@@ -61,6 +61,7 @@ def test_a_step_that_is_still_under_way_has_its_time_before_the_deadline_too() -
     for ahead in (0, 1):
         clock, hand = make(Limits(hours=100 / 3600))
         clock.steps_ahead = ahead
+        clock.pace.add(1.0)
         ended.append(drive(clock, hand, 1.0)[0])
     assert ended == [100, 99]
 
