@@ -72,7 +72,7 @@ class Trainer:
     compile_cache: str | None = None  # cold or warm, as the compiler found it; None: nothing was compiled
     save_s: float = 0.0  # what the last checkpoint took
     report_s: float = 0.0  # what the last report took
-    window_s: float = 0.0  # what a window of evaluation took, at worst so far
+    window_s: float = 0.0  # what a window of evaluation takes, rather too much than too little
     samples_s: float = 0.0  # what writing the samples will take
     saved_at: float = 0.0  # on the clock's scale of spent seconds
     spike: Spike | None = None  # of the loss, while training

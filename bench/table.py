@@ -104,8 +104,7 @@ def engine(found: dict[str, Any]) -> list[str]:
         "",
         f"On {found['device']}, {found['threads']} threads, {found['precision']}. `plain loss` and `AdamW`: how long the step"
         " takes with torch's cross-entropy of all logits at once, and without Muon, relative to the step as it is; medians of"
-        " pairs. Logits of up to 64 MiB, those of the smaller vocabulary, are computed at once anyhow: what differs from 1.00"
-        " there is noise.",
+        " pairs.",
         "",
         *table(columns, rows),
     ]

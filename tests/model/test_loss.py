@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model import loss
-from model.loss import SlicedCrossEntropy, capped, cross_entropy
+from model.loss import SlicedCrossEntropy, capped, cross_entropy, rows_at_once
 
 N, WIDTH, VOCAB = 37, 8, 50
 
@@ -35,15 +35,17 @@ def test_slices_change_neither_loss_nor_gradient(rows: int, ignored: bool, softc
         torch.testing.assert_close(grad, wanted, atol=1e-6, rtol=1e-4)
 
 
-def test_large_logits_are_sliced_and_small_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_sliced_where_that_pays_and_left_to_torch_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     sliced: list[int] = []
     plain = SlicedCrossEntropy.apply
     monkeypatch.setattr(SlicedCrossEntropy, "apply", lambda *args: sliced.append(args[-1]) or plain(*args))
     hidden, weight, targets = case(ignored=False)
+    monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 4 * N * VOCAB)
     whole = cross_entropy(hidden, weight, targets)
     assert sliced == []
     monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 4 * N * VOCAB - 1)
     monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 10 * 4 * VOCAB)
+    monkeypatch.setattr(loss, "TILE", 5)
     torch.testing.assert_close(cross_entropy(hidden, weight, targets), whole)
     assert sliced == [10]
     with torch.no_grad():
@@ -52,6 +54,14 @@ def test_large_logits_are_sliced_and_small_ones_are_not(monkeypatch: pytest.Monk
     with torch.autocast("cpu", torch.float16):
         cross_entropy(hidden, weight, targets)
     assert sliced == [10], "gradients would vanish in float16's range"
+
+
+def test_a_slice_has_whole_tiles_and_at_least_one_of_them() -> None:
+    assert rows_at_once(4096, 4096, "cpu", torch.float32) == 512
+    assert rows_at_once(300, 4096, "cpu", torch.float32) == 300
+    assert rows_at_once(4096, 50304, "cpu", torch.float32) == 128  # more than a slice is to have, but not too slow
+    assert rows_at_once(65536, 50304, "cuda", torch.bfloat16) == 1280
+    assert rows_at_once(4096, 50304, "mps", torch.float32) == 4096
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
@@ -64,8 +74,8 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
 
 
 def test_sliced_and_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 0)
     monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 10 * 4 * VOCAB)
+    monkeypatch.setattr(loss, "TILE", 5)
     hidden, weight, targets = case(ignored=True)
     torch._dynamo.reset()
     found = torch.compile(cross_entropy, backend="eager", fullgraph=True)(hidden, weight, targets)
