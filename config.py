@@ -113,7 +113,7 @@ class ModelConfig:
     value_embeddings: bool = knob(False, "add an embedding of the token to the values of every second block")
     bigram_rows: int | None = knob(
         None,
-        "rows of a hashed embedding of each token with the one before it; null: 65536 below 1e17 FLOPs, else 0",
+        "rows of a hashed embedding of each token with the one before; null: 262144 below 1e14 FLOPs, 65536 below 1e17, then 0",
     )
     softcap: float = knob(0.0, "bound of the logits, by tanh; 0: none")
     document_mask: bool = knob(False, "attention sees nothing of the documents before a token's own")

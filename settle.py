@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from budget.clock import Limits, StepCost
 from budget.flops import flops_per_token
-from budget.planner import Plan, fewest_steps, load_plan
+from budget.planner import Plan, load_plan, step_rule
 from budget.rules import batch_for, learning_rate_for, weight_decay_for
 from config import template
 from errors import UserError
@@ -161,8 +161,8 @@ def by_the_rules(session: Session, trainer: Trainer, correction: Correction) -> 
     batch = plan.batch_tokens
     if optim.batch_tokens is None:
         saturation = float(batch) if plan.source["batch_tokens"] == "saturation" else 0.0
-        fewest = fewest_steps(session.clock.limits)
-        batch = batch_for(tokens, 6 * parameters * tokens, shape.block_size, saturation, fewest)
+        rule = step_rule(session.clock.limits, plan.optimizer)
+        batch = batch_for(tokens, 6 * parameters * tokens, shape.block_size, rule, saturation)
         if plan.compiled and batch % (trainer.micro_batch * shape.block_size):
             batch = plan.batch_tokens  # another micro-batch would be compiled again
     rate = optim.learning_rate or learning_rate_for(shape, tokens, batch, plan.optimizer)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from budget.flops import flops_per_token
-from budget.planner import Plan, Request, make_plan, shortlist
+from budget.planner import Plan, Request, make_plan, shortlist, step_rule
 from budget.rules import largest_batch
 from errors import UserError
 from model.shape import Shape
@@ -271,7 +271,10 @@ def saturate(
             return batch, 0.0
         batch, trials[shape] = rules, again
     found = 0.0
-    while 2 * batch <= largest_batch(plan_of(request, {shape: trials[shape]}, batch).tokens):
+    while True:
+        plan = plan_of(request, {shape: trials[shape]}, batch)
+        if 2 * batch > largest_batch(plan.tokens, step_rule(request.limits, plan.optimizer)):
+            break
         trial = tried(prober, shape, 2 * batch, seconds)
         if trial is None:
             break

@@ -19,8 +19,10 @@ from budget.devices import width_factor
 from budget.flops import flops_6nd_per_token, flops_per_token
 from budget.laws import LAWS, LOCAL, Law, bracket, relative_loss, standing, unique_worth
 from budget.rules import (
-    MIN_STEPS,
+    GIVEN_STEPS,
     MUON_GAIN,
+    STEP_RULES,
+    StepRule,
     batch_efficiency,
     batch_for,
     beta2_for,
@@ -43,6 +45,7 @@ FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that 
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
 REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
 MAX_EPOCHS = 16.0  # beyond, a repeated token is worth less than two thirds of a new one
+STEPS_NOTE = 150
 VOCABULARY_WARNING = 0.5  # share of the model
 VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2048, "bpe-2048"), (1024, "bpe-1024"))
 
@@ -226,12 +229,12 @@ def tokens_worth(request: Request, shape: Shape, tokens: float) -> float:
     """New tokens in small batches that these are worth: less where the corpus is repeated, where the user's batch is
     larger than the rule's, whose cost the laws' own runs have paid, and where Muon would not pay."""
     worth = unique_worth(tokens, request.corpus_tokens)
-    usual = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size)
-    batch = request.batch_tokens or request.settled_batch or usual
-    if request.optimizer is None and optimizer_for(shape, batch) == "adamw":
+    _, optimizer = batch_and_optimizer(request, shape, tokens)
+    if request.optimizer is None and optimizer == "adamw":
         worth /= MUON_GAIN  # beside shapes that Muon pays for, and whose speed has its cost in it
     if request.batch_tokens is None:
         return worth
+    usual = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size, STEP_RULES[optimizer])
     return worth * min(1.0, batch_efficiency(request.batch_tokens, tokens) / batch_efficiency(usual, tokens))
 
 
@@ -260,9 +263,22 @@ def _skew(shape: Shape) -> float:
     return abs(math.log(shape.n_embd / shape.n_layer / 64))
 
 
-def fewest_steps(limits: Limits) -> int:
-    """That a run is to have; where its steps are given, a smaller batch buys no more of them."""
-    return 1 if limits.steps is not None else MIN_STEPS
+def step_rule(limits: Limits, optimizer: str) -> StepRule:
+    """How many steps a run is to have."""
+    return GIVEN_STEPS if limits.steps is not None else STEP_RULES[optimizer]
+
+
+def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturation: float = 0.0) -> tuple[int, str]:
+    """What the user did not fix of them, by the rules: Muon with the batch that it bears, or, where it would not pay at that,
+    AdamW with its own."""
+    flops, given = 6 * shape.matmul_parameters() * tokens, request.batch_tokens or request.settled_batch
+    batch, optimizer = 0, ""
+    for optimizer in [request.optimizer] if request.optimizer else ["muon", "adamw"]:
+        rule = step_rule(request.limits, optimizer)
+        batch = given or batch_for(tokens, flops, shape.block_size, rule, saturation)
+        if optimizer_for(shape, batch) == optimizer:
+            break
+    return batch, optimizer
 
 
 def make_plan(
@@ -285,10 +301,7 @@ def make_plan(
         raise UserError(_too_large(best, request.memory))
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
-    batch = request.batch_tokens or request.settled_batch
-    batch = batch or batch_for(
-        tokens, 6 * parameters * tokens, best.block_size, saturation, fewest_steps(request.limits)
-    )
+    batch, optimizer = batch_and_optimizer(request, best, tokens, saturation)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
@@ -299,7 +312,6 @@ def make_plan(
     if epochs and epochs > request.max_epochs:
         raise UserError(_too_often(tokens, request, epochs))
     flops = tokens * flops_per_token(best)
-    optimizer = request.optimizer or optimizer_for(best, batch)
     peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
     decay = request.weight_decay
     all_rates = learning_rates(best, tokens, batch)
@@ -484,6 +496,6 @@ def _notes(request: Request, shape: Shape, compute: float, epochs: float | None,
         notes.append(
             f"the vocabulary is {share:.0%} of the model; data.tokenizer={next(fits, 'bytes')} leaves more for the blocks"
         )
-    if steps < MIN_STEPS / 10:
+    if steps < STEPS_NOTE:
         notes.append(f"only {steps} optimizer steps fit; loss at so few steps depends more on luck than on the plan")
     return notes

@@ -7,26 +7,41 @@ B tokens per optimizer step.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from model.shape import Shape
 
 SHORTEST_BLOCK = 256
 SMALL_FLOPS = 1e17
 TINY_BLOCK, TINY_FLOPS, WORDS = 64, 1e14, 1024
-# A judgement. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, which had 29 % more tokens, and 6,072
-# were not better (bench/results/batch.json). Muon, 1.6M tokens: 794, 1,589 and 3,178 steps, each at a rate of its own, were
-# within 0.012 nats (bench/results/tuning.json). One seed each.
-MIN_STEPS = 1500
-# Where that would make the steps smaller than this, fewer of them will do: below it the work beside the matrix products costs
-# more than steps are worth. In 29 seconds of two cores 64, 128, 256, 512 and 1024 tokens a step ended at 6.04, 5.70, 5.20, 4.95
-# and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json; the first with AdamW, and each scored on as
-# many tokens as its speed allowed, which makes 0.04).
-SMALL_BATCH, FEW_STEPS = 1024, 300
-LARGEST_TABLE = 1 << 16  # rows
+
+
+class StepRule(NamedTuple):
+    """At least `steps`; where that would make the batch smaller than `small_batch` tokens, `few` will do, as below it the
+    work beside the matrix products costs more than steps are worth."""
+
+    steps: int
+    small_batch: int
+    few: int
+
+
+# Judgements, one seed each. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, which had 29 % more tokens,
+# and 6,072 were not better (bench/results/batch.json); in 29 seconds 64, 128, 256, 512 and 1024 tokens a step ended at 6.04,
+# 5.70, 5.20, 4.95 and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json).
+# Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 733 steps were no worse than 1,465 and 2,930 and
+# had a sixth more tokens a second than the latter; at 0.5M 244 lost 0.02 nats to 488, less than their speed gains, and 122
+# lost 0.08 more (bench/results/tables.json).
+ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
+GIVEN_STEPS = StepRule(1, 1024, 1)  # a smaller batch buys no more of them
+STEP_RULES = {"adamw": ADAMW_STEPS, "muon": MUON_STEPS}
+LARGEST_TABLE, LARGEST_TINY_TABLE = 1 << 16, 1 << 18  # rows
 # Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
 # 0.01 was as good as 0.004 at 1.2M tokens (bench/results/tuning.json).
 LR_RANGE = {"adamw": (3e-4, 4e-3), "muon": (3e-4, 1e-2)}
-WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1; Power Lines was fitted from 111M parameters on
+WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1
+# Power Lines was fitted from 111M parameters on. Below, no more than the usual: at 0.3M and 3M tokens, where it asks for 0.4, 0.3
+# was 0.015 nats worse than 0.1, and 0.03 as good (bench/results/tables.json).
+SMALLEST_FITTED, USUAL_WEIGHT_DECAY = 1e8, 0.1
 # Tokens that AdamW needs for the same loss: 1.4 times as many at 0.1B parameters, tuned as well (Wen et al. 2025,
 # arXiv:2509.02046).
 MUON_GAIN = 1.4
@@ -52,8 +67,13 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
 def bigram_rows_for(flops: float | None, vocab_size: int) -> int:
     """Rows of the table for pairs of tokens, which makes up for the depth that a small model lacks: 0.1 to 0.2 nats at 7e12
     FLOPs (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
-    dev/LOG.md). None where the compute is not known."""
-    return min(LARGEST_TABLE, vocab_size**2) if flops is not None and flops < SMALL_FLOPS else 0
+    dev/LOG.md). None where the compute is not known.
+
+    Below 1e14 FLOPs, where its width is small and its gradient sparse, four times as many rows are 0.04 to 0.05 nats at no
+    time, and sixteen times 0.02 more (bench/results/tables.json); those would be most of what a checkpoint takes."""
+    if flops is None or flops >= SMALL_FLOPS:
+        return 0
+    return min(LARGEST_TINY_TABLE if flops < TINY_FLOPS else LARGEST_TABLE, vocab_size**2)
 
 
 def critical_batch(tokens: float) -> float:
@@ -67,23 +87,20 @@ def batch_efficiency(batch_tokens: float, tokens: float) -> float:
     return 1 / (1 + batch_tokens / critical_batch(tokens))
 
 
-def largest_batch(tokens: float, fewest_steps: int = MIN_STEPS) -> float:
-    """Tokens per step that a run of so many tokens can do with: the fewest steps, and half the critical batch; for short runs
-    SMALL_BATCH in FEW_STEPS."""
-    few = min(SMALL_BATCH, tokens / min(FEW_STEPS, fewest_steps))
-    return max(1.0, few, min(tokens / fewest_steps, critical_batch(tokens) / 2))
+def largest_batch(tokens: float, rule: StepRule) -> float:
+    """Tokens per step that a run of so many tokens can do with: by the number of its steps, and half the critical batch."""
+    few = min(rule.small_batch, tokens / rule.few)
+    return max(1.0, few, min(tokens / rule.steps, critical_batch(tokens) / 2))
 
 
-def batch_for(
-    tokens: float, flops: float, block_size: int, saturation: float = 0.0, fewest_steps: int = MIN_STEPS
-) -> int:
+def batch_for(tokens: float, flops: float, block_size: int, rule: StepRule, saturation: float = 0.0) -> int:
     """Tokens per optimizer step: the geometric mean of two measured laws, to the nearest power of two.
 
     Step Law (arXiv 2503.04715): 0.58 D^0.571; DeepSeek LLM (2401.02954): 0.2920 C^0.3271. At least `saturation`, the
     tokens per step that the device needs to run at full speed; but no more than `largest_batch`, and one sequence.
     """
     wished = max(saturation, math.sqrt(0.58 * tokens**0.571 * 0.2920 * flops**0.3271))
-    power = min(round(math.log2(max(1.0, wished))), math.floor(math.log2(largest_batch(tokens, fewest_steps))))
+    power = min(round(math.log2(max(1.0, wished))), math.floor(math.log2(largest_batch(tokens, rule))))
     return max(1, 2**power // block_size) * block_size
 
 
@@ -126,9 +143,16 @@ def learning_rate_for(shape: Shape, tokens: float, batch_tokens: int, optimizer:
 
 def weight_decay_for(parameters: float, tokens: float, batch_tokens: int, learning_rate: float) -> float:
     """Decoupled weight decay whose time scale, B / (lr wd D), is 1.084 (D/N)^-0.527 (Power Lines, arXiv 2505.13738),
-    clipped to WEIGHT_DECAY_RANGE."""
+    clipped to `weight_decay_range`."""
     time_scale = 1.084 * (tokens / parameters) ** -0.527
-    return _digits(_clipped(batch_tokens / (time_scale * learning_rate * tokens), WEIGHT_DECAY_RANGE))
+    wanted = batch_tokens / (time_scale * learning_rate * tokens)
+    return _digits(_clipped(wanted, weight_decay_range(parameters)))
+
+
+def weight_decay_range(parameters: float) -> tuple[float, float]:
+    """What weight_decay_for is cut to."""
+    low, high = WEIGHT_DECAY_RANGE
+    return low, USUAL_WEIGHT_DECAY if parameters < SMALLEST_FITTED else high
 
 
 def warmup_for(parameters: float, tokens: float) -> float:

@@ -12,14 +12,14 @@ from budget.laws import LAWS, Law, unique_worth
 from budget.planner import FLAT, TIE, Plan
 from budget.rules import (
     LR_RANGE,
-    MIN_STEPS,
     MUON_GAIN,
     REPEATS_WITH_DROPOUT,
+    STEP_RULES,
     WARMUP_RANGE,
-    WEIGHT_DECAY_RANGE,
     critical_batch,
     learning_rates,
     muon_overhead,
+    weight_decay_range,
 )
 from model.shape import Shape
 from run.console import Console, format_count, format_seconds
@@ -173,17 +173,18 @@ def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
     tokens, parameters = plan.tokens, plan.parameters_law
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
     epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
+    fewest = STEP_RULES[plan.optimizer].steps
+    lowest, highest = weight_decay_range(parameters)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most tokens / {MIN_STEPS} = {tokens / MIN_STEPS:,.0f} and half the critical batch of"
+        f" most tokens / {fewest} = {tokens / fewest:,.0f} and half the critical batch of"
         f" {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
         f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
         "learning_rate": f"{rates}; Step Law's within"
         f" {LR_RANGE[plan.optimizer][0]:g} to {LR_RANGE[plan.optimizer][1]:g}",
-        "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {WEIGHT_DECAY_RANGE[0]:g} to {WEIGHT_DECAY_RANGE[1]:g}"
-        " (Power Lines)",
+        "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {lowest:g} to {highest:g} (Power Lines)",
         "warmup": f"N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
         "beta2": "0.99 below 2^18 tokens a step, else 0.95 (Porian et al. 2024)",
         "dropout": f"0.1 beyond {REPEATS_WITH_DROPOUT:g} epochs; {epochs}",

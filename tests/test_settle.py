@@ -18,7 +18,7 @@ import torch
 from budget.clock import Limits, Pace, StepCost
 from budget.laws import LAWS
 from budget.planner import Plan, Request, make_plan
-from budget.rules import batch_for, learning_rate_for
+from budget.rules import GIVEN_STEPS, STEP_RULES, batch_for, learning_rate_for
 from config import Config
 from data.shards import Split
 from model.optim import configure_optimizers
@@ -58,7 +58,10 @@ def test_a_wrong_plan_is_corrected_once_also_across_a_resume(place: Path) -> Non
     assert correction["tokens"] < plan["tokens"] / 5
     # The rules' answers for the tokens that there really are, not for those of the plan.
     assert correction["batch_tokens"] == batch_for(
-        correction["tokens"], 6 * plan["parameters_law"] * correction["tokens"], plan["block_size"]
+        correction["tokens"],
+        6 * plan["parameters_law"] * correction["tokens"],
+        plan["block_size"],
+        STEP_RULES[plan["optimizer"]],
     )
     assert correction["batch_tokens"] < plan["batch_tokens"]
     assert correction["trained"] == correction["step"] * plan["batch_tokens"]
@@ -72,8 +75,9 @@ HOUR = Limits(hours=1.0)
 TEMPLATE = Shape(1, 1, 64, 256, 4096, **PRESETS["modern"])
 
 
-def hours_plan(limits: Limits = HOUR, flops_per_second: float = 1e13) -> Plan:
-    request = Request(limits, TEMPLATE, LAWS["chinchilla-table3"], flops_per_second=flops_per_second, overhead_s=100.0)
+def hours_plan(limits: Limits = HOUR, flops_per_second: float = 1e13, optimizer: str | None = None) -> Plan:
+    law = LAWS["chinchilla-table3"]
+    request = Request(limits, TEMPLATE, law, flops_per_second=flops_per_second, overhead_s=100.0, optimizer=optimizer)
     return make_plan(request, speed_source="measured")
 
 
@@ -192,7 +196,9 @@ def test_another_speed_brings_the_rules_answers_for_the_tokens_there_will_be(spe
     assert plan.tokens_per_second is not None
     left_s = 0.89 * 3600 - 3.0  # the reserve
     assert later.tokens == pytest.approx(0.11 * plan.tokens + left_s * speed * plan.tokens_per_second, rel=0.001)
-    assert later.batch_tokens == batch_for(later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size)
+    assert later.batch_tokens == batch_for(
+        later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size, STEP_RULES[plan.optimizer]
+    )
     assert later.learning_rate == learning_rate_for(shape, later.tokens, later.batch_tokens, later.optimizer)
     assert later.weight_decay == trainer.optimizer.param_groups[0]["weight_decay"]
     assert trainer.optimizer.param_groups[1]["weight_decay"] == 0
@@ -214,12 +220,14 @@ def test_a_run_that_has_gone_back_is_corrected_by_its_recent_steps() -> None:
 def test_the_batch_of_given_steps_is_corrected_by_the_plans_own_rule() -> None:
     """Where steps are given, a smaller batch would leave hours unspent."""
     limits = Limits(hours=1.0, steps=2000)
-    plan = hours_plan(limits, flops_per_second=6e8)
-    assert plan.batch_tokens > batch_for(plan.tokens, 6 * plan.parameters_law * plan.tokens, plan.block_size)
+    plan = hours_plan(limits, flops_per_second=6e8, optimizer="adamw")
+    assert plan.batch_tokens > batch_for(
+        plan.tokens, 6 * plan.parameters_law * plan.tokens, plan.block_size, STEP_RULES[plan.optimizer]
+    )
     trainer, _ = corrected(plan, 0.8, limits=limits)
     later = trainer.plan
     rule = (later.tokens, 6 * plan.parameters_law * later.tokens, plan.block_size)
-    assert later.batch_tokens == batch_for(*rule, fewest_steps=1) > batch_for(*rule)
+    assert later.batch_tokens == batch_for(*rule, GIVEN_STEPS) > batch_for(*rule, STEP_RULES[plan.optimizer])
 
 
 def test_what_the_user_fixed_is_not_corrected() -> None:

@@ -13,7 +13,7 @@ from budget.flops import flops_per_token
 from budget.laws import LAWS
 from budget.measured import Compiling, TooLarge, Trial, largest_fitting, measured_plan
 from budget.planner import Plan, Request
-from budget.rules import batch_for, largest_batch
+from budget.rules import STEP_RULES, batch_for, largest_batch
 from errors import UserError
 from model.shape import PRESETS, Shape
 
@@ -101,8 +101,8 @@ def test_a_device_that_needs_large_batches_gets_them_within_the_rules() -> None:
     assert quick.batch_tokens == small.batch_tokens
     assert quick.tokens_per_second == pytest.approx(rate / 1.02)
     slow = measured_plan(long, Device(1e13, update_s=0.15 * small.batch_tokens / rate), NEVER, lambda line: None)
-    assert slow.batch_tokens == 2 * small.batch_tokens <= largest_batch(slow.tokens)
-    assert batch_for(slow.tokens, slow.flops_6nd, 256) < slow.batch_tokens
+    assert slow.batch_tokens == 2 * small.batch_tokens <= largest_batch(slow.tokens, STEP_RULES[slow.optimizer])
+    assert batch_for(slow.tokens, slow.flops_6nd, 256, STEP_RULES[slow.optimizer]) < slow.batch_tokens
     assert slow.source["batch_tokens"] == "saturation"
     assert slow.tokens_per_second == pytest.approx(rate / (1 + 0.15 / 2))  # that of its own batch
     assert slow.tokens == pytest.approx(0.175 * 3600 * slow.tokens_per_second, rel=1e-3)

@@ -12,8 +12,12 @@ import pytest
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import EPOCH, LAWS, LOCAL
-from budget.planner import TIE, Plan, Request, candidates, load_plan, make_plan, shortlist
+from budget.planner import TIE, Plan, Request, batch_and_optimizer, candidates, load_plan, make_plan, shortlist
 from budget.rules import (
+    ADAMW_STEPS,
+    MUON_STEPS,
+    STEP_RULES,
+    StepRule,
     batch_efficiency,
     batch_for,
     beta2_for,
@@ -119,7 +123,7 @@ def test_measured_speed_decides() -> None:
 
 def test_rules_at_published_points() -> None:
     """3.4B tokens, 3.4e18 FLOPs: Step Law 161K and DeepSeek 337K tokens a batch; Step Law's rate at 108M is 2.8e-3."""
-    assert batch_for(3.4e9, 3.4e18, 512) == 2**18
+    assert batch_for(3.4e9, 3.4e18, 512, ADAMW_STEPS) == batch_for(3.4e9, 3.4e18, 512, MUON_STEPS) == 2**18
     shape = Shape(12, 12, 866, 512, 4096, **PRESETS["modern"])
     assert shape.non_vocab_parameters() == pytest.approx(108e6, rel=0.01)
     assert learning_rate_for(shape, 3.4e9, round(0.58 * 3.4e9**0.571), "adamw") == pytest.approx(2.8e-3, rel=0.03)
@@ -144,17 +148,34 @@ def test_more_rules_at_published_points() -> None:
     assert rates["porian"] == pytest.approx(4.0e-3, rel=0.05)
     assert weight_decay_for(170e6, 3.4e9, 131_072, 1e-3) == pytest.approx(0.17, abs=0.01)
     assert weight_decay_for(170e6, 3.4e9, 163_840, 2e-3) == pytest.approx(0.11, abs=0.01)
+    assert weight_decay_for(170e6, 3.4e8, 163_840, 2e-3) == 0.3
+    assert weight_decay_for(3e5, 3e6, 4096, 1e-2) == 0.1, "a model far smaller than those the rule was fitted on"
     assert warmup_for(170e6, 3.4e9) == 0.05
     assert (warmup_for(1e6, 1e9), warmup_for(1e6, 1e6)) == (0.01, 0.1)
     assert [dropout_for(epochs) for epochs in (None, 0.5, 4.0, 4.1)] == [0, 0, 0, 0.1]
 
 
 def test_a_batch_leaves_enough_steps_and_stays_below_the_critical_one() -> None:
-    assert [batch_for(tokens, 120 * tokens**2 / 400, 64) for tokens in (1e5, 3.2e5, 1e6)] == [256, 1024, 1024]
-    for tokens in (3e6, 1e8):
-        assert tokens / batch_for(tokens, 120 * tokens**2 / 400, 256) >= 1450
-    assert batch_for(3.4e9, 3.4e18, 512, saturation=2**20) <= critical_batch(3.4e9)
-    assert batch_for(3.4e9, 3.4e18, 512, saturation=2**18 + 1) >= 2**18
+    def batches(rule: StepRule, *tokens: float) -> list[int]:
+        return [batch_for(each, 120 * each**2 / 400, 64, rule) for each in tokens]
+
+    assert batches(ADAMW_STEPS, 1e5, 3.2e5, 1e6, 3e6) == [256, 1024, 1024, 1024]
+    assert batches(MUON_STEPS, 1e5, 3.2e5, 1e6, 3e6) == [256, 1024, 2048, 4096]
+    for rule, fewest in ((ADAMW_STEPS, 1450), (MUON_STEPS, 600)):
+        assert all(tokens / batch >= fewest for tokens in (3e6, 1e8) for batch in batches(rule, tokens))
+        assert batch_for(3.4e9, 3.4e18, 512, rule, saturation=2**20) <= critical_batch(3.4e9)
+        assert batch_for(3.4e9, 3.4e18, 512, rule, saturation=2**18 + 1) >= 2**18
+
+
+def test_muon_has_the_batch_that_it_bears_and_adamw_its_own() -> None:
+    small, large = (Shape(2, 1, width, 64, 4096, **PRESETS["modern"]) for width in (64, 512))
+    tokens = 5e5
+    for shape, wanted in ((small, "muon"), (large, "adamw")):
+        batch, optimizer = batch_and_optimizer(request(), shape, tokens)
+        assert optimizer == wanted == optimizer_for(shape, batch)
+        assert batch == batch_for(tokens, 6 * shape.matmul_parameters() * tokens, 64, STEP_RULES[wanted])
+    assert batch_and_optimizer(request(optimizer="adamw"), small, tokens) == (1024, "adamw")
+    assert batch_and_optimizer(request(limits=Limits(steps=2000)), small, 2e7)[0] > 4096
 
 
 def test_a_corpus_that_is_repeated_too_often_is_refused_with_the_numbers() -> None:
@@ -280,5 +301,5 @@ def test_context_and_tables_follow_the_compute() -> None:
     found = [block_size_for(flops, 4096) for flops in (1e12, 9e13, 2e14, 9e16, 2e17, 9e18, 2e19)]
     assert found == [64, 64, 256, 256, 512, 512, 1024]
     assert block_size_for(1e12, 320) == 256, "64 bytes are too few"
-    assert [bigram_rows_for(flops, 4096) for flops in (1e12, 9e16, 2e17)] == [65536, 65536, 0]
+    assert [bigram_rows_for(flops, 4096) for flops in (1e12, 2e14, 9e16, 2e17)] == [1 << 18, 1 << 16, 1 << 16, 0]
     assert bigram_rows_for(1e12, 64) == 64**2, "no more rows than there are pairs"
