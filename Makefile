@@ -109,7 +109,7 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 	@$(PY) -m bench.startup
 	@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)"
 	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done
-	@$(PY) -m bench.ablate $(CORPUS)
+	@$(PY) -m bench.ablate $(CORPUS) --at-once
 	@$(PY) -m bench.tune $(CORPUS)
 	@$(PY) -m bench.table
 

@@ -1,11 +1,12 @@
 """What each part of a recipe buys at equal wall clock: leave one out of `modern`, and add one to `classic`.
 
-    python -m bench.ablate ../shared/corpus/slimpajama --minutes 2      # two hours on two idle cores
+    python -m bench.ablate ../shared/corpus/slimpajama --at-once      # three quarters of an hour on two idle cores
 
 Every run has the same seconds, all included, and the same validation tokens. A shared machine wanders by more than most parts
 buy, and the same for all seeds: so the recipe itself is run again after every third row, whose order is another with each
 seed, and a row is held against the two runs of its recipe before and after it. `noise` is the standard deviation of such a
-difference, from the rows that have several seeds. A run that is finished is not run again. Writes bench/results/ablate.json.
+difference, from the rows that have several seeds. A run that is finished is not run again. `--at-once`: all seeds at the same
+time, the cores shared out among them. Writes bench/results/ablate.json.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import statistics
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,12 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "cautious decay": ("optim.cautious=true",),
     "softcap 15": ("model.softcap=15",),
     "documents kept apart": ("model.document_mask=true",),
+    "a quarter of the bigram table": ("model.bigram_rows=65536",),
+    "four times the bigram table": ("model.bigram_rows=1048576",),
 }
 WITH: dict[str, tuple[str, ...]] = {
     "Muon": ("optim=muon",),
-    "bigram table": ("model.bigram_rows=65536",),
+    "bigram table": ("model.bigram_rows=262144",),
     "head of its own, embedding norm": ("model.tie=false", "model.embed_norm=true"),
     "value embeddings": ("model.value_embeddings=true",),
     "x0 shortcut": ("model.x0_shortcut=true",),
@@ -130,9 +135,10 @@ def summary(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
-    parser.add_argument("--minutes", type=float, default=2.0, help="of each run, all included")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of each run, all included")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--sizes", nargs="+", default=["model.n_layer=2", "model.n_embd=128"])
+    parser.add_argument("--sizes", nargs="+", default=["model.n_layer=2", "model.n_embd=64"])
+    parser.add_argument("--at-once", action="store_true", help="all seeds at the same time")
     parser.add_argument("--only", nargs="+", help="rows to run; default: all")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "ablate", help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -140,15 +146,22 @@ def main() -> None:
     corpus = str(Path(options.corpus).resolve())
     rows = rows_of(options.sizes)
     rows = {name: row for name, row in rows.items() if not options.only or name in (*options.only, "modern", "classic")}
-    runs = [
-        run_for(options.minutes, options.place, corpus, name, seed, rows[row]) | {"row": row}
-        for seed in options.seeds
-        for name, row in order_of(rows, seed)
-    ]
+    threads = [f"device.threads={max(1, (os.cpu_count() or 1) // len(options.seeds))}"] if options.at_once else []
+
+    def runs_of(seed: int) -> list[dict[str, Any]]:
+        return [
+            run_for(options.minutes, options.place, corpus, name, seed, rows[row] + threads) | {"row": row}
+            for name, row in order_of(rows, seed)
+        ]
+
+    with ThreadPoolExecutor(len(options.seeds) if options.at_once else 1) as pool:
+        runs = [each for found in pool.map(runs_of, options.seeds) for each in found]
     table, noise = summary(runs)
     how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {' '.join(map(str, options.seeds))}"
-    how += f" --sizes {' '.join(options.sizes)}" + (
-        f" --only {' '.join(map(repr, options.only))}" if options.only else ""
+    how += (
+        " --at-once" * options.at_once
+        + f" --sizes {' '.join(options.sizes)}"
+        + (f" --only {' '.join(map(repr, options.only))}" if options.only else "")
     )
     content = {"how": how, "sizes": options.sizes, "noise": noise, "rows": table, "runs": runs}
     options.output.write_text(json.dumps(content, indent=1) + "\n")

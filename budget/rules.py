@@ -28,9 +28,9 @@ class StepRule(NamedTuple):
 # Judgements, one seed each. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, which had 29 % more tokens,
 # and 6,072 were not better (bench/results/batch.json); in 29 seconds 64, 128, 256, 512 and 1024 tokens a step ended at 6.04,
 # 5.70, 5.20, 4.95 and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json).
-# Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 733 steps were no worse than 1,465 and 2,930 and
-# had a sixth more tokens a second than the latter; at 0.5M 244 lost 0.02 nats to 488, less than their speed gains, and 122
-# lost 0.08 more (bench/results/tables.json).
+# Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 732 steps were no worse than 1,464 and 2,929 and
+# had a fifth more tokens a second than the latter; at 0.5M 244 lost 0.02 nats to 488, each at the best of its rates, and had a
+# quarter more tokens a second; 122 lost 0.13 to 244 (bench/results/tables.json).
 ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
 GIVEN_STEPS = StepRule(1, 1024, 1)  # a smaller batch buys no more of them
 STEP_RULES = {"adamw": ADAMW_STEPS, "muon": MUON_STEPS}
@@ -38,6 +38,9 @@ LARGEST_TABLE, LARGEST_TINY_TABLE = 1 << 16, 1 << 18  # rows
 # Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
 # 0.01 was as good as 0.004 at 1.2M tokens (bench/results/tuning.json).
 LR_RANGE = {"adamw": (3e-4, 4e-3), "muon": (3e-4, 1e-2)}
+# Of few steps each may be larger: with 733 of Muon's 0.01 and 0.014 were alike, with 488 it was 0.014, 0.01 nats better than
+# 0.01, and with 244 0.02, 0.04 better (bench/results/tables.json).
+SHORT_STEPS, HIGHEST_RATE = 700, 2e-2
 WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1
 # Power Lines was fitted from 111M parameters on. Below, no more than the usual: at 0.3M and 3M tokens, where it asks for 0.4, 0.3
 # was 0.015 nats worse than 0.1, and 0.03 as good (bench/results/tables.json).
@@ -69,8 +72,9 @@ def bigram_rows_for(flops: float | None, vocab_size: int) -> int:
     FLOPs (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
     dev/LOG.md). None where the compute is not known.
 
-    Below 1e14 FLOPs, where its width is small and its gradient sparse, four times as many rows are 0.04 to 0.05 nats at no
-    time, and sixteen times 0.02 more (bench/results/tables.json); those would be most of what a checkpoint takes."""
+    Below 1e14 FLOPs, where its width is small and its gradient sparse, four times as many rows were 0.02 nats at 0.5M tokens and
+    0.05 at 3M, and half a second for each checkpoint; sixteen times as many 0.02 more, and two seconds
+    (bench/results/tables.json)."""
     if flops is None or flops >= SMALL_FLOPS:
         return 0
     return min(LARGEST_TINY_TABLE if flops < TINY_FLOPS else LARGEST_TABLE, vocab_size**2)
@@ -136,9 +140,18 @@ def learning_rates(shape: Shape, tokens: float, batch_tokens: int) -> dict[str, 
 
 
 def learning_rate_for(shape: Shape, tokens: float, batch_tokens: int, optimizer: str) -> float:
-    """Peak learning rate: Step Law's for AdamW, clipped to the optimizer's LR_RANGE, two digits. Muon takes AdamW's rates
-    (Liu et al. 2025, arXiv:2502.16982)."""
-    return _digits(_clipped(learning_rates(shape, tokens, batch_tokens)["step-law"], LR_RANGE[optimizer]))
+    """Peak learning rate: Step Law's for AdamW, clipped to `rate_range`, two digits. Muon takes AdamW's rates (Liu et al.
+    2025, arXiv:2502.16982)."""
+    law = learning_rates(shape, tokens, batch_tokens)["step-law"]
+    return _digits(_clipped(law, rate_range(optimizer, tokens / batch_tokens)))
+
+
+def rate_range(optimizer: str, steps: float) -> tuple[float, float]:
+    """What learning_rate_for is cut to."""
+    low, high = LR_RANGE[optimizer]
+    if optimizer == "muon" and steps < SHORT_STEPS:
+        high = min(HIGHEST_RATE, high * math.sqrt(SHORT_STEPS / steps))
+    return low, high
 
 
 def weight_decay_for(parameters: float, tokens: float, batch_tokens: int, learning_rate: float) -> float:

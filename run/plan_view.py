@@ -11,7 +11,6 @@ from budget.clock import Limits
 from budget.laws import LAWS, Law, unique_worth
 from budget.planner import FLAT, TIE, Plan
 from budget.rules import (
-    LR_RANGE,
     MUON_GAIN,
     REPEATS_WITH_DROPOUT,
     STEP_RULES,
@@ -19,6 +18,7 @@ from budget.rules import (
     critical_batch,
     learning_rates,
     muon_overhead,
+    rate_range,
     weight_decay_range,
 )
 from model.shape import Shape
@@ -175,6 +175,7 @@ def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
     epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
     fewest = STEP_RULES[plan.optimizer].steps
     lowest, highest = weight_decay_range(parameters)
+    slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
         f" most tokens / {fewest} = {tokens / fewest:,.0f} and half the critical batch of"
@@ -182,8 +183,7 @@ def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
         + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
         f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
-        "learning_rate": f"{rates}; Step Law's within"
-        f" {LR_RANGE[plan.optimizer][0]:g} to {LR_RANGE[plan.optimizer][1]:g}",
+        "learning_rate": f"{rates}; Step Law's within {slowest:.2g} to {fastest:.2g}",
         "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {lowest:g} to {highest:g} (Power Lines)",
         "warmup": f"N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
         "beta2": "0.99 below 2^18 tokens a step, else 0.95 (Porian et al. 2024)",

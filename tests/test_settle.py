@@ -67,7 +67,7 @@ def test_a_wrong_plan_is_corrected_once_also_across_a_resume(place: Path) -> Non
     assert correction["trained"] == correction["step"] * plan["batch_tokens"]
     later = spent["steps"] - correction["step"]
     assert spent["tokens"] == correction["trained"] + later * correction["batch_tokens"]
-    assert max(p["learning_rate"] for p in points(folder)) == pytest.approx(correction["learning_rate"], rel=0.05)
+    assert max(p["learning_rate"] for p in points(folder)) == pytest.approx(correction["learning_rate"], rel=0.1)
     assert "that were assumed" in result["plan"]["why_off"][0]
 
 

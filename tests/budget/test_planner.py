@@ -155,6 +155,13 @@ def test_more_rules_at_published_points() -> None:
     assert [dropout_for(epochs) for epochs in (None, 0.5, 4.0, 4.1)] == [0, 0, 0, 0.1]
 
 
+def test_few_steps_of_muons_are_longer_ones() -> None:
+    tiny = Shape(1, 1, 64, 64, 4096, **PRESETS["modern"])
+    rates = [learning_rate_for(tiny, steps * 2048, 2048, "muon") for steps in (100, 350, 700, 3000)]
+    assert rates == [0.02, 0.014, 0.01, 0.01]
+    assert learning_rate_for(tiny, 350 * 2048, 2048, "adamw") == 4e-3
+
+
 def test_a_batch_leaves_enough_steps_and_stays_below_the_critical_one() -> None:
     def batches(rule: StepRule, *tokens: float) -> list[int]:
         return [batch_for(each, 120 * each**2 / 400, 64, rule) for each in tokens]
