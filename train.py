@@ -423,7 +423,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         figures = evaluate(session, trainer, trainer.interim)
         seconds = session.clock.awake_s() - began
     refuse_no_number(trainer, figures)
-    trainer.window_s = slow_now(trainer.window_s, seconds / trainer.interim.n_windows)
+    trainer.window_s = expected_s(trainer.window_s, seconds / trainer.interim.n_windows)
     keep_time(session, trainer)
     point = {
         **axes(session, trainer),
@@ -438,7 +438,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
     )
 
 
-def slow_now(before: float, seconds: float) -> float:
+def expected_s(before: float, seconds: float) -> float:
     """What to expect of something that just took so many seconds: no less than that, while a slow spell that is over is
     forgotten by halves, as time kept for it would be lost to training."""
     return max(seconds, (before + seconds) / 2)

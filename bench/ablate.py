@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import statistics
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.own import run_for
+from run.surroundings import usable_cores
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
@@ -146,7 +146,7 @@ def main() -> None:
     corpus = str(Path(options.corpus).resolve())
     rows = rows_of(options.sizes)
     rows = {name: row for name, row in rows.items() if not options.only or name in (*options.only, "modern", "classic")}
-    threads = [f"device.threads={max(1, (os.cpu_count() or 1) // len(options.seeds))}"] if options.at_once else []
+    threads = [f"device.threads={max(1, usable_cores() // len(options.seeds))}"] if options.at_once else []
 
     def runs_of(seed: int) -> list[dict[str, Any]]:
         return [

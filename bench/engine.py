@@ -43,7 +43,7 @@ RESULT = Path(__file__).parents[1] / "bench" / "results" / "engine.json"
 SHAPES = (
     (1, 64, 64, 16, 4096), (2, 128, 64, 32, 4096), (4, 256, 256, 8, 4096), (8, 512, 256, 8, 4096), (2, 128, 64, 32, 50304),
 )  # fmt: skip
-ROWS = 1 << 16
+ROWS = 1 << 18
 WARM, FEWEST, SECONDS = 2, 5, 40.0  # rounds that do not count, rounds that do, and for how long there are more of them
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from budget.rules import bigram_rows_for
 from model.shape import LARGEST, Shape, round_up
 
 if TYPE_CHECKING:
@@ -43,10 +44,19 @@ def candidates(request: Request) -> list[Shape]:
             depths = [request.n_layer] if request.n_embd or least <= request.n_layer <= most else []
         for n_layer in depths:
             n_head = request.n_head or heads_for(width)
-            shape = replace(request.template, n_layer=n_layer, n_head=n_head, n_embd=width)
+            shape = sized(request, n_layer, n_head, width)
             if _fits(shape) and (request.memory is None or least_memory(shape) <= request.memory):
                 found.append(shape)
     return sorted(found, key=lambda shape: shape.matmul_parameters()) or [_regardless(request)]
+
+
+def sized(request: Request, n_layer: int, n_head: int, n_embd: int) -> Shape:
+    """The request's architecture in these sizes."""
+    template = request.template
+    rows = template.bigram_rows
+    if request.table_flops is not None:
+        rows = bigram_rows_for(request.table_flops, template.vocab_size, n_embd)
+    return replace(template, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bigram_rows=rows)
 
 
 def _fits(shape: Shape) -> bool:
@@ -58,12 +68,7 @@ def _regardless(request: Request) -> Shape:
     """For a depth or head count that no width of the grid goes with: the aspect ratio gives way, and the memory."""
     whole = 64 * (request.n_head or 1)
     width = min(round_up(64 * (request.n_layer or 1), whole), LARGEST["n_embd"] // whole * whole)
-    return replace(
-        request.template,
-        n_layer=request.n_layer or 1,
-        n_head=request.n_head or 1,
-        n_embd=request.n_embd or width,
-    )
+    return sized(request, request.n_layer or 1, request.n_head or 1, request.n_embd or width)
 
 
 def _depths(least: int, most: int) -> list[int]:

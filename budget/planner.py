@@ -33,6 +33,7 @@ from budget.rules import (
     tokens_in_steps,
     warmup_for,
     weight_decay_for,
+    weight_decay_range,
 )
 from errors import UserError
 from model.shape import Shape
@@ -45,7 +46,7 @@ FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that 
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
 REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
 MAX_EPOCHS = 16.0  # beyond, a repeated token is worth less than two thirds of a new one
-STEPS_NOTE = 150
+STEPS_NOTE = 150  # optimizer steps; fewer were never good (rules.STEP_RULES)
 VOCABULARY_WARNING = 0.5  # share of the model
 VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2048, "bpe-2048"), (1024, "bpe-1024"))
 
@@ -57,8 +58,9 @@ class Request:
     flops_per_second: sustained rate to assume where a shape was not measured, at devices.REFERENCE_WIDTH; half_width: how
     thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not training
     (set-up, compilation, final evaluation). settled_batch: tokens per step that the rules gave before, and that measured
-    speeds belong to. aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
-    the corpus than that are refused. memory: bytes of a device that is not at hand. notes: what the plan is to repeat.
+    speeds belong to, whatever the optimizer. aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
+    the corpus than that are refused. memory: bytes of a device that is not at hand. table_flops: compute by
+    which each width gets its table for pairs of tokens; None: the template's stands. notes: what the plan is to repeat.
     The other None fields are the user's to fix and ours to choose.
     """
 
@@ -83,6 +85,7 @@ class Request:
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
     memory: float | None = None
+    table_flops: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -314,6 +317,9 @@ def make_plan(
     flops = tokens * flops_per_token(best)
     peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
     decay = request.weight_decay
+    if decay is None:
+        decay = weight_decay_for(parameters, tokens, batch, peak_rate)
+    decay_source = "power-lines, cut" if decay in weight_decay_range(parameters) else "power-lines"
     all_rates = learning_rates(best, tokens, batch)
     rate_source = "step-law" if abs(peak_rate / all_rates["step-law"] - 1) < 0.06 else "step-law, cut"
     predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
@@ -335,7 +341,7 @@ def make_plan(
         batch_tokens=batch,
         learning_rate=peak_rate,
         learning_rate_spread=(min(all_rates.values()), max(all_rates.values())),
-        weight_decay=decay if decay is not None else weight_decay_for(parameters, tokens, batch, peak_rate),
+        weight_decay=decay,
         warmup=request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
         beta2=request.beta2 if request.beta2 is not None else beta2_for(batch),
         optimizer=optimizer,
@@ -353,13 +359,21 @@ def make_plan(
         flat=(min(near), max(near)),
         alternatives=_alternatives(request, best, ranked[1:], speed),
         curve=curve,
-        source=_sources(request, shapes, batch, saturation, speed_source if rate else "none", rate_source),
+        source=_sources(
+            request, shapes, batch, saturation, speed_source if rate else "none", rate_source, decay_source
+        ),
         notes=_notes(request, best, compute, epochs, steps),
     )
 
 
 def _sources(
-    request: Request, shapes: list[Shape], batch: int, saturation: float, speed: str, rate_source: str
+    request: Request,
+    shapes: list[Shape],
+    batch: int,
+    saturation: float,
+    speed: str,
+    rate_source: str,
+    decay_source: str,
 ) -> dict[str, str]:
     """Where each choice is from, in a word or two."""
 
@@ -372,7 +386,7 @@ def _sources(
         "tokens_per_second": speed,
         "batch_tokens": ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
         "learning_rate": ruled(request.learning_rate, rate_source),
-        "weight_decay": ruled(request.weight_decay, "power-lines"),
+        "weight_decay": ruled(request.weight_decay, decay_source),
         "warmup": ruled(request.warmup, "porian"),
         "beta2": ruled(request.beta2, "porian"),
         "optimizer": ruled(request.optimizer, "overhead"),

@@ -26,24 +26,26 @@ class StepRule(NamedTuple):
 
 
 # Judgements, one seed each. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, which had 29 % more tokens,
-# and 6,072 were not better (bench/results/batch.json); in 29 seconds 64, 128, 256, 512 and 1024 tokens a step ended at 6.04,
-# 5.70, 5.20, 4.95 and 4.82 nats, the last of them with 314 steps (bench/results/small_batches.json).
-# Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 732 steps were no worse than 1,464 and 2,929 and
-# had a fifth more tokens a second than the latter; at 0.5M 244 lost 0.02 nats to 488, each at the best of its rates, and had a
-# quarter more tokens a second; 122 lost 0.13 to 244 (bench/results/tables.json).
+# and 6,072 were not better (bench/results/batch.json). In 29 seconds 64 (with AdamW), 128, 256, 512 and 1024 tokens a step (with
+# Muon) ended at 6.04, 5.70, 5.20, 4.95 and 4.82 nats, the last of them with 314 steps; each was scored on as many tokens as its
+# speed allowed, which makes 0.04 (bench/results/small_batches.json).
+# Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 732 steps were within 0.005 nats of 1,464, better
+# than 2,929, and had a fifth more tokens a second than those; at 0.5M 244 lost 0.01 to 0.05 to 488, by their rates, and had up
+# to a quarter more tokens a second; 122 lost 0.13 to 244 at the same rate (bench/results/tables.json).
 ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
 GIVEN_STEPS = StepRule(1, 1024, 1)  # a smaller batch buys no more of them
 STEP_RULES = {"adamw": ADAMW_STEPS, "muon": MUON_STEPS}
-LARGEST_TABLE, LARGEST_TINY_TABLE = 1 << 16, 1 << 18  # rows
+LARGEST_TABLE = 1 << 16  # rows
+LONG_TABLE_ENTRIES, LONG_TABLE_FLOPS = 1 << 24, 2e12  # rows x width, which are tried from so much compute on
 # Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
 # 0.01 was as good as 0.004 at 1.2M tokens (bench/results/tuning.json).
 LR_RANGE = {"adamw": (3e-4, 4e-3), "muon": (3e-4, 1e-2)}
-# Of few steps each may be larger: with 733 of Muon's 0.01 and 0.014 were alike, with 488 it was 0.014, 0.01 nats better than
-# 0.01, and with 244 0.02, 0.04 better (bench/results/tables.json).
+# Of few steps each may be larger: with 732 of Muon's 0.01 and 0.014 were within 0.01 nats, with 488 0.014 was 0.01 better than
+# 0.01, and with 244 0.02 was 0.03 to 0.04 better, by the warm-up (bench/results/tables.json).
 SHORT_STEPS, HIGHEST_RATE = 700, 2e-2
 WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1
 # Power Lines was fitted from 111M parameters on. Below, no more than the usual: at 0.3M and 3M tokens, where it asks for 0.4, 0.3
-# was 0.015 nats worse than 0.1, and 0.03 as good (bench/results/tables.json).
+# was 0.014 nats worse than 0.1, and 0.03 as good (bench/results/tables.json).
 SMALLEST_FITTED, USUAL_WEIGHT_DECAY = 1e8, 0.1
 # Tokens that AdamW needs for the same loss: 1.4 times as many at 0.1B parameters, tuned as well (Wen et al. 2025,
 # arXiv:2509.02046).
@@ -67,17 +69,20 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
     return SHORTEST_BLOCK if flops < SMALL_FLOPS else 512 if flops < 1e19 else 1024
 
 
-def bigram_rows_for(flops: float | None, vocab_size: int) -> int:
+def bigram_rows_for(flops: float | None, vocab_size: int, n_embd: int) -> int:
     """Rows of the table for pairs of tokens, which makes up for the depth that a small model lacks: 0.1 to 0.2 nats at 7e12
     FLOPs (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
     dev/LOG.md). None where the compute is not known.
 
-    Below 1e14 FLOPs, where its width is small and its gradient sparse, four times as many rows were 0.02 nats at 0.5M tokens and
-    0.05 at 3M, and half a second for each checkpoint; sixteen times as many 0.02 more, and two seconds
-    (bench/results/tables.json)."""
+    Four times as many rows were 0.05 nats at 5e12 FLOPs and width 64, and a second more for all checkpoints of a run; at 9e11
+    they were 0.02, less than that second would have brought there; sixteen times as many were 0.02 more, and seven seconds
+    (bench/results/tables.json). So they are for budgets between, and for tables no larger than that one."""
     if flops is None or flops >= SMALL_FLOPS:
         return 0
-    return min(LARGEST_TINY_TABLE if flops < TINY_FLOPS else LARGEST_TABLE, vocab_size**2)
+    rows = LARGEST_TABLE
+    if LONG_TABLE_FLOPS <= flops < TINY_FLOPS:
+        rows = max(rows, 2 ** int(math.log2(LONG_TABLE_ENTRIES / n_embd)))
+    return min(rows, vocab_size**2)
 
 
 def critical_batch(tokens: float) -> float:

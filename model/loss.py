@@ -17,13 +17,17 @@ from model.mode import precision_of
 
 SLICE_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}  # of a slice's logits in float32
 WHOLE_BYTES = {"cpu": 0, "cuda": 1 << 31}  # logits that take no more than this are left to torch
+COMPILED_BYTES = 1 << 26  # as WHOLE_BYTES, on a CPU in compiled code, which fuses what follows the logits; not measured
 TILE = 128  # rows of a matrix product that the hardware computes together; fewer at a time are slow
 
 
 def is_sliced(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> bool:
     """Whether the loss of so many rows is computed here where a gradient is wanted. Not in float16, whose range a gradient
     needs scaled before it is rounded. `kind`: a device's type."""
-    return kind in SLICE_BYTES and precision != torch.float16 and 4 * rows * vocabulary > WHOLE_BYTES[kind]
+    if kind not in SLICE_BYTES or precision == torch.float16:
+        return False
+    whole = COMPILED_BYTES if kind == "cpu" and torch.compiler.is_compiling() else WHOLE_BYTES[kind]
+    return 4 * rows * vocabulary > whole
 
 
 def rows_at_once(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> int:
@@ -76,7 +80,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad, count = ctx.saved_tensors
-        scale = grads[0] / count
+        scale = grads[0] / count.clamp(min=1)  # no target, no gradient; the loss is NaN then
         return hidden_grad * scale, weight_grad * scale, None, None, None
 
 
@@ -84,7 +88,8 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: floa
     """Nats per target of the logits hidden @ weight.T, bounded by `softcap` where that is not 0; (n, D), (V, D), (n,).
     Sliced where a gradient is wanted and it pays."""
     size = len(hidden), len(weight), hidden.device.type, precision_of(hidden)
-    if torch.is_grad_enabled() and is_sliced(*size):
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    if wanted and is_sliced(*size):
         found: Tensor = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows_at_once(*size))
         return found
     logits = F.linear(hidden, weight)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from budget.clock import Limits
 from budget.laws import LAWS, Law, unique_worth
-from budget.planner import FLAT, TIE, Plan
+from budget.planner import FLAT, TIE, Plan, step_rule
 from budget.rules import (
     MUON_GAIN,
     REPEATS_WITH_DROPOUT,
-    STEP_RULES,
     WARMUP_RANGE,
     critical_batch,
+    largest_batch,
     learning_rates,
     muon_overhead,
     rate_range,
@@ -163,23 +163,23 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
         f"tokens' worth: {unique_worth(tokens, corpus_tokens) / tokens:.1%} of new ones"
         f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
-        *_explain_rules(plan, shape),
+        *_explain_rules(plan, shape, limits),
     ]
     return lines
 
 
-def _explain_rules(plan: Plan, shape: Shape) -> list[str]:
+def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     """How batch and rates come about; what the user fixed needs no rule."""
     tokens, parameters = plan.tokens, plan.parameters_law
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
     epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
-    fewest = STEP_RULES[plan.optimizer].steps
+    rule = step_rule(limits, plan.optimizer)
     lowest, highest = weight_decay_range(parameters)
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most tokens / {fewest} = {tokens / fewest:,.0f} and half the critical batch of"
-        f" {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.few} where {rule.small_batch:,} tokens need"
+        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
         f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",

@@ -21,7 +21,7 @@ from budget.laws import LAWS, save_law
 from run.dashboard import segments
 from tests.conftest import command, folder_of, runs_named, train
 from tests.run.wandb_file import history, read_back
-from train import slow_now
+from train import expected_s
 
 
 def result_of(place: Path, name: str) -> dict[str, Any]:
@@ -307,5 +307,5 @@ def test_a_law_of_another_corpus_is_noted(place: Path) -> None:
 def test_what_the_end_needs_follows_a_slow_machine_at_once_and_a_fast_one_by_halves() -> None:
     expected = 1.0
     for seconds, wanted in ((1.5, 1.5), (0.5, 1.0), (0.5, 0.75), (0.6, 0.675)):
-        expected = slow_now(expected, seconds)
+        expected = expected_s(expected, seconds)
         assert expected == pytest.approx(wanted)

@@ -182,7 +182,8 @@ def test_muon_has_the_batch_that_it_bears_and_adamw_its_own() -> None:
         assert optimizer == wanted == optimizer_for(shape, batch)
         assert batch == batch_for(tokens, 6 * shape.matmul_parameters() * tokens, 64, STEP_RULES[wanted])
     assert batch_and_optimizer(request(optimizer="adamw"), small, tokens) == (1024, "adamw")
-    assert batch_and_optimizer(request(limits=Limits(steps=2000)), small, 2e7)[0] > 4096
+    assert batch_and_optimizer(request(), small, 2e5) == (512, "muon")
+    assert batch_and_optimizer(request(limits=Limits(steps=200)), small, 2e5) == (1024, "muon"), "no more steps to gain"
 
 
 def test_a_corpus_that_is_repeated_too_often_is_refused_with_the_numbers() -> None:
@@ -308,5 +309,7 @@ def test_context_and_tables_follow_the_compute() -> None:
     found = [block_size_for(flops, 4096) for flops in (1e12, 9e13, 2e14, 9e16, 2e17, 9e18, 2e19)]
     assert found == [64, 64, 256, 256, 512, 512, 1024]
     assert block_size_for(1e12, 320) == 256, "64 bytes are too few"
-    assert [bigram_rows_for(flops, 4096) for flops in (1e12, 2e14, 9e16, 2e17)] == [1 << 18, 1 << 16, 1 << 16, 0]
-    assert bigram_rows_for(1e12, 64) == 64**2, "no more rows than there are pairs"
+    rows = [bigram_rows_for(flops, 4096, 64) for flops in (1e12, 3e12, 2e14, 9e16, 2e17)]
+    assert rows == [1 << 16, 1 << 18, 1 << 16, 1 << 16, 0]
+    assert [bigram_rows_for(3e12, 4096, width) for width in (128, 192, 1024)] == [1 << 17, 1 << 16, 1 << 16]
+    assert bigram_rows_for(1e12, 64, 64) == 64**2, "no more rows than there are pairs"

@@ -50,6 +50,7 @@ def test_logits_are_sliced_where_that_pays_and_left_to_torch_elsewhere(monkeypat
     assert sliced == [10]
     with torch.no_grad():
         cross_entropy(hidden, weight, targets)
+    cross_entropy(hidden.detach(), weight.detach(), targets)
     assert sliced == [10], "without a gradient there is nothing to save"
     with torch.autocast("cpu", torch.float16):
         cross_entropy(hidden, weight, targets)
@@ -64,6 +65,13 @@ def test_a_slice_has_whole_tiles_and_at_least_one_of_them() -> None:
     assert rows_at_once(4096, 50304, "mps", torch.float32) == 4096
 
 
+def test_of_no_target_at_all_the_loss_is_no_number_and_the_gradient_nothing() -> None:
+    hidden, weight, targets = case(ignored=False)
+    found = cross_entropy(hidden, weight, torch.full_like(targets, -1))
+    assert found.isnan()
+    assert all(not grad.any() for grad in torch.autograd.grad(found, (hidden, weight)))
+
+
 def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
     hidden, weight, targets = case(ignored=False)
     scale = torch.ones((), requires_grad=True)
@@ -76,6 +84,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
 def test_sliced_and_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss.SLICE_BYTES, "cpu", 10 * 4 * VOCAB)
     monkeypatch.setattr(loss, "TILE", 5)
+    monkeypatch.setattr(loss, "COMPILED_BYTES", 0)
     hidden, weight, targets = case(ignored=True)
     torch._dynamo.reset()
     found = torch.compile(cross_entropy, backend="eager", fullgraph=True)(hidden, weight, targets)
