@@ -17,7 +17,7 @@ from budget.candidates import ASPECT, candidates, least_memory
 from budget.clock import Limits
 from budget.devices import width_factor
 from budget.flops import flops_6nd_per_token, flops_per_token
-from budget.laws import LAWS, LOCAL, Law, bracket, relative_loss, standing, unique_worth
+from budget.laws import LOCAL, Law, bracket, relative_loss, standing, unique_worth
 from budget.rules import (
     GIVEN_STEPS,
     MUON_GAIN,
@@ -35,6 +35,7 @@ from budget.rules import (
     weight_decay_for,
     weight_decay_range,
 )
+from budget.words import notes, too_large, too_often, too_small
 from errors import UserError
 from model.shape import Shape
 from sealed import unsealed
@@ -44,11 +45,7 @@ SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
-REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
 MAX_EPOCHS = 16.0  # beyond, a repeated token is worth less than two thirds of a new one
-STEPS_NOTE = 150  # optimizer steps; fewer were never good (rules.STEP_RULES)
-VOCABULARY_WARNING = 0.5  # share of the model
-VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2048, "bpe-2048"), (1024, "bpe-1024"))
 
 
 @dataclass(frozen=True)
@@ -301,27 +298,25 @@ def make_plan(
     ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
     best, rate, law = ranked[0], speed(ranked[0]), request.law
     if request.memory is not None and least_memory(best) > request.memory:
-        raise UserError(_too_large(best, request.memory))
+        raise UserError(too_large(best, request.memory))
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     parameters = best.matmul_parameters()
     batch, optimizer = batch_and_optimizer(request, best, tokens, saturation)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
-        raise UserError(_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
+        raise UserError(too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
     tokens = steps * batch
     compute = 6 * parameters * tokens
     epochs = tokens / request.corpus_tokens if request.corpus_tokens else None
     if epochs and epochs > request.max_epochs:
-        raise UserError(_too_often(tokens, request, epochs))
+        raise UserError(too_often(tokens, request, epochs))
     flops = tokens * flops_per_token(best)
     peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
     decay = request.weight_decay
     if decay is None:
         decay = weight_decay_for(parameters, tokens, batch, peak_rate)
-    decay_source = "power-lines, cut" if decay in weight_decay_range(parameters) else "power-lines"
     all_rates = learning_rates(best, tokens, batch)
-    rate_source = "step-law" if abs(peak_rate / all_rates["step-law"] - 1) < 0.06 else "step-law, cut"
     predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
     curve = _curve(request, best, rate)
     near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
@@ -359,38 +354,33 @@ def make_plan(
         flat=(min(near), max(near)),
         alternatives=_alternatives(request, best, ranked[1:], speed),
         curve=curve,
-        source=_sources(
-            request, shapes, batch, saturation, speed_source if rate else "none", rate_source, decay_source
-        ),
-        notes=_notes(request, best, compute, epochs, steps),
+        source=_sources(request, shapes, batch, saturation, speed_source if rate else "none")
+        | {
+            "learning_rate": _ruled(
+                request.learning_rate, "step-law", abs(peak_rate / all_rates["step-law"] - 1) > 0.06
+            ),
+            "weight_decay": _ruled(request.weight_decay, "power-lines", decay in weight_decay_range(parameters)),
+        },
+        notes=notes(request, best, compute, epochs, steps),
     )
 
 
-def _sources(
-    request: Request,
-    shapes: list[Shape],
-    batch: int,
-    saturation: float,
-    speed: str,
-    rate_source: str,
-    decay_source: str,
-) -> dict[str, str]:
+def _ruled(fixed: object, rule: str, cut: bool = False) -> str:
+    """Where a choice is from: the user, or a rule, whose answer was cut off or not."""
+    return "fixed" if fixed is not None else f"{rule}, cut" if cut else rule
+
+
+def _sources(request: Request, shapes: list[Shape], batch: int, saturation: float, speed: str) -> dict[str, str]:
     """Where each choice is from, in a word or two."""
-
-    def ruled(fixed: object, rule: str) -> str:
-        return "fixed" if fixed is not None else rule
-
     return {
         "size": "fixed" if len(shapes) == 1 and request.n_layer and request.n_embd else request.law.name,
         "flat": request.law.name if request.law.curve else "porian",
         "tokens_per_second": speed,
-        "batch_tokens": ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
-        "learning_rate": ruled(request.learning_rate, rate_source),
-        "weight_decay": ruled(request.weight_decay, decay_source),
-        "warmup": ruled(request.warmup, "porian"),
-        "beta2": ruled(request.beta2, "porian"),
-        "optimizer": ruled(request.optimizer, "overhead"),
-        "dropout": ruled(request.dropout, "epochs"),
+        "batch_tokens": _ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
+        "warmup": _ruled(request.warmup, "porian"),
+        "beta2": _ruled(request.beta2, "porian"),
+        "optimizer": _ruled(request.optimizer, "overhead"),
+        "dropout": _ruled(request.dropout, "epochs"),
     }
 
 
@@ -412,32 +402,6 @@ def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[floa
     near = [point for point in worse if point[1] <= CURVE_HIGHEST or point[0] == best.matmul_parameters()]
     stride = -(-len(near) // CURVE_POINTS)
     return [point for i, point in enumerate(near) if i % stride == 0 or point[0] == best.matmul_parameters()]
-
-
-def _too_large(shape: Shape, memory: float) -> str:
-    """The one line for sizes that the user fixed and no device of this memory can train."""
-    return (
-        f"{shape.n_layer} layers of width {shape.n_embd}, vocabulary {shape.vocab_size}: training takes at least"
-        f" {least_memory(shape) / 2**30:,.1f} GiB and the device has {memory / 2**30:,.1f}; choose smaller model.* sizes"
-        " (null: planned) or another device="
-    )
-
-
-def _too_often(tokens: float, request: Request, epochs: float) -> str:
-    """The one line for a corpus that the budget would repeat too often."""
-    return (
-        f"the plan repeats the corpus {epochs:.1f} times ({tokens:,.0f} training tokens of {request.corpus_tokens:,.0f});"
-        f" beyond {request.max_epochs:g} epochs repeated text is worth too little: give more text with data.path=, a smaller"
-        f" budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
-    )
-
-
-def _too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None) -> str:
-    """The one line for a budget that does not hold a single step."""
-    given = {name: getattr(limits, name) for name in ("hours", "flops", "tokens", "steps")}
-    shown = ", ".join(f"budget.{name}={value:g}" for name, value in given.items() if value is not None)
-    mend = f"give it at least budget.hours={1.1 * needed_s / 3600:.2g}" if needed_s and limits.hours else "raise it"
-    return f"{shown} does not hold one step of {batch:,} tokens (room for {tokens:,.0f}); {mend} or lower optim.batch_tokens"
 
 
 def _alternatives(
@@ -484,32 +448,3 @@ def _reason(law: Law, shape: Shape, best: Shape, compute: float, reference: floa
     if worse < 1e-4 and not speed and _skew(shape) > _skew(best):
         return f"as good; n_embd / n_layer = {shape.n_embd / shape.n_layer:.0f} is further from 64"
     return ("close: " if worse < TIE else "") + size + speed
-
-
-def _notes(request: Request, shape: Shape, compute: float, epochs: float | None, steps: int) -> list[str]:
-    """What a reader should know before believing the plan."""
-    notes = list(request.notes)
-    stands = standing(request.law, compute)
-    if stands == "extrapolated":
-        low, high = request.law.measured
-        notes.append(
-            f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated"
-        )
-    if compute < 1e16 and request.law.name in LAWS:
-        notes.append(
-            "below 1e16 FLOPs no published law was measured; runs of your own say more: make law, then law=local"
-        )
-    if epochs and epochs > REPEAT_WARNING:
-        notes.append(
-            f"the corpus is repeated {epochs:.1f} times; beyond {REPEAT_WARNING:.0f} epochs more text helps more"
-        )
-    share = shape.vocab_size * shape.n_embd / shape.matmul_parameters()
-    if share > VOCABULARY_WARNING:
-        rest = (1 - share) * shape.matmul_parameters()
-        fits = (name for rows, name in VOCABULARIES if rows * shape.n_embd <= rest and rows < shape.vocab_size)
-        notes.append(
-            f"the vocabulary is {share:.0%} of the model; data.tokenizer={next(fits, 'bytes')} leaves more for the blocks"
-        )
-    if steps < STEPS_NOTE:
-        notes.append(f"only {steps} optimizer steps fit; loss at so few steps depends more on luck than on the plan")
-    return notes

@@ -16,9 +16,8 @@ from model.shape import PRESETS, Shape
 @pytest.mark.parametrize("preset", ["classic", "llama", "modern"])
 def test_flops_agree_with_torchs_counter(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch counts what runs: forward and backward of every matrix product, and attention (its causal half in full)."""
-    monkeypatch.setitem(
-        loss.WHOLE_BYTES, "cpu", 1 << 60
-    )  # torch's own: of products that are added to, it counts nothing
+    # The counter knows no products that are added to something: torch's own loss, which has none.
+    monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 1 << 60)
     shape = Shape(n_layer=3, n_head=2, n_embd=128, block_size=64, vocab_size=512, **PRESETS[preset])
     model, tokens = GPT(shape), torch.randint(512, (2, 64))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

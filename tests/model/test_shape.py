@@ -79,9 +79,8 @@ def test_the_flop_convention_is_what_torch_counts(preset: str, tie: bool, monkey
     Only the "math" attention is counted as it is written: fused kernels recompute in the backward pass, which makes 14
     of the 12, and the CPU's has no formula at all. The rest (norms, activations) is no matrix product: 0 in both.
     """
-    monkeypatch.setitem(
-        loss.WHOLE_BYTES, "cpu", 1 << 60
-    )  # torch's own: of products that are added to, it counts nothing
+    # The counter knows no products that are added to something: torch's own loss, which has none.
+    monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 1 << 60)
     shape = Shape(**(SIZES | {"n_embd": 64, "block_size": 32}), **(PRESETS[preset] | {"tie": tie}))
     model = GPT(shape)
     tokens = torch.randint(96, (2, 32))
