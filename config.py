@@ -110,6 +110,7 @@ class ModelConfig:
     rope_theta: float = knob(10000.0, "base of the rotary frequencies")
     embed_norm: bool = knob(True, "normalise embeddings before the first block")
     x0_shortcut: bool = knob(True, "give every block the embedding again, in learned shares")
+    value_residual: bool = knob(False, "mix the first block's values into those of every later one, in learned shares")
     value_embeddings: bool = knob(False, "add an embedding of the token to the values of every second block")
     bigram_rows: int | None = knob(
         None,

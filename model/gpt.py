@@ -22,6 +22,7 @@ from model.shape import Shape
 LAYERNORM_EPS = 1e-5  # GPT-2
 RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
 INIT_STD = 0.02  # GPT-2
+VALUE_SHARE = 0.5  # of the first block's values, at the start (Zhou et al. 2024)
 MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB in float32
 
 
@@ -83,13 +84,17 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
+        first: tuple[Tensor, Tensor] | None = None,
         values: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
-        """`documents` as in `attend`."""
+    ) -> tuple[Tensor, Tensor]:
+        """What is written to the residual stream, and the values that it was made of, (B, H, T, S). `first`: the values of
+        the first block and their share; `values` (B, T, D) are added; `documents` as in `attend`."""
         B, T, D = x.shape
         qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
         v = v[0]
+        if first is not None:
+            v = v + first[1] * (first[0] - v)
         if values is not None:
             v = v + values.view(B, T, self.n_head, -1).transpose(1, 2)
         if self.qk_norm:
@@ -101,7 +106,7 @@ class Attention(nn.Module):
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
         dropout = self.dropout if self.training else 0.0
         y = attend(qk[0], qk[1], v, documents, dropout)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return self.out(y.transpose(1, 2).reshape(B, T, D)), v
 
 
 class FeedForward(nn.Module):
@@ -126,11 +131,14 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
+        first: tuple[Tensor, Tensor] | None = None,
         values: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, values, documents))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream (B, T, D) after the block, and the values of its attention; the rest as in `Attention`."""
+        y, v = self.attention(self.attention_norm(x), rotary, first, values, documents)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), v
 
 
 class GPT(nn.Module):
@@ -160,6 +168,8 @@ class GPT(nn.Module):
             }
         )
         self.shares = nn.Parameter(torch.tensor([[1.0, 0.0]] * shape.n_layer)) if shape.x0_shortcut else None
+        mixed = shape.value_residual and shape.n_layer > 1
+        self.value_shares = nn.Parameter(torch.full((shape.n_layer - 1,), VALUE_SHARE)) if mixed else None
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
         self.norm = NORMS[shape.norm](shape)
@@ -195,11 +205,14 @@ class GPT(nn.Module):
         documents = starts
         if documents is None and self.shape.eot is not None:
             documents = document_mask(tokens, self.shape.eot)
+        first = None
         for layer, block in enumerate(self.blocks):
             if self.shares is not None:
                 x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
             values = self.value_tables[str(layer)](tokens) if str(layer) in self.value_tables else None
-            x = block(x, rotary, values, documents)
+            share = None if first is None or self.value_shares is None else (first, self.value_shares[layer - 1])
+            x, v = block(x, rotary, share, values, documents)
+            first = v if first is None else first
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -250,7 +263,7 @@ def initialise_gpt2(model: GPT) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or name.startswith(("bigrams.", "value_tables.")):
             nn.init.zeros_(parameter)
-        elif name == "shares":
+        elif name in ("shares", "value_shares"):
             continue
         elif parameter.ndim == 2:
             scale = 1 / math.sqrt(2 * model.shape.n_layer) if is_residual_output(name) else 1.0

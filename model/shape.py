@@ -70,6 +70,7 @@ class Shape:
     rope_theta: float = 10000.0
     embed_norm: bool = False
     x0_shortcut: bool = False
+    value_residual: bool = False
     value_embeddings: bool = False
     bigram_rows: int = 0
     softcap: float = 0.0
@@ -182,6 +183,7 @@ class Shape:
         learned = self.block_size * self.n_embd if positions and self.position == "learned" else 0
         shares = 2 * self.n_layer if self.x0_shortcut else 0
         blocks = self.non_vocab_parameters() + self.n_layer * (2 * norm + linear_biases)
+        shares += self.n_layer - 1 if self.value_residual else 0
         return blocks + norm + vocabulary + learned + shares + self.table_parameters()
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,7 +35,8 @@ MODELS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "ffn_hidden
 # What decides a plan; the other knobs are not looked at.
 OF_A_PLAN = (
     "budget.hours", "budget.flops", "budget.tokens", "budget.steps", "budget.counts", "device.peak_flops", "mfu", "law",
-    "data.source", "model.dropout", "model.value_embeddings", "model.tie", *(f"model.{name}" for name in MODELS),
+    "data.source", "model.dropout", "model.value_residual", "model.value_embeddings", "model.tie",
+    *(f"model.{name}" for name in MODELS),
     "optim.name", "optim.learning_rate", "optim.weight_decay", "optim.beta2", "optim.batch_tokens", "schedule.warmup",
     "plan.aspect_min", "plan.aspect_max", "plan.max_epochs", "plan.corpus_tokens", "explain", "output",
 )  # fmt: skip

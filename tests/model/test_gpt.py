@@ -81,13 +81,13 @@ def test_dropout_acts_on_embedding_attention_and_residual() -> None:
     model = randomise(build(dropout=0.5))
     attention, block = model.blocks[0].attention, model.blocks[0]
     x = torch.randn(2, 16, 32)
-    assert not torch.equal(attention(x, None), attention(x, None))
+    assert not torch.equal(attention(x, None)[0], attention(x, None)[0])
     attention.dropout = 0.0
-    assert torch.equal(attention(x, None), attention(x, None))
+    assert torch.equal(attention(x, None)[0], attention(x, None)[0])
     for silenced, heard in ((block.attention, block.feed_forward), (block.feed_forward, block.attention)):
         weights = silenced.out.weight.detach().clone()
         torch.nn.init.zeros_(silenced.out.weight)
-        assert not torch.equal(block(x, None), block(x, None)), f"no dropout after {type(heard).__name__}"
+        assert not torch.equal(block(x, None)[0], block(x, None)[0]), f"no dropout after {type(heard).__name__}"
         silenced.out.weight.data.copy_(weights)
     for each in model.blocks:
         each.attention.dropout = each.dropout.p = 0.0
@@ -120,7 +120,9 @@ def test_attention_equals_a_naive_one(position: str, qk_norm: bool) -> None:
     rotary = rotary_tables(model.shape) if position == "rotary" else None
     attention = model.blocks[0].attention
     x = torch.randn(2, 16, 32)
-    torch.testing.assert_close(attention(x, rotary).double(), naive_attention(attention, x, rotary), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        attention(x, rotary)[0].double(), naive_attention(attention, x, rotary), atol=1e-5, rtol=0
+    )
 
 
 def test_rotation_depends_on_distance_only() -> None:
@@ -213,7 +215,7 @@ def test_initial_weights(preset: str) -> None:
 def test_blocks_initialised_to_zero_are_the_identity_and_still_learn() -> None:
     model = build(**(PRESETS["modern"] | {"tie": True}))  # behind a head of zeros they learn from the second step on
     x = torch.randn(2, 16, 32)
-    assert torch.equal(model.blocks[0](x, rotary_tables(model.shape)), x)
+    assert torch.equal(model.blocks[0](x, rotary_tables(model.shape))[0], x)
     model(some_tokens(), some_tokens()).backward()
     assert all((block.attention.out.weight.grad != 0).any() for block in model.blocks)
 
