@@ -17,7 +17,7 @@ from budget.devices import BY_NAME, Device
 from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
 from budget.measured import first_that_pays, measured_plan
-from budget.planner import MAX_EPOCHS, Plan, Request, make_plan, overhead_estimate
+from budget.planner import MAX_EPOCHS, Plan, Request, choose, make_plan, overhead_estimate
 from budget.rules import block_size_for
 from command_line import flags_of, launch, names_several
 from config import Config, optim_settings, template, with_eot
@@ -180,7 +180,7 @@ def check_early(config: Config) -> None:
     if found := size_mistakes(config, n_vocab, config.model.block_size):
         raise UserError(*found)
     if limits.seconds is None:  # no speed decides how much fits
-        make_plan(request_for(config, Text(n_vocab, config.data.tokenizer, None), None, 0.0))
+        choose(request_for(config, Text(n_vocab, config.data.tokenizer, None), None, 0.0))
 
 
 def _rough_flops(limits: Limits, flops_per_second: float | None) -> float | None:

@@ -3,10 +3,14 @@
     python -m bench.ablate ../shared/corpus/slimpajama --at-once      # three quarters of an hour on two idle cores
 
 Every run has the same seconds, all included, and the same validation tokens. A shared machine wanders by more than most parts
-buy, and the same for all seeds: so the recipe itself is run again after every third row, whose order is another with each
-seed, and a row is held against the two runs of its recipe before and after it. `noise` is the standard deviation of such a
-difference, from the rows that have several seeds. A run that is finished is not run again. `--at-once`: all seeds at the same
-time, the cores shared out among them. Writes bench/results/ablate.json.
+buy, and what wanders is how many tokens a run gets to see. So the recipe itself is run again after every third row, whose
+order is another with each seed; its runs say what more tokens are worth, and a row is held against them at its own number of
+tokens: `per_token`. What a part costs in time is measured apart, steps with it and without it in turn: `step`. The two make
+`worse`, nats at equal wall clock. `noise` is the standard deviation of a difference, from the rows that have several seeds.
+
+A run that is finished is not run again, and those that the file holds already stay in it, so that more seeds of some rows
+(--seeds 2 3 --only ROW ...) sharpen it. `--at-once`: all seeds at the same time, the cores shared out among them. Writes
+bench/results/ablate.json.
 """
 
 from __future__ import annotations
@@ -21,12 +25,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.own import run_for
+import numpy as np
+
+from bench.engine import Step
+from bench.own import finished, folder_of, run_for
+from model.shape import Shape
+from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
 BETWEEN = 3  # rows from one run of the recipe to the next
+WARM, ROUNDS = 2, 40  # steps that do not count, and that do, where rows are timed
 MODERN = ("model=modern", "optim=muon", "schedule=linear", "model.block_size=64")
 CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=64")
 
@@ -93,45 +103,78 @@ def order_of(rows: dict[str, list[str]], seed: int) -> Iterator[tuple[str, str]]
             yield f"{recipe} end", recipe
 
 
-def differences(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """By row: the loss of each of its runs less that of its recipe, the mean of the runs before and after it."""
+def differences(runs: list[dict[str, Any]], recipe: str) -> tuple[float, dict[str, list[float]]]:
+    """What a recipe's loss changes by for e times the tokens, and by row: the loss of each of its runs over what the recipe
+    itself would have reached with as many tokens and the same seed, by a line through its own runs."""
+    some = [each for each in runs if each["row"].split(" ")[0] == recipe and "loss" in each]
+    own = [each for each in some if each["row"] == recipe]
+    seeds = sorted({each["seed"] for each in own})
+
+    def features(each: dict[str, Any]) -> list[float]:
+        return [math.log(each["tokens"]), *(float(each["seed"] == seed) for seed in seeds)]
+
+    if not own:
+        return 0.0, {}
+    line = np.linalg.lstsq(np.array([features(each) for each in own]), np.array([e["loss"] for e in own]), rcond=None)[
+        0
+    ]
     found: dict[str, list[float]] = {}
+    for each in some:
+        if each["row"] != recipe and each["seed"] in seeds:
+            found.setdefault(each["row"], []).append(each["loss"] - float(line @ features(each)))
+    return float(line[0]), found
+
+
+def summary(
+    runs: list[dict[str, Any]], steps: dict[str, float | None]
+) -> tuple[list[dict[str, Any]], dict[str, float], float | None]:
+    """Each row's mean loss and how much worse it is than the recipe that it changes; what more tokens are worth to the
+    recipes; and the noise of one difference. `steps`: by row, how long its step takes, relative to the recipe's."""
+    slopes, worse = {}, {}
     for recipe in ("modern", "classic"):
-        for seed in sorted({each["seed"] for each in runs}):
-            line = [each for each in runs if each["seed"] == seed and each["row"].split(" ")[0] == recipe]
-            places = [at for at, each in enumerate(line) if each["row"] == recipe and "loss" in each]
-            for at, each in enumerate(line):
-                around = [
-                    max((p for p in places if p < at), default=None),
-                    min((p for p in places if p > at), default=None),
-                ]
-                if each["row"] != recipe and "loss" in each and None not in around:
-                    base = statistics.mean(line[p]["loss"] for p in around if p is not None)
-                    found.setdefault(each["row"], []).append(each["loss"] - base)
-    return found
-
-
-def summary(runs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
-    """Mean loss of each row and its difference from the recipe that it changes; and the noise of one such difference."""
-    by_row: dict[str, list[dict[str, Any]]] = {}
-    for each in runs:
-        if "loss" in each:
-            by_row.setdefault(each["row"], []).append(each)
-    worse = differences(runs)
+        slopes[recipe], found = differences(runs, recipe)
+        worse |= found
     squares = [(value - statistics.mean(values)) ** 2 for values in worse.values() for value in values]
     freedom = len(squares) - len(worse)
     noise = math.sqrt(sum(squares) / freedom) if freedom else None
-    found = [
-        {
-            "name": row,
-            "loss": statistics.mean(each["loss"] for each in some),
-            "worse": statistics.mean(worse[row]) if row in worse else None,
-            "tokens": round(statistics.mean(each["tokens"] for each in some)),
-            "runs": len(some),
-        }
-        for row, some in by_row.items()
-    ]
-    return found, noise
+    rows = []
+    for row in dict.fromkeys(each["row"] for each in runs):
+        own = [each for each in runs if each["row"] == row and "loss" in each]
+        if not own:
+            continue
+        per_token = statistics.mean(worse[row]) if row in worse else None
+        step = steps.get(row)
+        lost = -slopes[row.split(" ")[0]] * math.log(step) if step else None
+        rows.append(
+            {
+                "name": row,
+                "loss": statistics.mean(each["loss"] for each in own),
+                "tokens": round(statistics.mean(each["tokens"] for each in own)),
+                "runs": len(own),
+                "per_token": per_token,
+                "step": step,
+                "worse": None if per_token is None or lost is None else per_token + lost,
+            }
+        )
+    return rows, slopes, noise
+
+
+def step_of(folder: Path, machine: Machine) -> Step:
+    """A training step as a finished run had it."""
+    plan = json.loads((folder / "plan.json").read_text())
+    shape = Shape.from_dict(json.loads((folder / "model.json").read_text())["shape"])
+    return Step(shape, plan["batch_tokens"] // shape.block_size, plan["optimizer"], machine)
+
+
+def step_relative(changed: Path, recipe: Path, machine: Machine) -> float:
+    """How long a token takes in the runs of one folder, relative to those of another: steps of both in turn."""
+    both = [step_of(folder, machine) for folder in (changed, recipe)]
+    ratios = []
+    for turn in range(WARM + ROUNDS):
+        one, other = (step.run()["all"] / (step.sequences * step.shape.block_size) for step in both)
+        if turn >= WARM:
+            ratios.append(one / other)
+    return statistics.median(ratios)
 
 
 def main() -> None:
@@ -158,20 +201,42 @@ def main() -> None:
 
     with ThreadPoolExecutor(len(options.seeds) if options.at_once else 1) as pool:
         runs = [each for found in pool.map(runs_of, options.seeds) for each in found]
-    table, noise = summary(runs)
-    how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {' '.join(map(str, options.seeds))}"
-    how += (
-        " --at-once" * options.at_once
-        + f" --sizes {' '.join(options.sizes)}"
-        + (f" --only {' '.join(map(repr, options.only))}" if options.only else "")
-    )
-    content = {"how": how, "sizes": options.sizes, "noise": noise, "rows": table, "runs": runs}
+    steps = times_of(options.place, options.seeds[0], rows)
+    setting = {"minutes": options.minutes, "sizes": options.sizes, "at_once": options.at_once}
+    if options.output.exists():
+        before = json.loads(options.output.read_text())
+        if {key: before.get(key) for key in setting} == setting:
+            fresh = {(each["name"], each["seed"]) for each in runs}
+            runs = [each for each in before["runs"] if (each["name"], each["seed"]) not in fresh] + runs
+            steps = {row["name"]: row["step"] for row in before["rows"]} | steps
+    table, slopes, noise = summary(runs, steps)
+    seeds = sorted({each["seed"] for each in runs})
+    how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {' '.join(map(str, seeds))}"
+    how += " --at-once" * options.at_once + f" --sizes {' '.join(options.sizes)}"
+    content = {"how": how, **setting, "slopes": slopes, "noise": noise, "rows": table, "runs": runs}
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     for row in table:
-        worse = "" if row["worse"] is None else f"{row['worse']:+.4f}"
-        print(f"{row['name']:<48}{row['loss']:.4f}  {worse:>7}  {row['tokens']:>12,} tokens")
+        figures = (f"{row[key]:+.4f}" if row[key] is not None else "" for key in ("per_token", "worse"))
+        step = "" if row["step"] is None else f"{row['step']:.3f}"
+        print(f"{row['name']:<48}{row['loss']:.4f}  {'  '.join(f'{each:>7}' for each in figures)}  {step:>6}")
     if noise is not None:
         print(f"noise of one difference: {noise:.4f}")
+
+
+def times_of(place: Path, seed: int, rows: dict[str, list[str]]) -> dict[str, float | None]:
+    """By row: how long its step takes, relative to the recipe's, on all cores; None for a row that did not run."""
+    machine = find_machine("cpu", None, "float32", 1.0)
+    found: dict[str, float | None] = {}
+    for row in rows:
+        recipe = row.split(" ")[0]
+        if row == recipe:
+            continue
+        try:
+            own = finished(place, folder_of(f"{recipe} 0", seed))
+            found[row] = step_relative(finished(place, folder_of(row, seed)), own, machine)
+        except StopIteration:
+            found[row] = None
+    return found
 
 
 if __name__ == "__main__":

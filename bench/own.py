@@ -36,10 +36,15 @@ def finished(place: Path, name: str) -> Path:
     return next((place / name).glob("*/result.json")).parent
 
 
+def folder_of(name: str, seed: int) -> str:
+    """Of a run's name, below the place of all runs."""
+    return f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
 def run_for(minutes: float, place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
     """What came out of a run of so many minutes, all included; it is started unless it is finished. One that failed has
     `failed` for its figures."""
-    place = place / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+    place = place / folder_of(name, seed)
     command = [
         *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
         *(

@@ -114,18 +114,20 @@ PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
 def ablation(found: dict[str, Any]) -> list[str]:
-    worse = ("-" if row["worse"] is None else f"{row['worse']:+.4f}" for row in found["rows"])
-    rows = [
-        [row["name"], f"{row['loss']:.4f}", each, f"{row['tokens']:,}"]
-        for row, each in zip(found["rows"], worse, strict=True)
-    ]
-    noise = "" if found["noise"] is None else f" Noise of one difference: {found['noise']:.4f}."
+    rows = []
+    for row in found["rows"]:
+        per_token, worse = ("-" if row[key] is None else f"{row[key]:+.3f}" for key in ("per_token", "worse"))
+        step = "-" if row["step"] is None else f"{row['step']:.2f}"
+        rows.append([row["name"], f"{row['loss']:.3f}", str(row["runs"]), per_token, step, worse])
+    noise = "" if found["noise"] is None else f" A single difference has a standard deviation of {found['noise']:.3f}."
     return [
         "## One part more or less",
         "",
-        f"The same seconds for each; nats per token. A row is held against the runs of its recipe before and after it.{noise}",
+        f"Runs of {found['minutes']:g} minute, one thread each; nats per token, and how much worse than the recipe: with as many"
+        " tokens; with the time that a step takes, relative to the recipe's, counted in."
+        f"{noise}",
         "",
-        *table(["recipe", "loss", "against the recipe", "tokens"], rows),
+        *table(["recipe", "loss", "runs", "for as many tokens", "time of a step", "for as much time"], rows),
     ]
 
 

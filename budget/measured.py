@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from budget.flops import flops_per_token
-from budget.planner import Plan, Request, make_plan, shortlist, step_rule
+from budget.planner import Choice, Plan, Request, choose, make_plan, shortlist, step_rule
 from budget.rules import largest_batch
 from errors import UserError
 from model.shape import Shape
@@ -167,13 +167,13 @@ def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], s
     if not trials:
         say("no shape could be measured; the plan rests on an assumed speed")
         return make_plan(request)
-    batch = plan_of(unlimited, trials, tried_with, saturation).batch_tokens
-    second_round(unlimited, prober, trials, batch, saturation)
-    plan = plan_of(unlimited, trials, batch, saturation, settled=True)
-    confirm(prober, plan.sized(request.template), batch, trials)
+    batch = choice_of(unlimited, trials, tried_with, saturation).batch_tokens
+    settled = replace(unlimited, settled_batch=batch)
+    second_round(prober, choice_of(settled, trials, batch, saturation).ranked, batch, trials)
+    confirm(prober, choice_of(settled, trials, batch, saturation).shape, batch, trials)
     for shape in trials:
         say(f"measured {_shown(shape, trials[shape], batch)}")
-    plan = plan_of(request, trials, batch, saturation, settled=True)
+    plan = plan_of(replace(request, settled_batch=batch), trials, saturation)
     return compiled_plan(request, plan, prober, ways, trials, saturation, say)
 
 
@@ -198,13 +198,18 @@ def _shown(shape: Shape, trial: Trial, batch_tokens: int) -> str:
     )
 
 
-def plan_of(
-    request: Request, trials: dict[Shape, Trial], batch: int, saturation: float = 0.0, settled: bool = False
-) -> Plan:
-    """The best of the shapes that were tried, at their speeds with `batch` tokens a step, with what was found out about
-    it. The rules may say another batch, unless this one is `settled`."""
+def choice_of(request: Request, trials: dict[Shape, Trial], batch: int, saturation: float = 0.0) -> Choice:
+    """The best of the shapes that were tried, at their speeds with `batch` tokens a step."""
     speeds = {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
-    plan = make_plan(replace(request, settled_batch=batch if settled else None), speeds, "measured", saturation)
+    return choose(request, speeds, saturation)
+
+
+def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float) -> Plan:
+    """The plan at the request's settled batch, with what was found out about the shapes that were tried."""
+    batch = request.settled_batch
+    assert batch is not None
+    speeds = {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
+    plan = make_plan(request, speeds, "measured", saturation)
     trial = trials[plan.sized(request.template)]
     by_size = {(shape.n_layer, shape.n_embd, shape.n_head): each for shape, each in trials.items()}
     alternatives = [
@@ -225,10 +230,9 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
     """A short trial of each shape of the short list, the most promising first, as far as the time goes; the tokens a step
     they had; and, tried with the first of them, those from which on the device runs at full speed (0: the rules' batch
     will do)."""
-    guess = make_plan(request)
-    shapes = sorted(
-        shortlist(request), key=lambda shape: abs(math.log(shape.matmul_parameters() / guess.parameters_law))
-    )
+    guess = choose(request)
+    size = guess.shape.matmul_parameters()
+    shapes = sorted(shortlist(guess), key=lambda shape: abs(math.log(shape.matmul_parameters() / size)))
     seconds = min(TRIAL_S, prober.seconds_left() / (3 + 3 * len(shapes)))
     trials: dict[Shape, Trial] = {}
     batch, saturation = guess.batch_tokens, 0.0
@@ -264,7 +268,7 @@ def saturate(
     """Tokens a step for the other trials, and those from which on the device runs this shape at full speed: twice the
     rules' batch, and twice again, as long as it helps and the number of steps and the critical batch allow it; 0 where
     the rules' batch will do. The trial of `shape`, which had `batch`, becomes the one with what was found."""
-    rules = plan_of(request, {shape: trials[shape]}, batch).batch_tokens
+    rules = choice_of(request, {shape: trials[shape]}, batch).batch_tokens
     if rules != batch:  # the assumed speed was another
         again = tried(prober, shape, rules, seconds)
         if again is None:
@@ -272,8 +276,8 @@ def saturate(
         batch, trials[shape] = rules, again
     found = 0.0
     while True:
-        plan = plan_of(request, {shape: trials[shape]}, batch)
-        if 2 * batch > largest_batch(plan.tokens, step_rule(request.limits, plan.optimizer)):
+        choice = choice_of(request, {shape: trials[shape]}, batch)
+        if 2 * batch > largest_batch(choice.tokens, step_rule(request.limits, choice.optimizer)):
             break
         trial = tried(prober, shape, 2 * batch, seconds)
         if trial is None:
@@ -293,22 +297,15 @@ def better(trial: Trial, other: Trial) -> Trial:
     return replace(trial, token_s=min(trial.token_s, other.token_s), update_s=min(trial.update_s, other.update_s))
 
 
-def second_round(request: Request, prober: Prober, trials: dict[Shape, Trial], batch: int, saturation: float) -> None:
+def second_round(prober: Prober, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
     """Each shape once more, the best ones first, and the better trial counts: a second of other work on the machine
     spoils one of them only."""
-    plan = plan_of(request, trials, batch, saturation, settled=True)
-    chosen = [(plan.n_layer, plan.n_embd)] + [(row.n_layer, row.n_embd) for row in plan.alternatives]
-    ranked = sorted(trials, key=lambda shape: _rank(chosen, (shape.n_layer, shape.n_embd)))
     seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:
         again = tried(prober, shape, batch, seconds)
         if again is None:
             return
         trials[shape] = better(again, trials[shape])
-
-
-def _rank(chosen: list[tuple[int, int]], sizes: tuple[int, int]) -> int:
-    return chosen.index(sizes) if sizes in chosen else len(chosen)
 
 
 def compiled_plan(
@@ -341,7 +338,7 @@ def compiled_plan(
     if limits.counts == "all":
         request = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
     return replace(
-        plan_of(request, faster, plan.batch_tokens, saturation, settled=True),
+        plan_of(replace(request, settled_batch=plan.batch_tokens), faster, saturation),
         compiled=True,
         regional=compiling.how == "regional",
         compile_s=compiling.cost_s,

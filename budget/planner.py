@@ -244,20 +244,6 @@ def expected(request: Request, shape: Shape, speed: float | None) -> float:
     return relative_loss(request.law, shape.matmul_parameters(), tokens_worth(request, shape, tokens))
 
 
-def shortlist(request: Request) -> list[Shape]:
-    """A handful of shapes worth measuring: around the best one at the assumed rate, spread over SHORTLIST sizes."""
-    shapes = candidates(request)
-    best = min(shapes, key=lambda shape: expected(request, shape, assumed_speed(request, shape)))
-    chosen: dict[Shape, None] = {}
-    for factor in SHORTLIST:
-        target = math.log(factor * best.matmul_parameters())
-        near = min(
-            shapes, key=lambda shape: (round(abs(math.log(shape.matmul_parameters()) - target), 1), _skew(shape))
-        )
-        chosen.setdefault(near)
-    return list(chosen)
-
-
 def _skew(shape: Shape) -> float:
     """Distance of the aspect ratio from 64, the median of Hoffmann et al.'s Table A9, in ln."""
     return abs(math.log(shape.n_embd / shape.n_layer / 64))
@@ -281,14 +267,30 @@ def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturatio
     return batch, optimizer
 
 
-def make_plan(
-    request: Request,
-    speeds: dict[Shape, float] | None = None,
-    speed_source: str = "assumed",
-    saturation: float = 0.0,
-) -> Plan:
-    """The plan for a request. With `speeds` (tokens per second, measured) only those shapes compete. `saturation`: tokens
-    per step that the device was measured to need for full speed."""
+@dataclass(frozen=True)
+class Choice:
+    """What a plan is made around: `ranked`, the shapes by expected loss, the chosen one first; its `speed`, that of any shape,
+    tokens per second or None; its batch, optimizer and steps; `epochs` of the corpus, where its size is known."""
+
+    ranked: list[Shape]
+    speed: Callable[[Shape], float | None]
+    batch_tokens: int
+    optimizer: str
+    steps: int
+    epochs: float | None
+
+    @property
+    def shape(self) -> Shape:
+        return self.ranked[0]
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch_tokens
+
+
+def choose(request: Request, speeds: dict[Shape, float] | None = None, saturation: float = 0.0) -> Choice:
+    """The best shape and its batch. With `speeds` (tokens per second, measured) only those shapes compete. `saturation`:
+    tokens per step that the device was measured to need for full speed. Raises UserError where the request has no plan."""
     speed: Callable[[Shape], float | None]
     if speeds is not None:
         shapes, speed = list(speeds), lambda shape: speeds[shape]
@@ -296,22 +298,46 @@ def make_plan(
         shapes, speed = candidates(request), lambda shape: assumed_speed(request, shape)
     # Differences below a ten-thousandth mean nothing: among those the usual proportions win over deep and thin ones.
     ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
-    best, rate, law = ranked[0], speed(ranked[0]), request.law
+    best, rate = ranked[0], speed(ranked[0])
     if request.memory is not None and least_memory(best) > request.memory:
         raise UserError(too_large(best, request.memory))
     tokens = tokens_within(request, best, rate, request.batch_tokens)
-    parameters = best.matmul_parameters()
     batch, optimizer = batch_and_optimizer(request, best, tokens, saturation)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
         raise UserError(too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
-    tokens = steps * batch
-    compute = 6 * parameters * tokens
-    epochs = tokens / request.corpus_tokens if request.corpus_tokens else None
+    epochs = steps * batch / request.corpus_tokens if request.corpus_tokens else None
     if epochs and epochs > request.max_epochs:
-        raise UserError(too_often(tokens, request, epochs))
-    flops = tokens * flops_per_token(best)
+        raise UserError(too_often(steps * batch, request, epochs))
+    return Choice(ranked, speed, batch, optimizer, steps, epochs)
+
+
+def shortlist(choice: Choice) -> list[Shape]:
+    """A handful of shapes worth measuring: around the one chosen at the assumed rate, spread over SHORTLIST sizes."""
+    chosen: dict[Shape, None] = {}
+    for factor in SHORTLIST:
+        target = math.log(factor * choice.shape.matmul_parameters())
+
+        def distance(shape: Shape, target: float = target) -> tuple[float, float]:
+            return round(abs(math.log(shape.matmul_parameters()) - target), 1), _skew(shape)
+
+        chosen.setdefault(min(choice.ranked, key=distance))
+    return list(chosen)
+
+
+def make_plan(
+    request: Request,
+    speeds: dict[Shape, float] | None = None,
+    speed_source: str = "assumed",
+    saturation: float = 0.0,
+) -> Plan:
+    """The plan for a request, `speeds` and `saturation` as in `choose`: what was chosen, and all that is known about it."""
+    choice = choose(request, speeds, saturation)
+    best, rate, law = choice.shape, choice.speed(choice.shape), request.law
+    tokens, batch, optimizer, epochs = choice.tokens, choice.batch_tokens, choice.optimizer, choice.epochs
+    parameters = best.matmul_parameters()
+    compute, flops = 6 * parameters * tokens, tokens * flops_per_token(best)
     peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
     decay = request.weight_decay
     if decay is None:
@@ -332,7 +358,7 @@ def make_plan(
         tokens=tokens,
         flops=flops,
         flops_6nd=tokens * flops_6nd_per_token(best),
-        steps=steps,
+        steps=choice.steps,
         batch_tokens=batch,
         learning_rate=peak_rate,
         learning_rate_spread=(min(all_rates.values()), max(all_rates.values())),
@@ -352,16 +378,16 @@ def make_plan(
         bracket=bracket(flops, law if law.name == LOCAL else None),
         interval=law.interval(flops),
         flat=(min(near), max(near)),
-        alternatives=_alternatives(request, best, ranked[1:], speed),
+        alternatives=_alternatives(request, choice),
         curve=curve,
-        source=_sources(request, shapes, batch, saturation, speed_source if rate else "none")
+        source=_sources(request, len(choice.ranked), batch, saturation, speed_source if rate else "none")
         | {
             "learning_rate": _ruled(
                 request.learning_rate, "step-law", abs(peak_rate / all_rates["step-law"] - 1) > 0.06
             ),
             "weight_decay": _ruled(request.weight_decay, "power-lines", decay in weight_decay_range(parameters)),
         },
-        notes=notes(request, best, compute, epochs, steps),
+        notes=notes(request, best, compute, epochs, choice.steps),
     )
 
 
@@ -370,10 +396,10 @@ def _ruled(fixed: object, rule: str, cut: bool = False) -> str:
     return "fixed" if fixed is not None else f"{rule}, cut" if cut else rule
 
 
-def _sources(request: Request, shapes: list[Shape], batch: int, saturation: float, speed: str) -> dict[str, str]:
+def _sources(request: Request, n_shapes: int, batch: int, saturation: float, speed: str) -> dict[str, str]:
     """Where each choice is from, in a word or two."""
     return {
-        "size": "fixed" if len(shapes) == 1 and request.n_layer and request.n_embd else request.law.name,
+        "size": "fixed" if n_shapes == 1 and request.n_layer and request.n_embd else request.law.name,
         "flat": request.law.name if request.law.curve else "porian",
         "tokens_per_second": speed,
         "batch_tokens": _ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
@@ -404,10 +430,9 @@ def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[floa
     return [point for i, point in enumerate(near) if i % stride == 0 or point[0] == best.matmul_parameters()]
 
 
-def _alternatives(
-    request: Request, best: Shape, others: list[Shape], speed: Callable[[Shape], float | None]
-) -> list[Alternative]:
+def _alternatives(request: Request, choice: Choice) -> list[Alternative]:
     """The runners-up: all that are close, at least five, and one clearly smaller and one clearly larger."""
+    best, others, speed = choice.shape, choice.ranked[1:], choice.speed
     size = best.matmul_parameters()
     reference = expected(request, best, speed(best))
     close = [shape for shape in others if math.expm1(expected(request, shape, speed(shape)) - reference) < TIE]

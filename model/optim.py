@@ -75,11 +75,12 @@ def adamw(
     device_type: str,
     settings: OptimSettings,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): torch's own, but for a model with tables."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): torch's own, but for a model with tables, and on a CPU, where the
+    same kernel is to be had without loading torch's compiler, which takes two seconds."""
     groups, fused = parameter_groups(model, weight_decay, betas, settings), device_type in FUSED_DEVICES
-    if not any(group["role"] == "table" for group in groups):
-        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
-    return Mixed(groups, learning_rate, fused)
+    if device_type == "cpu" or any(group["role"] == "table" for group in groups):
+        return Mixed(groups, learning_rate, fused)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 
 def muon(

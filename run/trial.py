@@ -33,6 +33,35 @@ MIN_REPEATS = 3
 BOOKKEEPING_S = {"cpu": 0.002}
 
 
+class TrainingStep:
+    """The training loop's own work for a shape, on random tokens: `forward_and_backward` of a micro-batch, and `update`."""
+
+    def __init__(
+        self, machine: Machine, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
+    ) -> None:
+        self.machine, self.scaler = machine, machine.scaler()
+        with torch.device(machine.device):
+            model = GPT(shape)
+        self.forward = for_training(model, compiled)
+        self.optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
+        self.clipped = [p for group in self.optim.param_groups if group["role"] != "table" for p in group["params"]]
+        x, y = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)) for _ in range(2))
+        self.starts = machine.document_starts(x.numpy(), shape)
+        self.x, self.y = x.to(machine.device), y.to(machine.device)
+
+    def forward_and_backward(self) -> None:
+        with self.machine.autocast():
+            loss = self.forward(self.x, self.y, self.starts)
+        self.scaler.scale(loss).backward()
+
+    def update(self) -> None:
+        self.scaler.unscale_(self.optim)
+        torch.nn.utils.clip_grad_norm_(self.clipped, 1.0)
+        self.scaler.step(self.optim)
+        self.scaler.update()
+        self.optim.zero_grad(set_to_none=True)
+
+
 def measure(
     machine: Machine,
     shape: Shape,
@@ -50,29 +79,8 @@ def measure(
     running all of it. Medians; the first step, which also allocates memory and compiles, is left out.
     """
     available = machine.restart_peak_memory() + machine.free_memory()
-    with torch.device(machine.device):
-        model = GPT(shape)
-    forward = for_training(model, compiled)
-    optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
-    clipped = [p for group in optim.param_groups if group["role"] != "table" for p in group["params"]]
-    scaler = machine.scaler()
     micro = min(micro_batch, sequences)
-    size = (micro, shape.block_size)
-    tokens = [torch.randint(shape.vocab_size, size) for _ in range(2)]
-    x, y = (each.to(machine.device) for each in tokens)
-    starts = machine.document_starts(tokens[0].numpy(), shape)
-
-    def forward_and_backward() -> None:
-        with machine.autocast():
-            loss = forward(x, y, starts)
-        scaler.scale(loss).backward()
-
-    def update() -> None:
-        scaler.unscale_(optim)
-        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
-        scaler.step(optim)
-        scaler.update()
-        optim.zero_grad(set_to_none=True)
+    step = TrainingStep(machine, shape, optimizer, micro, compiled)
 
     def timed(work: Callable[[], None]) -> float:
         began = now()
@@ -80,16 +88,16 @@ def measure(
         machine.synchronize()
         return now() - began
 
-    first_s = timed(forward_and_backward)
+    first_s = timed(step.forward_and_backward)
     if micro < sequences:
-        timed(forward_and_backward)  # a second one, for the memory: the gradient of the first is held meanwhile
-    timed(update)
+        timed(step.forward_and_backward)  # for the memory: the gradient of the first is held meanwhile
+    timed(step.update)
     micro_s: list[float] = []
     update_s: list[float] = []
     began = now()
     while now() - began < seconds or len(micro_s) < MIN_REPEATS:
-        micro_s.append(timed(forward_and_backward))
-        update_s.append(timed(update))
+        micro_s.append(timed(step.forward_and_backward))
+        update_s.append(timed(step.update))
     one = statistics.median(micro_s)
     return {
         "token_s": one / (micro * shape.block_size),

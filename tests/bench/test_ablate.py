@@ -2,49 +2,85 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.ablate import differences, order_of, rows_of, summary
+from bench.ablate import differences, order_of, rows_of, step_relative, summary
 from bench.tune import neighbours
-
-# Nothing of any recipe, on a machine that gets slower and slower.
-DRIFT = [4.0, 4.1, 4.2, 4.3, 4.4, 4.5, 4.6, 4.7, 4.8]
-
-
-def runs(losses: list[float], seed: int = 0) -> list[dict[str, Any]]:
-    """As many of `modern` and its rows as there are losses: the recipe, three rows, the recipe, ..."""
-    rows = ["modern" if at % 4 == 0 else f"modern without {at}" for at in range(len(losses))]
-    return [{"row": row, "seed": seed, "loss": loss, "tokens": 1} for row, loss in zip(rows, losses, strict=True)]
+from model.shape import PRESETS, Shape
+from run.machine import find_machine
 
 
-def test_every_row_lies_between_two_runs_of_its_recipe() -> None:
+def runs(seed: int = 0, luck: float = 0.0) -> list[dict[str, Any]]:
+    """The recipe, three rows, the recipe, ...: on a machine that gets slower and slower, where a hundredth less of ln tokens
+    costs 0.003 nats, and each row is as many tenths of a nat worse than the recipe as its number says."""
+    rows = ["modern" if at % 4 == 0 else f"modern without {at}" for at in range(9)]
+    found = []
+    for at, row in enumerate(rows):
+        tokens = 1e6 * (0.98**at) * (1 + 0.1 * seed)
+        own = 0.1 * at + luck if at % 4 else 0.0
+        loss = 4.0 + 0.05 * seed - 0.3 * math.log(tokens / 1e6) + own
+        found.append({"name": f"{row} {at}", "row": row, "seed": seed, "loss": loss, "tokens": round(tokens)})
+    return found
+
+
+def test_the_recipe_is_run_again_before_and_after_every_third_row() -> None:
     rows = rows_of(["model.n_layer=2"])
     order = list(order_of(rows, 0))
     assert len({name for name, _ in order}) == len(order), "each run has a folder of its own"
     assert {row for _, row in order} == set(rows)
     assert order != list(order_of(rows, 1)), "another order with each seed"
-    found = set(differences([{"row": row, "seed": 0, "loss": 4.0, "tokens": 1} for _, row in order]))
-    assert found == set(rows) - {"modern", "classic"}
+    kinds = [row in ("modern", "classic") for _, row in order]
+    assert kinds[0]
+    assert kinds[-1]
+    assert all(any(kinds[at : at + 4]) for at in range(len(kinds)))
 
 
 def test_a_machine_that_gets_slower_is_no_difference() -> None:
-    assert [values[0] for values in differences(runs(DRIFT)).values()] == pytest.approx([-0.1, 0, 0.1, -0.1, 0, 0.1])
+    slope, found = differences(runs() + runs(seed=1), "modern")
+    assert slope == pytest.approx(-0.3, abs=1e-5)
+    assert {row: round(values[0], 4) for row, values in found.items()} == {
+        f"modern without {at}": round(0.1 * at, 4) for at in range(9) if at % 4
+    }
+
+
+def test_a_row_pays_for_the_time_that_its_step_takes() -> None:
+    table, slopes, _ = summary(runs(), {"modern without 1": 1.1, "modern without 2": 1.0})
+    rows = {row["name"]: row for row in table}
+    assert rows["modern without 1"]["worse"] == pytest.approx(0.1 + 0.3 * math.log(1.1), abs=1e-4)
+    assert rows["modern without 2"]["worse"] == pytest.approx(0.2, abs=1e-4)
+    assert rows["modern without 3"]["worse"] is None, "its step was not timed"
+    assert slopes["classic"] == 0.0
 
 
 def test_noise_is_that_of_a_difference() -> None:
-    later = [loss + (0.5 if at % 4 else 0.4) for at, loss in enumerate(DRIFT)]  # all rows 0.1 worse with this seed
-    table, noise = summary(runs(DRIFT) + runs(later, seed=1))
-    assert noise == pytest.approx(math.sqrt(2) * 0.05)
-    assert next(row["worse"] for row in table if row["name"] == "modern without 2") == pytest.approx(0.05)
+    table, _, noise = summary(runs() + runs(seed=1, luck=0.1), {})
+    assert noise == pytest.approx(math.sqrt(2) * 0.05, rel=1e-3)
+    assert next(row["per_token"] for row in table if row["name"] == "modern without 2") == pytest.approx(0.25, abs=1e-4)
 
 
 def test_a_run_that_failed_leaves_the_others() -> None:
-    broken = runs(DRIFT)
-    del broken[4]["loss"]
-    assert differences(broken)["modern without 2"] == pytest.approx([4.2 - (4.0 + 4.8) / 2])
+    broken = runs()
+    del broken[4]["loss"], broken[5]["loss"]
+    _, found = differences(broken, "modern")
+    assert found["modern without 2"] == pytest.approx([0.2], abs=1e-4)
+    assert "modern without 5" not in found
+
+
+def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
+    """Four layers take longer than one."""
+    for layers in (1, 4):
+        shape = Shape(layers, 1, 64, 64, 512, **PRESETS["modern"])
+        folder = tmp_path / f"{layers}"
+        folder.mkdir()
+        (folder / "plan.json").write_text(json.dumps({"batch_tokens": 512, "optimizer": "muon"}))
+        (folder / "model.json").write_text(json.dumps({"shape": shape.to_dict()}))
+    machine = find_machine("cpu", None, "float32", 1.0)
+    assert step_relative(tmp_path / "4", tmp_path / "1", machine) > 1.5
 
 
 def test_neighbours_differ_from_the_plan_in_one_choice() -> None:

@@ -12,7 +12,7 @@ import pytest
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import EPOCH, LAWS, LOCAL
-from budget.planner import TIE, Plan, Request, batch_and_optimizer, candidates, load_plan, make_plan, shortlist
+from budget.planner import TIE, Plan, Request, batch_and_optimizer, candidates, choose, load_plan, make_plan, shortlist
 from budget.rules import (
     ADAMW_STEPS,
     MUON_STEPS,
@@ -108,7 +108,7 @@ def test_every_candidate_can_be_built() -> None:
 def test_measured_speed_decides() -> None:
     """With a device on which only one of the sizes is fast, that one wins, and the others say why they lost."""
     hours = request(limits=Limits(hours=1), flops_per_second=1e13)
-    shapes = shortlist(hours)
+    shapes = shortlist(choose(hours))
     assert 3 <= len(shapes) <= 6
     slow = {shape: 1e11 / flops_per_token(shape) for shape in shapes}
     for fast in shapes[1:-1]:

@@ -16,6 +16,8 @@ from model.optim import configure_optimizers, set_schedule
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 
+ROOT = Path(__file__).parents[2]
+
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 64}
 
 
@@ -97,16 +99,22 @@ def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
     assert optimizer.defaults["fused"] is fused
 
 
-def test_a_step_does_not_load_torchs_compiler() -> None:
+@pytest.mark.parametrize("rows", [0, 8])
+def test_a_step_does_not_load_torchs_compiler(rows: int) -> None:
     """It takes two seconds, which a run that compiles nothing has better use for."""
     code = (
         "import sys, torch; from model.gpt import GPT; from model.optim import configure_optimizers as make\n"
-        "from model.shape import Shape; model = GPT(Shape(1, 2, 32, 8, 64, bigram_rows=8))\n"
+        f"from model.shape import Shape; model = GPT(Shape(1, 2, 32, 8, 64, bigram_rows={rows}))\n"
         "optimizer = make(model, 1e-3, 0.1, (0.9, 0.95), 'cpu')\n"
         "optimizer.zero_grad(); model(*2 * [torch.zeros(1, 8, dtype=int)]).backward(); optimizer.step()\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_process_for_trials_is_ready_without_torchs_compiler() -> None:
+    code = "import sys; from run.trial import warm_up; warm_up('cpu'); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
