@@ -36,7 +36,9 @@ from run.surroundings import usable_cores
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
 BETWEEN = 3  # rows from one run of the recipe to the next
-WARM, ROUNDS = 2, 40  # steps that do not count, and that do, where rows are timed
+# Where rows are timed: models anew, as where one's memory happens to lie makes a few percent; steps of each that do not count,
+# and that do.
+MODELS, WARM, ROUNDS = 5, 2, 20
 MODERN = ("model=modern", "optim=muon", "schedule=linear", "model.block_size=64")
 CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=64")
 
@@ -125,18 +127,23 @@ def differences(runs: list[dict[str, Any]], recipe: str) -> tuple[float, dict[st
     return float(line[0]), found
 
 
+def noise_of(differences: dict[str, list[float]]) -> float | None:
+    """The standard deviation of one difference, from the rows that have several."""
+    squares = [(value - statistics.mean(values)) ** 2 for values in differences.values() for value in values]
+    freedom = len(squares) - len(differences)
+    return math.sqrt(sum(squares) / freedom) if freedom > 0 else None
+
+
 def summary(
     runs: list[dict[str, Any]], steps: dict[str, float | None]
-) -> tuple[list[dict[str, Any]], dict[str, float], float | None]:
-    """Each row's mean loss and how much worse it is than the recipe that it changes; what more tokens are worth to the
-    recipes; and the noise of one difference. `steps`: by row, how long its step takes, relative to the recipe's."""
-    slopes, worse = {}, {}
+) -> tuple[list[dict[str, Any]], dict[str, float], dict[str, float | None]]:
+    """Each row's mean loss and how much worse it is than the recipe that it changes; what more tokens are worth to each
+    recipe; and the noise of one difference from it. `steps`: by row, how long its step takes, relative to the recipe's."""
+    slopes, worse, noise = {}, {}, {}
     for recipe in ("modern", "classic"):
         slopes[recipe], found = differences(runs, recipe)
+        noise[recipe] = noise_of(found)
         worse |= found
-    squares = [(value - statistics.mean(values)) ** 2 for values in worse.values() for value in values]
-    freedom = len(squares) - len(worse)
-    noise = math.sqrt(sum(squares) / freedom) if freedom else None
     rows = []
     for row in dict.fromkeys(each["row"] for each in runs):
         own = [each for each in runs if each["row"] == row and "loss" in each]
@@ -168,12 +175,13 @@ def step_of(folder: Path, machine: Machine) -> Step:
 
 def step_relative(changed: Path, recipe: Path, machine: Machine) -> float:
     """How long a token takes in the runs of one folder, relative to those of another: steps of both in turn."""
-    both = [step_of(folder, machine) for folder in (changed, recipe)]
     ratios = []
-    for turn in range(WARM + ROUNDS):
-        one, other = (step.run()["all"] / (step.sequences * step.shape.block_size) for step in both)
-        if turn >= WARM:
-            ratios.append(one / other)
+    for _ in range(MODELS):
+        both = [step_of(folder, machine) for folder in (changed, recipe)]
+        for turn in range(WARM + ROUNDS):
+            one, other = (step.run()["all"] / (step.sequences * step.shape.block_size) for step in both)
+            if turn >= WARM:
+                ratios.append(one / other)
     return statistics.median(ratios)
 
 
@@ -219,8 +227,9 @@ def main() -> None:
         figures = (f"{row[key]:+.4f}" if row[key] is not None else "" for key in ("per_token", "worse"))
         step = "" if row["step"] is None else f"{row['step']:.3f}"
         print(f"{row['name']:<48}{row['loss']:.4f}  {'  '.join(f'{each:>7}' for each in figures)}  {step:>6}")
-    if noise is not None:
-        print(f"noise of one difference: {noise:.4f}")
+    for recipe, deviation in noise.items():
+        if deviation is not None:
+            print(f"noise of one difference from {recipe}: {deviation:.4f}")
 
 
 def times_of(place: Path, seed: int, rows: dict[str, list[str]]) -> dict[str, float | None]:

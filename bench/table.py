@@ -119,13 +119,13 @@ def ablation(found: dict[str, Any]) -> list[str]:
         per_token, worse = ("-" if row[key] is None else f"{row[key]:+.3f}" for key in ("per_token", "worse"))
         step = "-" if row["step"] is None else f"{row['step']:.2f}"
         rows.append([row["name"], f"{row['loss']:.3f}", str(row["runs"]), per_token, step, worse])
-    noise = "" if found["noise"] is None else f" A single difference has a standard deviation of {found['noise']:.3f}."
+    noise = [f"{deviation:.3f} ({recipe})" for recipe, deviation in found["noise"].items() if deviation is not None]
     return [
         "## One part more or less",
         "",
         f"Runs of {found['minutes']:g} minute, one thread each; nats per token, and how much worse than the recipe: with as many"
         " tokens; with the time that a step takes, relative to the recipe's, counted in."
-        f"{noise}",
+        + (f" Standard deviation of a single difference: {', '.join(noise)}." if noise else ""),
         "",
         *table(["recipe", "loss", "runs", "for as many tokens", "time of a step", "for as much time"], rows),
     ]
