@@ -6,6 +6,7 @@ Nothing in it is typed by hand, so that it cannot say anything else than what wa
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -115,7 +116,11 @@ PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 def ablation(found: dict[str, Any]) -> list[str]:
     rows = []
-    for row in found["rows"]:
+    order = sorted(
+        found["rows"],
+        key=lambda row: (row["name"].startswith("classic"), -math.inf if row["worse"] is None else -row["worse"]),
+    )
+    for row in order:
         per_token, worse = ("-" if row[key] is None else f"{row[key]:+.3f}" for key in ("per_token", "worse"))
         step = "-" if row["step"] is None else f"{row['step']:.2f}"
         rows.append([row["name"], f"{row['loss']:.3f}", str(row["runs"]), per_token, step, worse])
