@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.ablate import differences, order_of, rows_of, step_relative, summary
+from bench.ablate import RESULT, ROOT, differences, order_of, rows_of, step_relative, summary
 from bench.tune import neighbours
 from model.shape import PRESETS, Shape
 from run.machine import find_machine
@@ -82,6 +83,23 @@ def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
         (folder / "model.json").write_text(json.dumps({"shape": shape.to_dict()}))
     machine = find_machine("cpu", None, "float32", 1.0)
     assert step_relative(tmp_path / "4", tmp_path / "1", machine) > 1.5
+
+
+def test_what_the_code_says_that_a_part_buys_was_measured() -> None:
+    table = {row["name"]: row["worse"] for row in json.loads(RESULT.read_text())["rows"]}
+    bought = {name.removeprefix("modern without "): worse for name, worse in table.items() if "without" in name}
+    bought |= {name.removeprefix("modern with "): -worse for name, worse in table.items() if "modern with " in name}
+    said: dict[str, float] = {}
+    for path in (*(ROOT / "model").glob("*.py"), ROOT / "budget" / "rules.py"):
+        text = re.sub(r"\s+(# )?", " ", path.read_text())
+        said |= {name: float(nats) for name, nats in re.findall(r"\[([\w ,]+): (-?\d\.\d\d) nats\b", text)}
+    assert set(said) <= set(bought)
+    assert len(said) >= 17
+    assert all(abs(nats - bought[name]) < 0.0051 for name, nats in said.items()), [
+        (name, nats, bought[name]) for name, nats in said.items() if abs(nats - bought[name]) >= 0.0051
+    ]
+    unsaid = {"a quarter of the bigram table", "four times the bigram table"}
+    assert set(bought) - set(said) == unsaid, "each part has its line"
 
 
 def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
