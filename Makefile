@@ -110,7 +110,7 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 	@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)"
 	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done
 	@$(PY) -m bench.ablate $(CORPUS) --at-once
-	@$(PY) -m bench.tune $(CORPUS)
+	@$(PY) -m bench.tune $(CORPUS) --at-once
 	@$(PY) -m bench.table
 
 bench-gpu: $(DEV)  ## on one GPU, in 8 minutes: speed, and with PEER=NANOGPT time to loss; bench/results/gpu.json

@@ -1,9 +1,10 @@
 """Does the plan choose well? At each budget, what it chose against neighbours in size, batch and learning rate.
 
-    python -m bench.tune ../shared/corpus/slimpajama --minutes 1 3      # three quarters of an hour on two idle cores
+    python -m bench.tune ../shared/corpus/slimpajama --minutes 1 3 --at-once      # half an hour on two idle cores
 
 First one run as the plan has it, then the same with one choice changed, all for the same seconds and scored on the same
-validation tokens. A run that is finished is not run again; budgets that are not asked for stay in the file. `regret` is the
+validation tokens. A run that is finished is not run again; budgets that are not asked for stay in the file. `--at-once`: as
+many runs at the same time as there are cores, each on one, which the plan is then for. `regret` is the
 loss of the planned run over that of the best one, in nats: with one seed a row, about 1.5 times the noise of a run is to be
 expected of the best of nine by luck alone. Writes bench/results/tune.json.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bench.own import ROOT, finished, run_for
+from run.surroundings import usable_cores
 
 RESULT = ROOT / "bench" / "results" / "tune.json"
 STEP = 64  # of a width
@@ -41,13 +44,20 @@ def neighbours(plan: dict[str, Any]) -> dict[str, list[str]]:
     return {name: [f"{key}={value}" for key, value in {**given, **change}.items()] for name, change in changes.items()}
 
 
-def budget(place: Path, corpus: str, minutes: float, seeds: list[int]) -> dict[str, Any]:
-    """All rows of one budget, in turns of seeds."""
+def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: int) -> dict[str, Any]:
+    """All rows of one budget, in turns of seeds, so many at the same time."""
     place = place / f"{minutes:g}min"
-    chosen = run_for(minutes, place, corpus, "plan", seeds[0], [])
+    threads = ["device.threads=1"] if at_once > 1 else []
+    chosen = run_for(minutes, place, corpus, "plan", seeds[0], threads)
     plan = json.loads((finished(place, f"plan-{seeds[0]}") / "plan.json").read_text())
     rows = neighbours(plan)
-    runs = [run_for(minutes, place, corpus, name, seed, row) for seed in seeds for name, row in rows.items()]
+    with ThreadPoolExecutor(at_once) as pool:
+        asked = [
+            pool.submit(run_for, minutes, place, corpus, name, seed, row + threads)
+            for seed in seeds
+            for name, row in rows.items()
+        ]
+        runs = [each.result() for each in asked]
     losses: dict[str, list[float]] = {}
     for each in runs:
         if "loss" in each:
@@ -78,11 +88,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "tune", help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--at-once", action="store_true", help="a run on each core at the same time")
     options = parser.parse_args()
     corpus = str(Path(options.corpus).resolve())
-    budgets = [budget(options.place, corpus, minutes, options.seeds) for minutes in options.minutes]
+    at_once = usable_cores() if options.at_once else 1
+    budgets = [budget(options.place, corpus, minutes, options.seeds, at_once) for minutes in options.minutes]
     how = f"python -m bench.tune CORPUS --minutes {' '.join(f'{m:g}' for m in options.minutes)}"
-    how += f" --seeds {' '.join(map(str, options.seeds))}"
+    how += f" --seeds {' '.join(map(str, options.seeds))}" + " --at-once" * options.at_once
     if options.output.exists():
         asked = {each["minutes"] for each in budgets}
         budgets += [each for each in json.loads(options.output.read_text())["budgets"] if each["minutes"] not in asked]
