@@ -19,26 +19,32 @@ import argparse
 import json
 import math
 import random
+import shlex
 import statistics
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from bench.engine import Step
-from bench.own import finished, folder_of, run_for
+from bench.own import begin_as_train_does, finished, folder_of, run_for
+from model.recipe import OptimSettings
 from model.shape import Shape
 from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
+NORMAL = 1.4826  # standard deviations in a median deviation of normal noise
 BETWEEN = 3  # rows from one run of the recipe to the next
 # Where rows are timed: models anew, as where one's memory happens to lie makes a few percent; steps of each that do not count,
 # and that do.
-MODELS, WARM, ROUNDS = 5, 2, 20
+MODELS, WARM, ROUNDS = 4, 2, 12
 MODERN = ("model=modern", "optim=muon", "schedule=linear", "model.block_size=64")
 CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=64")
 
@@ -115,7 +121,7 @@ def differences(runs: list[dict[str, Any]], recipe: str) -> tuple[float, dict[st
     def features(each: dict[str, Any]) -> list[float]:
         return [math.log(each["tokens"]), *(float(each["seed"] == seed) for seed in seeds)]
 
-    if not own:
+    if len(own) <= len(seeds):
         return 0.0, {}
     line = np.linalg.lstsq(np.array([features(each) for each in own]), np.array([e["loss"] for e in own]), rcond=None)[
         0
@@ -128,10 +134,15 @@ def differences(runs: list[dict[str, Any]], recipe: str) -> tuple[float, dict[st
 
 
 def noise_of(differences: dict[str, list[float]]) -> float | None:
-    """The standard deviation of one difference, from the rows that have several."""
-    squares = [(value - statistics.mean(values)) ** 2 for values in differences.values() for value in values]
-    freedom = len(squares) - len(differences)
-    return math.sqrt(sum(squares) / freedom) if freedom > 0 else None
+    """The standard deviation of one difference, from the rows that have several: by the median, which one run that went
+    astray does not move."""
+    away = [
+        abs(value - statistics.mean(values)) * math.sqrt(len(values) / (len(values) - 1))
+        for values in differences.values()
+        if len(values) > 1
+        for value in values
+    ]
+    return NORMAL * statistics.median(away) if away else None
 
 
 def summary(
@@ -170,7 +181,10 @@ def step_of(folder: Path, machine: Machine) -> Step:
     """A training step as a finished run had it."""
     plan = json.loads((folder / "plan.json").read_text())
     shape = Shape.from_dict(json.loads((folder / "model.json").read_text())["shape"])
-    return Step(shape, plan["batch_tokens"] // shape.block_size, plan["optimizer"], machine)
+    optim = OmegaConf.load(folder / "config.yaml").optim
+    settings = OptimSettings(**{each.name: optim[each.name] for each in fields(OptimSettings)})
+    settings = replace(settings, name=plan["optimizer"])
+    return Step(shape, plan["batch_tokens"] // shape.block_size, settings, machine)
 
 
 def step_relative(changed: Path, recipe: Path, machine: Machine) -> float:
@@ -186,6 +200,7 @@ def step_relative(changed: Path, recipe: Path, machine: Machine) -> float:
 
 
 def main() -> None:
+    begin_as_train_does("bench.ablate")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
     parser.add_argument("--minutes", type=float, default=1.0, help="of each run, all included")
@@ -199,29 +214,29 @@ def main() -> None:
     corpus = str(Path(options.corpus).resolve())
     rows = rows_of(options.sizes)
     rows = {name: row for name, row in rows.items() if not options.only or name in (*options.only, "modern", "classic")}
-    threads = [f"device.threads={max(1, usable_cores() // len(options.seeds))}"] if options.at_once else []
+    threads = max(1, usable_cores() // len(options.seeds)) if options.at_once else usable_cores()
 
     def runs_of(seed: int) -> list[dict[str, Any]]:
         return [
-            run_for(options.minutes, options.place, corpus, name, seed, rows[row] + threads) | {"row": row}
+            run_for(options.minutes, options.place, corpus, name, seed, [*rows[row], f"device.threads={threads}"])
+            | {"row": row}
             for name, row in order_of(rows, seed)
         ]
 
     with ThreadPoolExecutor(len(options.seeds) if options.at_once else 1) as pool:
         runs = [each for found in pool.map(runs_of, options.seeds) for each in found]
-    steps = times_of(options.place, options.seeds[0], rows)
-    setting = {"minutes": options.minutes, "sizes": options.sizes, "at_once": options.at_once}
+    steps = times_of(options.place, options.seeds[0], rows, find_machine("cpu", threads, "float32", 1.0))
+    setting = {"minutes": options.minutes, "sizes": options.sizes, "threads": threads}
+    commands = [" ".join(["python -m bench.ablate CORPUS", *map(shlex.quote, sys.argv[2:])])]
     if options.output.exists():
         before = json.loads(options.output.read_text())
         if {key: before.get(key) for key in setting} == setting:
             fresh = {(each["name"], each["seed"]) for each in runs}
             runs = [each for each in before["runs"] if (each["name"], each["seed"]) not in fresh] + runs
-            steps = {row["name"]: row["step"] for row in before["rows"]} | steps
+            steps = {row["name"]: row["step"] for row in before["rows"]} | {row: s for row, s in steps.items() if s}
+            commands = list(dict.fromkeys([*before["how"].split("; "), *commands]))
     table, slopes, noise = summary(runs, steps)
-    seeds = sorted({each["seed"] for each in runs})
-    how = f"python -m bench.ablate CORPUS --minutes {options.minutes:g} --seeds {' '.join(map(str, seeds))}"
-    how += " --at-once" * options.at_once + f" --sizes {' '.join(options.sizes)}"
-    content = {"how": how, **setting, "slopes": slopes, "noise": noise, "rows": table, "runs": runs}
+    content = {"how": "; ".join(commands), **setting, "slopes": slopes, "noise": noise, "rows": table, "runs": runs}
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     for row in table:
         figures = (f"{row[key]:+.4f}" if row[key] is not None else "" for key in ("per_token", "worse"))
@@ -232,9 +247,8 @@ def main() -> None:
             print(f"noise of one difference from {recipe}: {deviation:.4f}")
 
 
-def times_of(place: Path, seed: int, rows: dict[str, list[str]]) -> dict[str, float | None]:
-    """By row: how long its step takes, relative to the recipe's, on all cores; None for a row that did not run."""
-    machine = find_machine("cpu", None, "float32", 1.0)
+def times_of(place: Path, seed: int, rows: dict[str, list[str]], machine: Machine) -> dict[str, float | None]:
+    """By row: how long its step takes, relative to the recipe's; None for a row that did not run."""
     found: dict[str, float | None] = {}
     for row in rows:
         recipe = row.split(" ")[0]
@@ -243,7 +257,7 @@ def times_of(place: Path, seed: int, rows: dict[str, list[str]]) -> dict[str, fl
         try:
             own = finished(place, folder_of(f"{recipe} 0", seed))
             found[row] = step_relative(finished(place, folder_of(row, seed)), own, machine)
-        except StopIteration:
+        except ValueError:
             found[row] = None
     return found
 

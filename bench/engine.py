@@ -12,10 +12,8 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
 import random
 import statistics
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.own import begin_as_train_does
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
-from command_line import BEFORE_TORCH
 from data.loader import Loader
 from data.shards import Split
 from model import loss
@@ -51,14 +49,16 @@ PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 class Step:
     """One training step of a shape, its parts timed; `compiled` as in device.compile."""
 
-    def __init__(self, shape: Shape, sequences: int, optimizer: str, machine: Machine, compiled: str = "off") -> None:
+    def __init__(
+        self, shape: Shape, sequences: int, optimizer: OptimSettings, machine: Machine, compiled: str = "off"
+    ) -> None:
         torch.manual_seed(0)
         self.machine, self.sequences, self.shape = machine, sequences, shape
         with machine.device:
             self.model = GPT(shape)
         self.forward = for_training(self.model, compiled)
         kind = machine.device.type
-        self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, (0.9, 0.99), kind, OptimSettings(optimizer))
+        self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, (0.9, 0.99), kind, optimizer)
         self.parameters = list(self.model.parameters())
         tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
         split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
@@ -120,7 +120,7 @@ def memory_of_a_step(shape: Shape, sequences: int, machine: Machine) -> int:
     gc.collect()
     machine.release_memory()
     before = machine.restart_peak_memory()
-    step = Step(shape, sequences, "muon", machine)
+    step = Step(shape, sequences, OptimSettings("muon"), machine)
     step.run()
     step.run()
     return machine.peak_memory() - before
@@ -131,7 +131,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
     shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
     memory = memory_of_a_step(shape, sequences, machine)
     # One model for all that differ in code alone: where its memory happens to lie makes a few percent.
-    muon, adamw = (Step(shape, sequences, name, machine) for name in ("muon", "adamw"))
+    muon, adamw = (Step(shape, sequences, OptimSettings(name), machine) for name in ("muon", "adamw"))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     order = random.Random(0)
     peaks = []
@@ -168,8 +168,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
 
 
 def main() -> None:
-    if not BEFORE_TORCH.keys() <= os.environ.keys():  # torch is loaded already; begin again as train.py does
-        os.execve(sys.executable, [sys.executable, "-m", "bench.engine"], {**os.environ, **BEFORE_TORCH})
+    begin_as_train_does("bench.engine")
     machine = find_machine("auto", None, "auto", 1.0)
     rows = []
     for each in SHAPES:

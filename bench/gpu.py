@@ -42,6 +42,7 @@ from data.prepare import prepare
 from data.shards import Corpus, open_corpus
 from data.sources import DataSpec
 from evals.language_model import evaluate
+from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.finished import load_finished
 from run.machine import Machine, find_machine
@@ -105,7 +106,7 @@ def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: flo
     machine.release_memory()
     machine.restart_peak_memory()
     sequences = machine.micro_batch(shape, max(1, tokens // shape.block_size))
-    step = Step(shape, sequences, "adamw", machine, way)
+    step = Step(shape, sequences, OptimSettings("adamw"), machine, way)
     began = now()
     step.run()
     first_s = now() - began

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from command_line import BEFORE_TORCH
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "bpe-4096"
@@ -32,8 +35,14 @@ def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[st
 
 
 def finished(place: Path, name: str) -> Path:
-    """Folder of the run of that name."""
-    return next((place / name).glob("*/result.json")).parent
+    """Folder of the newest finished run of that name. Raises ValueError where there is none."""
+    return max((place / name).glob("*/result.json"), key=lambda path: path.stat().st_mtime).parent
+
+
+def begin_as_train_does(module: str) -> None:
+    """Start this process again, as `python -m module`, with what train.py tells torch's libraries before it loads them."""
+    if not BEFORE_TORCH.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **BEFORE_TORCH})
 
 
 def folder_of(name: str, seed: int) -> str:

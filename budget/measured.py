@@ -200,16 +200,19 @@ def _shown(shape: Shape, trial: Trial, batch_tokens: int) -> str:
 
 def choice_of(request: Request, trials: dict[Shape, Trial], batch: int, saturation: float = 0.0) -> Choice:
     """The best of the shapes that were tried, at their speeds with `batch` tokens a step."""
-    speeds = {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
-    return choose(request, speeds, saturation)
+    return choose(request, speeds_with(batch, trials), saturation)
+
+
+def speeds_with(batch: int, trials: dict[Shape, Trial]) -> dict[Shape, float]:
+    """Tokens per second of the shapes that were tried, with so many a step."""
+    return {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
 
 
 def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float) -> Plan:
     """The plan at the request's settled batch, with what was found out about the shapes that were tried."""
     batch = request.settled_batch
     assert batch is not None
-    speeds = {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
-    plan = make_plan(request, speeds, "measured", saturation)
+    plan = make_plan(request, speeds_with(batch, trials), "measured", saturation)
     trial = trials[plan.sized(request.template)]
     by_size = {(shape.n_layer, shape.n_embd, shape.n_head): each for shape, each in trials.items()}
     alternatives = [

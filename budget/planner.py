@@ -269,8 +269,9 @@ def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturatio
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan is made around: `ranked`, the shapes by expected loss, the chosen one first; its `speed`, that of any shape,
-    tokens per second or None; its batch, optimizer and steps; `epochs` of the corpus, where its size is known."""
+    """What a plan is made around: `ranked`, the shapes by expected loss, the chosen one first; the chosen
+    one's batch, optimizer, steps and `epochs` of the corpus, where its size is known; `speed` gives the tokens per second of each
+    shape, or None."""
 
     ranked: list[Shape]
     speed: Callable[[Shape], float | None]

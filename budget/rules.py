@@ -60,8 +60,8 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
     256.
 
     Below 1e14 FLOPs sixteen sequences of 64 take the place of four of 256: at 7e12 FLOPs that was as good (4.21 against
-    4.24 nats, a standard error of 0.03), at less attention [short context, scored in its own: 0.07 nats]; between, nothing
-    was tried. 64 bytes are too few, so not for vocabularies of bytes."""
+    4.24 nats, a standard error of 0.03), at less attention, and at 2e12 better [short context, scored in its own: 0.07
+    nats, as in model/gpt.py]; between, nothing was tried. 64 bytes are too few, so not for vocabularies of bytes."""
     if flops is None:
         return SHORTEST_BLOCK
     if flops < TINY_FLOPS and vocab_size >= WORDS:

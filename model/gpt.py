@@ -84,6 +84,7 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.n_head, self.qk_norm, self.dropout = shape.n_head, shape.qk_norm, shape.dropout
+        self.value_residual = shape.value_residual
         self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.bias)
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
 
@@ -91,17 +92,18 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        first: tuple[Tensor, Tensor] | None = None,
+        first: Tensor | None = None,
+        share: Tensor | None = None,
         values: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """What is written to the residual stream, and the values that it was made of, (B, H, T, S). `first`: the values of
-        the first block and their share; `values` (B, T, D) are added; `documents` as in `attend`."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is written to the residual stream, (B, T, D), and from the first block, where the others mix them in, its
+        values, (B, H, T, S): `first`, with their `share`. `values` (B, T, D) are added; `documents` as in `attend`."""
         B, T, D = x.shape
         qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
         v = v[0]
-        if first is not None:  # value residual (Zhou et al. 2024, arXiv:2410.17897) [value residual: 0.01 nats]
-            v = v + first[1] * (first[0] - v)
+        if first is not None and share is not None:
+            v = v + share * (first - v)  # Zhou et al. 2024, arXiv:2410.17897 [value residual: 0.01 nats]
         if values is not None:  # modded-nanogpt's [value embeddings: 0.00 nats]
             v = v + values.view(B, T, self.n_head, -1).transpose(1, 2)
         if self.qk_norm:
@@ -113,7 +115,9 @@ class Attention(nn.Module):
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
         dropout = self.dropout if self.training else 0.0
         y = attend(qk[0], qk[1], v, documents, dropout)
-        return self.out(y.transpose(1, 2).reshape(B, T, D)), v
+        # Only what somebody reads: of a block compiled alone, every output has a gradient, made of zeros where there is none.
+        handed_on = v if self.value_residual and first is None else None
+        return self.out(y.transpose(1, 2).reshape(B, T, D)), handed_on
 
 
 class FeedForward(nn.Module):
@@ -138,12 +142,13 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        first: tuple[Tensor, Tensor] | None = None,
+        first: Tensor | None = None,
+        share: Tensor | None = None,
         values: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The residual stream (B, T, D) after the block, and the values of its attention; the rest as in `Attention`."""
-        y, v = self.attention(self.attention_norm(x), rotary, first, values, documents)
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream (B, T, D) after the block; the rest as in `Attention`."""
+        y, v = self.attention(self.attention_norm(x), rotary, first, share, values, documents)
         x = x + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), v
 
@@ -218,8 +223,8 @@ class GPT(nn.Module):
             if self.shares is not None:  # [x0 shortcut: -0.01 nats]
                 x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
             values = self.value_tables[str(layer)](tokens) if str(layer) in self.value_tables else None
-            share = None if first is None or self.value_shares is None else (first, self.value_shares[layer - 1])
-            x, v = block(x, rotary, share, values, documents)
+            share = None if first is None or self.value_shares is None else self.value_shares[layer - 1]
+            x, v = block(x, rotary, first, share, values, documents)
             first = v if first is None else first
         return self.norm(x)
 

@@ -29,6 +29,8 @@ TORCH_FREE = (
     "budget/devices.py",
     "budget/laws.py",
     "budget/planner.py",
+    "budget/words.py",
+    "budget/candidates.py",
     "budget/measured.py",
     "run/prober.py",
     "model/shape.py",

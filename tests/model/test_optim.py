@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from errors import UserError
 from model.gpt import GPT
 from model.optim import configure_optimizers, set_schedule
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
+from run.checkpoint import named_optimizer_tensors, restore_optimizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,11 +47,13 @@ def test_frozen_parameters_are_left_out() -> None:
     assert all(p is not model.wte.weight for group in optimizer.param_groups for p in group["params"])
 
 
-def test_adamw_is_the_papers() -> None:
+@pytest.mark.parametrize("device_type", ["cpu", "xpu"])  # our own step of torch's kernel, and torch's class
+def test_adamw_is_the_papers(device_type: str) -> None:
     """Three steps of algorithm 2 of arXiv:1711.05101, by hand, in float64."""
     model = build(bias=True)
     learning_rate, weight_decay, (beta1, beta2), eps = 3e-3, 0.1, (0.9, 0.95), 1e-6
-    optimizer = configure_optimizers(model, learning_rate, weight_decay, (beta1, beta2), "cpu", OptimSettings(eps=eps))
+    settings = OptimSettings(eps=eps)
+    optimizer = configure_optimizers(model, learning_rate, weight_decay, (beta1, beta2), device_type, settings)
     expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     first = {name: torch.zeros_like(p) for name, p in expected.items()}
     second = {name: torch.zeros_like(p) for name, p in expected.items()}
@@ -70,6 +74,29 @@ def test_adamw_is_the_papers() -> None:
         optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.double(), expected[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "xpu"])
+def test_a_checkpoint_of_torchs_adamw_goes_on_in_ours_and_the_other_way_round(device_type: str) -> None:
+    tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(1))
+
+    def after(steps: int, change: str | None) -> dict[str, Tensor]:
+        model, kind = build(), device_type
+        optimizer = configure_optimizers(model, 1e-2, 0.1, (0.9, 0.95), kind)
+        for step in range(steps):
+            if step == 2 and change:
+                saved = {name: value.clone() for name, value in named_optimizer_tensors(model, optimizer).items()}
+                optimizer = configure_optimizers(model, 1e-2, 0.1, (0.9, 0.95), change)
+                restore_optimizer(model, optimizer, saved)
+            optimizer.zero_grad()
+            model(tokens[:, :-1], tokens[:, 1:]).backward()
+            optimizer.step()
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    other = "xpu" if device_type == "cpu" else "cpu"
+    straight, moved = after(4, None), after(4, other)
+    for name, expected in straight.items():
+        torch.testing.assert_close(moved[name], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_learning_rate_of_a_group_follows_its_scale() -> None:

@@ -100,7 +100,9 @@ def test_tables_start_at_zero_and_shares_at_one_so_nothing_is_changed_at_first()
         assert torch.equal(changed(TOKENS[:, :16]), plain), knob
 
 
-def test_the_values_of_the_first_block_are_mixed_into_those_of_the_others_by_learned_shares() -> None:
+def test_the_values_of_the_first_block_are_mixed_into_those_of_the_others_by_learned_shares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     plain, mixed = randomised(build()), build(value_residual=True)
     mixed.load_state_dict(plain.state_dict(), strict=False)
     assert mixed.value_shares is not None
@@ -108,15 +110,18 @@ def test_the_values_of_the_first_block_are_mixed_into_those_of_the_others_by_lea
         mixed.value_shares.zero_()
     assert torch.equal(mixed(TOKENS[:, :16]), plain(TOKENS[:, :16]))
 
-    made: list[torch.Tensor] = []  # the values of each block, as its own projection makes them
-    for block in plain.blocks:
-        block.attention.qkv.register_forward_hook(lambda _, __, y: made.append(y[..., 64:]))
     shares = torch.tensor([1.0, 0.25])
     with torch.no_grad():
         mixed.value_shares.copy_(shares)
-    seen: list[torch.Tensor] = []
+    made: list[torch.Tensor] = []  # the values of each block, as its own projection makes them
+    seen: list[torch.Tensor] = []  # and as its attention has them
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append(v.transpose(1, 2).flatten(2))
+        return v
+
+    monkeypatch.setattr("model.gpt.attend", attend)
     for block in mixed.blocks:
-        block.attention.register_forward_hook(lambda _, __, y: seen.append(y[1].transpose(1, 2).flatten(2)))
         block.attention.qkv.register_forward_hook(lambda _, __, y: made.append(y[..., 64:]))
     mixed(TOKENS[:, :16])
     torch.testing.assert_close(seen[0], made[0])
