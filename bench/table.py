@@ -128,7 +128,7 @@ def ablation(found: dict[str, Any]) -> list[str]:
     return [
         "## One part more or less",
         "",
-        f"Runs of {found['minutes']:g} minutes on {found['threads']} threads each; nats per token, and how much worse than the"
+        f"Minutes of each run: {found['minutes']:g}; threads: {found['threads']}. Nats per token, and how much worse than the"
         " recipe: with as many tokens; with the time that a step takes, relative to the recipe's and to about 0.01, counted in."
         + (f" Standard deviation of a single difference: {', '.join(noise)}." if noise else ""),
         "",
