@@ -35,7 +35,7 @@ def as_fast(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
 
 def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     rows = []
-    for row in found["rounds"]:
+    for row in sorted(found["rounds"], key=lambda row: (FORMS.index(row["form"]), row["seed"])):
         full = row["stint"][0]
         ratio = row["time_to_loss"]
         rows.append(

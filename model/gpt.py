@@ -103,7 +103,7 @@ class Attention(nn.Module):
         qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
         v = v[0]
         if first is not None and share is not None:
-            v = v + share * (first - v)  # Zhou et al. 2024, arXiv:2410.17897 [value residual: 0.01 nats]
+            v = v + share * (first - v)  # Zhou et al. 2024, arXiv:2410.17897 [value residual: 0.00 nats]
         if values is not None:  # modded-nanogpt's [value embeddings: 0.00 nats]
             v = v + values.view(B, T, self.n_head, -1).transpose(1, 2)
         if self.qk_norm:

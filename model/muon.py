@@ -2,7 +2,7 @@
 
 Jordan 2024 (github.com/KellerJordan/Muon) found it; Liu et al. 2025 (arXiv:2502.16982, "Moonlight") scaled its update to
 the size of AdamW's, so that one learning rate serves both. All matrices of one size are made orthogonal together. What it
-buys, as in model/gpt.py: [Muon: 0.17 nats].
+buys, as in model/gpt.py: [Muon: 0.16 nats].
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None
 
 
 def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
-    """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm [NorMuon: 0.00 nats]."""
+    """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm [NorMuon: 0.01 nats]."""
     for update, own, count in zip(updates, states, parts, strict=True):
         square = update.square().mean(dim=-1, keepdim=True)
         if "row_square" not in own:

@@ -81,6 +81,10 @@ def test_the_comparison_is_the_one_on_file() -> None:
     ratios = "{:.1f}, {:.1f} and {:.1f}".format(*(row["time_to_loss"] for row in tuned))
     assert f"{gains} nats lower" in README.replace("\n", " ")
     assert f"loss {ratios} times as fast" in README.replace("\n", " ")
+    for form, said in (("matched", "{} lower"), ("shipped", "shipped {}")):
+        better = sorted(row["peer_loss"] - row["stint"][0]["loss"] for row in rounds if row["form"] == form)
+        *first, last = (f"{each:.2f}" for each in better)
+        assert said.format(f"{', '.join(first)} and {last}") in README.replace("\n", " ")
 
 
 def test_the_replay_is_the_one_on_file() -> None:

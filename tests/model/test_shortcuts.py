@@ -129,6 +129,16 @@ def test_the_values_of_the_first_block_are_mixed_into_those_of_the_others_by_lea
     torch.testing.assert_close(seen[2], 0.75 * made[2] + 0.25 * made[0])
 
 
+def test_values_leave_the_first_block_alone_and_only_where_they_are_mixed_in() -> None:
+    for mixed, handed_on in ((True, [True, False, False]), (False, [False, False, False])):
+        found: list[bool] = []
+        model = build(value_residual=mixed)
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, __, y, found=found: found.append(y[1] is not None))
+        model(TOKENS[:, :16])
+        assert found == handed_on
+
+
 def test_one_block_has_nothing_to_mix() -> None:
     assert torch.equal(build(n_layer=1, value_residual=True)(TOKENS[:, :16]), build(n_layer=1)(TOKENS[:, :16]))
 
