@@ -176,13 +176,13 @@ def time_to_loss(goal: float, seconds: float, points: list[dict[str, Any]]) -> f
 
 def earlier_rounds(path: Path, asked: Comparison) -> list[dict[str, Any]]:
     """What an earlier start of the same command measured, or of one that differs in its seeds and forms alone, with the same
-    settings of the peer; of the seeds and forms that are asked for now."""
+    settings of the peer. Seeds and forms that are not asked for now stay: they were paid for."""
     if not path.exists():
         return []
     earlier, now = json.loads(path.read_text()), asked.content([])
     if earlier["settings"] != now["settings"] or _alike(earlier["how"]) != _alike(now["how"]):
         return []
-    return [row for row in earlier["rounds"] if row["form"] in asked.forms and row["seed"] < asked.seeds]
+    return list(earlier["rounds"])
 
 
 def _alike(how: str) -> str:
