@@ -123,9 +123,8 @@ def differences(runs: list[dict[str, Any]], recipe: str) -> tuple[float, dict[st
 
     if len(own) <= len(seeds):
         return 0.0, {}
-    line = np.linalg.lstsq(np.array([features(each) for each in own]), np.array([e["loss"] for e in own]), rcond=None)[
-        0
-    ]
+    losses = np.array([each["loss"] for each in own])
+    line, *_ = np.linalg.lstsq(np.array([features(each) for each in own]), losses, rcond=None)
     found: dict[str, list[float]] = {}
     for each in some:
         if each["row"] != recipe and each["seed"] in seeds:
