@@ -2,7 +2,7 @@
 
     python -m bench.tune ../shared/corpus/slimpajama --minutes 1 3 --at-once      # half an hour on two idle cores
 
-First one run as the plan has it, then the same with one choice changed, all for the same seconds and scored on the same
+A run as `plan.py` has it, and runs with one of its choices changed, all for the same seconds and scored on the same
 validation tokens. A run that is finished is not run again; budgets that are not asked for stay in the file. `--at-once`: as
 many runs at the same time as there are cores, each on one, which the plan is then for. `regret` is the
 loss of the planned run over that of the best one, in nats: with one seed a row, about 1.5 times the noise of a run is to be
@@ -14,19 +14,32 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench.own import ROOT, finished, run_for
+from bench.own import ROOT, SCORED, TOKENIZER, run_for
 from run.surroundings import usable_cores
 
 RESULT = ROOT / "bench" / "results" / "tune.json"
 STEP = 64  # of a width
 
 
+def plan_for(minutes: float, corpus: str, arguments: list[str]) -> dict[str, Any]:
+    """What plan.py says, by speeds measured here and now."""
+    command = [
+        *(sys.executable, "plan.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
+        *(*SCORED, f"budget.hours={minutes / 60:.6g}", "probe=true", *arguments, "output=json"),
+    ]
+    print("$", *command[1:], flush=True)
+    plan: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    return plan
+
+
 def neighbours(plan: dict[str, Any]) -> dict[str, list[str]]:
-    """Arguments of each row, by its name; `plan` is a run's plan.json."""
+    """Arguments of each row, by its name; `plan` is a plan.json."""
     layers, width, batch, rate = plan["n_layer"], plan["n_embd"], plan["batch_tokens"], plan["learning_rate"]
     given = {
         "model.size": f"{layers}x{width}",
@@ -48,8 +61,7 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: 
     """All rows of one budget, in turns of seeds, so many at the same time."""
     place = place / f"{minutes:g}min"
     threads = ["device.threads=1"] if at_once > 1 else []
-    chosen = run_for(minutes, place, corpus, "plan", seeds[0], threads)
-    plan = json.loads((finished(place, f"plan-{seeds[0]}") / "plan.json").read_text())
+    plan = plan_for(minutes, corpus, threads)
     rows = neighbours(plan)
     with ThreadPoolExecutor(at_once) as pool:
         asked = [
@@ -65,7 +77,8 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: 
     means = {name: statistics.mean(values) for name, values in losses.items()}
     best = min(means, key=means.__getitem__)
     print(
-        f"{minutes:g} minutes: planned {chosen['size']}, batch {plan['batch_tokens']:,}, rate {plan['learning_rate']}"
+        f"{minutes:g} minutes: planned {plan['n_layer']} x {plan['n_embd']}, batch {plan['batch_tokens']:,}, "
+        f"rate {plan['learning_rate']}"
     )
     for name, loss in sorted(means.items(), key=lambda item: item[1]):
         print(f"  {name:<24}{loss:.4f}  {loss - means['as planned']:+.4f}")
@@ -75,7 +88,7 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: 
         "best": best,
         "regret": means["as planned"] - means[best],
         "losses": means,
-        "runs": [chosen, *runs],
+        "runs": runs,
     }
 
 
