@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from bench.engine import Step
-from bench.own import begin_as_train_does, finished, folder_of, run_for
+from bench.engine import Step, token_relative
+from bench.own import begin_as_train_does, finished, folder_of, hours_of, run_within
 from model.recipe import OptimSettings
 from model.shape import Shape
 from run.machine import Machine, find_machine
@@ -42,9 +42,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "ablate.json"
 NORMAL = 1.4826  # standard deviations in a median deviation of normal noise
 BETWEEN = 3  # rows from one run of the recipe to the next
-# Where rows are timed: models anew, as where one's memory happens to lie makes a few percent; steps of each that do not count,
-# and that do.
-MODELS, WARM, ROUNDS = 4, 2, 12
+ROUNDS = 12  # steps timed of each model
 MODERN = ("model=modern", "optim=muon", "schedule=linear", "model.block_size=64")
 CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=64")
 
@@ -186,18 +184,6 @@ def step_of(folder: Path, machine: Machine) -> Step:
     return Step(shape, plan["batch_tokens"] // shape.block_size, settings, machine)
 
 
-def step_relative(changed: Path, recipe: Path, machine: Machine) -> float:
-    """How long a token takes in the runs of one folder, relative to those of another: steps of both in turn."""
-    ratios = []
-    for _ in range(MODELS):
-        both = [step_of(folder, machine) for folder in (changed, recipe)]
-        for turn in range(WARM + ROUNDS):
-            one, other = (step.run()["all"] / (step.sequences * step.shape.block_size) for step in both)
-            if turn >= WARM:
-                ratios.append(one / other)
-    return statistics.median(ratios)
-
-
 def main() -> None:
     begin_as_train_does("bench.ablate")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,9 +201,11 @@ def main() -> None:
     rows = {name: row for name, row in rows.items() if not options.only or name in (*options.only, "modern", "classic")}
     threads = max(1, usable_cores() // len(options.seeds)) if options.at_once else usable_cores()
 
+    budget = hours_of(options.minutes)
+
     def runs_of(seed: int) -> list[dict[str, Any]]:
         return [
-            run_for(options.minutes, options.place, corpus, name, seed, [*rows[row], f"device.threads={threads}"])
+            run_within(budget, options.place, corpus, name, seed, [*rows[row], f"device.threads={threads}"])
             | {"row": row}
             for name, row in order_of(rows, seed)
         ]
@@ -255,9 +243,11 @@ def times_of(place: Path, seed: int, rows: dict[str, list[str]], machine: Machin
             continue
         try:
             own = finished(place, folder_of(f"{recipe} 0", seed))
-            found[row] = step_relative(finished(place, folder_of(row, seed)), own, machine)
+            changed = finished(place, folder_of(row, seed))
         except ValueError:
             found[row] = None
+            continue
+        found[row] = token_relative(lambda: step_of(changed, machine), lambda: step_of(own, machine), ROUNDS)  # noqa: B023
     return found
 
 

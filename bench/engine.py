@@ -14,7 +14,7 @@ import itertools
 import json
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ SHAPES = (
 )  # fmt: skip
 ROWS = 1 << 18
 WARM, FEWEST, SECONDS = 2, 5, 40.0  # rounds that do not count, rounds that do, and for how long there are more of them
+MODELS = 4
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
@@ -93,6 +94,19 @@ class Step:
         self.step += 1
         parts = {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
         return parts | {"all": marks[-1] - marks[0]}
+
+
+def token_relative(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:
+    """How long a token takes in steps of `changed`, relative to those of `other`: so many steps of both in turn, of models made
+    anew several times, as where one's memory happens to lie makes a few percent."""
+    ratios = []
+    for _ in range(MODELS):
+        both = (changed(), other())
+        for turn in range(WARM + rounds):
+            one, another = (step.run()["all"] / (step.sequences * step.shape.block_size) for step in both)
+            if turn >= WARM:
+                ratios.append(one / another)
+    return statistics.median(ratios)
 
 
 @contextmanager

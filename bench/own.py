@@ -50,15 +50,20 @@ def folder_of(name: str, seed: int) -> str:
     return f"{name.replace(' ', '-').replace(',', '')}-{seed}"
 
 
-def run_for(minutes: float, place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
-    """What came out of a run of so many minutes, all included; it is started unless it is finished. One that failed has
-    `failed` for its figures."""
+def hours_of(minutes: float) -> str:
+    """The budget of a run of so many minutes, all included."""
+    return f"budget.hours={minutes / 60:.6g}"
+
+
+def run_within(budget: str, place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
+    """What came out of a run within `budget`, as train.py reads it; it is started unless it is finished. One that failed
+    has `failed` for its figures."""
     place = place / folder_of(name, seed)
     command = [
         *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
         *(
             *SCORED,
-            f"budget.hours={minutes / 60:.6g}",
+            budget,
             f"output_dir={place}",
             f"seed={seed}",
             *arguments,

@@ -2,11 +2,16 @@
 
     python -m bench.tune ../shared/corpus/slimpajama --minutes 1 3 --at-once      # half an hour on two idle cores
 
-A run as `plan.py` has it, and runs with one of its choices changed, all for the same seconds and scored on the same
-validation tokens. A run that is finished is not run again; budgets that are not asked for stay in the file. `--at-once`: as
-many runs at the same time as there are cores, each on one, which the plan is then for. `regret` is the
-loss of the planned run over that of the best one, in nats: with one seed a row, about 1.5 times the noise of a run is to be
-expected of the best of nine by luck alone. Writes bench/results/tune.json.
+A run as `plan.py` has it, and runs with one of its choices changed, scored on the same validation tokens. A shared machine
+wanders by more than most choices matter, so no clock stops these runs: each has as many tokens as it would reach in the
+planned run's time on a machine that stays as it is. For that its steps and the planned run's are timed in turn. With them go
+two defaults that are no choice of the plan's and made next to no difference in bench/results/ablate.json: the schedule's form
+and the x0 shortcut.
+
+A run that is finished is not run again, and its plan stands until the folder of the runs is removed; budgets that are not
+asked for stay in the file. `--at-once`: as many runs at the same time as there are cores, each on one, which the plan is
+then for. `regret` is the loss of the planned run over that of the best one, in nats: with one seed a row, about 1.5 times the
+noise of a run is to be expected of the best of ten by luck alone. Writes bench/results/tune.json.
 """
 
 from __future__ import annotations
@@ -17,55 +22,110 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.own import ROOT, SCORED, TOKENIZER, run_for
+from bench.engine import Step, token_relative
+from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, hours_of, run_within
+from budget.rules import bigram_rows_for
+from model.recipe import OptimSettings
+from model.shape import PRESETS, Shape
+from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
 RESULT = ROOT / "bench" / "results" / "tune.json"
-STEP = 64  # of a width
+STEP = 64  # of a width, which is a head's
+ROUNDS = 6  # steps timed of each model
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a run is given. `optimizer` and `schedule` are names, the rest as in Plan."""
+
+    shape: Shape
+    batch_tokens: int
+    learning_rate: float
+    optimizer: str
+    schedule: str = "linear"
+
+    def arguments(self) -> list[str]:
+        """Of train.py."""
+        return [
+            *("model=modern", f"model.size={self.shape.n_layer}x{self.shape.n_embd}"),
+            *(f"model.block_size={self.shape.block_size}", f"model.bigram_rows={self.shape.bigram_rows}"),
+            *(f"model.x0_shortcut={self.shape.x0_shortcut}", f"optim={self.optimizer}", f"schedule={self.schedule}"),
+            *(f"optim.batch_tokens={self.batch_tokens}", f"optim.learning_rate={self.learning_rate:.4g}"),
+        ]
 
 
 def plan_for(minutes: float, corpus: str, arguments: list[str]) -> dict[str, Any]:
     """What plan.py says, by speeds measured here and now."""
     command = [
         *(sys.executable, "plan.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
-        *(*SCORED, f"budget.hours={minutes / 60:.6g}", "probe=true", *arguments, "output=json"),
+        *(*SCORED, hours_of(minutes), "probe=true", *arguments, "output=json"),
     ]
     print("$", *command[1:], flush=True)
     plan: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
     return plan
 
 
-def neighbours(plan: dict[str, Any]) -> dict[str, list[str]]:
-    """Arguments of each row, by its name; `plan` is a plan.json."""
+def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
+    """What is run, by its name; `plan` is a plan.json."""
     layers, width, batch, rate = plan["n_layer"], plan["n_embd"], plan["batch_tokens"], plan["learning_rate"]
-    given = {
-        "model.size": f"{layers}x{width}",
-        "optim.batch_tokens": batch,
-        "optim.learning_rate": rate,
-        "optim.name": plan["optimizer"],
-        "model.block_size": plan["block_size"],
-    }
-    shapes = [(layers // 2, width), (2 * layers, width), (layers, width - STEP), (layers, width + STEP)]
-    shapes.append((2 * layers, width + STEP))
-    changes: dict[str, dict[str, Any]] = {"as planned": {}}
-    changes |= {f"{n} x {w}": {"model.size": f"{n}x{w}"} for n, w in shapes if n >= 1 and w >= STEP}
-    changes |= {f"batch x {f:g}": {"optim.batch_tokens": round(f * batch)} for f in (0.5, 2.0)}
-    changes |= {f"learning rate x {f:g}": {"optim.learning_rate": f"{f * rate:.4g}"} for f in (0.5, 2.0)}
-    return {name: [f"{key}={value}" for key, value in {**given, **change}.items()] for name, change in changes.items()}
+    sizes = (layers, plan["n_head"], width, plan["block_size"], plan["vocab_size"])
+    shape = Shape(*sizes, **PRESETS["modern"], bigram_rows=plan["bigram_rows"])
+    planned = Row(shape, batch, rate, plan["optimizer"])
+
+    def sized(n_layer: int, n_embd: int) -> Row:
+        rows = bigram_rows_for(plan["flops"], shape.vocab_size, n_embd)
+        other = replace(shape, n_layer=n_layer, n_head=n_embd // STEP, n_embd=n_embd, bigram_rows=rows)
+        return replace(planned, shape=other)
+
+    sizes_beside = [(layers // 2, width), (2 * layers, width), (layers, width - STEP), (layers, width + STEP)]
+    sizes_beside.append((2 * layers, width + STEP))
+    rows = {"as planned": planned}
+    rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n >= 1 and w >= STEP}
+    rows |= {f"batch x {f:g}": replace(planned, batch_tokens=round(f * batch)) for f in (0.5, 2.0)}
+    rows |= {f"learning rate x {f:g}": replace(planned, learning_rate=f * rate) for f in (0.5, 2.0)}
+    rows["cosine"] = replace(planned, schedule="cosine")
+    rows["no x0 shortcut"] = replace(planned, shape=replace(shape, x0_shortcut=False))
+    return rows
+
+
+def speeds_of(rows: dict[str, Row], machine: Machine) -> dict[str, float]:
+    """Tokens in the time of one of the planned run, by row."""
+    planned = rows["as planned"]
+
+    def step(row: Row) -> Step:
+        return Step(row.shape, row.batch_tokens // row.shape.block_size, OptimSettings(row.optimizer), machine)
+
+    def speed(row: Row) -> float:
+        if (row.shape, row.batch_tokens) == (planned.shape, planned.batch_tokens):
+            return 1.0
+        return 1 / token_relative(lambda: step(row), lambda: step(planned), ROUNDS)
+
+    return {name: speed(row) for name, row in rows.items()}
 
 
 def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: int) -> dict[str, Any]:
     """All rows of one budget, in turns of seeds, so many at the same time."""
-    place = place / f"{minutes:g}min"
-    threads = ["device.threads=1"] if at_once > 1 else []
-    plan = plan_for(minutes, corpus, threads)
-    rows = neighbours(plan)
+    place, threads = place / f"{minutes:g}min", 1 if at_once > 1 else usable_cores()
+    given = [f"device.threads={threads}"]
+    measured = place / "measured.json"  # else the runs of an earlier call would be held against another plan's
+    if not measured.exists():
+        plan = plan_for(minutes, corpus, given)
+        speeds = speeds_of(rows_of(plan), find_machine("cpu", threads, "float32", 1.0))
+        measured.parent.mkdir(parents=True, exist_ok=True)
+        measured.write_text(json.dumps({"plan": plan, "speeds": speeds}))
+    plan, speeds = json.loads(measured.read_text()).values()
+    rows = rows_of(plan)
     with ThreadPoolExecutor(at_once) as pool:
         asked = [
-            pool.submit(run_for, minutes, place, corpus, name, seed, row + threads)
+            pool.submit(
+                *(run_within, f"budget.tokens={round(plan['tokens'] * speeds[name])}", place),
+                *(corpus, name, seed, [*row.arguments(), *given]),
+            )
             for seed in seeds
             for name, row in rows.items()
         ]
@@ -78,26 +138,29 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: 
     best = min(means, key=means.__getitem__)
     print(
         f"{minutes:g} minutes: planned {plan['n_layer']} x {plan['n_embd']}, batch {plan['batch_tokens']:,}, "
-        f"rate {plan['learning_rate']}"
+        f"rate {plan['learning_rate']}, {plan['tokens']:,} tokens"
     )
     for name, loss in sorted(means.items(), key=lambda item: item[1]):
-        print(f"  {name:<24}{loss:.4f}  {loss - means['as planned']:+.4f}")
+        print(f"  {name:<24}{loss:.4f}  {loss - means['as planned']:+.4f}  speed {speeds[name]:.2f}", flush=True)
     return {
         "minutes": minutes,
-        "planned": {key: plan[key] for key in ("n_layer", "n_embd", "batch_tokens", "learning_rate", "optimizer")},
+        "threads": threads,
+        "planned": {
+            key: plan[key] for key in ("n_layer", "n_embd", "batch_tokens", "learning_rate", "optimizer", "tokens")
+        },
         "best": best,
         "regret": means["as planned"] - means[best],
         "losses": means,
+        "speeds": speeds,
         "runs": runs,
     }
 
 
 def main() -> None:
+    begin_as_train_does("bench.tune")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
-    parser.add_argument(
-        "--minutes", type=float, nargs="+", default=[1.0, 3.0, 5.0, 10.0], help="of each run, all included"
-    )
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 5.0, 10.0], help="of each run, about")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "tune", help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -105,14 +168,15 @@ def main() -> None:
     options = parser.parse_args()
     corpus = str(Path(options.corpus).resolve())
     at_once = usable_cores() if options.at_once else 1
-    budgets = [budget(options.place, corpus, minutes, options.seeds, at_once) for minutes in options.minutes]
-    how = f"python -m bench.tune CORPUS --minutes {' '.join(f'{m:g}' for m in options.minutes)}"
-    how += f" --seeds {' '.join(map(str, options.seeds))}" + " --at-once" * options.at_once
-    if options.output.exists():
-        asked = {each["minutes"] for each in budgets}
-        budgets += [each for each in json.loads(options.output.read_text())["budgets"] if each["minutes"] not in asked]
-    budgets.sort(key=lambda each: float(each["minutes"]))
-    options.output.write_text(json.dumps({"how": how, "budgets": budgets}, indent=1) + "\n")
+    for minutes in options.minutes:
+        found = budget(options.place, corpus, minutes, options.seeds, at_once)
+        how = f"python -m bench.tune CORPUS --minutes {minutes:g} --seeds {' '.join(map(str, options.seeds))}"
+        found["how"] = how + " --at-once" * options.at_once
+        others = json.loads(options.output.read_text())["budgets"] if options.output.exists() else []
+        budgets = [each for each in others if each["minutes"] != minutes] + [found]
+        budgets.sort(key=lambda each: float(each["minutes"]))
+        content = {"how": "; ".join(each["how"] for each in budgets), "budgets": budgets}
+        options.output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

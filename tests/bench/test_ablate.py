@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench.ablate import RESULT, ROOT, differences, noise_of, order_of, rows_of, step_of, step_relative, summary
-from bench.tune import neighbours
+from bench.ablate import RESULT, ROOT, differences, noise_of, order_of, rows_of, step_of, summary
+from bench.engine import token_relative
+from bench.tune import rows_of as rows_beside
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import find_machine
@@ -95,7 +96,7 @@ def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
     machine = find_machine("cpu", None, "float32", 1.0)
     groups = [step_of(tmp_path / layers, machine).optimizer.param_groups for layers in ("1", "4")]
     assert [next(group for group in each if group["role"] == "matrix")["normuon"] for each in groups] == [False, True]
-    assert step_relative(tmp_path / "4", tmp_path / "1", machine) > 1.5
+    assert token_relative(lambda: step_of(tmp_path / "4", machine), lambda: step_of(tmp_path / "1", machine), 2) > 1.5
 
 
 def test_what_the_code_says_that_a_part_buys_was_measured() -> None:
@@ -114,13 +115,17 @@ def test_what_the_code_says_that_a_part_buys_was_measured() -> None:
 def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
     plan = {
         "n_layer": 1,
+        "n_head": 1,
         "n_embd": 64,
+        "vocab_size": 4096,
+        "bigram_rows": 262144,
+        "flops": 7e12,
         "batch_tokens": 1024,
         "learning_rate": 0.01,
         "optimizer": "muon",
         "block_size": 64,
     }
-    rows = neighbours(plan)
+    rows = {name: row.arguments() for name, row in rows_beside(plan).items()}
     planned = rows.pop("as planned")
     assert "model.size=1x64" in planned
     assert set(rows) == {
@@ -128,6 +133,9 @@ def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
         "1 x 128",
         "2 x 128",
         *(f"{w} x {f}" for w in ("batch", "learning rate") for f in (0.5, 2)),
+        "cosine",
+        "no x0 shortcut",
     }
-    assert all(len(set(row) - set(planned)) == 1 for row in rows.values())
+    assert all(len(set(row) - set(planned)) == 1 for name, row in rows.items() if "128" not in name)
+    assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for its own width"
     assert "optim.batch_tokens=512" in rows["batch x 0.5"]
