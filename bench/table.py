@@ -152,7 +152,8 @@ def tuning(found: dict[str, Any]) -> list[str]:
     return [
         "## The plan against its neighbours",
         "",
-        "The same seconds for each, one choice of the plan changed; nats per token.",
+        f"Threads of a run: {', '.join(sorted({str(each['threads']) for each in found['budgets']}))}. The same time for each, as"
+        " tokens at its own speed; nats per token. One choice changed at a time, of the plan's or of two defaults.",
         "",
         *table(["budget", "planned", "loss", "with one choice changed"], rows),
     ]
