@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -82,8 +83,8 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
         other = replace(shape, n_layer=n_layer, n_head=n_embd // STEP, n_embd=n_embd, bigram_rows=rows)
         return replace(planned, shape=other)
 
-    sizes_beside = [(layers // 2, width), (2 * layers, width), (layers, width - STEP), (layers, width + STEP)]
-    sizes_beside.append((2 * layers, width + STEP))
+    sizes_beside = [*((n, width) for n in (layers // 4, layers // 2, 2 * layers)), (layers, width - STEP)]
+    sizes_beside.append((layers, width + STEP))
     rows = {"as planned": planned}
     rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n >= 1 and w >= STEP}
     rows |= {f"batch x {f:g}": replace(planned, batch_tokens=round(f * batch)) for f in (0.5, 2.0)}
@@ -93,38 +94,45 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
     return rows
 
 
-def speeds_of(rows: dict[str, Row], machine: Machine) -> dict[str, float]:
-    """Tokens in the time of one of the planned run, by row."""
-    planned = rows["as planned"]
+def speed_of(row: Row, planned: Row, machine: Machine) -> float:
+    """Tokens in the time of one of the planned run."""
 
     def step(row: Row) -> Step:
         return Step(row.shape, row.batch_tokens // row.shape.block_size, OptimSettings(row.optimizer), machine)
 
-    def speed(row: Row) -> float:
-        if (row.shape, row.batch_tokens) == (planned.shape, planned.batch_tokens):
-            return 1.0
-        return 1 / token_relative(lambda: step(row), lambda: step(planned), ROUNDS)
-
-    return {name: speed(row) for name, row in rows.items()}
+    if (row.shape, row.batch_tokens) == (planned.shape, planned.batch_tokens):
+        return 1.0
+    return 1 / token_relative(lambda: step(row), lambda: step(planned), ROUNDS)
 
 
-def budget(place: Path, corpus: str, minutes: float, seeds: list[int], at_once: int) -> dict[str, Any]:
+def measured(
+    place: Path, minutes: float, corpus: str, threads: int, only: list[str]
+) -> tuple[dict[str, Any], Any, Any]:
+    """The plan, its rows and their speeds: those of an earlier call where they were measured then, as its runs would be held
+    against another plan otherwise."""
+    path = place / "measured.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    plan = before.get("plan") or plan_for(minutes, corpus, [f"device.threads={threads}"])
+    rows = {name: row for name, row in rows_of(plan).items() if not only or name in ("as planned", *only)}
+    machine = find_machine("cpu", threads, "float32", 1.0)
+    speeds = dict(before.get("speeds", {}))
+    for name, row in rows.items():
+        if name not in speeds:
+            speeds[name] = speed_of(row, rows["as planned"], machine)
+    place.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"plan": plan, "speeds": speeds}))
+    return plan, rows, {name: speeds[name] for name in rows}
+
+
+def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: list[str], at_once: int) -> dict[str, Any]:
     """All rows of one budget, in turns of seeds, so many at the same time."""
     place, threads = place / f"{minutes:g}min", 1 if at_once > 1 else usable_cores()
-    given = [f"device.threads={threads}"]
-    measured = place / "measured.json"  # else the runs of an earlier call would be held against another plan's
-    if not measured.exists():
-        plan = plan_for(minutes, corpus, given)
-        speeds = speeds_of(rows_of(plan), find_machine("cpu", threads, "float32", 1.0))
-        measured.parent.mkdir(parents=True, exist_ok=True)
-        measured.write_text(json.dumps({"plan": plan, "speeds": speeds}))
-    plan, speeds = json.loads(measured.read_text()).values()
-    rows = rows_of(plan)
+    plan, rows, speeds = measured(place, minutes, corpus, threads, only)
     with ThreadPoolExecutor(at_once) as pool:
         asked = [
             pool.submit(
                 *(run_within, f"budget.tokens={round(plan['tokens'] * speeds[name])}", place),
-                *(corpus, name, seed, [*row.arguments(), *given]),
+                *(corpus, name, seed, [*row.arguments(), f"device.threads={threads}"]),
             )
             for seed in seeds
             for name, row in rows.items()
@@ -162,6 +170,7 @@ def main() -> None:
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 5.0, 10.0], help="of each run, about")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", nargs="+", default=[], help="rows to run beside the planned one; default: all")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "tune", help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--at-once", action="store_true", help="a run on each core at the same time")
@@ -169,9 +178,10 @@ def main() -> None:
     corpus = str(Path(options.corpus).resolve())
     at_once = usable_cores() if options.at_once else 1
     for minutes in options.minutes:
-        found = budget(options.place, corpus, minutes, options.seeds, at_once)
-        how = f"python -m bench.tune CORPUS --minutes {minutes:g} --seeds {' '.join(map(str, options.seeds))}"
-        found["how"] = how + " --at-once" * options.at_once
+        found = budget(options.place, corpus, minutes, options.seeds, options.only, at_once)
+        how = ["python -m bench.tune CORPUS", f"--minutes {minutes:g}", "--seeds", *map(str, options.seeds)]
+        how += ["--only", *map(shlex.quote, options.only)] if options.only else []
+        found["how"] = " ".join([*how, *["--at-once"] * options.at_once])
         others = json.loads(options.output.read_text())["budgets"] if options.output.exists() else []
         budgets = [each for each in others if each["minutes"] != minutes] + [found]
         budgets.sort(key=lambda each: float(each["minutes"]))
