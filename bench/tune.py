@@ -83,10 +83,11 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
         other = replace(shape, n_layer=n_layer, n_head=n_embd // STEP, n_embd=n_embd, bigram_rows=rows)
         return replace(planned, shape=other)
 
-    sizes_beside = [*((n, width) for n in (layers // 4, layers // 2, 2 * layers)), (layers, width - STEP)]
-    sizes_beside.append((layers, width + STEP))
+    sizes_beside = [
+        (n, w) for w in (width - STEP, width, width + STEP) for n in (layers // 4, layers // 2, layers, 2 * layers)
+    ]
     rows = {"as planned": planned}
-    rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n >= 1 and w >= STEP}
+    rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n and w and (n, w) != (layers, width)}
     rows |= {f"batch x {f:g}": replace(planned, batch_tokens=round(f * batch)) for f in (0.5, 2.0)}
     rows |= {f"learning rate x {f:g}": replace(planned, learning_rate=f * rate) for f in (0.5, 2.0)}
     rows["cosine"] = replace(planned, schedule="cosine")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from budget.planner import Request
 
 ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
-SMALL_WIDTH, SMALL_ASPECT = 256, 16.0  # below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128
+# Below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128, and without 1 x 128 there is nothing between
+# 4 x 64 and 2 x 128.
+SMALL_WIDTH, SMALL_ASPECT = 256, (16.0, 128.0)
 MANY_DEPTHS = 200  # of one width; the usual proportions leave 123 at the largest
 
 
@@ -37,7 +39,8 @@ def candidates(request: Request) -> list[Shape]:
     found = []
     for width in widths:
         low, high = request.aspect
-        low = min(low, SMALL_ASPECT) if width <= SMALL_WIDTH else low
+        if width <= SMALL_WIDTH:
+            low, high = min(low, SMALL_ASPECT[0]), max(high, SMALL_ASPECT[1])
         least, most = max(1, math.ceil(width / high)), max(1, int(width // low))
         depths = _depths(least, most)
         if request.n_layer:

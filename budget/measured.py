@@ -20,6 +20,7 @@ from model.shape import Shape
 SATURATED = 0.05
 MEMORY_SHARE = 0.9  # of what is free that a micro-batch may take: a run meets longer kernels' workspaces than a trial
 TRIAL_S = 0.5  # enough for a stable median; more only where the time allows
+TRIAL_STEPS = 4  # that every trial takes: a first one, and three that are timed (run/trial.py)
 CONFIRM_S = 5.0  # seconds, for the shape that was chosen
 CONFIRM_SHARE = 0.7  # of the time that is left; building the model takes some of the rest
 # After a single trial, for twice the sequences. A try beyond the memory costs a fraction of a second; weights, gradient
@@ -147,8 +148,21 @@ def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def tried(prober: Prober, shape: Shape, batch_tokens: int, seconds: float) -> Trial | None:
-    """A further trial of a shape that worked before; whatever goes wrong with it, the earlier one stands."""
+def in_time(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> bool:
+    """Whether a trial can end in the time that is left, at the best FLOP/s so far: one that cannot would only take that time
+    from those that can."""
+    if not trials:
+        return True
+    flop_s = min(trial.token_s / flops_per_token(each) for each, trial in trials.items())
+    token_s = trials[shape].token_s if shape in trials else flop_s * flops_per_token(shape)
+    at_once = max(trial.micro_batch for trial in trials.values()) * shape.block_size
+    return TRIAL_STEPS * min(batch_tokens, at_once) * token_s < prober.seconds_left()
+
+
+def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
+    """A further trial of a shape that worked before, if there is time; whatever goes wrong with it, the earlier one stands."""
+    if not in_time(prober, shape, batch_tokens, trials):
+        return None
     try:
         return prober.measure(shape, batch_tokens, seconds)
     except (TooLarge, TrialFailed):
@@ -180,7 +194,7 @@ def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], s
 def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
     """Measure the chosen one for longer: the better of two short trials is a fair judge between shapes, but promises too
     much. What it promised too much, it did for the others as well."""
-    longer = tried(prober, shape, batch_tokens, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
+    longer = tried(prober, shape, batch_tokens, trials, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
     if longer is None:
         return
     ratio = longer.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
@@ -238,9 +252,11 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
     shapes = sorted(shortlist(guess), key=lambda shape: abs(math.log(shape.matmul_parameters() / size)))
     seconds = min(TRIAL_S, prober.seconds_left() / (3 + 3 * len(shapes)))
     trials: dict[Shape, Trial] = {}
+    too_large: list[Shape] = []
     batch, saturation = guess.batch_tokens, 0.0
-    too_large = []
     for shape in shapes:
+        if not in_time(prober, shape, batch, trials):
+            continue
         try:
             trial = prober.measure(shape, batch, seconds)
         except TooLarge:
@@ -273,7 +289,7 @@ def saturate(
     the rules' batch will do. The trial of `shape`, which had `batch`, becomes the one with what was found."""
     rules = choice_of(request, {shape: trials[shape]}, batch).batch_tokens
     if rules != batch:  # the assumed speed was another
-        again = tried(prober, shape, rules, seconds)
+        again = tried(prober, shape, rules, trials, seconds)
         if again is None:
             return batch, 0.0
         batch, trials[shape] = rules, again
@@ -282,7 +298,7 @@ def saturate(
         choice = choice_of(request, {shape: trials[shape]}, batch)
         if 2 * batch > largest_batch(choice.tokens, step_rule(request.limits, choice.optimizer)):
             break
-        trial = tried(prober, shape, 2 * batch, seconds)
+        trial = tried(prober, shape, 2 * batch, trials, seconds)
         if trial is None:
             break
         trial = better(trial, trials[shape])  # more tokens at once take no longer each
@@ -305,10 +321,9 @@ def second_round(prober: Prober, ranked: list[Shape], batch: int, trials: dict[S
     spoils one of them only."""
     seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:
-        again = tried(prober, shape, batch, seconds)
-        if again is None:
-            return
-        trials[shape] = better(again, trials[shape])
+        again = tried(prober, shape, batch, trials, seconds)
+        if again is not None:
+            trials[shape] = better(again, trials[shape])
 
 
 def compiled_plan(

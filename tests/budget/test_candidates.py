@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import replace
 from typing import Any
@@ -57,6 +58,13 @@ def test_proportions_without_bounds_take_no_longer_to_plan() -> None:
 def test_the_usual_proportions_are_tried_layer_by_layer() -> None:
     widest = [shape.n_layer for shape in candidates(request()) if shape.n_embd == 8192]
     assert sorted(widest) == list(range(82, 205))
+
+
+def test_small_sizes_lie_close_together() -> None:
+    """Wherever the law's optimum is, something is near it: 1 x 128 between 4 x 64 and 2 x 128, for one."""
+    sizes = [shape.matmul_parameters() for shape in candidates(request(template=replace(MODERN, vocab_size=4096)))]
+    small = [size for size in sizes if size < 10e6]
+    assert all(larger < 1.6 * smaller for smaller, larger in itertools.pairwise(small))
 
 
 def test_sizes_that_no_device_of_the_memory_can_train_are_refused() -> None:

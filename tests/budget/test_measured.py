@@ -75,6 +75,27 @@ def test_the_time_for_trials_is_kept_and_the_most_promising_shape_comes_first() 
     assert 0.5 < device.asked[0][0].matmul_parameters() / plan.parameters_law < 2
 
 
+class SlowDevice(Device):
+    """Its trials are of four micro-batches at least, as real ones are, and count as late where they end after the time."""
+
+    late = 0
+
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
+        shortest = 4 * min(batch_tokens, 8 * shape.block_size) / self.rate(shape)
+        trial = super().measure(shape, batch_tokens, max(seconds, shortest), compiled)
+        self.late += trial is None
+        return trial
+
+
+@pytest.mark.parametrize("budget", [2.0, 4.0, 8.0, 16.0])
+def test_no_trial_is_begun_that_cannot_end_in_time(budget: float) -> None:
+    device = SlowDevice(flops=5e10, budget=budget)
+    plan = measured_plan(request(hours=0.2, flops_per_second=5e10), device, NEVER, lambda line: None)
+    assert device.late == 0
+    assert len({shape for shape, _, _ in device.asked}) >= 2
+    assert plan.source["tokens_per_second"] == "measured"
+
+
 def test_without_time_for_any_trial_the_plan_says_that_the_speed_is_assumed() -> None:
     said: list[str] = []
     plan = measured_plan(request(), Device(flops=1e13, budget=-1.0), NEVER, said.append)
