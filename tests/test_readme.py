@@ -87,6 +87,23 @@ def test_the_comparison_is_the_one_on_file() -> None:
         assert said.format(f"{', '.join(first)} and {last}") in README.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("peer", "said"),
+    [
+        (
+            "llm_baselines",
+            "llm-baselines with the batch and rate found for nanoGPT it was {} lower and {} times as fast",
+        ),
+        ("cramming", "recipe of cramming in stint's own engine with that rate {} lower and {} times as fast"),
+    ],
+)
+def test_the_comparisons_of_one_seed_are_those_on_file(peer: str, said: str) -> None:
+    kept = json.loads((ROOT / f"bench/results/against_{peer}.json").read_text())
+    (row,) = [row for row in kept["rounds"] if row["form"] == "tuned"]
+    better = row["peer_loss"] - row["stint"][0]["loss"]
+    assert said.format(f"{better:.2f}", f"{row['time_to_loss']:.1f}") in README.replace("\n", " ")
+
+
 def test_the_replay_is_the_one_on_file() -> None:
     kept = json.loads((ROOT / "bench/results/replay.json").read_text())
     corpora = [kept[name] for name in ("RefinedWeb", "OpenWebText2")]
