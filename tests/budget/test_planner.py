@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,19 @@ import pytest
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import EPOCH, LAWS, LOCAL
-from budget.planner import TIE, Plan, Request, batch_and_optimizer, candidates, choose, load_plan, make_plan, shortlist
+from budget.planner import (
+    NEAR,
+    SHORTLIST,
+    TIE,
+    Plan,
+    Request,
+    batch_and_optimizer,
+    candidates,
+    choose,
+    load_plan,
+    make_plan,
+    shortlist,
+)
 from budget.rules import (
     ADAMW_STEPS,
     MUON_STEPS,
@@ -313,3 +326,16 @@ def test_context_and_tables_follow_the_compute() -> None:
     assert rows == [1 << 16, 1 << 18, 1 << 16, 1 << 16, 0]
     assert [bigram_rows_for(3e12, 4096, width) for width in (128, 192, 1024)] == [1 << 17, 1 << 16, 1 << 16]
     assert bigram_rows_for(1e12, 64, 64) == 64**2, "no more rows than there are pairs"
+
+
+@pytest.mark.parametrize("flops", [1e12, 5e12, 1e13, 1.5e13, 2e13, 3e13, 1e14, 1e16, 1e18])
+def test_the_sizes_to_measure_are_the_nearest_that_there_are(flops: float) -> None:
+    """Of two that are as near the one of usual proportions, but never 2 x 128 for want of 1 x 128."""
+    small = Shape(1, 1, 64, 64, 4096, **PRESETS["modern"])
+    choice = choose(request(limits=Limits(flops=flops), template=small))
+    sizes = [shape.matmul_parameters() for shape in choice.ranked]
+    listed = {shape.matmul_parameters() for shape in shortlist(choice)}
+    for factor in SHORTLIST:
+        target = factor * choice.shape.matmul_parameters()
+        nearest = min(abs(math.log(size / target)) for size in sizes)
+        assert min(abs(math.log(size / target)) for size in listed) <= nearest + NEAR
