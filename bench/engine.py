@@ -43,7 +43,7 @@ SHAPES = (
 )  # fmt: skip
 ROWS = 1 << 18
 WARM, FEWEST, SECONDS = 2, 5, 40.0  # rounds that do not count, rounds that do, and for how long there are more of them
-MODELS = 4
+MODELS = 4  # made anew where two kinds of steps are compared
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 

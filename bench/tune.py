@@ -29,6 +29,7 @@ from typing import Any
 
 from bench.engine import Step, token_relative
 from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, hours_of, run_within
+from budget.candidates import heads_for
 from budget.rules import bigram_rows_for
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
@@ -36,7 +37,7 @@ from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
 RESULT = ROOT / "bench" / "results" / "tune.json"
-STEP = 64  # of a width, which is a head's
+STEP = 64  # of a width
 ROUNDS = 6  # steps timed of each model
 
 
@@ -80,7 +81,7 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
 
     def sized(n_layer: int, n_embd: int) -> Row:
         rows = bigram_rows_for(plan["flops"], shape.vocab_size, n_embd)
-        other = replace(shape, n_layer=n_layer, n_head=n_embd // STEP, n_embd=n_embd, bigram_rows=rows)
+        other = replace(shape, n_layer=n_layer, n_head=heads_for(n_embd), n_embd=n_embd, bigram_rows=rows)
         return replace(planned, shape=other)
 
     sizes_beside = [
@@ -108,7 +109,7 @@ def speed_of(row: Row, planned: Row, machine: Machine) -> float:
 
 def measured(
     place: Path, minutes: float, corpus: str, threads: int, only: list[str]
-) -> tuple[dict[str, Any], Any, Any]:
+) -> tuple[dict[str, Any], dict[str, Row], dict[str, float]]:
     """The plan, its rows and their speeds: those of an earlier call where they were measured then, as its runs would be held
     against another plan otherwise."""
     path = place / "measured.json"

@@ -11,11 +11,12 @@ import pytest
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import LAWS
-from budget.measured import Compiling, TooLarge, Trial, largest_fitting, measured_plan
+from budget.measured import TRIAL_STEPS, Compiling, TooLarge, Trial, largest_fitting, measured_plan
 from budget.planner import Plan, Request
 from budget.rules import STEP_RULES, batch_for, largest_batch
 from errors import UserError
 from model.shape import PRESETS, Shape
+from run.trial import MIN_REPEATS
 
 NEVER: list[Compiling] = []
 GIB = 2**30
@@ -85,6 +86,10 @@ class SlowDevice(Device):
         trial = super().measure(shape, batch_tokens, max(seconds, shortest), compiled)
         self.late += trial is None
         return trial
+
+
+def test_a_trial_takes_as_many_steps_as_the_plan_thinks() -> None:
+    assert TRIAL_STEPS == 1 + MIN_REPEATS
 
 
 @pytest.mark.parametrize("budget", [2.0, 4.0, 8.0, 16.0])
