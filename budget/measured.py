@@ -20,7 +20,9 @@ from model.shape import Shape
 SATURATED = 0.05
 MEMORY_SHARE = 0.9  # of what is free that a micro-batch may take: a run meets longer kernels' workspaces than a trial
 TRIAL_S = 0.5  # enough for a stable median; more only where the time allows
-TRIAL_STEPS = 4  # that every trial takes: a first one, and three that are timed (run/trial.py)
+TRIAL_STEPS = (
+    4  # that every trial takes: a first one, and three that are timed; of a batch in parts one more (run/trial.py)
+)
 CONFIRM_S = 5.0  # seconds, for the shape that was chosen
 CONFIRM_SHARE = 0.7  # of the time that is left; building the model takes some of the rest
 # After a single trial, for twice the sequences. A try beyond the memory costs a fraction of a second; weights, gradient
@@ -156,7 +158,8 @@ def in_time(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape,
     flop_s = min(trial.token_s / flops_per_token(each) for each, trial in trials.items())
     token_s = trials[shape].token_s if shape in trials else flop_s * flops_per_token(shape)
     at_once = max(trial.micro_batch for trial in trials.values()) * shape.block_size
-    return TRIAL_STEPS * min(batch_tokens, at_once) * token_s < prober.seconds_left()
+    steps = TRIAL_STEPS + (at_once < batch_tokens)
+    return steps * min(batch_tokens, at_once) * token_s < prober.seconds_left()
 
 
 def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
@@ -301,8 +304,12 @@ def saturate(
         trial = tried(prober, shape, 2 * batch, trials, seconds)
         if trial is None:
             break
-        trial = better(trial, trials[shape])  # more tokens at once take no longer each
-        if trial.tokens_per_second(2 * batch) < (1 + SATURATED) * trials[shape].tokens_per_second(batch):
+        # With as many tokens at once as before, only the update's share is another: two looks at one speed, no gain.
+        smaller = trials[shape]
+        trial = better(trial, smaller)  # more tokens at once take no longer each
+        if trial.micro_batch == smaller.micro_batch:
+            smaller = trial
+        if trial.tokens_per_second(2 * batch) < (1 + SATURATED) * smaller.tokens_per_second(batch):
             break
         batch, trials[shape], found = 2 * batch, trial, 2.0 * batch
     return batch, found

@@ -136,6 +136,22 @@ def test_a_device_that_needs_large_batches_gets_them_within_the_rules() -> None:
     assert fixed.batch_tokens == 256
 
 
+class NoisyDevice(Device):
+    """Every second trial is 15 % faster, as on a machine that others share."""
+
+    def rate(self, shape: Shape) -> float:
+        return super().rate(shape) * (1.15 if len(self.asked) % 2 == 0 else 1.0)
+
+
+def test_the_second_look_at_one_speed_is_no_gain_of_a_larger_batch() -> None:
+    """With as many tokens at once; that the faster look came second says nothing of the batch."""
+    long = request(hours=0.175, n_layer=2, n_embd=128)
+    steady = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
+    noisy = measured_plan(long, NoisyDevice(flops=1e13), NEVER, lambda line: None)
+    assert noisy.batch_tokens == steady.batch_tokens
+    assert noisy.source["batch_tokens"] == "step-law+deepseek"
+
+
 def test_all_that_is_measured_after_the_first_round_has_the_batch_of_the_plan() -> None:
     device = Device(flops=1e13, update_s=1e-5)
     plan = measured_plan(request(hours=0.175), device, NEVER, lambda line: None)

@@ -64,7 +64,9 @@ def test_the_micro_batch_is_the_largest_that_is_estimated_to_fit() -> None:
     assert bfloat16.step_memory(SHAPE, 64 * 1024) <= MEMORY_SHARE * 80 * GIB < bfloat16.step_memory(SHAPE, 128 * 1024)
     assert float16.micro_batch(SHAPE, 480) == 32  # its logits are there at once
     assert bfloat16.micro_batch(replace(SHAPE, n_layer=10**6), 480) == 1
-    assert roomy("cpu", "float32").micro_batch(replace(SHAPE, n_layer=1), 480) == CPU_MICRO_TOKENS // 1024
+    for threads in (1, 4):
+        cpu = replace(roomy("cpu", "float32"), threads=threads)
+        assert cpu.micro_batch(replace(SHAPE, n_layer=1), 480) == threads * CPU_MICRO_TOKENS // 1024
 
 
 @pytest.mark.parametrize(
