@@ -73,7 +73,6 @@ class Stop:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self.event = threading.Event()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -93,7 +92,6 @@ class Stop:
         if self.name == "SIGINT" and number == signal.SIGINT:
             os._exit(128 + number)
         self.name = signal.Signals(number).name
-        self.event.set()
 
 
 class Queue:
@@ -122,8 +120,7 @@ class Queue:
                 else:
                     self._begin()
                     self._look()
-                self.stop.event.wait(POLL_S)
-                self.stop.event.clear()
+                threading.Event().wait(POLL_S)  # no lock in it that a signal's handler would have to wait for
         if self.stop.name:
             raise Interrupted(self.stop.name)
 

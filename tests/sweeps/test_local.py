@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from run.directory import lock
+from run.signals import Interrupted
 from sweeps import local
 from sweeps.jobs import Job, Outcome, write_record
 from sweeps.lease import Device, Lease, try_lease
@@ -33,6 +37,9 @@ class Process:
 
     def terminate(self) -> None:
         self._code = -signal.SIGTERM
+
+    def send_signal(self, number: int) -> None:
+        self._code = -number
 
     def poll(self) -> int | None:
         if self._code is None:
@@ -262,3 +269,33 @@ def test_jobs_that_the_hours_did_not_reach_are_rows_of_the_table(tmp_path: Path,
     acting(works)
     Queue(jobs, pool=Pool(2.0, jobs)).run()
     assert record(jobs[1])["status"] == "finished"
+
+
+def test_a_stop_waits_for_nothing_wherever_it_comes(tmp_path: Path, acting: Acting) -> None:
+    """Also not for a lock that what it interrupts holds: the signal comes at every line of the waiting in turn."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("the sweep did not hear the signal")
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        watched = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        if watched and event == "line" and frame.f_code.co_filename == threading.__file__:
+            signal.raise_signal(signal.SIGTERM)
+        return interrupt
+
+    def runs_until_told(job: Job) -> Act:
+        for _ in range(3):
+            yield
+        return 128 + signal.SIGTERM
+
+    acting(runs_until_told)
+    queue, before = Queue([job(tmp_path, 0)]), signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 10.0)
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            queue.run()
+    finally:
+        sys.settrace(None)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
