@@ -183,9 +183,11 @@ class EvalConfig:
 @dataclass
 class PlanConfig:
     law_file: str = knob("outputs/law.json", "law=local: the law of your own runs, from python -m budget.refit")
-    aspect_min: float = knob(ASPECT[0], "least n_embd / n_layer of the shapes to choose from (16 up to a width of 256)")
+    aspect_min: float = knob(
+        ASPECT[0], "least n_embd / n_layer of the shapes to choose from; with both as they are, 16 up to a width of 256"
+    )
     aspect_max: float = knob(
-        ASPECT[1], "largest n_embd / n_layer of the shapes to choose from (128 up to a width of 256)"
+        ASPECT[1], "largest n_embd / n_layer of the shapes to choose from; with both as they are, 128 up to a width of 256"
     )
     max_epochs: float | None = knob(
         None, f"refuse a plan that repeats the corpus more often; null: {MAX_EPOCHS:g}, for data=stdlib no limit"

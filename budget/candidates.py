@@ -38,9 +38,7 @@ def candidates(request: Request) -> list[Shape]:
     widths = [request.n_embd] if request.n_embd else [*range(64, 1024, 64), *range(1024, 8193, 128)]
     found = []
     for width in widths:
-        low, high = request.aspect
-        if width <= SMALL_WIDTH:
-            low, high = min(low, SMALL_ASPECT[0]), max(high, SMALL_ASPECT[1])
+        low, high = SMALL_ASPECT if width <= SMALL_WIDTH and request.aspect == ASPECT else request.aspect
         least, most = max(1, math.ceil(width / high)), max(1, int(width // low))
         depths = _depths(least, most)
         if request.n_layer:

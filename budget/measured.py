@@ -6,6 +6,7 @@ The trials themselves happen elsewhere (run/prober.py); no torch here.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,9 +21,7 @@ from model.shape import Shape
 SATURATED = 0.05
 MEMORY_SHARE = 0.9  # of what is free that a micro-batch may take: a run meets longer kernels' workspaces than a trial
 TRIAL_S = 0.5  # enough for a stable median; more only where the time allows
-TRIAL_STEPS = (
-    4  # that every trial takes: a first one, and three that are timed; of a batch in parts one more (run/trial.py)
-)
+MIN_REPEATS = 3  # steps that every trial times, after a first one that does not count
 CONFIRM_S = 5.0  # seconds, for the shape that was chosen
 CONFIRM_SHARE = 0.7  # of the time that is left; building the model takes some of the rest
 # After a single trial, for twice the sequences. A try beyond the memory costs a fraction of a second; weights, gradient
@@ -46,7 +45,8 @@ class Trial:
     `micro_batch` sequences at once, and update_s, seconds per step of `optimizer`, whatever its batch. Trials with
     different batches can so be compared.
 
-    peak_memory: bytes that it took at most; compile_s: seconds of compilation before the first step, 0 where nothing was
+    peak_memory: bytes that it took at most; start_s: seconds before the steps that count, to build the model and for what a
+    first step takes longer; compile_s: seconds of compilation before the first step, 0 where nothing was
     compiled, and compile_cache: "cold" or "warm", as the compiler found it.
     """
 
@@ -57,6 +57,7 @@ class Trial:
     compile_s: float = 0.0
     optimizer: str = ""
     compile_cache: str | None = None
+    start_s: float = 0.0
 
     def step_s(self, batch_tokens: int) -> float:
         """Seconds of an optimizer step of so many tokens."""
@@ -99,6 +100,10 @@ class Prober(Protocol):
     """Tries shapes on the device, within the time that it was given."""
 
     def seconds_left(self) -> float: ...
+
+    def at_once(self, shape: Shape, batch_tokens: int) -> int:
+        """Tokens of a batch that a trial begins with at once."""
+        ...
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         """About `seconds` of training steps, `compiled` as in device.compile; None when the time is up. Raises TooLarge
@@ -150,21 +155,24 @@ def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def in_time(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> bool:
-    """Whether a trial can end in the time that is left, at the best FLOP/s so far: one that cannot would only take that time
-    from those that can."""
+def trial_s(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> float:
+    """Seconds that a trial of `seconds` takes in all, at the best FLOP/s so far; 0 before the first. One that cannot end in
+    the time that is left would only take that time from those that can."""
     if not trials:
-        return True
+        return 0.0
+    known = [trials[shape]] if shape in trials else list(trials.values())
     flop_s = min(trial.token_s / flops_per_token(each) for each, trial in trials.items())
     token_s = trials[shape].token_s if shape in trials else flop_s * flops_per_token(shape)
-    at_once = max(trial.micro_batch for trial in trials.values()) * shape.block_size
-    steps = TRIAL_STEPS + (at_once < batch_tokens)
-    return steps * min(batch_tokens, at_once) * token_s < prober.seconds_left()
+    update_s, start_s = max(trial.update_s for trial in known), max(trial.start_s for trial in known)
+    at_once = min(prober.at_once(shape, batch_tokens), batch_tokens)
+    one_s = at_once * token_s
+    first_s = (1 if at_once == batch_tokens else 2) * one_s + update_s
+    return start_s + first_s + max(seconds, MIN_REPEATS * (one_s + update_s))
 
 
 def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
     """A further trial of a shape that worked before, if there is time; whatever goes wrong with it, the earlier one stands."""
-    if not in_time(prober, shape, batch_tokens, trials):
+    if trial_s(prober, shape, batch_tokens, trials, seconds) > prober.seconds_left():
         return None
     try:
         return prober.measure(shape, batch_tokens, seconds)
@@ -197,7 +205,8 @@ def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], s
 def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
     """Measure the chosen one for longer: the better of two short trials is a fair judge between shapes, but promises too
     much. What it promised too much, it did for the others as well."""
-    longer = tried(prober, shape, batch_tokens, trials, min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left()))
+    seconds = min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left())
+    longer = tried(prober, shape, batch_tokens, trials, seconds) or tried(prober, shape, batch_tokens, trials, 0.0)
     if longer is None:
         return
     ratio = longer.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
@@ -251,14 +260,16 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
     they had; and, tried with the first of them, those from which on the device runs at full speed (0: the rules' batch
     will do)."""
     guess = choose(request)
-    size = guess.shape.matmul_parameters()
-    shapes = sorted(shortlist(guess), key=lambda shape: abs(math.log(shape.matmul_parameters() / size)))
-    seconds = min(TRIAL_S, prober.seconds_left() / (3 + 3 * len(shapes)))
+    waiting, untried = shortlist(guess), list[Shape]()
+    seconds = min(TRIAL_S, prober.seconds_left() / (3 + 3 * len(waiting)))
     trials: dict[Shape, Trial] = {}
     too_large: list[Shape] = []
     batch, saturation = guess.batch_tokens, 0.0
-    for shape in shapes:
-        if not in_time(prober, shape, batch, trials):
+    while waiting:
+        shape = most_promising(waiting, guess.ranked, trials)
+        waiting.remove(shape)
+        if trial_s(prober, shape, batch, trials, seconds) > prober.seconds_left():
+            untried.append(shape)
             continue
         try:
             trial = prober.measure(shape, batch, seconds)
@@ -270,6 +281,7 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
             say(f"the trial of {shape.n_layer} x {shape.n_embd} failed: {error}")
             continue
         if trial is None:
+            untried += [shape, *waiting]
             break
         trials[shape] = trial
         if len(trials) == 1 and request.batch_tokens is None:
@@ -281,7 +293,16 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
             " memory of this device; free some, choose a smaller model.n_layer or model.n_embd, or a smaller"
             " optim.micro_batch"
         )
+    if untried and trials:
+        say(f"no time to try {', '.join(f'{shape.n_layer} x {shape.n_embd}' for shape in untried)}")
     return trials, batch, saturation
+
+
+def most_promising(waiting: list[Shape], ranked: list[Shape], trials: dict[Shape, Trial]) -> Shape:
+    """The best at the assumed speed. A width of which two depths were tried comes last: the time of a token is a line in the
+    depth, so that a third says the least that is new."""
+    depths = Counter(shape.n_embd for shape in trials)
+    return min(waiting, key=lambda shape: (depths[shape.n_embd] >= 2, ranked.index(shape)))
 
 
 def saturate(
@@ -301,17 +322,17 @@ def saturate(
         choice = choice_of(request, {shape: trials[shape]}, batch)
         if 2 * batch > largest_batch(choice.tokens, step_rule(request.limits, choice.optimizer)):
             break
-        trial = tried(prober, shape, 2 * batch, trials, seconds)
-        if trial is None:
-            break
-        # With as many tokens at once as before, only the update's share is another: two looks at one speed, no gain.
         smaller = trials[shape]
-        trial = better(trial, smaller)  # more tokens at once take no longer each
-        if trial.micro_batch == smaller.micro_batch:
-            smaller = trial
-        if trial.tokens_per_second(2 * batch) < (1 + SATURATED) * smaller.tokens_per_second(batch):
+        in_parts = smaller.micro_batch * shape.block_size < batch  # and so would twice the batch be
+        larger = smaller if in_parts else tried(prober, shape, 2 * batch, trials, seconds)
+        if larger is None:
             break
-        batch, trials[shape], found = 2 * batch, trial, 2.0 * batch
+        larger = better(larger, smaller)  # more tokens at once take no longer each
+        if larger.micro_batch == smaller.micro_batch:  # two looks at one speed, of which the faster one is no gain
+            smaller = larger
+        if larger.tokens_per_second(2 * batch) < (1 + SATURATED) * smaller.tokens_per_second(batch):
+            break
+        batch, trials[shape], found = 2 * batch, larger, 2.0 * batch
     return batch, found
 
 
@@ -325,9 +346,12 @@ def better(trial: Trial, other: Trial) -> Trial:
 
 def second_round(prober: Prober, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
     """Each shape once more, the best ones first, and the better trial counts: a second of other work on the machine
-    spoils one of them only."""
+    spoils one of them only. Time for another look at the best stays: of the others none gets a second one before it."""
     seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:
+        kept = trial_s(prober, ranked[0], batch, trials, seconds)
+        if trial_s(prober, shape, batch, trials, seconds) + kept > prober.seconds_left():
+            return
         again = tried(prober, shape, batch, trials, seconds)
         if again is not None:
             trials[shape] = better(again, trials[shape])

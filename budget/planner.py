@@ -42,7 +42,7 @@ from sealed import unsealed
 from untrusted import load_json
 
 SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
-NEAR = 0.05  # sizes this far apart, in ln, are as near to one of those: the usual proportions win
+NEAR = 0.05  # ln of a size: one so near to one of those is as good; an e-fold off the usual proportions is as bad
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
@@ -321,8 +321,8 @@ def shortlist(choice: Choice) -> list[Shape]:
     for factor in SHORTLIST:
         target = math.log(factor * choice.shape.matmul_parameters())
 
-        def distance(shape: Shape, target: float = target) -> tuple[int, float]:
-            return round(abs(math.log(shape.matmul_parameters()) - target) / NEAR), _skew(shape)
+        def distance(shape: Shape, target: float = target) -> float:
+            return max(NEAR, abs(math.log(shape.matmul_parameters()) - target)) + NEAR * _skew(shape)
 
         chosen.setdefault(min(choice.ranked, key=distance))
     return list(chosen)

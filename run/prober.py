@@ -148,6 +148,12 @@ class DeviceProber:
             return 0.0
         return self._seconds if self._deadline is None else self._deadline - now()
 
+    def at_once(self, shape: Shape, batch_tokens: int) -> int:
+        """See budget.measured.Prober."""
+        sequences = max(1, batch_tokens // shape.block_size)
+        known, _ = self._fitting.get(shape, (0, 0))
+        return shape.block_size * min(sequences, self._micro_batch or known or self._machine.micro_batch(shape, sequences))
+
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         """See budget.measured.Prober."""
         sequences = max(1, batch_tokens // shape.block_size)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from budget.clock import now
+from budget.measured import MIN_REPEATS
 from model.compiled import cache_state, for_training
 from model.gpt import GPT
 from model.optim import configure_optimizers
@@ -27,7 +28,6 @@ from model.shape import PRESETS, Shape
 from run.machine import Machine, find_device, set_up
 from run.memory import out_of_memory
 
-MIN_REPEATS = 3
 # What the training loop does besides, seconds a step: batches, metrics, the bar. Measured on two CPU cores with the loop's
 # own statements timed apart; a GPU works on meanwhile.
 BOOKKEEPING_S = {"cpu": 0.002}
@@ -71,16 +71,18 @@ def measure(
     seconds: float,
     compiled: str = "off",
 ) -> dict[str, Any]:
-    """What an optimizer step of `sequences`, `micro_batch` at once, costs: token_s, update_s, compile_s with compile_cache,
-    and bytes of peak_memory, and of available_memory, which the process had or could have had before.
+    """What an optimizer step of `sequences`, `micro_batch` at once, costs: token_s, update_s, start_s, compile_s with
+    compile_cache, as in Trial, and bytes of peak_memory, and of available_memory, which the process had or could have had before.
 
     The step is the training loop's own work: forward and backward, which take token_s per token; clipping, optimizer,
     and a constant for the rest, which take update_s. They are timed apart, so that a large batch is measured without
     running all of it. Medians; the first step, which also allocates memory and compiles, is left out.
     """
     available = machine.restart_peak_memory() + machine.free_memory()
-    micro = min(micro_batch, sequences)
+    micro, began = min(micro_batch, sequences), now()
     step = TrainingStep(machine, shape, optimizer, micro, compiled)
+    machine.synchronize()
+    build_s = now() - began
 
     def timed(work: Callable[[], None]) -> float:
         began = now()
@@ -91,17 +93,18 @@ def measure(
     first_s = timed(step.forward_and_backward)
     if micro < sequences:
         timed(step.forward_and_backward)  # for the memory: the gradient of the first is held meanwhile
-    timed(step.update)
+    first_update_s = timed(step.update)
     micro_s: list[float] = []
     update_s: list[float] = []
     began = now()
     while now() - began < seconds or len(micro_s) < MIN_REPEATS:
         micro_s.append(timed(step.forward_and_backward))
         update_s.append(timed(step.update))
-    one = statistics.median(micro_s)
+    one, update = statistics.median(micro_s), statistics.median(update_s)
     return {
         "token_s": one / (micro * shape.block_size),
-        "update_s": statistics.median(update_s) + BOOKKEEPING_S.get(machine.device.type, 0.0),
+        "update_s": update + BOOKKEEPING_S.get(machine.device.type, 0.0),
+        "start_s": build_s + max(0.0, first_s - one) + max(0.0, first_update_s - update),
         "compile_s": max(0.0, first_s - one) if compiled != "off" else 0.0,
         "compile_cache": cache_state() if compiled != "off" else None,
         "peak_memory": machine.peak_memory(),

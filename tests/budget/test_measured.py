@@ -11,12 +11,11 @@ import pytest
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import LAWS
-from budget.measured import TRIAL_STEPS, Compiling, TooLarge, Trial, largest_fitting, measured_plan
+from budget.measured import Compiling, TooLarge, Trial, largest_fitting, measured_plan
 from budget.planner import Plan, Request
 from budget.rules import STEP_RULES, batch_for, largest_batch
 from errors import UserError
 from model.shape import PRESETS, Shape
-from run.trial import MIN_REPEATS
 
 NEVER: list[Compiling] = []
 GIB = 2**30
@@ -36,6 +35,9 @@ class Device:
 
     def rate(self, shape: Shape) -> float:
         return self.flops / flops_per_token(shape)
+
+    def at_once(self, shape: Shape, batch_tokens: int) -> int:
+        return 8 * shape.block_size
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         self.asked.append((shape, batch_tokens, compiled))
@@ -77,28 +79,62 @@ def test_the_time_for_trials_is_kept_and_the_most_promising_shape_comes_first() 
 
 
 class SlowDevice(Device):
-    """Its trials are of four micro-batches at least, as real ones are, and count as late where they end after the time."""
+    """Its trials take as long as real ones: to build the model, and for four steps or more of up to `most` sequences; they
+    count as late where they end after the time."""
 
-    late = 0
+    late, most, build_s = 0, 8, 0.0
+
+    def at_once(self, shape: Shape, batch_tokens: int) -> int:
+        return min(batch_tokens, self.most * shape.block_size)
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
-        shortest = 4 * min(batch_tokens, 8 * shape.block_size) / self.rate(shape)
-        trial = super().measure(shape, batch_tokens, max(seconds, shortest), compiled)
+        at_once = self.at_once(shape, batch_tokens)
+        one_s = at_once / self.rate(shape)
+        first_s = one_s * (1 if at_once == batch_tokens else 2) + self.update_s
+        took = self.build_s + first_s + max(seconds, 3 * (one_s + self.update_s))
+        trial = super().measure(shape, batch_tokens, took, compiled)
         self.late += trial is None
-        return trial
+        return trial and replace(trial, micro_batch=at_once // shape.block_size, start_s=self.build_s)
 
 
-def test_a_trial_takes_as_many_steps_as_the_plan_thinks() -> None:
-    assert TRIAL_STEPS == 1 + MIN_REPEATS
-
-
+@pytest.mark.parametrize("most", [8, 64, 1024])
 @pytest.mark.parametrize("budget", [2.0, 4.0, 8.0, 16.0])
-def test_no_trial_is_begun_that_cannot_end_in_time(budget: float) -> None:
-    device = SlowDevice(flops=5e10, budget=budget)
-    plan = measured_plan(request(hours=0.2, flops_per_second=5e10), device, NEVER, lambda line: None)
-    assert device.late == 0
-    assert len({shape for shape, _, _ in device.asked}) >= 2
-    assert plan.source["tokens_per_second"] == "measured"
+@pytest.mark.parametrize(("build_s", "update_s"), [(0.0, 0.0), (0.5, 0.02)])
+def test_no_trial_is_begun_that_cannot_end_in_time(budget: float, most: int, build_s: float, update_s: float) -> None:
+    device = SlowDevice(flops=1e11, budget=budget, update_s=update_s)
+    device.most, device.build_s = most, build_s
+    plan = measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
+    assert device.late == 0 or len(device.asked) == 1  # how long the first will take nobody knows
+    assert plan.source["tokens_per_second"] == ("measured" if device.late == 0 else "assumed")
+
+
+def test_shapes_that_there_is_no_time_for_are_named() -> None:
+    said: list[str] = []
+    device = SlowDevice(flops=1e11, budget=4.0)
+    measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, said.append)
+    [named] = [line.removeprefix("no time to try ").split(", ") for line in said if line.startswith("no time")]
+    assert not {f"{shape.n_layer} x {shape.n_embd}" for shape, _, _ in device.asked} & set(named)
+
+
+def test_another_width_is_tried_before_a_third_depth_of_one() -> None:
+    """The seconds of a token are a line in the depth."""
+    template = Shape(1, 1, 64, 64, 4096, **PRESETS["modern"])
+    for flops in (3e10, 5e10, 1e11):
+        device = Device(flops=flops)
+        measured_plan(request(hours=1 / 6, flops_per_second=flops, template=template), device, NEVER, lambda line: None)
+        widths = [width for _, width in dict.fromkeys((shape.n_layer, shape.n_embd) for shape, _, _ in device.asked)]
+        thirds = [i for i, width in enumerate(widths) if widths[:i].count(width) >= 2]
+        assert not thirds or all(widths[:i].count(widths[i]) >= 2 for i in range(thirds[0], len(widths)))
+
+
+def test_the_last_look_is_at_the_chosen_one() -> None:
+    """However little time there is after the first round: no other gets its second look at the cost of that."""
+    for budget in range(6, 26):
+        device = SlowDevice(flops=1e11, budget=budget)
+        plan = measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
+        shapes = [shape for shape, _, _ in device.asked]
+        if len(shapes) > len(set(shapes)):
+            assert shapes[-1] == plan.sized(request().template)
 
 
 def test_without_time_for_any_trial_the_plan_says_that_the_speed_is_assumed() -> None:
@@ -137,19 +173,30 @@ def test_a_device_that_needs_large_batches_gets_them_within_the_rules() -> None:
 
 
 class NoisyDevice(Device):
-    """Every second trial is 15 % faster, as on a machine that others share."""
+    """Every second trial is 15 % faster, as on a machine that others share; `most` sequences are tried at once."""
+
+    most = 8
 
     def rate(self, shape: Shape) -> float:
         return super().rate(shape) * (1.15 if len(self.asked) % 2 == 0 else 1.0)
 
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
+        trial = super().measure(shape, batch_tokens, seconds, compiled)
+        return trial and replace(trial, micro_batch=self.most)
+
 
 def test_the_second_look_at_one_speed_is_no_gain_of_a_larger_batch() -> None:
-    """With as many tokens at once; that the faster look came second says nothing of the batch."""
+    """With as many tokens at once; that the faster look came second says nothing of the batch. A batch in parts needs none."""
     long = request(hours=0.175, n_layer=2, n_embd=128)
     steady = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
-    noisy = measured_plan(long, NoisyDevice(flops=1e13), NEVER, lambda line: None)
-    assert noisy.batch_tokens == steady.batch_tokens
-    assert noisy.source["batch_tokens"] == "step-law+deepseek"
+    for most in (8, steady.batch_tokens // 256):
+        device = NoisyDevice(flops=1e13)
+        device.most = most
+        plan = measured_plan(long, device, NEVER, lambda line: None)
+        assert plan.batch_tokens == steady.batch_tokens
+        assert plan.source["batch_tokens"] == "step-law+deepseek"
+        if most == 8:
+            assert {batch for _, batch, _ in device.asked[1:]} == {steady.batch_tokens}
 
 
 def test_all_that_is_measured_after_the_first_round_has_the_batch_of_the_plan() -> None:
