@@ -187,7 +187,8 @@ class PlanConfig:
         ASPECT[0], "least n_embd / n_layer of the shapes to choose from; with both as they are, 16 up to a width of 256"
     )
     aspect_max: float = knob(
-        ASPECT[1], "largest n_embd / n_layer of the shapes to choose from; with both as they are, 128 up to a width of 256"
+        ASPECT[1],
+        "largest n_embd / n_layer of the shapes to choose from; with both as they are, 128 up to a width of 256",
     )
     max_epochs: float | None = knob(
         None, f"refuse a plan that repeats the corpus more often; null: {MAX_EPOCHS:g}, for data=stdlib no limit"

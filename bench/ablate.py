@@ -181,7 +181,8 @@ def step_of(folder: Path, machine: Machine) -> Step:
     optim = OmegaConf.load(folder / "config.yaml").optim
     settings = OptimSettings(**{each.name: optim[each.name] for each in fields(OptimSettings)})
     settings = replace(settings, name=plan["optimizer"])
-    return Step(shape, plan["batch_tokens"] // shape.block_size, settings, machine)
+    sequences = plan["batch_tokens"] // shape.block_size
+    return Step(shape, sequences, settings, machine, at_once=machine.micro_batch(shape, sequences))
 
 
 def main() -> None:

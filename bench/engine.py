@@ -48,13 +48,20 @@ PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
 class Step:
-    """One training step of a shape, its parts timed; `compiled` as in device.compile."""
+    """One training step of a shape, its parts timed; `compiled` as in device.compile, `at_once` sequences (None: all)."""
 
     def __init__(
-        self, shape: Shape, sequences: int, optimizer: OptimSettings, machine: Machine, compiled: str = "off"
+        self,
+        shape: Shape,
+        sequences: int,
+        optimizer: OptimSettings,
+        machine: Machine,
+        compiled: str = "off",
+        at_once: int | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.machine, self.sequences, self.shape = machine, sequences, shape
+        self.at_once = at_once or sequences
         with machine.device:
             self.model = GPT(shape)
         self.forward = for_training(self.model, compiled)
@@ -69,31 +76,34 @@ class Step:
     def run(self, apart: bool = True) -> dict[str, float]:
         """Seconds by part, and in all. `apart`: wait for the device after each, so that they are those of the parts; else
         it is not waited for at all, and they are those of launching them."""
-        marks = [now()]
+        parts = dict.fromkeys(PARTS, 0.0)
+        last = began = now()
 
-        def mark() -> None:
+        def mark(name: str) -> None:
+            nonlocal last
             if apart:
                 self.machine.synchronize()
-            marks.append(now())
+            before, last = last, now()
+            parts[name] += last - before
 
         x, y = (self.machine.to_device(part) for part in self.loader.batch(self.step))
-        mark()
-        with self.machine.autocast():
-            found = self.forward(x, y)
-        mark()
-        found.backward()
-        self.loss = found.detach()
-        mark()
+        mark("loader")
+        for some_x, some_y in zip(x.split(self.at_once), y.split(self.at_once), strict=True):
+            with self.machine.autocast():
+                found = self.forward(some_x, some_y)
+            mark("forward")
+            (found * len(some_x) / self.sequences).backward()
+            self.loss = found.detach()
+            mark("backward")
         dense = [p for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
         torch.nn.utils.clip_grad_norm_(dense, 1.0)
-        mark()
+        mark("clip")
         set_schedule(self.optimizer, 1e-3, 0.5)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        mark()
+        mark("optimizer")
         self.step += 1
-        parts = {name: after - before for name, before, after in zip(PARTS, marks, marks[1:], strict=False)}
-        return parts | {"all": marks[-1] - marks[0]}
+        return parts | {"all": last - began}
 
 
 def token_relative(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import Step, token_relative
-from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, hours_of, run_within
+from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, folder_of, hours_of, run_within
 from budget.candidates import heads_for
 from budget.rules import bigram_rows_for
 from model.recipe import OptimSettings
@@ -100,7 +100,9 @@ def speed_of(row: Row, planned: Row, machine: Machine) -> float:
     """Tokens in the time of one of the planned run."""
 
     def step(row: Row) -> Step:
-        return Step(row.shape, row.batch_tokens // row.shape.block_size, OptimSettings(row.optimizer), machine)
+        sequences = row.batch_tokens // row.shape.block_size
+        at_once = machine.micro_batch(row.shape, sequences)
+        return Step(row.shape, sequences, OptimSettings(row.optimizer), machine, at_once=at_once)
 
     if (row.shape, row.batch_tokens) == (planned.shape, planned.batch_tokens):
         return 1.0
@@ -108,28 +110,33 @@ def speed_of(row: Row, planned: Row, machine: Machine) -> float:
 
 
 def measured(
-    place: Path, minutes: float, corpus: str, threads: int, only: list[str]
+    place: Path, minutes: float, corpus: str, threads: int, seeds: list[int], only: list[str]
 ) -> tuple[dict[str, Any], dict[str, Row], dict[str, float]]:
     """The plan, its rows and their speeds: those of an earlier call where they were measured then, as its runs would be held
-    against another plan otherwise."""
+    against another plan otherwise. `only` some rows: with them those whose runs are finished."""
     path = place / "measured.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text()) if path.exists() else {"threads": threads}
+    if before["threads"] != threads:
+        sys.exit(f"{place} is of runs with device.threads={before['threads']}, not {threads}; remove it to begin anew")
     plan = before.get("plan") or plan_for(minutes, corpus, [f"device.threads={threads}"])
-    rows = {name: row for name, row in rows_of(plan).items() if not only or name in ("as planned", *only)}
+    rows, speeds = rows_of(plan), dict(before.get("speeds", {}))
+    if unknown := set(only) - set(rows):
+        sys.exit(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(rows)}")
+    finished = {name for name in rows for seed in seeds if list((place / folder_of(name, seed)).glob("*/result.json"))}
+    rows = {name: row for name, row in rows.items() if not only or name in {"as planned", *only, *finished}}
     machine = find_machine("cpu", threads, "float32", 1.0)
-    speeds = dict(before.get("speeds", {}))
+    place.mkdir(parents=True, exist_ok=True)
     for name, row in rows.items():
         if name not in speeds:
             speeds[name] = speed_of(row, rows["as planned"], machine)
-    place.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"plan": plan, "speeds": speeds}))
+            path.write_text(json.dumps({"threads": threads, "plan": plan, "speeds": speeds}))
     return plan, rows, {name: speeds[name] for name in rows}
 
 
 def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: list[str], at_once: int) -> dict[str, Any]:
     """All rows of one budget, in turns of seeds, so many at the same time."""
     place, threads = place / f"{minutes:g}min", 1 if at_once > 1 else usable_cores()
-    plan, rows, speeds = measured(place, minutes, corpus, threads, only)
+    plan, rows, speeds = measured(place, minutes, corpus, threads, seeds, only)
     with ThreadPoolExecutor(at_once) as pool:
         asked = [
             pool.submit(
@@ -144,6 +151,8 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
     for each in runs:
         if "loss" in each:
             losses.setdefault(each["name"], []).append(each["loss"])
+    if "as planned" not in losses:
+        sys.exit(f"the planned run of {minutes:g} minutes failed; its log is below {place}")
     means = {name: statistics.mean(values) for name, values in losses.items()}
     best = min(means, key=means.__getitem__)
     print(

@@ -152,7 +152,9 @@ class DeviceProber:
         """See budget.measured.Prober."""
         sequences = max(1, batch_tokens // shape.block_size)
         known, _ = self._fitting.get(shape, (0, 0))
-        return shape.block_size * min(sequences, self._micro_batch or known or self._machine.micro_batch(shape, sequences))
+        return shape.block_size * min(
+            sequences, self._micro_batch or known or self._machine.micro_batch(shape, sequences)
+        )
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         """See budget.measured.Prober."""

@@ -13,7 +13,6 @@ import pytest
 
 from bench.ablate import RESULT, ROOT, differences, noise_of, order_of, rows_of, step_of, summary
 from bench.engine import token_relative
-from bench.tune import rows_of as rows_beside
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import find_machine
@@ -110,32 +109,3 @@ def test_what_the_code_says_that_a_part_buys_was_measured() -> None:
     assert [(name, nats, bought[name]) for name, nats in said if abs(nats - bought[name]) >= 0.0051] == []
     unsaid = {"a quarter of the bigram table", "four times the bigram table"}
     assert set(bought) - {name for name, _ in said} == unsaid, "each part has its line"
-
-
-def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
-    plan = {
-        "n_layer": 1,
-        "n_head": 1,
-        "n_embd": 64,
-        "vocab_size": 4096,
-        "bigram_rows": 262144,
-        "flops": 7e12,
-        "batch_tokens": 1024,
-        "learning_rate": 0.01,
-        "optimizer": "muon",
-        "block_size": 64,
-    }
-    rows = {name: row.arguments() for name, row in rows_beside(plan).items()}
-    planned = rows.pop("as planned")
-    assert "model.size=1x64" in planned
-    assert set(rows) == {
-        "2 x 64",
-        "1 x 128",
-        "2 x 128",
-        *(f"{w} x {f}" for w in ("batch", "learning rate") for f in (0.5, 2)),
-        "cosine",
-        "no x0 shortcut",
-    }
-    assert all(len(set(row) - set(planned)) == 1 for name, row in rows.items() if "128" not in name)
-    assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for its own width"
-    assert "optim.batch_tokens=512" in rows["batch x 0.5"]

@@ -1,0 +1,127 @@
+"""The plan beside its neighbours: which rows there are, and what a second call makes of the first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import tune
+from bench.engine import PARTS, Step
+from bench.own import folder_of
+from bench.tune import measured, rows_of
+from model.recipe import OptimSettings
+from model.shape import PRESETS, Shape
+from run.machine import Machine
+
+PLAN: dict[str, Any] = {
+    "n_layer": 4,
+    "n_head": 2,
+    "n_embd": 128,
+    "batch_tokens": 1024,
+    "learning_rate": 0.01,
+    "vocab_size": 4096,
+    "bigram_rows": 131072,
+    "flops": 1e13,
+    "optimizer": "muon",
+    "block_size": 64,
+}
+
+
+def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
+    plan = {
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 64,
+        "vocab_size": 4096,
+        "bigram_rows": 262144,
+        "flops": 7e12,
+        "batch_tokens": 1024,
+        "learning_rate": 0.01,
+        "optimizer": "muon",
+        "block_size": 64,
+    }
+    rows = {name: row.arguments() for name, row in rows_of(plan).items()}
+    planned = rows.pop("as planned")
+    assert "model.size=1x64" in planned
+    assert set(rows) == {
+        "2 x 64",
+        "1 x 128",
+        "2 x 128",
+        *(f"{w} x {f}" for w in ("batch", "learning rate") for f in (0.5, 2)),
+        "cosine",
+        "no x0 shortcut",
+    }
+    assert all(len(set(row) - set(planned)) == 1 for name, row in rows.items() if "128" not in name)
+    assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for its own width"
+    assert "optim.batch_tokens=512" in rows["batch x 0.5"]
+
+
+def test_smaller_sizes_are_among_the_rows() -> None:
+    sizes = {name for name in rows_of(PLAN) if name[0].isdigit()}
+    assert sizes == {f"{n} x {w}" for n in (1, 2, 4, 8) for w in (64, 128, 192)} - {"4 x 128"}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was planned and timed, in its order."""
+    found: list[str] = []
+    names = {row: name for name, row in rows_of(PLAN).items()}
+    monkeypatch.setattr(tune, "plan_for", lambda *arguments: found.append("plan") or PLAN)
+
+    def speed_of(row: tune.Row, planned: tune.Row, machine: Machine) -> float:
+        found.append(names[row])
+        return 1.0
+
+    monkeypatch.setattr(tune, "speed_of", speed_of)
+    return found
+
+
+def test_a_second_call_keeps_the_plan_the_speeds_and_the_runs_of_the_first(tmp_path: Path, asked: list[str]) -> None:
+    place = tmp_path / "10min"
+    measured(place, 10.0, "corpus", 1, [0], ["2 x 128"])
+    assert asked == ["plan", "as planned", "2 x 128"]
+    (place / folder_of("2 x 128", 0) / "run").mkdir(parents=True)
+    (place / folder_of("2 x 128", 0) / "run" / "result.json").write_text("{}")
+    plan, rows, speeds = measured(place, 10.0, "corpus", 1, [0], ["cosine"])
+    assert asked[3:] == ["cosine"]
+    assert plan == PLAN
+    assert set(rows) == set(speeds) == {"as planned", "2 x 128", "cosine"}
+
+
+def test_speeds_are_on_file_as_they_come(tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(row: tune.Row, planned: tune.Row, machine: Machine) -> float:
+        if row != planned:
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(tune, "speed_of", fails)
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, 10.0, "corpus", 1, [0], [])
+    assert json.loads((tmp_path / "measured.json").read_text()) == {
+        "threads": 1,
+        "plan": PLAN,
+        "speeds": {"as planned": 1.0},
+    }
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path, asked: list[str]) -> None:
+    with pytest.raises(SystemExit, match="1x128: the rows are as planned"):
+        measured(tmp_path, 10.0, "corpus", 1, [0], ["1x128"])
+    measured(tmp_path, 10.0, "corpus", 1, [0], ["cosine"])
+    with pytest.raises(SystemExit, match=r"device\.threads=1, not 2"):
+        measured(tmp_path, 10.0, "corpus", 2, [0], ["cosine"])
+
+
+def test_a_step_in_parts_is_the_same_step() -> None:
+    shape = Shape(1, 1, 64, 32, 128, **PRESETS["modern"], bigram_rows=256)
+    cpu = Machine(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
+    whole, parts = (Step(shape, 4, OptimSettings("adamw"), cpu, at_once=at_once) for at_once in (None, 2))
+    for step in (whole, parts):
+        times = step.run()
+        assert sum(times[name] for name in PARTS) == pytest.approx(times["all"])
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
