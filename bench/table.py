@@ -149,6 +149,7 @@ def tuning(found: dict[str, Any]) -> list[str]:
                 ", ".join(f"{name} {loss - planned:+.3f}" for loss, name in others),
             ]
         )
+    curve = found["curve"]
     return [
         "## The plan against its neighbours",
         "",
@@ -156,6 +157,10 @@ def tuning(found: dict[str, Any]) -> list[str]:
         " tokens at its own speed; nats per token. One choice changed at a time, of the plan's or of two defaults.",
         "",
         *table(["budget", "planned", "loss", "with one choice changed"], rows),
+        "",
+        f"Through the {curve['runs']} runs of all sizes, {curve['flops'][0]:.1g} to {curve['flops'][1]:.1g} FLOPs:"
+        f" ln L = level - {curve['slope']:.3f} ln C + {curve['curvature']:.3f} (ln N/N*)^2, N* being Chinchilla's;"
+        f" {curve['rms']:.4f} off (rms). The plan weighs sizes by that (`budget/laws.py`, SMALL_CURVE).",
     ]
 
 

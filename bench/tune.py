@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -27,9 +28,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.engine import Step, token_relative
 from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, folder_of, hours_of, run_within
 from budget.candidates import heads_for
+from budget.laws import LAWS
 from budget.rules import bigram_rows_for
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
@@ -38,6 +42,7 @@ from run.surroundings import usable_cores
 
 RESULT = ROOT / "bench" / "results" / "tune.json"
 STEP = 64  # of a width
+BPE_VOCABULARY = int(TOKENIZER.removeprefix("bpe-"))
 ROUNDS = 6  # steps timed of each model
 
 
@@ -175,6 +180,25 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
     }
 
 
+def curve(budgets: list[dict[str, Any]]) -> dict[str, Any]:
+    """`slope` and `curvature` of ln L = level - slope ln C + curvature (ln N/N*)^2 through all sizes of all budgets, as in
+    budget.laws.loss_curve, N* being Chinchilla's for the C of each; and `rms`, by how much they are off it, in ln L."""
+    law, points = LAWS["chinchilla-table3"], []
+    for run in (run for each in budgets for run in each["runs"]):
+        if "loss" in run and run["name"] in ("as planned", run["size"]):
+            layers, width = (int(part) for part in run["size"].split(" x "))
+            shape = Shape(layers, heads_for(width), width, 64, BPE_VOCABULARY, **PRESETS["modern"])
+            size = shape.matmul_parameters()
+            points.append((6.0 * size * run["tokens"], size, math.log(run["loss"])))
+    flops, sizes, losses = (np.array(column) for column in zip(*points, strict=True))
+    away = np.log(sizes / [law.parameters(each) for each in flops])
+    terms = np.stack([np.ones_like(away), -np.log(flops), away**2], axis=1)
+    found = np.linalg.lstsq(terms, losses, rcond=None)[0]
+    rms = float(np.sqrt(np.mean((losses - terms @ found) ** 2)))
+    span = [float(flops.min()), float(flops.max())]
+    return {"slope": float(found[1]), "curvature": float(found[2]), "rms": rms, "flops": span, "runs": len(points)}
+
+
 def main() -> None:
     begin_as_train_does("bench.tune")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -196,7 +220,7 @@ def main() -> None:
         others = json.loads(options.output.read_text())["budgets"] if options.output.exists() else []
         budgets = [each for each in others if each["minutes"] != minutes] + [found]
         budgets.sort(key=lambda each: float(each["minutes"]))
-        content = {"how": "; ".join(each["how"] for each in budgets), "budgets": budgets}
+        content = {"how": "; ".join(each["how"] for each in budgets), "curve": curve(budgets), "budgets": budgets}
         options.output.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -132,7 +132,7 @@ def common_flops(points: Sequence[Point]) -> float:
 
 def moved(points: Sequence[Point], surface: Surface | None) -> tuple[Point, ...]:
     """The runs of a slice as they would have come out at its common compute: tokens more or fewer at the same size, and
-    the loss that the surface's slope in D gives them; without a surface the published slope of the best loss."""
+    the loss that the surface's slope in D gives them; without a surface the usual slope of the best loss (loss_curve)."""
     flops, found = common_flops(points), []
     for p in points:
         factor = flops / p.flops
@@ -332,7 +332,7 @@ def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit
             f"runs left out because other settings did better at their size and budget: {given - len(points)}"
         )
     if surface is None and any(each.spread > 1 + SAME_BUDGET for each in good):
-        warnings.append("6ND differs within a slice: its losses were moved to one compute along the published slope")
+        warnings.append("6ND differs within a slice: its losses were moved to one compute along the usual slope")
     surfaces = _surface_draws(points, surface, noise, draw) if surface else ()
     measured = (min(p.flops for p in points), max(p.flops for p in points)) if points else (math.nan, math.nan)
     if good:

@@ -251,29 +251,37 @@ def standing(law: Law, flops: float) -> str:
     return "confirmed" if PORIAN_BUDGETS[0] <= flops <= PORIAN_BUDGETS[1] and law.name != LOCAL else "extrapolated"
 
 
-# Porian et al. 2024 (arXiv 2406.19146), measured isoFLOP curves, RefinedWeb and OpenWebText2: at budget C the loss obeys
-# ln L = ln L* + curvature (ln N/N*)^2, and the best loss falls as d ln L* / d ln C = -slope. (C, slope, curvature)
+# At budget C the loss obeys ln L = ln L* + curvature (ln N/N*)^2, and the best loss falls as d ln L* / d ln C = -slope.
+# (C, slope, curvature) of Porian et al. 2024 (arXiv 2406.19146): measured isoFLOP curves, RefinedWeb and OpenWebText2.
 PORIAN_CURVES = ((1.25e16, 0.062, 0.100), (1e17, 0.052, 0.062), (3e18, 0.046, 0.042), (2.56e19, 0.043, 0.035))
+# Far below those, of `modern` with contexts of 64 on SlimPajama's text: 311k to 1.7M parameters, 3e12 to 6e13 FLOPs, around
+# Chinchilla's N*; off by 0.005 in ln L where Porian's smallest budget would be by 0.06 (bench/results/tune.json).
+SMALL_CURVE = (6e13, 0.050, 0.027)
+CURVES = (SMALL_CURVE, *PORIAN_CURVES)
 
 
 def loss_curve(flops: float) -> tuple[float, float]:
     """(slope, curvature) at C, interpolated in ln C between the measured budgets and held constant outside them."""
-    curves = PORIAN_CURVES
-    if flops <= curves[0][0]:
-        return curves[0][1:]
-    for (c0, s0, k0), (c1, s1, k1) in pairwise(curves):
+    if flops <= CURVES[0][0]:
+        return CURVES[0][1:]
+    for (c0, s0, k0), (c1, s1, k1) in pairwise(CURVES):
         if flops <= c1:
             t = math.log(flops / c0) / math.log(c1 / c0)
             return s0 + t * (s1 - s0), k0 + t * (k1 - k0)
-    return curves[-1][1:]
+    return CURVES[-1][1:]
+
+
+def curve_source(flops: float) -> str:
+    """Where `loss_curve` is from at C, in a word."""
+    return "porian" if flops >= PORIAN_BUDGETS[0] else "bench.tune"
 
 
 def best_loss(flops: float) -> float:
     """ln of the best loss at C, up to a constant: the integral of -slope over ln C from the first measured budget."""
-    total, at = 0.0, PORIAN_CURVES[0][0]
+    total, at = 0.0, CURVES[0][0]
     if flops <= at:
-        return -PORIAN_CURVES[0][1] * math.log(flops / at)
-    for edge in [*(curve[0] for curve in PORIAN_CURVES[1:] if curve[0] < flops), flops]:
+        return -CURVES[0][1] * math.log(flops / at)
+    for edge in [*(curve[0] for curve in CURVES[1:] if curve[0] < flops), flops]:
         total -= 0.5 * (loss_curve(at)[0] + loss_curve(edge)[0]) * math.log(edge / at)  # the slope is linear in ln C
         at = edge
     return total

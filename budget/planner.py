@@ -17,7 +17,7 @@ from budget.candidates import ASPECT, candidates, least_memory
 from budget.clock import Limits
 from budget.devices import width_factor
 from budget.flops import flops_6nd_per_token, flops_per_token
-from budget.laws import LOCAL, Law, bracket, relative_loss, standing, unique_worth
+from budget.laws import LOCAL, Law, bracket, curve_source, relative_loss, standing, unique_worth
 from budget.rules import (
     GIVEN_STEPS,
     MUON_GAIN,
@@ -384,6 +384,7 @@ def make_plan(
         curve=curve,
         source=_sources(request, len(choice.ranked), batch, saturation, speed_source if rate else "none")
         | {
+            "flat": law.name if law.curve else curve_source(compute),
             "learning_rate": _ruled(
                 request.learning_rate, "step-law", abs(peak_rate / all_rates["step-law"] - 1) > 0.06
             ),
@@ -402,7 +403,6 @@ def _sources(request: Request, n_shapes: int, batch: int, saturation: float, spe
     """Where each choice is from, in a word or two."""
     return {
         "size": "fixed" if n_shapes == 1 and request.n_layer and request.n_embd else request.law.name,
-        "flat": request.law.name if request.law.curve else "porian",
         "tokens_per_second": speed,
         "batch_tokens": _ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
         "warmup": _ruled(request.warmup, "porian"),

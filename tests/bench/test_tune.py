@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from bench import tune
 from bench.engine import PARTS, Step
 from bench.own import folder_of
-from bench.tune import measured, rows_of
+from bench.tune import curve, measured, rows_of
+from budget.laws import LAWS, SMALL_CURVE
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine
@@ -125,3 +127,25 @@ def test_a_step_in_parts_is_the_same_step() -> None:
         assert sum(times[name] for name in PARTS) == pytest.approx(times["all"])
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_curve_is_found_again() -> None:
+    """Of losses that are made by one; rows of another batch or rate say nothing of sizes."""
+    law, runs = LAWS["chinchilla-table3"], []
+    for name, tokens in (("1 x 64", 1e7), ("2 x 128", 5e6), ("4 x 64", 2e7), ("2 x 192", 4e6), ("1 x 128", 1e6)):
+        layers, width = (int(part) for part in name.split(" x "))
+        size = Shape(layers, width // 64, width, 64, 4096, **PRESETS["modern"]).matmul_parameters()
+        flops = 6 * size * tokens
+        loss = math.exp(3.0 - 0.05 * math.log(flops) + 0.03 * math.log(size / law.parameters(flops)) ** 2)
+        runs.append({"name": name, "size": name, "tokens": tokens, "loss": loss})
+    runs.append({"name": "batch x 2", "size": "1 x 64", "tokens": 1e7, "loss": 9.0})
+    found = curve([{"runs": runs[:3]}, {"runs": runs[3:]}])
+    assert (found["slope"], found["curvature"]) == pytest.approx((0.05, 0.03))
+    assert found["rms"] < 1e-6
+    assert found["runs"] == 5
+
+
+def test_the_planners_curve_is_the_one_that_was_measured() -> None:
+    found = json.loads(tune.RESULT.read_text())["curve"]
+    assert SMALL_CURVE[1:] == pytest.approx((found["slope"], found["curvature"]), abs=0.004)
+    assert SMALL_CURVE[0] == pytest.approx(found["flops"][1], rel=0.3)

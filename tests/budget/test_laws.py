@@ -14,10 +14,13 @@ from budget.laws import (
     CHINCHILLA_TABLE_3,
     EPOCH,
     LAWS,
+    PORIAN_BUDGETS,
+    SMALL_CURVE,
     Surface,
     Uncertainty,
     best_loss,
     bracket,
+    curve_source,
     load_law,
     loss_curve,
     relative_loss,
@@ -175,8 +178,13 @@ def test_the_expected_loss_has_its_minimum_at_the_laws_size() -> None:
 
 
 def test_curve_constants_are_held_outside_the_measured_range() -> None:
-    assert loss_curve(1e10) == loss_curve(1.25e16)
+    assert loss_curve(1e10) == loss_curve(6e13) == SMALL_CURVE[1:]
     assert loss_curve(1e25) == loss_curve(2.56e19)
+    assert loss_curve(1e25)[1] == 0.035
+    assert [curve_source(flops) for flops in (1e13, 0.99 * PORIAN_BUDGETS[0], PORIAN_BUDGETS[0], 1e20)] == [
+        *["bench.tune"] * 2,
+        *["porian"] * 2,
+    ]
     slopes = [loss_curve(10**e)[0] for e in range(16, 21)]
     assert slopes == sorted(slopes, reverse=True)
 
