@@ -122,9 +122,12 @@ def test_hours_that_batches_would_not_keep_are_refused_before_anything_is_spent(
 def test_a_stopped_sweep_saves_its_job_and_goes_on(place: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"data.path={place / 'texts'}"]
     command += ["budget.steps=20000", "seed=1,2", "name=halt"]
+    # A suite in the background of a script is started with SIGINT ignored, which would be the sweep's to respect.
+    hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place, env=dict(os.environ, TMPDIR=str(tmp_path))
     )  # fmt: skip
+    signal.signal(signal.SIGINT, hearing)
     deadline = time.monotonic() + 60
     while not list((place / "outputs").glob("halt-*/checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
