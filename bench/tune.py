@@ -121,8 +121,8 @@ def measured(
     against another plan otherwise. `only` some rows: with them those whose runs are finished."""
     path = place / "measured.json"
     before = json.loads(path.read_text()) if path.exists() else {"threads": threads}
-    if before["threads"] != threads:
-        sys.exit(f"{place} is of runs with device.threads={before['threads']}, not {threads}; remove it to begin anew")
+    if (others := before.get("threads")) != threads:
+        sys.exit(f"{place} is of runs with device.threads={others}, not {threads}; remove it to begin anew")
     plan = before.get("plan") or plan_for(minutes, corpus, [f"device.threads={threads}"])
     rows, speeds = rows_of(plan), dict(before.get("speeds", {}))
     if unknown := set(only) - set(rows):

@@ -6,6 +6,7 @@ The trials themselves happen elsewhere (run/prober.py); no torch here.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from budget.flops import flops_per_token
 from budget.planner import Choice, Plan, Request, choose, make_plan, shortlist, step_rule
-from budget.rules import largest_batch
+from budget.rules import largest_batch, optimizer_for
 from errors import UserError
 from model.shape import Shape
 
@@ -102,7 +103,7 @@ class Prober(Protocol):
     def seconds_left(self) -> float: ...
 
     def at_once(self, shape: Shape, batch_tokens: int) -> int:
-        """Tokens of a batch that a trial begins with at once."""
+        """Tokens of the first forward pass of a trial."""
         ...
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
@@ -155,19 +156,26 @@ def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def trial_s(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> float:
-    """Seconds that a trial of `seconds` takes in all, at the best FLOP/s so far; 0 before the first. One that cannot end in
-    the time that is left would only take that time from those that can."""
-    if not trials:
-        return 0.0
+def trial_steps(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> tuple[float, float]:
+    """Seconds of a trial before the steps that count, and of each of these, at the best FLOP/s so far; `trials` of one shape
+    at least."""
     known = [trials[shape]] if shape in trials else list(trials.values())
     flop_s = min(trial.token_s / flops_per_token(each) for each, trial in trials.items())
     token_s = trials[shape].token_s if shape in trials else flop_s * flops_per_token(shape)
-    update_s, start_s = max(trial.update_s for trial in known), max(trial.start_s for trial in known)
     at_once = min(prober.at_once(shape, batch_tokens), batch_tokens)
-    one_s = at_once * token_s
-    first_s = (1 if at_once == batch_tokens else 2) * one_s + update_s
-    return start_s + first_s + max(seconds, MIN_REPEATS * (one_s + update_s))
+    forward_s, update_s = at_once * token_s, max(trial.update_s for trial in known)
+    # The first shape's start may be that of the process as well.
+    start_s = statistics.median(trial.start_s for trial in known)
+    return start_s + (1 if at_once == batch_tokens else 2) * forward_s + update_s, forward_s + update_s
+
+
+def trial_s(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> float:
+    """Seconds that a trial of `seconds` takes in all; 0 before the first. One that cannot end in the time that is left would
+    only take that time from those that can."""
+    if not trials:
+        return 0.0
+    before_s, step_s = trial_steps(prober, shape, batch_tokens, trials)
+    return before_s + max(MIN_REPEATS, math.ceil(seconds / step_s)) * step_s
 
 
 def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
@@ -203,16 +211,17 @@ def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], s
 
 
 def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
-    """Measure the chosen one for longer: the better of two short trials is a fair judge between shapes, but promises too
-    much. What it promised too much, it did for the others as well."""
-    seconds = min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left())
-    longer = tried(prober, shape, batch_tokens, trials, seconds) or tried(prober, shape, batch_tokens, trials, 0.0)
-    if longer is None:
+    """Measure the chosen one once more, for as long as there is time: the better of two short trials is a fair judge between
+    shapes, but promises too much. What it promised too much, it did for the others as well."""
+    before_s, step_s = trial_steps(prober, shape, batch_tokens, trials)
+    seconds = min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left(), prober.seconds_left() - before_s - step_s)
+    last = tried(prober, shape, batch_tokens, trials, seconds)
+    if last is None:
         return
-    ratio = longer.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
+    ratio = last.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
     for each, trial in trials.items():
         trials[each] = trial.times(ratio)
-    trials[shape] = longer
+    trials[shape] = last
 
 
 def _shown(shape: Shape, trial: Trial, batch_tokens: int) -> str:
@@ -323,7 +332,10 @@ def saturate(
         if 2 * batch > largest_batch(choice.tokens, step_rule(request.limits, choice.optimizer)):
             break
         smaller = trials[shape]
-        in_parts = smaller.micro_batch * shape.block_size < batch  # and so would twice the batch be
+        # Twice a batch in parts is in the same ones, if the optimizer is the same.
+        in_parts = smaller.micro_batch * shape.block_size < batch and (
+            request.optimizer is not None or optimizer_for(shape, batch) == optimizer_for(shape, 2 * batch)
+        )
         larger = smaller if in_parts else tried(prober, shape, 2 * batch, trials, seconds)
         if larger is None:
             break

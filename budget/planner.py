@@ -42,7 +42,7 @@ from sealed import unsealed
 from untrusted import load_json
 
 SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
-NEAR = 0.05  # ln of a size: one so near to one of those is as good; an e-fold off the usual proportions is as bad
+NEAR = 0.05  # in ln N: a size so near is near enough; proportions an e-fold off the usual ones count as much
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100

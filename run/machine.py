@@ -37,8 +37,9 @@ MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # glibc's malloc.h
 FIRST_LOSS_SCALE = 2.0**16  # torch's own; halved at once where it is too large
 # Tokens at once for each thread of a CPU: with four times as many, 1 x 64 to 2 x 128 were 0.95 to 1.03 times as fast on one
-# thread, with twice as many 0.97 to 1.03 times on two, and 4 x 256 0.90 and 1.02 times. Few at once keep trials short.
-CPU_MICRO_TOKENS = 4096
+# thread, with twice as many 0.97 to 1.03 times on two, and 4 x 256 0.90 and 1.02 times. Few at once keep trials short;
+# more than on four threads were never tried.
+CPU_MICRO_TOKENS, CPU_MOST_TOKENS = 4096, 16384
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ class Machine:
     def micro_batch(self, shape: Shape, sequences: int) -> int:
         """Sequences per forward pass that should fit, at most `sequences`: a power of two, or all of them."""
         memory = MEMORY_SHARE * self.free_memory()
-        most = CPU_MICRO_TOKENS * self.threads if self.device.type == "cpu" else sequences * shape.block_size
+        cpu_tokens = min(CPU_MICRO_TOKENS * self.threads, CPU_MOST_TOKENS)
+        most = cpu_tokens if self.device.type == "cpu" else sequences * shape.block_size
         for micro in (sequences, *(1 << power for power in reversed(range(sequences.bit_length())))):
             tokens = micro * shape.block_size
             if tokens <= most and self.step_memory(shape, tokens) <= memory:

@@ -157,7 +157,7 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
     lines += [
         f"context: {plan.block_size} tokens, bigram table: {table}; given, or by the compute: budget/rules.py",
         f"score: loss ~ C^-slope exp(curvature (ln N/N*)^2) with C = 6 N x tokens' worth (slope and curvature:"
-        f" {'these runs' if law.curve else 'Porian et al. 2024, measured'}); within {FLAT:.0%}:"
+        f" {plan.source['flat']}); within {FLAT:.0%}:"
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
         f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",

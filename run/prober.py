@@ -151,23 +151,25 @@ class DeviceProber:
     def at_once(self, shape: Shape, batch_tokens: int) -> int:
         """See budget.measured.Prober."""
         sequences = max(1, batch_tokens // shape.block_size)
-        known, _ = self._fitting.get(shape, (0, 0))
-        return shape.block_size * min(
-            sequences, self._micro_batch or known or self._machine.micro_batch(shape, sequences)
-        )
+        settled, first, _ = self._micro_batches(shape, sequences)
+        return shape.block_size * min(settled or first, sequences)
 
-    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
-        """See budget.measured.Prober."""
-        sequences = max(1, batch_tokens // shape.block_size)
+    def _micro_batches(self, shape: Shape, sequences: int) -> tuple[int, int, int]:
+        """Sequences at once: those that are settled, 0 where they are not; then, those to begin with and the most to try."""
         guess = self._machine.micro_batch(shape, sequences)
         # On a CPU the guess is what its caches like, not what its memory holds.
         most = guess if self._machine.device.type == "cpu" else sequences
         known, tried = self._fitting.get(shape, (0, 0))
         settled = self._micro_batch or (min(known, most) if known < tried or tried >= most else 0)
+        return settled, max(known, guess), most
+
+    def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
+        """See budget.measured.Prober."""
+        sequences = max(1, batch_tokens // shape.block_size)
+        settled, first, most = self._micro_batches(shape, sequences)
         if settled:
             found = self._ask(shape, sequences, settled, seconds, compiled)
         else:
-            first = max(known, guess)
             found = largest_fitting(lambda micro: self._ask(shape, sequences, micro, seconds, compiled), first, most)
             if found:
                 self._fitting[shape] = (found[0].micro_batch, most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws import LAWS
-from budget.measured import Compiling, TooLarge, Trial, largest_fitting, measured_plan
+from budget.measured import CONFIRM_S, Compiling, TooLarge, Trial, largest_fitting, measured_plan
 from budget.planner import Plan, Request
 from budget.rules import STEP_RULES, batch_for, largest_batch
 from errors import UserError
@@ -89,16 +90,17 @@ class SlowDevice(Device):
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         at_once = self.at_once(shape, batch_tokens)
-        one_s = at_once / self.rate(shape)
-        first_s = one_s * (1 if at_once == batch_tokens else 2) + self.update_s
-        took = self.build_s + first_s + max(seconds, 3 * (one_s + self.update_s))
+        one_s, counted, steps = at_once / self.rate(shape), 0.0, 0
+        while counted < seconds or steps < 3:
+            counted, steps = counted + one_s + self.update_s, steps + 1
+        took = self.build_s + one_s * (1 if at_once == batch_tokens else 2) + self.update_s + counted
         trial = super().measure(shape, batch_tokens, took, compiled)
         self.late += trial is None
         return trial and replace(trial, micro_batch=at_once // shape.block_size, start_s=self.build_s)
 
 
 @pytest.mark.parametrize("most", [8, 64, 1024])
-@pytest.mark.parametrize("budget", [2.0, 4.0, 8.0, 16.0])
+@pytest.mark.parametrize("budget", [2.0, 3.3, 4.0, 5.7, 8.0, 11.1, 16.0])
 @pytest.mark.parametrize(("build_s", "update_s"), [(0.0, 0.0), (0.5, 0.02)])
 def test_no_trial_is_begun_that_cannot_end_in_time(budget: float, most: int, build_s: float, update_s: float) -> None:
     device = SlowDevice(flops=1e11, budget=budget, update_s=update_s)
@@ -113,7 +115,18 @@ def test_shapes_that_there_is_no_time_for_are_named() -> None:
     device = SlowDevice(flops=1e11, budget=4.0)
     measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, said.append)
     [named] = [line.removeprefix("no time to try ").split(", ") for line in said if line.startswith("no time")]
-    assert not {f"{shape.n_layer} x {shape.n_embd}" for shape, _, _ in device.asked} & set(named)
+    tried = {f"{shape.n_layer} x {shape.n_embd}" for shape, _, _ in device.asked}
+    assert not tried & set(named)
+    assert len(tried) + len(named) == 6
+
+
+def test_with_time_enough_all_are_tried_twice_and_the_chosen_one_for_seconds() -> None:
+    device, seconds = SlowDevice(flops=1e11, budget=30.0), []
+    measure = device.measure
+    device.measure = lambda *given: seconds.append(given[2]) or measure(*given)  # type: ignore[method-assign]
+    measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
+    assert set(Counter(shape for shape, _, _ in device.asked).values()) == {2, 3}
+    assert seconds[-1] == CONFIRM_S
 
 
 def test_another_width_is_tried_before_a_third_depth_of_one() -> None:
@@ -129,12 +142,16 @@ def test_another_width_is_tried_before_a_third_depth_of_one() -> None:
 
 def test_the_last_look_is_at_the_chosen_one() -> None:
     """However little time there is after the first round: no other gets its second look at the cost of that."""
+    again = 0
     for budget in range(6, 26):
         device = SlowDevice(flops=1e11, budget=budget)
         plan = measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
         shapes = [shape for shape, _, _ in device.asked]
         if len(shapes) > len(set(shapes)):
+            again += 1
             assert shapes[-1] == plan.sized(request().template)
+            assert device.late == 0
+    assert again == 20
 
 
 def test_without_time_for_any_trial_the_plan_says_that_the_speed_is_assumed() -> None:

@@ -13,7 +13,7 @@ from budget.measured import first_that_pays
 from model import loss
 from model.shape import Shape
 from run import machine as module
-from run.machine import CPU_MICRO_TOKENS, MEMORY_SHARE, Machine, available_memory
+from run.machine import CPU_MICRO_TOKENS, CPU_MOST_TOKENS, MEMORY_SHARE, Machine, available_memory
 
 GIB = 2**30
 # GPT-2's smallest: about half of what a token takes would be its logits, if they were all there at once.
@@ -64,9 +64,9 @@ def test_the_micro_batch_is_the_largest_that_is_estimated_to_fit() -> None:
     assert bfloat16.step_memory(SHAPE, 64 * 1024) <= MEMORY_SHARE * 80 * GIB < bfloat16.step_memory(SHAPE, 128 * 1024)
     assert float16.micro_batch(SHAPE, 480) == 32  # its logits are there at once
     assert bfloat16.micro_batch(replace(SHAPE, n_layer=10**6), 480) == 1
-    for threads in (1, 4):
+    for threads, tokens in ((1, CPU_MICRO_TOKENS), (2, 2 * CPU_MICRO_TOKENS), (64, CPU_MOST_TOKENS)):
         cpu = replace(roomy("cpu", "float32"), threads=threads)
-        assert cpu.micro_batch(replace(SHAPE, n_layer=1), 480) == threads * CPU_MICRO_TOKENS // 1024
+        assert cpu.micro_batch(replace(SHAPE, n_layer=1), 480) == tokens // 1024
 
 
 @pytest.mark.parametrize(

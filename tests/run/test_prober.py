@@ -71,6 +71,23 @@ def test_trials_tell_speed_and_memory_within_their_time(process: TrialProcess) -
     assert hurried.seconds_left() <= 0
 
 
+def test_what_a_trial_takes_at_once_is_said_before(process: TrialProcess) -> None:
+    """And how long it takes before the steps that count: what is left of its time."""
+    device = prober(process)
+    for batch_tokens in (1024, 2048, 2**20):
+        said = device.at_once(LARGE, batch_tokens)
+        began = time.monotonic()
+        trial = device.measure(LARGE, batch_tokens, 0.1)
+        took = time.monotonic() - began
+        assert trial is not None
+        assert said == trial.micro_batch * LARGE.block_size
+        step_s = said * trial.token_s + trial.update_s
+        assert trial.start_s > 0
+        assert trial.start_s + 4 * step_s == pytest.approx(took, rel=0.7)
+    fixed = DeviceProber(process, MACHINE, OptimSettings(), 4, 30.0, print)
+    assert fixed.at_once(LARGE, 1024) == 4 * LARGE.block_size
+
+
 def test_memory_that_runs_out_halves_the_micro_batch(process: TrialProcess) -> None:
     """The limit is real: the process may take 600 MiB more than it has, and 64 sequences need several times that."""
     status = Path(f"/proc/{pid(process)}/status")
