@@ -181,8 +181,9 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
 
 
 def curve(budgets: list[dict[str, Any]]) -> dict[str, Any]:
-    """`slope` and `curvature` of ln L = level - slope ln C + curvature (ln N/N*)^2 through all sizes of all budgets, as in
-    budget.laws.loss_curve, N* being Chinchilla's for the C of each; and `rms`, by how much they are off it, in ln L."""
+    """`slope`, `curvature` and `centre` of ln L = level - slope ln C + curvature (ln N / (centre N*))^2 through all sizes of
+    all budgets, as in budget.laws.loss_curve, N* being Chinchilla's for the C of each; and `rms`, by how much they are off
+    it, in ln L."""
     law, points = LAWS["chinchilla-table3"], []
     for run in (run for each in budgets for run in each["runs"]):
         if "loss" in run and run["name"] in ("as planned", run["size"]):
@@ -192,11 +193,13 @@ def curve(budgets: list[dict[str, Any]]) -> dict[str, Any]:
             points.append((6.0 * size * run["tokens"], size, math.log(run["loss"])))
     flops, sizes, losses = (np.array(column) for column in zip(*points, strict=True))
     away = np.log(sizes / [law.parameters(each) for each in flops])
-    terms = np.stack([np.ones_like(away), -np.log(flops), away**2], axis=1)
+    terms = np.stack([np.ones_like(away), -np.log(flops), away**2, away], axis=1)
     found = np.linalg.lstsq(terms, losses, rcond=None)[0]
+    _, slope, curvature, tilt = (float(each) for each in found)
     rms = float(np.sqrt(np.mean((losses - terms @ found) ** 2)))
     span = [float(flops.min()), float(flops.max())]
-    return {"slope": float(found[1]), "curvature": float(found[2]), "rms": rms, "flops": span, "runs": len(points)}
+    centre = math.exp(-tilt / (2 * curvature))
+    return {"slope": slope, "curvature": curvature, "centre": centre, "rms": rms, "flops": span, "runs": len(points)}
 
 
 def main() -> None:

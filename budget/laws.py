@@ -251,28 +251,36 @@ def standing(law: Law, flops: float) -> str:
     return "confirmed" if PORIAN_BUDGETS[0] <= flops <= PORIAN_BUDGETS[1] and law.name != LOCAL else "extrapolated"
 
 
-# At budget C the loss obeys ln L = ln L* + curvature (ln N/N*)^2, and the best loss falls as d ln L* / d ln C = -slope.
-# (C, slope, curvature) of Porian et al. 2024 (arXiv 2406.19146): measured isoFLOP curves, RefinedWeb and OpenWebText2.
-PORIAN_CURVES = ((1.25e16, 0.062, 0.100), (1e17, 0.052, 0.062), (3e18, 0.046, 0.042), (2.56e19, 0.043, 0.035))
-# Far below those, of `modern` with contexts of 64 on SlimPajama's text: 311k to 1.7M parameters, 3e12 to 6e13 FLOPs, around
-# Chinchilla's N*; off by 0.005 in ln L where Porian's smallest budget would be by 0.06 (bench/results/tune.json).
-SMALL_CURVE = (6e13, 0.050, 0.027)
+# At budget C the loss obeys ln L = ln L* + curvature (ln N / (centre N*))^2, and the best loss falls as
+# d ln L* / d ln C = -slope; N* is the law's size. Porian et al. 2024 (arXiv 2406.19146): measured isoFLOP curves, RefinedWeb
+# and OpenWebText2. (C, slope, curvature, centre)
+PORIAN_CURVES = (
+    (1.25e16, 0.062, 0.100, 1.0),
+    (1e17, 0.052, 0.062, 1.0),
+    (3e18, 0.046, 0.042, 1.0),
+    (2.56e19, 0.043, 0.035, 1.0),
+)
+# Far below those, of `modern` with contexts of 64 on SlimPajama's text: 311k to 1.7M parameters, 3e12 to 6e13 FLOPs, a seed
+# each, N* being Chinchilla's; off by 0.003 in ln L where Porian's smallest budget was by 0.06 (bench/results/tune.json).
+# Between the two nothing was measured.
+SMALL_CURVE = (6e13, 0.049, 0.021, 0.80)
 CURVES = (SMALL_CURVE, *PORIAN_CURVES)
 
 
-def loss_curve(flops: float) -> tuple[float, float]:
-    """(slope, curvature) at C, interpolated in ln C between the measured budgets and held constant outside them."""
+def loss_curve(flops: float) -> tuple[float, float, float]:
+    """(slope, curvature, centre) at C, interpolated in ln C between the measured budgets and held constant outside them."""
     if flops <= CURVES[0][0]:
         return CURVES[0][1:]
-    for (c0, s0, k0), (c1, s1, k1) in pairwise(CURVES):
+    for (c0, *before), (c1, *after) in pairwise(CURVES):
         if flops <= c1:
             t = math.log(flops / c0) / math.log(c1 / c0)
-            return s0 + t * (s1 - s0), k0 + t * (k1 - k0)
+            slope, curvature, centre = (x + t * (y - x) for x, y in zip(before, after, strict=True))
+            return slope, curvature, centre
     return CURVES[-1][1:]
 
 
 def curve_source(flops: float) -> str:
-    """Where `loss_curve` is from at C, in a word."""
+    """Where `loss_curve` is from at C, in a word; below Porian's budgets it leads over to what was measured far below."""
     return "porian" if flops >= PORIAN_BUDGETS[0] else "bench.tune"
 
 
@@ -290,12 +298,12 @@ def best_loss(flops: float) -> float:
 def relative_loss(law: Law, parameters: float, tokens: float) -> float:
     """ln of the loss this spending should reach, up to a constant: only differences between shapes mean anything.
 
-    Two terms: less useful compute (6ND) is worse, and so is missing the law's size for that compute.
+    Two terms: less useful compute (6ND) is worse, and so is missing the best size for that compute.
     """
     flops = 6 * parameters * tokens
     level = -law.curve[0] * math.log(flops) if law.curve else best_loss(flops)
-    curvature = law.curve[1] if law.curve else loss_curve(flops)[1]
-    return level + curvature * math.log(parameters / law.parameters(flops)) ** 2
+    _, curvature, centre = (*law.curve, 1.0) if law.curve else loss_curve(flops)
+    return level + curvature * math.log(parameters / (centre * law.parameters(flops))) ** 2
 
 
 REPEAT_DECAY = (

@@ -156,7 +156,7 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
     table = f"{plan.bigram_rows:,} rows" if plan.bigram_rows else "none"
     lines += [
         f"context: {plan.block_size} tokens, bigram table: {table}; given, or by the compute: budget/rules.py",
-        f"score: loss ~ C^-slope exp(curvature (ln N/N*)^2) with C = 6 N x tokens' worth (slope and curvature:"
+        f"score: loss ~ C^-slope exp(curvature (ln N / (centre N*))^2) with C = 6 N x tokens' worth (the three:"
         f" {plan.source['flat']}); within {FLAT:.0%}:"
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
         f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="

@@ -136,16 +136,17 @@ def test_the_curve_is_found_again() -> None:
         layers, width = (int(part) for part in name.split(" x "))
         size = Shape(layers, width // 64, width, 64, 4096, **PRESETS["modern"]).matmul_parameters()
         flops = 6 * size * tokens
-        loss = math.exp(3.0 - 0.05 * math.log(flops) + 0.03 * math.log(size / law.parameters(flops)) ** 2)
+        loss = math.exp(3.0 - 0.05 * math.log(flops) + 0.03 * math.log(size / (0.8 * law.parameters(flops))) ** 2)
         runs.append({"name": name, "size": name, "tokens": tokens, "loss": loss})
     runs.append({"name": "batch x 2", "size": "1 x 64", "tokens": 1e7, "loss": 9.0})
     found = curve([{"runs": runs[:3]}, {"runs": runs[3:]}])
-    assert (found["slope"], found["curvature"]) == pytest.approx((0.05, 0.03))
+    assert (found["slope"], found["curvature"], found["centre"]) == pytest.approx((0.05, 0.03, 0.8))
     assert found["rms"] < 1e-6
     assert found["runs"] == 5
 
 
 def test_the_planners_curve_is_the_one_that_was_measured() -> None:
     found = json.loads(tune.RESULT.read_text())["curve"]
-    assert SMALL_CURVE[1:] == pytest.approx((found["slope"], found["curvature"]), abs=0.004)
+    assert SMALL_CURVE[1:3] == pytest.approx((found["slope"], found["curvature"]), abs=0.001)
+    assert SMALL_CURVE[3] == pytest.approx(found["centre"], abs=0.01)
     assert SMALL_CURVE[0] == pytest.approx(found["flops"][1], rel=0.3)
