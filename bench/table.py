@@ -160,8 +160,7 @@ def tuning(found: dict[str, Any]) -> list[str]:
         "",
         f"Through the {curve['runs']} runs of all sizes, {curve['flops'][0]:.1g} to {curve['flops'][1]:.1g} FLOPs:"
         f" ln L = level - {curve['slope']:.3f} ln C + {curve['curvature']:.3f} (ln N / ({curve['centre']:.2f} N*))^2, N* being"
-        f" Chinchilla's;"
-        f" {curve['rms']:.4f} off (rms). The plan weighs sizes by that (`budget/laws.py`, SMALL_CURVE).",
+        f" Chinchilla's; {curve['rms']:.4f} off (rms). The plan weighs sizes by that (`budget/laws.py`, SMALL_CURVE).",
     ]
 
 

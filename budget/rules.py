@@ -31,8 +31,8 @@ class StepRule(NamedTuple):
 # speed allowed, which makes 0.04 (bench/results/small_batches.json).
 # Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 732 steps were within 0.005 nats of 1,464, better
 # than 2,929, and had a fifth more tokens a second than those; at 0.5M 244 lost 0.01 to 0.05 to 488, by their rates, and had up
-# to a quarter more tokens a second; 122 lost 0.13 to 244 at the same rate (bench/results/tables.json). In one and three minutes
-# of one core, with 879 and 757 steps, no batch and no rate twice or half as large was more than 0.015 better, one seed each
+# to a quarter more tokens a second; 122 lost 0.13 to 244 at the same rate (bench/results/tables.json). In one to ten minutes
+# of one core, with 757 to 1,542 steps, no batch and no rate twice or half as large was more than 0.015 better, one seed each
 # (bench/results/tune.json).
 ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
 GIVEN_STEPS = StepRule(1, 1024, 1)  # a smaller batch buys no more of them

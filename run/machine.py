@@ -37,8 +37,8 @@ MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # glibc's malloc.h
 FIRST_LOSS_SCALE = 2.0**16  # torch's own; halved at once where it is too large
 # Tokens at once for each thread of a CPU: with four times as many, 1 x 64 to 2 x 128 were 0.95 to 1.03 times as fast on one
-# thread, with twice as many 0.97 to 1.03 times on two, and 4 x 256 0.90 and 1.02 times. Few at once keep trials short;
-# more than on four threads were never tried.
+# thread, with twice as many 0.97 to 1.03 times on two, and 4 x 256 0.90 and 1.02 times. Few at once keep trials short.
+# More than two threads were never tried: from four on it is what it was before.
 CPU_MICRO_TOKENS, CPU_MOST_TOKENS = 4096, 16384
 
 
