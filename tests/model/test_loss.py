@@ -58,11 +58,24 @@ def test_logits_are_sliced_where_that_pays_and_left_to_torch_elsewhere(monkeypat
 
 
 def test_a_slice_has_whole_tiles_and_at_least_one_of_them() -> None:
-    assert rows_at_once(4096, 4096, "cpu", torch.float32) == 512
-    assert rows_at_once(300, 4096, "cpu", torch.float32) == 300
+    assert rows_at_once(4096, 4096, "cpu", torch.float32) == 256
+    assert rows_at_once(200, 4096, "cpu", torch.float32) == 200
     assert rows_at_once(4096, 50304, "cpu", torch.float32) == 128  # more than a slice is to have, but not too slow
     assert rows_at_once(65536, 50304, "cuda", torch.bfloat16) == 1280
     assert rows_at_once(4096, 50304, "mps", torch.float32) == 4096
+
+
+def test_a_target_that_is_out_of_the_question_is_a_loss_and_has_its_whole_gradient() -> None:
+    """Its probability is 0 in float32: the loss is as large as that can tell, and never infinite."""
+    hidden, weight = torch.tensor([[1.0], [0.0]]).requires_grad_(), torch.tensor([[200.0], [0.0]]).requires_grad_()
+    targets = torch.tensor([1, 1])
+    found = SlicedCrossEntropy.apply(hidden, weight, targets, 0.0, 10)
+    expected = F.cross_entropy(hidden @ weight.T, targets)
+    assert expected.item() > 100
+    assert 40 < found.item() < 50, "87 nats of one target, 0.7 of the other, over two"
+    grads = (torch.autograd.grad(each, (hidden, weight)) for each in (found, expected))
+    for grad, wanted in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, wanted)
 
 
 def test_of_no_target_at_all_the_loss_is_no_number_and_the_gradient_nothing() -> None:
