@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from budget.laws import LAWS, LOCAL
 from budget.planner import ASPECT, MAX_EPOCHS
 from model.recipe import AUTO, OPTIMIZERS, OptimSettings
-from model.shape import Shape
+from model.shape import PLAIN, PRESETS, Shape
 
 CONF = Path(__file__).parent / "conf"
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,5})")  # model.size
@@ -103,13 +103,17 @@ class ModelConfig:
     bias: bool = knob(False, "biases in linear layers and layer norms")
     tie: bool = knob(False, "one matrix for embedding and output")
     position: str = knob("rotary", "learned | rotary")
-    norm: str = knob("rmsnorm", "layernorm | rmsnorm")
-    activation: str = knob("relu2", "gelu | relu2 | swiglu")
-    qk_norm: bool = knob(True, "normalise queries and keys")
-    initialisation: str = knob("zero", "gpt2 | zero (as gpt2, residual output projections start at 0)")
+    norm: str | None = knob(None, "layernorm | rmsnorm; null: layernorm below 1e14 FLOPs, else rmsnorm")
+    activation: str | None = knob(None, "gelu | relu2 | swiglu; null: gelu below 1e14 FLOPs, else relu2")
+    qk_norm: bool | None = knob(None, "normalise queries and keys; null: from 1e14 FLOPs on")
+    initialisation: str | None = knob(
+        None, "gpt2 | zero (as gpt2, residual output projections start at 0); null: gpt2 below 1e14 FLOPs, else zero"
+    )
     rope_theta: float = knob(10000.0, "base of the rotary frequencies")
     embed_norm: bool = knob(True, "normalise embeddings before the first block")
-    x0_shortcut: bool = knob(True, "give every block the embedding again, in learned shares")
+    x0_shortcut: bool | None = knob(
+        None, "give every block the embedding again, in learned shares; null: from 1e14 FLOPs on"
+    )
     value_residual: bool = knob(False, "mix the first block's values into those of every later one, in learned shares")
     value_embeddings: bool = knob(False, "add an embedding of the token to the values of every second block")
     bigram_rows: int | None = knob(
@@ -417,15 +421,21 @@ def unset_sizes(model: ModelConfig) -> set[str]:
 
 
 def template(config: Config) -> Shape:
-    """The architecture that was asked for; sizes that are still open hold something valid until the plan sets them. What
+    """The architecture that was asked for; what is still open holds something valid until the plan sets it. What
     end-of-text is, `with_eot` adds."""
     values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(Shape) if leaf.name != "eot"}
     open_sizes: dict[str, Any] = dict.fromkeys(unset_sizes(config.model), 1)
     values["dropout"] = values["dropout"] or 0.0
     values["bigram_rows"] = values["bigram_rows"] or 0
+    values |= {knob: PRESETS["modern"][knob] for knob in open_block(config)}
     if "n_embd" in open_sizes:
         open_sizes["n_embd"] = 64 * max(1, values["n_head"] or 1)
     return Shape(**{**values, **open_sizes})
+
+
+def open_block(config: Config) -> list[str]:
+    """The knobs of a block that the compute is to decide."""
+    return [knob for knob in PLAIN if getattr(config.model, knob) is None]
 
 
 def with_eot(config: Config, shape: Shape, eot: int) -> Shape:

@@ -18,9 +18,9 @@ from budget.flops import flops_per_token
 from budget.laws import LAWS, LOCAL, Law, load_law
 from budget.measured import first_that_pays, measured_plan
 from budget.planner import MAX_EPOCHS, Plan, Request, choose, make_plan, overhead_estimate
-from budget.rules import block_size_for
+from budget.rules import block_for, block_size_for
 from command_line import flags_of, launch, names_several
-from config import Config, optim_settings, template, with_eot
+from config import Config, open_block, optim_settings, template, with_eot
 from errors import UserError, reported
 from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
@@ -123,6 +123,8 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
     flops = _rough_flops(limits, flops_per_second)
     if model.block_size is None:
         shape = replace(shape, block_size=block_size_for(flops, shape.vocab_size))
+    by_compute, block = open_block(config), block_for(flops)
+    shape = replace(shape, **{knob: block[knob] for knob in by_compute})
     shape = with_eot(config, shape, shape.vocab_size - 1)  # trials have random tokens: any id will do
     if found := size_mistakes(config, text.n_vocab, shape.block_size):
         raise UserError(*found)
@@ -146,6 +148,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
         max_epochs=max_epochs_of(config),
         table_flops=flops if model.bigram_rows is None else None,
+        block_by_compute=bool(by_compute),
         notes=corpus_notes(config, text.fingerprint),
     )
 

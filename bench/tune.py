@@ -5,8 +5,8 @@
 A run as `plan.py` has it, and runs with one of its choices changed, scored on the same validation tokens. A shared machine
 wanders by more than most choices matter, so no clock stops these runs: each has as many tokens as it would reach in the
 planned run's time on a machine that stays as it is. For that its steps and the planned run's are timed in turn. With them go
-two defaults that are no choice of the plan's and made next to no difference in bench/results/ablate.json: the schedule's form
-and the x0 shortcut.
+defaults that made next to no difference in bench/results/ablate.json one by one: the schedule's form, the x0 shortcut, and all
+of a block's together, "plain block", or "modern block" where the plan has the plain one.
 
 A run that is finished is not run again, and its plan stands until the folder of the runs is removed; budgets that are not
 asked for stay in the file. `--at-once`: as many runs at the same time as there are cores, each on one, which the plan is
@@ -36,12 +36,12 @@ from budget.candidates import heads_for
 from budget.laws import LAWS
 from budget.rules import bigram_rows_for
 from model.recipe import OptimSettings
-from model.shape import PRESETS, Shape
+from model.shape import PLAIN, PRESETS, Shape
 from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
 RESULT = ROOT / "bench" / "results" / "tune.json"
-STEP = 64  # of a width
+STEP, SMALL_STEPS = 64, (-32, -16, 32)  # of a width; without another depth
 BPE_VOCABULARY = int(TOKENIZER.removeprefix("bpe-"))
 ROUNDS = 6  # steps timed of each model
 
@@ -60,8 +60,8 @@ class Row:
         """Of train.py."""
         return [
             *("model=modern", f"model.size={self.shape.n_layer}x{self.shape.n_embd}"),
-            *(f"model.block_size={self.shape.block_size}", f"model.bigram_rows={self.shape.bigram_rows}"),
-            *(f"model.x0_shortcut={self.shape.x0_shortcut}", f"optim={self.optimizer}", f"schedule={self.schedule}"),
+            *(f"model.{knob}={getattr(self.shape, knob)}" for knob in ("block_size", "bigram_rows", *PLAIN)),
+            *(f"optim={self.optimizer}", f"schedule={self.schedule}"),
             *(f"optim.batch_tokens={self.batch_tokens}", f"optim.learning_rate={self.learning_rate:.4g}"),
         ]
 
@@ -81,7 +81,8 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
     """What is run, by its name; `plan` is a plan.json."""
     layers, width, batch, rate = plan["n_layer"], plan["n_embd"], plan["batch_tokens"], plan["learning_rate"]
     sizes = (layers, plan["n_head"], width, plan["block_size"], plan["vocab_size"])
-    shape = Shape(*sizes, **PRESETS["modern"], bigram_rows=plan["bigram_rows"])
+    block = plan.get("block", {})
+    shape = Shape(*sizes, **(PRESETS["modern"] | block), bigram_rows=plan["bigram_rows"])
     planned = Row(shape, batch, rate, plan["optimizer"])
 
     def sized(n_layer: int, n_embd: int) -> Row:
@@ -92,12 +93,20 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
     sizes_beside = [
         (n, w) for w in (width - STEP, width, width + STEP) for n in (layers // 4, layers // 2, layers, 2 * layers)
     ]
+    sizes_beside += [(layers, width + step) for step in SMALL_STEPS]
     rows = {"as planned": planned}
-    rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n and w and (n, w) != (layers, width)}
+    rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n > 0 and w > 0 and (n, w) != (layers, width)}
     rows |= {f"batch x {f:g}": replace(planned, batch_tokens=round(f * batch)) for f in (0.5, 2.0)}
     rows |= {f"learning rate x {f:g}": replace(planned, learning_rate=f * rate) for f in (0.5, 2.0)}
     rows["cosine"] = replace(planned, schedule="cosine")
-    rows["no x0 shortcut"] = replace(planned, shape=replace(shape, x0_shortcut=False))
+    if shape.x0_shortcut:
+        rows["no x0 shortcut"] = replace(planned, shape=replace(shape, x0_shortcut=False))
+    if block == PLAIN:
+        rows["modern block"] = replace(
+            planned, shape=replace(shape, **{knob: PRESETS["modern"][knob] for knob in PLAIN})
+        )
+    else:
+        rows["plain block"] = replace(planned, shape=replace(shape, **PLAIN))
     return rows
 
 

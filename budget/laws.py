@@ -260,10 +260,10 @@ PORIAN_CURVES = (
     (3e18, 0.046, 0.042, 1.0),
     (2.56e19, 0.043, 0.035, 1.0),
 )
-# Far below those, of `modern` with contexts of 64 on SlimPajama's text: 311k to 1.7M parameters, 3e12 to 6e13 FLOPs, a seed
-# each, N* being Chinchilla's; off by 0.003 in ln L where Porian's smallest budget was by 0.06 (bench/results/tune.json).
+# Far below those, of `modern` with contexts of 64 on SlimPajama's text: 143k to 1.7M parameters, 3e12 to 6e13 FLOPs, a seed or
+# two each, N* being Chinchilla's; off by 0.003 in ln L where Porian's smallest budget was by 0.06 (bench/results/tune.json).
 # Between the two nothing was measured.
-SMALL_CURVE = (6e13, 0.049, 0.021, 0.80)
+SMALL_CURVE = (6e13, 0.050, 0.022, 0.87)
 CURVES = (SMALL_CURVE, *PORIAN_CURVES)
 
 

@@ -37,7 +37,7 @@ from budget.rules import (
 )
 from budget.words import notes, too_large, too_often, too_small
 from errors import UserError
-from model.shape import Shape
+from model.shape import PLAIN, Shape
 from sealed import unsealed
 from untrusted import load_json
 
@@ -58,7 +58,8 @@ class Request:
     (set-up, compilation, final evaluation). settled_batch: tokens per step that the rules gave before, and that measured
     speeds belong to, whatever the optimizer. aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
     the corpus than that are refused. memory: bytes of a device that is not at hand. table_flops: compute by
-    which each width gets its table for pairs of tokens; None: the template's stands. notes: what the plan is to repeat.
+    which each width gets its table for pairs of tokens; None: the template's stands. block_by_compute: whether
+    its norm, activation and the like follow from the compute. notes: what the plan is to repeat.
     The other None fields are the user's to fix and ours to choose.
     """
 
@@ -84,6 +85,7 @@ class Request:
     max_epochs: float = MAX_EPOCHS
     memory: float | None = None
     table_flops: float | None = None
+    block_by_compute: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -116,6 +118,7 @@ class Plan:
     source: where each choice is from, in one word. step_s, seconds of a training step, and peak_memory, its bytes:
     measured. compiled: whether the speed is that of the compiled model, and regional: block by block; compile_s and
     compile_speedup: what compilation costs and brings; compile_cache: how a trial of it found the compiler's, cold or warm.
+    block: the knobs of the shape that the compute may decide (budget.rules.block_for); none in plans of earlier versions.
     """
 
     n_layer: int
@@ -162,6 +165,7 @@ class Plan:
     compile_speedup: float | None = None
     regional: bool = False
     compile_cache: str | None = None
+    block: dict[str, Any] = field(default_factory=dict)
 
     @property
     def compiling(self) -> str:
@@ -183,7 +187,7 @@ class Plan:
     def sized(self, template: Shape) -> Shape:
         """The template with the plan's sizes."""
         names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bigram_rows")
-        return replace(template, **{name: getattr(self, name) for name in names})
+        return replace(template, **{name: getattr(self, name) for name in names}, **self.block)
 
 
 def load_plan(path: Path) -> Plan:
@@ -368,6 +372,7 @@ def make_plan(
         warmup=request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
         beta2=request.beta2 if request.beta2 is not None else beta2_for(batch),
         optimizer=optimizer,
+        block={knob: getattr(best, knob) for knob in PLAIN},
         dropout=request.dropout if request.dropout is not None else dropout_for(epochs),
         hours=tokens / rate / 3600 if rate else None,
         tokens_per_second=rate,
@@ -404,6 +409,7 @@ def _sources(request: Request, n_shapes: int, batch: int, saturation: float, spe
     return {
         "size": "fixed" if n_shapes == 1 and request.n_layer and request.n_embd else request.law.name,
         "tokens_per_second": speed,
+        "block": "compute" if request.block_by_compute else "fixed",
         "batch_tokens": _ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
         "warmup": _ruled(request.warmup, "porian"),
         "beta2": _ruled(request.beta2, "porian"),

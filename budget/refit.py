@@ -58,6 +58,7 @@ class FinishedRun:
     block_size: int
     optimizer: str
     bigram_rows: int
+    block: str
 
 
 class Unusable(Exception):
@@ -152,6 +153,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             # Older records are of AdamW without tables, the only ones there were.
             str(result.content.get("plan", {}).get("optimizer", "adamw")),
             int(result.content["model"].get("bigram_rows", 0)),
+            " and ".join(str(result.content["model"].get(knob)) for knob in ("norm", "activation")),
         )
     except Unusable as why:
         return str(why)
@@ -193,6 +195,7 @@ def check_alike(runs: Sequence[FinishedRun], metric: str) -> list[str]:
         ("block sizes", _counted(str(run.block_size) for run in runs)),
         ("optimizers", _counted(run.optimizer for run in runs)),
         ("bigram tables", _counted(f"{run.bigram_rows} rows" for run in runs)),
+        ("blocks", _counted(run.block for run in runs)),
     ):
         if len(found) > 1:
             notes.append(

@@ -7,9 +7,9 @@ B tokens per optimizer step.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from model.shape import Shape
+from model.shape import PLAIN, PRESETS, Shape
 
 SHORTEST_BLOCK = 256
 SMALL_FLOPS = 1e17
@@ -69,6 +69,16 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
     if flops < TINY_FLOPS and vocab_size >= WORDS:
         return TINY_BLOCK
     return SHORTEST_BLOCK if flops < SMALL_FLOPS else 512 if flops < 1e19 else 1024
+
+
+def block_for(flops: float | None) -> dict[str, Any]:
+    """Norm, activation, initialisation, norm of queries and keys and x0 shortcut by compute: the plain ones below 1e14 FLOPs,
+    `modern`'s above, and where the compute is not known. One by one they make next to no difference there; together `modern`'s
+    take 7 to 9 % of a step's time and are 0.016 to 0.019 nats behind in three and five minutes of one core, 6e12 to 2e13 FLOPs
+    (bench/results/tune.json, "plain block"). Larger models are better with them (modded-nanogpt's records, nanochat's log);
+    between, nothing was tried."""
+    block = PLAIN if flops is not None and flops < TINY_FLOPS else PRESETS["modern"]
+    return {knob: block[knob] for knob in PLAIN}
 
 
 def bigram_rows_for(flops: float | None, vocab_size: int, n_embd: int) -> int:

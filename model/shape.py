@@ -41,6 +41,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Five knobs of `modern` that bought nothing in ten minutes of a CPU and less, as they are without it (budget/rules.py).
+PLAIN: dict[str, Any] = {
+    "norm": "layernorm",
+    "activation": "gelu",
+    "qk_norm": False,
+    "initialisation": "gpt2",
+    "x0_shortcut": False,
+}
+
 
 @dataclass(frozen=True)
 class Shape:

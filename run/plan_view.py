@@ -78,6 +78,12 @@ def budget_of(limits: Limits) -> str:
     return ", ".join(text for value, text in given if value is not None)
 
 
+def block_in_words(block: dict[str, Any]) -> str:
+    """A plan's block, e.g. "layernorm, gelu, gpt2 initialisation"; what is off is not named."""
+    names = {"initialisation": "{} initialisation", "qk_norm": "query and key norm", "x0_shortcut": "x0 shortcut"}
+    return ", ".join(names.get(knob, "{}").format(value) for knob, value in block.items() if value)
+
+
 def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
     low, high = (format_count(size) for size in plan.bracket)
@@ -93,6 +99,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
         ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
         ("within 1 %", _flat(plan), plan.source["flat"]),
+        ("block", block_in_words(plan.block), plan.source.get("block", "")),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
@@ -106,7 +113,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     ]
     if plan.bigram_rows:
         entries = format_count(plan.bigram_rows * plan.n_embd)
-        rows.insert(6, ("bigram table", f"{plan.bigram_rows:,} rows, {entries} of the parameters, no FLOPs", "compute"))
+        rows.insert(7, ("bigram table", f"{plan.bigram_rows:,} rows, {entries} of the parameters, no FLOPs", "compute"))
     if plan.interval is not None:
         rows.insert(
             2, ("80 % interval", f"{format_count(plan.interval[0])} to {format_count(plan.interval[1])}", plan.law)
@@ -155,7 +162,8 @@ def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: f
         )
     table = f"{plan.bigram_rows:,} rows" if plan.bigram_rows else "none"
     lines += [
-        f"context: {plan.block_size} tokens, bigram table: {table}; given, or by the compute: budget/rules.py",
+        f"context: {plan.block_size} tokens, bigram table: {table}, block: {block_in_words(plan.block)}; given, or by the"
+        " compute: budget/rules.py",
         f"score: loss ~ C^-slope exp(curvature (ln N / (centre N*))^2) with C = 6 N x tokens' worth (the three:"
         f" {plan.source['flat']}); within {FLAT:.0%}:"
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",

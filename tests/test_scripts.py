@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.shape import PLAIN, PRESETS
 from tests.conftest import ROOT, SHARED, TINY, command, folder_of, train
 from tests.copies import copied
 from tests.run.test_workspace import drawn
@@ -163,6 +164,33 @@ def test_plan_as_json_holds_the_promised_keys() -> None:
     assert set(promised.split()) <= set(answer)
     assert answer["parameters"] == pytest.approx(169e6, rel=0.1)
     assert answer["tokens"] == pytest.approx(3.4e9, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "changed", "source"),
+    [
+        (("budget.flops=9e13",), PLAIN, "compute"),
+        (("budget.flops=2e14",), {}, "compute"),
+        (("budget.flops=9e13", "model.norm=rmsnorm"), PLAIN | {"norm": "rmsnorm"}, "compute"),
+        (("budget.flops=9e13", "model=modern"), {}, "fixed"),
+        (("budget.flops=9e13", "model=llama"), PLAIN | {"norm": "rmsnorm", "activation": "swiglu"}, "fixed"),
+    ],
+)
+def test_the_block_follows_the_compute_unless_it_is_given(
+    knobs: tuple[str, ...], changed: dict[str, Any], source: str
+) -> None:
+    answer = json.loads(script("plan", *knobs, "output=json").stdout)
+    assert answer["block"] == {knob: PRESETS["modern"][knob] for knob in PLAIN} | changed
+    assert answer["source"]["block"] == source
+
+
+def test_a_run_has_the_block_of_its_plan(place: Path) -> None:
+    train(place, "budget.flops=2e11", "budget.steps=60", "model.norm=rmsnorm", name="block")
+    folder = folder_of(place, "block")
+    shape = json.loads((folder / "model.json").read_text())["shape"]
+    assert {knob: shape[knob] for knob in PLAIN} == PLAIN | {"norm": "rmsnorm"}
+    words = "rmsnorm, gelu, gpt2 initialisation"
+    assert words in (folder / "log.txt").read_text()
 
 
 def test_plan_for_a_device_imports_no_torch() -> None:

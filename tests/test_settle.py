@@ -97,6 +97,14 @@ def test_a_plan_outlives_a_ledger_that_was_lost(tmp_path: Path) -> None:
     assert str(run.plan) in said[0]
 
 
+def test_a_plan_of_before_blocks_leaves_the_block_as_it_was_asked_for() -> None:
+    plan = hours_plan().to_dict()
+    template = Shape(1, 1, 64, 256, 4096, **PRESETS["llama"])
+    assert Plan.from_dict(plan).sized(template).activation == "relu2"
+    del plan["block"]
+    assert Plan.from_dict(plan).sized(template).activation == "swiglu"
+
+
 def test_a_run_that_moved_to_another_machine_is_corrected_again() -> None:
     """Once a tenth of what was left is done, with the speed that the new machine has."""
     plan = hours_plan()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bench.own import folder_of
 from bench.tune import curve, measured, rows_of
 from budget.laws import LAWS, SMALL_CURVE
 from model.recipe import OptimSettings
-from model.shape import PRESETS, Shape
+from model.shape import PLAIN, PRESETS, Shape
 from run.machine import Machine
 
 PLAN: dict[str, Any] = {
@@ -53,18 +54,34 @@ def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
         "2 x 64",
         "1 x 128",
         "2 x 128",
+        *("1 x 32", "1 x 48", "1 x 96"),
         *(f"{w} x {f}" for w in ("batch", "learning rate") for f in (0.5, 2)),
         "cosine",
         "no x0 shortcut",
+        "plain block",
     }
-    assert all(len(set(row) - set(planned)) == 1 for name, row in rows.items() if "128" not in name)
+    changed = {name: set(row) - set(planned) for name, row in rows.items()}
+    block = {each for each in changed.pop("plain block") if each.startswith("model.")}
+    assert {each.partition("=")[0] for each in block} == {f"model.{knob}" for knob in PLAIN}
+    several = ("1 x 128", "2 x 128", "1 x 96", "1 x 32")  # with a table of another size
+    assert all(len(row) == 1 for name, row in changed.items() if name not in several)
     assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for its own width"
     assert "optim.batch_tokens=512" in rows["batch x 0.5"]
 
 
 def test_smaller_sizes_are_among_the_rows() -> None:
     sizes = {name for name in rows_of(PLAN) if name[0].isdigit()}
-    assert sizes == {f"{n} x {w}" for n in (1, 2, 4, 8) for w in (64, 128, 192)} - {"4 x 128"}
+    beside = {f"{n} x {w}" for n in (1, 2, 4, 8) for w in (64, 128, 192)} - {"4 x 128"}
+    assert sizes == beside | {f"4 x {w}" for w in (96, 112, 160)}
+
+
+def test_a_plain_block_is_held_against_the_other_one() -> None:
+    rows = rows_of(PLAN | {"block": PLAIN})
+    assert "plain block" not in rows
+    assert "no x0 shortcut" not in rows, "it has none"
+    planned, other = rows["as planned"].shape, rows["modern block"].shape
+    assert (planned.norm, other.norm) == ("layernorm", "rmsnorm")
+    assert replace(other, **PLAIN) == planned
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from budget.rules import (
     batch_for,
     beta2_for,
     bigram_rows_for,
+    block_for,
     block_size_for,
     critical_batch,
     dropout_for,
@@ -46,7 +47,7 @@ from budget.rules import (
     weight_decay_for,
 )
 from errors import UserError
-from model.shape import PRESETS, Shape
+from model.shape import PLAIN, PRESETS, Shape
 
 MODERN = Shape(1, 1, 64, 512, 50304, **PRESETS["modern"])
 
@@ -337,6 +338,11 @@ def test_context_and_tables_follow_the_compute() -> None:
     found = [block_size_for(flops, 4096) for flops in (1e12, 9e13, 2e14, 9e16, 2e17, 9e18, 2e19)]
     assert found == [64, 64, 256, 256, 512, 512, 1024]
     assert block_size_for(1e12, 320) == 256, "64 bytes are too few"
+    blocks = [block_for(flops) for flops in (1e12, 9e13, 2e14, None)]
+    assert blocks[0] == blocks[1] == PLAIN
+    assert blocks[2] == blocks[3]
+    assert PRESETS["modern"] == PRESETS["modern"] | blocks[2], "what it is by itself"
+    assert not set(blocks[0].items()) & set(blocks[2].items())
     rows = [bigram_rows_for(flops, 4096, 64) for flops in (1e12, 3e12, 2e14, 9e16, 2e17)]
     assert rows == [1 << 16, 1 << 18, 1 << 16, 1 << 16, 0]
     assert [bigram_rows_for(3e12, 4096, width) for width in (128, 192, 1024)] == [1 << 17, 1 << 16, 1 << 16]
