@@ -102,12 +102,13 @@ format: $(DEV)  ## let ruff format and mend
 	@$(PY) -m ruff format .
 
 bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT BASELINES=LLM_BASELINES
+	$(if $(CORPUS),,$(error make bench: CORPUS is missing; name a folder in SlimPajama's layout, CORPUS=FOLDER))
 	@$(PY) -m bench.prepare $(CORPUS)
 	@$(PY) -m bench.killed $(CORPUS)
-	@$(PY) -m bench.replay $(CURVES)
+	$(if $(CURVES),@$(PY) -m bench.replay $(CURVES),@echo "no CURVES=FILE of published runs: bench.replay is left out")
 	@$(PY) -m bench.engine
 	@$(PY) -m bench.startup
-	@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)"
+	$(if $(PEER),@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)",@echo "no PEER=NANOGPT: bench.same_as_nanogpt is left out")
 	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done
 	@$(PY) -m bench.ablate $(CORPUS) --at-once
 	@$(PY) -m bench.tune $(CORPUS) --at-once

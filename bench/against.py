@@ -42,6 +42,7 @@ from data.sources import DataSpec
 from evals.language_model import evaluate
 from run.finished import load_finished
 from run.machine import find_machine
+from run.record import git_commit
 
 SHARES = (1.0, 1 / 3, 1 / 4, 1 / 6, 1 / 8, 1 / 12)  # of the peer's seconds
 
@@ -120,6 +121,7 @@ class Comparison:
             "peer_bits_per_byte": goal * points[0]["bits_per_byte"] / points[0]["loss"],
             "matmul_flops_per_second": speed,
             "peer_tokens": ran.tokens,
+            "git": git_commit(),
             "stint": points,
             "time_to_loss": time_to_loss(goal, ran.seconds, points),
         }
@@ -234,6 +236,10 @@ def main() -> None:
     spec = DataSpec(source="slimpajama", path=asked.folder, tokenizer=TOKENIZER)
     corpus = open_corpus(prepare(spec, log=print).folder)
     found = earlier_rounds(output, asked)
+    if others := {str(row.get("git")) for row in found} - {str(git_commit())}:
+        print(
+            f"{output.name} has rounds of stint at {', '.join(sorted(others))}; they stay, now it is at {git_commit()}"
+        )
     for row in asked.rounds(corpus, {(row["form"], row["seed"]) for row in found}):
         found.append(row)
         output.write_text(json.dumps(asked.content(found), indent=1) + "\n")

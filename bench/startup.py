@@ -60,7 +60,8 @@ def main() -> None:
             f"{name:<24} first step after {medians['first_step_s']:.2f} s, steady after {medians['steps_to_steady']} more"
         )
     RESULT.write_text(
-        json.dumps({"how": "python -m bench.startup", "runs_each": REPEATS, "rows": rows}, indent=1) + "\n"
+        json.dumps({"how": "python -m bench.startup", "hours": HOURS, "runs_each": REPEATS, "rows": rows}, indent=1)
+        + "\n"
     )
 
 

@@ -1,6 +1,6 @@
-"""docs/performance.md from the files under bench/results/: python -m bench.table
+"""docs/performance.md, and the README's comparison, from the files under bench/results/: python -m bench.table
 
-Nothing in it is typed by hand, so that it cannot say anything else than what was measured; a test compares the two.
+Nothing in them is typed by hand, so that they cannot say anything else than what was measured; a test compares them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 
 from bench.peers import PEERS, Peer
 from bench.peers.peer import FORMS
+from budget.clock import Limits
+from plan import probe_seconds
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOC = ROOT / "bench" / "results", ROOT / "docs" / "performance.md"
+README, BEGIN, END = ROOT / "README.md", "<!-- against: begin -->\n", "<!-- against: end -->"
 HEAD = """# Performance
 
 Made by `python -m bench.table` from the files under [bench/results](../bench/results), each of which says how to get it again.
@@ -73,6 +76,10 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     ]
 
 
+def share_of_step(row: dict[str, Any], milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else f"{milliseconds / row['milliseconds']['all']:.0%}"
+
+
 def engine(found: dict[str, Any]) -> list[str]:
     rows = [
         [
@@ -82,7 +89,8 @@ def engine(found: dict[str, Any]) -> list[str]:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['flops_per_second'] / 1e9:.0f}",
             f"{row['share_of_matmul']:.0%}",
-            *(f"{row['milliseconds'][part] / row['milliseconds']['all']:.0%}" for part in PARTS),
+            *(share_of_step(row, row["milliseconds"][part]) for part in PARTS),
+            share_of_step(row, row["other_milliseconds"]),
             *(f"{row[name + '_over_stint']:.2f}" for name in ("plain_loss", "adamw")),
             f"{row['peak_memory'] / 2**20:,.0f}",
         ]
@@ -96,6 +104,7 @@ def engine(found: dict[str, Any]) -> list[str]:
         "GFLOP/s",
         "of a bare matmul",
         *PARTS,
+        "other",
         "plain loss",
         "AdamW",
         "MiB",
@@ -105,7 +114,7 @@ def engine(found: dict[str, Any]) -> list[str]:
         "",
         f"On {found['device']}, {found['threads']} threads, {found['precision']}. `plain loss` and `AdamW`: how long the step"
         " takes with torch's cross-entropy of all logits at once, and without Muon, relative to the step as it is; medians of"
-        " pairs.",
+        " pairs. `other`: what train.py's loop does beside the parts, relative to the step.",
         "",
         *table(columns, rows),
     ]
@@ -125,6 +134,7 @@ def ablation(found: dict[str, Any]) -> list[str]:
         step = "-" if row["step"] is None else f"{row['step']:.2f}"
         rows.append([row["name"], f"{row['loss']:.3f}", str(row["runs"]), per_token, step, worse])
     noise = [f"{deviation:.3f} ({recipe})" for recipe, deviation in found["noise"].items() if deviation is not None]
+    idle = bought_nothing(found)
     return [
         "## One part more or less",
         "",
@@ -132,8 +142,31 @@ def ablation(found: dict[str, Any]) -> list[str]:
         " recipe: with as many tokens; with the time that a step takes, relative to the recipe's and to about 0.01, counted in."
         + (f" Standard deviation of a single difference: {', '.join(noise)}." if noise else ""),
         "",
+        "What `modern` is `without` in a row is on in it, what it is `with` is off."
+        + (
+            f" Within twice the noise: {', '.join(idle)}. Larger models are better with those of a block; plans below 1e14 FLOPs"
+            " leave them out (`budget/rules.py`, block_for)."
+            if idle
+            else ""
+        ),
+        "",
         *table(["recipe", "loss", "runs", "for as many tokens", "time of a step", "for as much time"], rows),
     ]
+
+
+def bought_nothing(found: dict[str, Any]) -> list[str]:
+    """Parts of `modern` without which it is not worse by more than twice the standard error."""
+    noise = found["noise"]["modern"] or 0.0
+    return [
+        row["name"].removeprefix(MODERN_WITHOUT)
+        for row in found["rows"]
+        if row["name"].startswith(MODERN_WITHOUT)
+        and row["worse"] is not None
+        and row["worse"] <= 2 * noise / math.sqrt(row["runs"])
+    ]
+
+
+MODERN_WITHOUT = "modern without "
 
 
 def tuning(found: dict[str, Any]) -> list[str]:
@@ -154,7 +187,9 @@ def tuning(found: dict[str, Any]) -> list[str]:
         "## The plan against its neighbours",
         "",
         f"Threads of a run: {', '.join(sorted({str(each['threads']) for each in found['budgets']}))}. The same time for each, as"
-        " tokens at its own speed; nats per token. One choice changed at a time, of the plan's or of two defaults.",
+        " tokens at its own speed; nats per token, on validation tokens, as all else here. One choice changed at a time, of the"
+        " plan's or of the defaults; `plain block`, which plans below 1e14 FLOPs have since: layer norm, GELU, GPT-2's"
+        " initialisation, no query and key norm and no x0 shortcut, all at once.",
         "",
         *table(["budget", "planned", "loss", "with one choice changed"], rows),
         "",
@@ -177,7 +212,9 @@ def startup(found: dict[str, Any]) -> list[str]:
     return [
         "## From the start of the process",
         "",
-        f"Medians of {found['runs_each']} runs.",
+        f"Medians of {found['runs_each']} runs of {3600 * found['hours']:.0f} s. A measured plan's trials may"
+        f" take {probe_seconds(Limits(hours=found['hours'])):g} s of such a run,"
+        f" {probe_seconds(Limits(hours=1 / 12)):g} s of five minutes, and {probe_seconds(Limits(hours=24.0)):g} s at most.",
         "",
         *table(["run", "first step after", "steps until steady", "a step"], rows),
     ]
@@ -188,7 +225,8 @@ def same(found: dict[str, Any]) -> list[str]:
         "## `classic` is nanoGPT's GPT-2",
         "",
         f"From the same weights on the same batches, the losses of {found['steps']} steps are at most"
-        f" {found['largest_difference']:.0e} apart; nanoGPT prints 4 digits.",
+        f" {found['largest_difference']:.0e} apart; nanoGPT prints 4 digits. Both have a constant rate: it is"
+        " the model, the loss, AdamW, the clipping and the loop that are compared, not initialisation or schedule.",
     ]
 
 
@@ -247,5 +285,37 @@ def text() -> str:
     return "\n".join(parts)
 
 
+def comparison() -> str:
+    """The README's table: a row for each peer and form of its settings, medians over the seeds."""
+    rows = []
+    for peer in PEERS:
+        path = RESULTS / f"against_{peer.name}.json"
+        found = json.loads(path.read_text())["rounds"] if path.exists() else []
+        for form in FORMS:
+            runs = [row for row in found if row["form"] == form]
+            rows += [[peer.title, form, str(len(runs)), *medians(runs)]] if runs else []
+    columns = ["", "its settings", "seeds", "its loss", "stint's", "lower by", "to the same loss"]
+    return "".join(f"{line}\n" for line in table(columns, rows))
+
+
+def medians(runs: list[dict[str, Any]]) -> list[str]:
+    """Of the peer's loss, stint's, the difference within a seed, and the ratio of the times where it was looked for."""
+    pairs = [(row["peer_loss"], row["stint"][0]["loss"]) for row in runs]
+    losses = [*zip(*pairs, strict=True), [peer - own for peer, own in pairs]]
+    # 0: not even in the peer's own seconds; no shorter run was made where the only one was better.
+    sought = [row for row in runs if len(row["stint"]) > 1 or not row["time_to_loss"]]
+    ratio = statistics.median(row["time_to_loss"] or 0.0 for row in sought) if sought else None
+    bound = any(point["loss"] <= row["peer_loss"] for row in sought for point in row["stint"][-1:])
+    times = "-" if ratio is None else f"{'at least ' * bound}{ratio:.1f} times as fast" if ratio else "not reached"
+    return [*(f"{statistics.median(each):.2f}" for each in losses), times]
+
+
+def with_comparison(readme: str) -> str:
+    """The README with the table as it should be."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + comparison() + END + rest.split(END)[1]
+
+
 if __name__ == "__main__":
     DOC.write_text(text())
+    README.write_text(with_comparison(README.read_text()))

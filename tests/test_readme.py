@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.table import medians, with_comparison
 from tests.conftest import ROOT, TINY, folder_of, train
 
 README = (ROOT / "README.md").read_text()
@@ -74,34 +75,23 @@ def test_the_first_result_is_the_one_on_file() -> None:
 
 
 def test_the_comparison_is_the_one_on_file() -> None:
-    rounds = json.loads((ROOT / "bench/results/against_nanogpt.json").read_text())["rounds"]
-    tuned = [row for row in rounds if row["form"] == "tuned"]
-    assert len(tuned) == 3
-    gains = "{:.2f}, {:.2f} and {:.2f}".format(*(row["peer_loss"] - row["stint"][0]["loss"] for row in tuned))
-    ratios = "{:.1f}, {:.1f} and {:.1f}".format(*(row["time_to_loss"] for row in tuned))
-    assert f"{gains} nats lower" in README.replace("\n", " ")
-    assert f"loss {ratios} times as fast" in README.replace("\n", " ")
-    for form, said in (("matched", "{} lower"), ("shipped", "shipped {}")):
-        better = sorted(row["peer_loss"] - row["stint"][0]["loss"] for row in rounds if row["form"] == form)
-        *first, last = (f"{each:.2f}" for each in better)
-        assert said.format(f"{', '.join(first)} and {last}") in README.replace("\n", " ")
+    assert with_comparison(README) == README, "python -m bench.table writes it anew"
+    assert README.count("| nanoGPT | tuned | 3 |") == 1, "three seeds of the headline"
 
 
-@pytest.mark.parametrize(
-    ("peer", "said"),
-    [
-        (
-            "llm_baselines",
-            "llm-baselines with the batch and rate found for nanoGPT it was {} lower and {} times as fast",
-        ),
-        ("cramming", "recipe of cramming in stint's own engine with that rate {} lower and {} times as fast"),
-    ],
-)
-def test_the_comparisons_of_one_seed_are_those_on_file(peer: str, said: str) -> None:
-    kept = json.loads((ROOT / f"bench/results/against_{peer}.json").read_text())
-    (row,) = [row for row in kept["rounds"] if row["form"] == "tuned"]
-    better = row["peer_loss"] - row["stint"][0]["loss"]
-    assert said.format(f"{better:.2f}", f"{row['time_to_loss']:.1f}") in README.replace("\n", " ")
+def test_the_comparison_is_of_medians() -> None:
+    runs = [
+        {"peer_loss": 4.2, "stint": [{"loss": own}, {"loss": 4.5}], "time_to_loss": ratio}
+        for own, ratio in ((3.7, 7.0), (3.5, 8.04), (3.8, 6.0))
+    ]
+    assert medians(runs) == ["4.20", "3.70", "0.50", "7.0 times as fast"]
+    missed = {"peer_loss": 4.2, "stint": [{"loss": 4.3}], "time_to_loss": None}
+    assert medians([runs[0], missed, missed])[-1] == "not reached"
+    assert medians([runs[0], missed, runs[1]])[-1] == "7.0 times as fast", "a seed that missed the loss counts"
+    faster = {**runs[1], "stint": [{"loss": 3.5}, {"loss": 4.1}]}
+    assert medians([runs[0], faster])[-1] == "at least 7.5 times as fast", "its shortest run was better still"
+    only_full = [{**run, "stint": run["stint"][:1], "time_to_loss": 1.0} for run in runs]
+    assert medians(only_full)[-1] == "-", "no shorter run was made"
 
 
 def test_the_replay_is_the_one_on_file() -> None:
