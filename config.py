@@ -86,6 +86,9 @@ class TrainingDeviceConfig(DeviceConfig):
     peak_flops: float | None = knob(None, "FLOP/s that MFU is measured against; null: the table's, else measured")
 
 
+LARGER = "from 1e14 FLOPs on, or where only steps are given"
+
+
 @dataclass
 class ModelConfig:
     size: str | None = knob(None, "n_layer and n_embd in one, e.g. 12x768, so that a sweep can change both together")
@@ -103,17 +106,15 @@ class ModelConfig:
     bias: bool = knob(False, "biases in linear layers and layer norms")
     tie: bool = knob(False, "one matrix for embedding and output")
     position: str = knob("rotary", "learned | rotary")
-    norm: str | None = knob(None, "layernorm | rmsnorm; null: layernorm below 1e14 FLOPs, else rmsnorm")
-    activation: str | None = knob(None, "gelu | relu2 | swiglu; null: gelu below 1e14 FLOPs, else relu2")
-    qk_norm: bool | None = knob(None, "normalise queries and keys; null: from 1e14 FLOPs on")
+    norm: str | None = knob(None, f"layernorm | rmsnorm; null: rmsnorm {LARGER}, else layernorm")
+    activation: str | None = knob(None, f"gelu | relu2 | swiglu; null: relu2 {LARGER}, else gelu")
+    qk_norm: bool | None = knob(None, f"normalise queries and keys; null: {LARGER}")
     initialisation: str | None = knob(
-        None, "gpt2 | zero (as gpt2, residual output projections start at 0); null: gpt2 below 1e14 FLOPs, else zero"
+        None, f"gpt2 | zero (as gpt2, residual output projections start at 0); null: zero {LARGER}, else gpt2"
     )
     rope_theta: float = knob(10000.0, "base of the rotary frequencies")
     embed_norm: bool = knob(True, "normalise embeddings before the first block")
-    x0_shortcut: bool | None = knob(
-        None, "give every block the embedding again, in learned shares; null: from 1e14 FLOPs on"
-    )
+    x0_shortcut: bool | None = knob(None, f"give every block the embedding again, in learned shares; null: {LARGER}")
     value_residual: bool = knob(False, "mix the first block's values into those of every later one, in learned shares")
     value_embeddings: bool = knob(False, "add an embedding of the token to the values of every second block")
     bigram_rows: int | None = knob(

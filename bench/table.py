@@ -16,6 +16,7 @@ from typing import Any
 from bench.peers import PEERS, Peer
 from bench.peers.peer import FORMS
 from budget.clock import Limits
+from model.shape import PLAIN
 from plan import probe_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +178,8 @@ def tuning(found: dict[str, Any]) -> list[str]:
         rows.append(
             [
                 f"{each['minutes']:g} min",
-                f"{plan['n_layer']} x {plan['n_embd']}, batch {plan['batch_tokens']:,}, rate {plan['learning_rate']:g}",
+                f"{plan['n_layer']} x {plan['n_embd']}, {'plain' if plan.get('block') == PLAIN else 'modern'} block,"
+                f" batch {plan['batch_tokens']:,}, rate {plan['learning_rate']:g}",
                 f"{planned:.3f}",
                 ", ".join(f"{name} {loss - planned:+.3f}" for loss, name in others),
             ]
@@ -188,7 +190,7 @@ def tuning(found: dict[str, Any]) -> list[str]:
         "",
         f"Threads of a run: {', '.join(sorted({str(each['threads']) for each in found['budgets']}))}. The same time for each, as"
         " tokens at its own speed; nats per token, on validation tokens, as all else here. One choice changed at a time, of the"
-        " plan's or of the defaults; `plain block`, which plans below 1e14 FLOPs have since: layer norm, GELU, GPT-2's"
+        " plan's or of the defaults; `plain block`, which plans below 1e14 FLOPs have: layer norm, GELU, GPT-2's"
         " initialisation, no query and key norm and no x0 shortcut, all at once.",
         "",
         *table(["budget", "planned", "loss", "with one choice changed"], rows),
@@ -287,15 +289,28 @@ def text() -> str:
 
 def comparison() -> str:
     """The README's table: a row for each peer and form of its settings, medians over the seeds."""
-    rows = []
+    rows: list[list[str]] = []
+    everything: list[dict[str, Any]] = []
     for peer in PEERS:
         path = RESULTS / f"against_{peer.name}.json"
         found = json.loads(path.read_text())["rounds"] if path.exists() else []
+        everything += found
         for form in FORMS:
             runs = [row for row in found if row["form"] == form]
             rows += [[peer.title, form, str(len(runs)), *medians(runs)]] if runs else []
     columns = ["", "its settings", "seeds", "its loss", "stint's", "lower by", "to the same loss"]
-    return "".join(f"{line}\n" for line in table(columns, rows))
+    lines = table(columns, rows)
+    if any(block_of(run) != PLAIN for run in everything):
+        lines += [
+            "",
+            "stint had `modern`'s block in some of these runs; now its plans for so little compute have the plain one.",
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def block_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The knobs of a block that stint had in the peer's own seconds."""
+    return {knob: row["stint"][0]["model"][knob] for knob in PLAIN}
 
 
 def medians(runs: list[dict[str, Any]]) -> list[str]:

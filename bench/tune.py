@@ -180,7 +180,8 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
         "threads": threads,
         "planned": {
             key: plan[key] for key in ("n_layer", "n_embd", "batch_tokens", "learning_rate", "optimizer", "tokens")
-        },
+        }
+        | {"block": plan.get("block", {})},
         "best": best,
         "regret": means["as planned"] - means[best],
         "losses": means,
@@ -191,20 +192,22 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
 
 def curve(budgets: list[dict[str, Any]]) -> dict[str, Any]:
     """`slope`, `curvature` and `centre` of ln L = level - slope ln C + curvature (ln N / (centre N*))^2 through all sizes of
-    all budgets, as in budget.laws.loss_curve, N* being Chinchilla's for the C of each; and `rms`, by how much they are off
-    it, in ln L."""
-    law, points = LAWS["chinchilla-table3"], []
-    for run in (run for each in budgets for run in each["runs"]):
+    all budgets, as in budget.laws.loss_curve, N* being Chinchilla's for the C of each, and the level that of a block; and `rms`,
+    by how much they are off it, in ln L."""
+    law, points, plain = LAWS["chinchilla-table3"], [], []
+    for own, run in ((one, run) for one in budgets for run in one["runs"]):
         if "loss" in run and run["name"] in ("as planned", run["size"]):
             layers, width = (int(part) for part in run["size"].split(" x "))
             shape = Shape(layers, heads_for(width), width, 64, BPE_VOCABULARY, **PRESETS["modern"])
             size = shape.matmul_parameters()
             points.append((6.0 * size * run["tokens"], size, math.log(run["loss"])))
+            plain.append(float(own["planned"].get("block") == PLAIN))
     flops, sizes, losses = (np.array(column) for column in zip(*points, strict=True))
     away = np.log(sizes / [law.parameters(each) for each in flops])
-    terms = np.stack([np.ones_like(away), -np.log(flops), away**2, away], axis=1)
+    levels = [np.ones_like(away)] if len(set(plain)) == 1 else [np.array(plain), 1 - np.array(plain)]
+    terms = np.stack([-np.log(flops), away**2, away, *levels], axis=1)
     found = np.linalg.lstsq(terms, losses, rcond=None)[0]
-    _, slope, curvature, tilt = (float(each) for each in found)
+    slope, curvature, tilt = (float(each) for each in found[:3])
     rms = float(np.sqrt(np.mean((losses - terms @ found) ** 2)))
     span = [float(flops.min()), float(flops.max())]
     centre = math.exp(-tilt / (2 * curvature))

@@ -29,6 +29,7 @@ import yaml
 from budget.fit import Fit, Point, fit
 from budget.laws import LAWS, bracket, save_law, unique_worth
 from errors import MachineError, UserError, reported
+from model.shape import PLAIN
 from untrusted import JSON_BYTES, parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             # Older records are of AdamW without tables, the only ones there were.
             str(result.content.get("plan", {}).get("optimizer", "adamw")),
             int(result.content["model"].get("bigram_rows", 0)),
-            " and ".join(str(result.content["model"].get(knob)) for knob in ("norm", "activation")),
+            ", ".join(f"{knob}={result.content['model'].get(knob)}" for knob in PLAIN),
         )
     except Unusable as why:
         return str(why)

@@ -74,9 +74,9 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
 def block_for(flops: float | None) -> dict[str, Any]:
     """Norm, activation, initialisation, norm of queries and keys and x0 shortcut by compute: the plain ones below 1e14 FLOPs,
     `modern`'s above, and where the compute is not known. One by one they make next to no difference there; together `modern`'s
-    take 7 to 9 % of a step's time and are 0.016 to 0.019 nats behind in three and five minutes of one core, 6e12 to 2e13 FLOPs
-    (bench/results/tune.json, "plain block"). Larger models are better with them (modded-nanogpt's records, nanochat's log);
-    between, nothing was tried."""
+    take 6 to 8 % of a step's time and were 0.011, 0.019 and 0.016 nats behind in one, three and five minutes of one core, 3e12
+    to 2.5e13 FLOPs, two seeds and one each (bench/results/tune.json, "plain block"). Larger models are better with them
+    (modded-nanogpt's records, nanochat's log); between, nothing was tried: the bound is the context's."""
     block = PLAIN if flops is not None and flops < TINY_FLOPS else PRESETS["modern"]
     return {knob: block[knob] for knob in PLAIN}
 

@@ -41,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Five knobs of `modern` that bought nothing in ten minutes of a CPU and less, as they are without it (budget/rules.py).
+# Five knobs of `modern` that bought nothing in five minutes of a CPU and less, as they are without it (budget/rules.py).
 PLAIN: dict[str, Any] = {
     "norm": "layernorm",
     "activation": "gelu",

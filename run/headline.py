@@ -15,6 +15,7 @@ SHOWN_OF_PLAN = (
     "n_head",
     "n_embd",
     "block_size",
+    "bigram_rows",
     "parameters",
     "tokens",
     "steps",
@@ -52,7 +53,8 @@ def figures(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 def knobs(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run on wandb: every knob, and under `planned` what the plan chose where a knob was left open."""
-    return {**config, "planned": {name: plan[name] for name in SHOWN_OF_PLAN if name in plan}}
+    planned = {name: plan[name] for name in SHOWN_OF_PLAN if name in plan}
+    return {**config, "planned": planned | mapping(plan.get("block"))}
 
 
 def headline(result: Mapping[str, Any]) -> dict[str, Any]:

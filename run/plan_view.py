@@ -99,7 +99,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
         ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
         ("within 1 %", _flat(plan), plan.source["flat"]),
-        ("block", block_in_words(plan.block), plan.source.get("block", "")),
+        *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.table import medians, with_comparison
+import bench.table
+from bench.table import comparison, medians, with_comparison
+from model.shape import PLAIN, PRESETS
 from tests.conftest import ROOT, TINY, folder_of, train
 
 README = (ROOT / "README.md").read_text()
@@ -77,6 +79,17 @@ def test_the_first_result_is_the_one_on_file() -> None:
 def test_the_comparison_is_the_one_on_file() -> None:
     assert with_comparison(README) == README, "python -m bench.table writes it anew"
     assert README.count("| nanoGPT | tuned | 3 |") == 1, "three seeds of the headline"
+
+
+def test_the_comparison_says_which_block_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.table, "RESULTS", tmp_path)
+    said = []
+    for block in (PRESETS["modern"], PLAIN):
+        model = {knob: block[knob] for knob in PLAIN}
+        row = {"form": "tuned", "peer_loss": 4.2, "stint": [{"loss": 3.7, "model": model}], "time_to_loss": None}
+        (tmp_path / "against_nanogpt.json").write_text(json.dumps({"rounds": [row]}))
+        said.append("modern" in comparison())
+    assert said == [True, False]
 
 
 def test_the_comparison_is_of_medians() -> None:

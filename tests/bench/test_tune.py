@@ -147,19 +147,28 @@ def test_a_step_in_parts_is_the_same_step() -> None:
 
 
 def test_the_curve_is_found_again() -> None:
-    """Of losses that are made by one; rows of another batch or rate say nothing of sizes."""
+    """Of losses that are made by one; rows of another batch or rate say nothing of sizes, and a block has a level of its own."""
     law, runs = LAWS["chinchilla-table3"], []
-    for name, tokens in (("1 x 64", 1e7), ("2 x 128", 5e6), ("4 x 64", 2e7), ("2 x 192", 4e6), ("1 x 128", 1e6)):
+    for name, tokens in (
+        ("1 x 64", 1e7),
+        ("2 x 128", 5e6),
+        ("4 x 64", 2e7),
+        ("2 x 192", 4e6),
+        ("1 x 128", 1e6),
+        ("2 x 64", 3e6),
+    ):
         layers, width = (int(part) for part in name.split(" x "))
         size = Shape(layers, width // 64, width, 64, 4096, **PRESETS["modern"]).matmul_parameters()
         flops = 6 * size * tokens
         loss = math.exp(3.0 - 0.05 * math.log(flops) + 0.03 * math.log(size / (0.8 * law.parameters(flops))) ** 2)
         runs.append({"name": name, "size": name, "tokens": tokens, "loss": loss})
     runs.append({"name": "batch x 2", "size": "1 x 64", "tokens": 1e7, "loss": 9.0})
-    found = curve([{"runs": runs[:3]}, {"runs": runs[3:]}])
-    assert (found["slope"], found["curvature"], found["centre"]) == pytest.approx((0.05, 0.03, 0.8))
-    assert found["rms"] < 1e-6
-    assert found["runs"] == 5
+    plain = [run | {"loss": 0.98 * run["loss"]} for run in runs[3:]]
+    for later, block in ((runs[3:], {}), (plain, PLAIN)):
+        found = curve([{"planned": {}, "runs": runs[:3]}, {"planned": {"block": block}, "runs": later}])
+        assert (found["slope"], found["curvature"], found["centre"]) == pytest.approx((0.05, 0.03, 0.8))
+        assert found["rms"] < 1e-6
+        assert found["runs"] == 6
 
 
 def test_the_planners_curve_is_the_one_that_was_measured() -> None:

@@ -175,6 +175,19 @@ def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_pat
     assert "block sizes (256 in 1, 512 in 1)" in notes[0]
 
 
+def test_blocks_that_the_compute_chose_differently_are_said(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, 1e5, 1e8, 3.0) for name in "ab"]
+    for folder, qk_norm in zip(folders, (True, False), strict=True):
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        result["model"] |= {"norm": "rmsnorm", "qk_norm": qk_norm}
+        path.write_text(json.dumps(result))
+    (note,) = check_alike(read_runs(folders, "loss")[0], "loss")
+    assert "different blocks" in note
+    assert "qk_norm=True" in note
+    assert "qk_norm=False" in note
+
+
 def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
     """Eight epochs are worth 0.83 of as many new tokens (Muennighoff et al. 2023)."""
     once, often = (write_run(tmp_path / str(n), 1e5, 8e6, 3.0, train_tokens=n) for n in (8e6, 1e6))

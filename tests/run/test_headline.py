@@ -26,8 +26,14 @@ def test_figures_have_names_that_wandb_can_sort_by() -> None:
 
 
 def test_every_knob_keeps_its_name_and_the_plan_has_names_of_its_own() -> None:
-    shown = public_config(knobs({"model": {"n_layer": None}, "plan": {"max_epochs": 4}}, {"n_layer": 8, "curve": []}))
-    assert shown == {"model.n_layer": None, "plan.max_epochs": 4, "planned.n_layer": 8}
+    plan = {"n_layer": 8, "curve": [], "block": {"norm": "layernorm"}}
+    shown = public_config(knobs({"model": {"n_layer": None}, "plan": {"max_epochs": 4}}, plan))
+    assert shown == {
+        "model.n_layer": None,
+        "plan.max_epochs": 4,
+        "planned.n_layer": 8,
+        "planned.norm": "layernorm",
+    }
 
 
 def test_headline_says_how_far_a_run_is_from_its_plan() -> None:
