@@ -264,8 +264,30 @@ def gpu(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def peer_tuning(found: dict[str, Any]) -> list[str]:
+    tuned = next(row["loss"] for row in found["rows"] if row["name"] == "tuned")
+    rows = [
+        [
+            row["name"],
+            f"{row['loss']:.3f}",
+            f"{row['loss'] - tuned:+.3f}",
+            f"{row['iterations']:,}",
+            f"{row['seconds']:.0f} s",
+        ]
+        for row in sorted(found["rows"], key=lambda row: float(row["loss"]))
+    ]
+    return [
+        "## nanoGPT's settings",
+        "",
+        "Those of its tuned form, and one of them changed; a seed each, the horizon matched, as many iterations as fit.",
+        "",
+        *table(["nanoGPT", "loss", "to the tuned form", "iterations", "seconds"], rows),
+    ]
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     **{f"against_{peer.name}": partial(against, peer) for peer in PEERS},
+    "tune_nanogpt": peer_tuning,
     "same_as_nanogpt": same,
     "engine": engine,
     "gpu": gpu,

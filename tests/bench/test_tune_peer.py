@@ -1,0 +1,62 @@
+"""The neighbours of nanoGPT's tuned form: which there are, and that what was paid for is kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import tune_peer
+from bench.peers.nanogpt import NanoGPT
+from bench.peers.peer import Ran
+from bench.table import peer_tuning
+from bench.tune_peer import ROWS, settings_of
+from tests.data.helpers import make, texts, write_jsonl
+
+
+def test_neighbours_differ_from_the_tuned_form_in_one_choice() -> None:
+    peer = NanoGPT(Path("checkout"))
+    tuned = peer.settings("tuned", 900)
+    for name, changes in ROWS.items():
+        settings = settings_of(peer, changes, 900)
+        changed = {key for key in settings if settings[key] != tuned[key]}
+        assert changed == set(changes), f"{name}: every change is one, and of a setting that there is"
+        assert settings["lr_decay_iters"] == settings["max_iters"] == 900
+        assert settings["min_lr"] == pytest.approx(settings["learning_rate"] / 10)
+
+
+def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each is given what fits of it: a batch twice as large half as many iterations."""
+    runs: list[dict[str, Any]] = []
+
+    def run(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+        runs.append(settings)
+        each = (1e-3 * settings["batch_size"],) * settings["max_iters"]
+        return Ran(2.0 + sum(each), len(each), 0, each)
+
+    monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
+    monkeypatch.setattr(NanoGPT, "run", run)
+    monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0 + settings["learning_rate"])
+    monkeypatch.setattr(tune_peer, "matmul_speed", lambda: 1e11)
+    write_jsonl(tmp_path / "text.jsonl", texts(300))
+    prepared = make(tmp_path, tmp_path / "text.jsonl")
+    monkeypatch.setattr(tune_peer, "prepare", lambda spec, log: prepared)
+    output = tmp_path / "found.json"
+    options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output), "--minutes", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000"])
+    tune_peer.main()
+    found = json.loads(output.read_text())
+    assert [row["name"] for row in found["rows"]] == list(ROWS)
+    fitted = {row["name"]: row["iterations"] for row in found["rows"]}
+    assert fitted["tuned"] == pytest.approx(28 / 0.024, abs=1)
+    assert fitted["batch x 2"] == pytest.approx(fitted["tuned"] / 2, abs=1)
+    assert len(runs) == 2 * len(ROWS), "to see what fits, and then for all of it"
+    assert np.load(tmp_path / "runs" / "windows.npz")["x"].shape[1] == found["window"]
+    tune_peer.main()
+    assert len(runs) == 2 * len(ROWS)
+    lines = peer_tuning(found)
+    assert "| learning rate x 0.5 | 4.002 | -0.002 |" in "\n".join(lines)
