@@ -55,7 +55,7 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     assert fitted["tuned"] == pytest.approx(28 / 0.024, abs=1)
     assert fitted["batch x 2"] == pytest.approx(fitted["tuned"] / 2, abs=1)
     assert len(runs) == 2 * len(ROWS), "to see what fits, and then for all of it"
-    assert np.load(tmp_path / "runs" / "windows.npz")["x"].shape[1] == found["window"]
+    assert np.load(tmp_path / "runs" / "windows.npz", allow_pickle=False)["x"].shape[1] == found["window"]
     tune_peer.main()
     assert len(runs) == 2 * len(ROWS)
     lines = peer_tuning(found)
