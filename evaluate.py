@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from command_line import launch
+from command_line import launch, leave
 from config import EvaluateConfig
 from data.loader import EvalRange
 from data.readers import read_documents, source_id
@@ -127,3 +127,4 @@ def shown(value: float | None, form: str) -> str:
 
 if __name__ == "__main__":
     launch(main, "evaluate")
+    leave()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from assemble import build, compile_model, micro_batches
 from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
-from command_line import as_yaml, current_sweep, launch
+from command_line import as_yaml, current_sweep, launch, leave
 from config import Config, identity
 from data.prepare import prepare
 from errors import FULL_DISK, MachineError, UserError
@@ -456,9 +456,7 @@ def command() -> None:
         status = stop.code
     if current_sweep():  # its launcher may have processes of its own to end
         sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(status)
 
 
 if __name__ == "__main__":
