@@ -27,18 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from bench.own import ROOT, TOKENIZER, run_stint
+from bench.own import ROOT, corpus_in, run_stint
 from bench.peers import CHECKOUTS, Peer, find_peer
 from bench.peers.cramming import Cramming
-from bench.peers.peer import FORMS
+from bench.peers.peer import FORMS, write_windows
 from budget.probe import measure_peak
 from data.loader import EvalRange
-from data.prepare import prepare
-from data.shards import Corpus, open_corpus
-from data.sources import DataSpec
+from data.shards import Corpus
 from evals.language_model import evaluate
 from run.finished import load_finished
 from run.machine import find_machine
@@ -88,9 +85,7 @@ class Comparison:
     def rounds(self, corpus: Corpus, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
         """A measurement for every form of the peer and every seed but those that are `done`."""
         self.peer.write_data(corpus, self.place)
-        windows = EvalRange(corpus.val, self.peer.window, self.tokens)
-        x, y, _ = windows.windows(0, windows.n_windows)
-        np.savez(self.place / "windows.npz", x=x, y=y)
+        write_windows(EvalRange(corpus.val, self.peer.window, self.tokens), self.place / "windows.npz")
         missing = [(form, seed) for seed in range(self.seeds) for form in self.forms if (form, seed) not in done]
         forms = dict.fromkeys(form for form, _ in missing)
         fits = {form: self.peer.amount_within(self.place, form, 60 * self.minutes) for form in forms}
@@ -233,8 +228,7 @@ def parsed() -> tuple[Comparison, Path]:
 def main() -> None:
     asked, output = parsed()
     asked.place.mkdir(parents=True, exist_ok=True)
-    spec = DataSpec(source="slimpajama", path=asked.folder, tokenizer=TOKENIZER)
-    corpus = open_corpus(prepare(spec, log=print).folder)
+    corpus = corpus_in(asked.folder)
     found = earlier_rounds(output, asked)
     if others := {str(row.get("git")) for row in found} - {str(git_commit())}:
         print(

@@ -29,11 +29,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.engine import Step
 from bench.peers.nanogpt import NanoGPT
+from bench.peers.peer import write_windows
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
@@ -194,8 +194,7 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
     corpus = open_corpus(prepare(DataSpec(source="stdlib", tokenizer=TOKENIZER)).folder)
     block = int(PEER["block_size"])
     chosen = EvalRange(corpus.val, block, VALIDATION_TOKENS)
-    x, y, _ = chosen.windows(0, chosen.n_windows)
-    np.savez(place / "windows.npz", x=x, y=y)
+    write_windows(chosen, place / "windows.npz")
     run_peer, peer_loss = nanogpt(checkout, place, corpus)
     calibrated = run_peer(CALIBRATION, "calibration")
     planned_s = min(MOST_S, (deadline - now() - JUDGING_S) / (1 + sum(SHARES)))

@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from command_line import BEFORE_TORCH
+from data.prepare import prepare
+from data.shards import Corpus, open_corpus
+from data.sources import DataSpec
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "bpe-4096"
 # Always as many, however slow the machine or the model is: of fewer, the tokens would be others.
 SCORED = ("samples.prompts=[]", "eval.every=0", "eval.tokens=65536", "eval.max_fraction=1")
+
+
+def corpus_in(folder: str) -> Corpus:
+    """A folder in SlimPajama's layout as the runs of `run_stint` find it, prepared if it is not."""
+    return open_corpus(prepare(DataSpec(source="slimpajama", path=folder, tokenizer=TOKENIZER), log=print).folder)
 
 
 def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> Path:

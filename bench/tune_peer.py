@@ -15,16 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.against import matmul_speed
-from bench.own import ROOT, TOKENIZER
+from bench.own import ROOT, corpus_in
 from bench.peers.nanogpt import TUNED, NanoGPT
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, write_windows
 from data.loader import EvalRange
-from data.prepare import prepare
-from data.shards import open_corpus
-from data.sources import DataSpec
 
 RESULT = ROOT / "bench" / "results" / "tune_nanogpt.json"
 FACTORS = (0.5, 2.0)
@@ -75,12 +70,9 @@ def main() -> None:
     peer = NanoGPT(options.peer.resolve())
     place = options.place.resolve()
     place.mkdir(parents=True, exist_ok=True)
-    spec = DataSpec(source="slimpajama", path=str(Path(options.corpus).resolve()), tokenizer=TOKENIZER)
-    corpus = open_corpus(prepare(spec, log=print).folder)
+    corpus = corpus_in(str(Path(options.corpus).resolve()))
     peer.write_data(corpus, place)
-    windows = EvalRange(corpus.val, peer.window, options.tokens)
-    x, y, _ = windows.windows(0, windows.n_windows)
-    np.savez(place / "windows.npz", x=x, y=y)
+    write_windows(EvalRange(corpus.val, peer.window, options.tokens), place / "windows.npz")
     head = {
         "how": f"python -m bench.tune_peer CORPUS --peer CHECKOUT --minutes {options.minutes:g} --tokens {options.tokens}",
         "validation_tokens": options.tokens,

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from config import EvalConfig
 from errors import UserError
+from model.shape import PLAIN
 from sweeps.jobs import HEAD, ROOT
 
 # From so many parameters (as a law counts them) on, the published shapes are within reach of the budget.
@@ -103,6 +105,10 @@ def baseline_block(plan: Plan) -> list[str]:
     return [str(PUBLISHED_BLOCK if published(plan) else plan["block_size"])]
 
 
+def of_the_block(knob: str, plan: Plan) -> list[str]:
+    return [str(plan["block"][knob])]
+
+
 def eval_tokens(plan: Plan) -> list[str]:
     """So many validation tokens that every job of a sweep can afford them, as each would else cut them to its own speed."""
     tokens = EvalConfig().tokens
@@ -112,12 +118,18 @@ def eval_tokens(plan: Plan) -> list[str]:
 
 
 # One value each: what a job's own measurements would choose a little differently each time is the same in all jobs of a sweep.
-FIXED = ("size", "batch", "optimizer", "learning_rate", "eval_tokens", "baseline_batch", "baseline_block")
+FIXED = (
+    *("size", "batch", "optimizer", "learning_rate", "block_size", "bigram_rows", *PLAIN),
+    *("eval_tokens", "baseline_batch", "baseline_block"),
+)
 VALUES: dict[str, Callable[[Plan], list[str]]] = {
     "size": lambda plan: [f"{plan['n_layer']}x{plan['n_embd']}"],
     "batch": lambda plan: [str(plan["batch_tokens"])],
     "optimizer": lambda plan: [str(plan["optimizer"])],
     "learning_rate": lambda plan: [str(plan["learning_rate"])],
+    "block_size": lambda plan: [str(plan["block_size"])],
+    "bigram_rows": lambda plan: [str(plan["bigram_rows"])],
+    **{knob: partial(of_the_block, knob) for knob in PLAIN},
     "eval_tokens": eval_tokens,
     "depths": depths,
     "width_depth": width_depth,

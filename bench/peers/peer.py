@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 if TYPE_CHECKING:
+    from data.loader import EvalRange
     from data.shards import Corpus
 
 FORMS = ("shipped", "matched", "tuned")
@@ -64,4 +67,10 @@ class Peer(ABC):
 
     @abstractmethod
     def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
-        """Nats per token of that model on windows.npz: inputs x and targets y, -1 for none, int64 (windows, tokens)."""
+        """Nats per token of that model on windows that `write_windows` wrote."""
+
+
+def write_windows(windows: EvalRange, path: Path) -> None:
+    """An .npz that peers are scored on: inputs x and targets y, -1 for none, int64 (windows, tokens)."""
+    x, y, _ = windows.windows(0, windows.n_windows)
+    np.savez(path, x=x, y=y)

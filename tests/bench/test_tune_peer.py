@@ -15,6 +15,7 @@ from bench.peers.nanogpt import NanoGPT
 from bench.peers.peer import Ran
 from bench.table import peer_tuning
 from bench.tune_peer import ROWS, settings_of
+from data.shards import open_corpus
 from tests.data.helpers import make, texts, write_jsonl
 
 
@@ -44,7 +45,7 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tune_peer, "matmul_speed", lambda: 1e11)
     write_jsonl(tmp_path / "text.jsonl", texts(300))
     prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "prepare", lambda spec, log: prepared)
+    monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
     output = tmp_path / "found.json"
     options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output), "--minutes", "0.5"]
     monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000"])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from model.shape import PLAIN, PRESETS
 from sweeps.around import FIXED, VALUES, width_depth
 
 SMALL = {
@@ -17,6 +18,8 @@ SMALL = {
     "learning_rate": 0.01,
     "batch_tokens": 1024,
     "block_size": 64,
+    "bigram_rows": 262144,
+    "block": PLAIN,
     "optimizer": "muon",
 }
 LARGE = {
@@ -28,6 +31,8 @@ LARGE = {
     "learning_rate": 1e-3,
     "batch_tokens": 131072,
     "block_size": 512,
+    "bigram_rows": 0,
+    "block": {knob: PRESETS["modern"][knob] for knob in PLAIN},
     "optimizer": "adamw",
 }
 
@@ -74,3 +79,15 @@ def test_isoflop_sizes_double_and_centre_on_the_plan(plan: dict[str, Any]) -> No
     sizes = [tuple(map(int, value.split("x"))) for value in VALUES["isoflop_sizes"](plan)]
     ratios = [layers * width**2 / (plan["n_layer"] * plan["n_embd"] ** 2) for layers, width in sizes]
     assert ratios == pytest.approx([0.25, 0.5, 1, 2, 4], rel=0.13)
+
+
+def test_the_runs_of_a_law_are_of_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their budgets may lie on both sides of where plans change the context, the table or the block."""
+    from sweeps import record, wandb_agent
+
+    monkeypatch.setattr(record, "plan_of", lambda yaml: SMALL)
+    params = wandb_agent.composed("isoflop", ["budget.hours=0.05"])["hydra"]["sweeper"]["params"]
+    assert len(params["budget.flops"].split(",")) == 3
+    given = {key.removeprefix("model."): str(value) for key, value in params.items() if key.startswith("model.")}
+    del given["size"]
+    assert given == {"block_size": "64", "bigram_rows": "262144"} | {knob: str(value) for knob, value in PLAIN.items()}
