@@ -109,7 +109,7 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 	@$(PY) -m bench.engine
 	@$(PY) -m bench.startup
 	$(if $(PEER),@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)",@echo "no PEER=NANOGPT: bench.same_as_nanogpt is left out")
-	$(if $(PEER),@$(PY) -m bench.tune_peer $(CORPUS) --peer "$(PEER)")
+	$(if $(PEER),@$(PY) -m bench.tune_peer $(CORPUS) --peer "$(PEER)" --at-once)
 	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done
 	@$(PY) -m bench.ablate $(CORPUS) --at-once
 	@$(PY) -m bench.tune $(CORPUS) --at-once

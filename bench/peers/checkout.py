@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,11 +66,7 @@ class CheckoutPeer(Peer):
         return self.ran(seconds, self.iteration_seconds(done.stdout), settings)
 
     def amount_within(self, place: Path, form: str, seconds: float) -> int:
-        return self.fitting(place, lambda iterations: self.settings(form, iterations), seconds)
-
-    def fitting(self, place: Path, settings: Callable[[int], dict[str, Any]], seconds: float) -> int:
-        """How many iterations of these settings fit."""
-        ran = self.run(place, "calibration", 0, settings(CALIBRATION))
+        ran = self.run(place, "calibration", 0, self.settings(form, CALIBRATION))
         start = ran.seconds - sum(ran.each)
         return int((seconds - start) / statistics.median(ran.each))
 
