@@ -222,6 +222,27 @@ def startup(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def spinning(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["spin_count"],
+            f"{row['idle_milliseconds']:.1f} ms",
+            f"{row['idle_over_ours']:.2f}",
+            f"{row['busy_milliseconds']:.1f} ms",
+            f"{row['busy_over_ours']:.2f}",
+        ]
+        for row in found["rows"]
+    ]
+    return [
+        "## Threads that wait",
+        "",
+        f"A step of 2 layers of width 128 by GOMP_SPINCOUNT, which is {found['ours']} where the user sets none, alone and beside"
+        f" one process that keeps a core busy; medians of {found['rounds']} processes, and of pairs in turn.",
+        "",
+        *table(["turns", "alone", "to ours", "beside", "to ours"], rows),
+    ]
+
+
 def same(found: dict[str, Any]) -> list[str]:
     return [
         "## `classic` is nanoGPT's GPT-2",
@@ -294,6 +315,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "ablate": ablation,
     "tune": tuning,
     "startup": startup,
+    "spinning": spinning,
 }
 
 
