@@ -30,8 +30,7 @@ from typing import Any
 import torch
 
 from bench.own import ROOT, corpus_in, run_stint
-from bench.peers import CHECKOUTS, Peer, find_peer
-from bench.peers.cramming import Cramming
+from bench.peers import KNOWN, Peer, find_peer
 from bench.peers.peer import FORMS, write_windows
 from budget.probe import measure_peak
 from data.loader import EvalRange
@@ -201,9 +200,8 @@ def conclude(peer: Peer, forms: tuple[str, ...], found: list[dict[str, Any]]) ->
 def parsed() -> tuple[Comparison, Path]:
     """What the command line asks for, and the file of its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = f"a checkout of {' or '.join(kind.title for kind in CHECKOUTS)}, or {Cramming.given}"
     parser.add_argument("corpus", help="folder in SlimPajama's layout")
-    parser.add_argument("--peer", required=True, help=known)
+    parser.add_argument("--peer", required=True, help=KNOWN)
     parser.add_argument("--minutes", type=float, default=5.0, help="the peer's, start and all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=524288, help="of the validation part")
@@ -215,7 +213,7 @@ def parsed() -> tuple[Comparison, Path]:
     folder = str(Path(options.corpus).resolve())
     peer = find_peer(options.peer, folder)
     if peer is None:
-        sys.exit(f"--peer {options.peer!r} is not {known}; skipped")
+        sys.exit(f"--peer {options.peer!r} is not {KNOWN}; skipped")
     forms = tuple(options.forms or peer.forms)
     if unknown := set(forms) - set(peer.forms):
         sys.exit(f"--forms {' '.join(sorted(unknown))}: {peer.title} has {', '.join(peer.forms)}")

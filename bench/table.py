@@ -285,7 +285,7 @@ def gpu(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def peer_tuning(found: dict[str, Any]) -> list[str]:
+def peer_tuning(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     tuned = {row["name"]: row["loss"] for row in found["rows"]}.get("tuned", math.nan)  # if it is not finished yet
     rows = [
         [
@@ -297,18 +297,18 @@ def peer_tuning(found: dict[str, Any]) -> list[str]:
         for row in sorted(found["rows"], key=lambda row: float(row["loss"]))
     ]
     return [
-        "## nanoGPT's settings",
+        f"## {peer.title}'s settings",
         "",
         "Those of its tuned form, and one of them changed; a seed each, the horizon matched, as many iterations as fit into"
         f" {found['minutes']:g} minutes at speeds that were measured in turn.",
         "",
-        *table(["nanoGPT", "loss", "to the tuned form", "iterations"], rows),
+        *table([peer.title, "loss", "to the tuned form", "iterations"], rows),
     ]
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     **{f"against_{peer.name}": partial(against, peer) for peer in PEERS},
-    "tune_nanogpt": peer_tuning,
+    **{f"tune_{peer.name}": partial(peer_tuning, peer) for peer in PEERS},
     "same_as_nanogpt": same,
     "engine": engine,
     "gpu": gpu,

@@ -12,6 +12,7 @@ from bench.peers.peer import Peer
 
 CHECKOUTS: tuple[type[CheckoutPeer], ...] = (NanoGPT, LlmBaselines)
 PEERS: tuple[type[Peer], ...] = (*CHECKOUTS, Cramming)
+KNOWN = f"a checkout of {' or '.join(kind.title for kind in CHECKOUTS)}, or {Cramming.given}"  # what --peer takes
 
 
 def find_peer(given: str, corpus: str) -> Peer | None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bench.own import finished, run_stint
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Peer, Ran
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Peer, Ran, rates_beside
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -66,6 +66,7 @@ class Cramming(Peer):
         " does not compare. Tuned: with the learning rate that was found for nanoGPT."
     )
     forms: ClassVar[tuple[str, ...]] = ("matched", "tuned")
+    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside(TUNED, 0.25, 0.5, 2.0)
 
     def write_data(self, corpus: Corpus, place: Path) -> None:
         """Nothing: it reads what stint reads."""
@@ -76,13 +77,22 @@ class Cramming(Peer):
 
     def settings(self, form: str, amount: float) -> dict[str, Any]:
         """`amount` counts seconds."""
-        return RECIPE | (TUNED if form == "tuned" else {}) | {"budget.hours": round(amount / 3600, 8)}
+        return self.recipe(form) | {"budget.hours": round(amount / 3600, 8)}
+
+    def settings_for(self, form: str, iterations: int) -> dict[str, Any]:
+        recipe = self.recipe(form)
+        return recipe | {"budget.tokens": iterations * recipe["optim.batch_tokens"]}
+
+    @staticmethod
+    def recipe(form: str) -> dict[str, Any]:
+        return RECIPE | (TUNED if form == "tuned" else {})
 
     def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
         arguments = [f"{key}={value}" for key, value in settings.items()]
         result = json.loads((run_stint(place, self.corpus, name, seed, arguments) / "result.json").read_text())
         spent = result["spent"]  # looking the corpus up is left out here, but charged to stint
-        return Ran(spent["hours"] * 3600, spent["steps"], spent["tokens"])
+        each = spent["tokens"] / spent["steps"] / result["throughput"]["tokens_per_second"]
+        return Ran(spent["hours"] * 3600, spent["steps"], spent["tokens"], (each,) * spent["steps"])
 
     def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
         import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Ran
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Ran, rates_beside
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -48,6 +48,8 @@ class LlmBaselines(CheckoutPeer):
     note: ClassVar[str] = (
         "Its own Llama with AdamW. Tuned: with the batch and learning rate that were found for nanoGPT."
     )
+
+    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside({"lr": TUNED_RATE}, 0.25, 0.5, 2.0)
 
     @staticmethod
     def is_at(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, Ran
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, Ran, rates_beside
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -30,13 +30,23 @@ SHIPPED = {
     "gradient_accumulation_steps": 1,
     "lr_decay_iters": 2000,
 }
-TUNED = {"batch_size": TUNED_BATCH, "learning_rate": TUNED_RATE, "min_lr": TUNED_RATE / 10}
+TUNED_RATES = {"learning_rate": TUNED_RATE, "min_lr": TUNED_RATE / 10}
+TUNED = {"batch_size": TUNED_BATCH, **TUNED_RATES}
 
 
 class NanoGPT(CheckoutPeer):
     name: ClassVar[str] = "nanogpt"
     title: ClassVar[str] = "nanoGPT"
     given: ClassVar[str] = "CHECKOUT"
+    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside(TUNED_RATES, 0.5, 2.0)
+    neighbours: ClassVar[dict[str, dict[str, Any]]] = {
+        "batch x 0.5": {"batch_size": TUNED_BATCH // 2},
+        "batch x 2": {"batch_size": TUNED_BATCH * 2},
+        "1 x 128": {"n_layer": 1},
+        "2 x 128": {"n_layer": 2},
+        "4 x 64": {"n_embd": 64},
+        "1 x 64": {"n_layer": 1, "n_embd": 64},
+    }
 
     @staticmethod
     def is_at(path: Path) -> bool:

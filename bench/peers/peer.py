@@ -41,6 +41,8 @@ class Peer(ABC):
         note: What a reader of the result has to know; may be empty.
         forms: Of its settings, the headline last.
         window: Context of its model, tokens.
+        rates: Changes of the tuned form's learning rate alone, by their names, for bench.tune_peer.
+        neighbours: Other changes of the tuned form.
     """
 
     name: ClassVar[str]
@@ -49,6 +51,8 @@ class Peer(ABC):
     note: ClassVar[str] = ""
     forms: ClassVar[tuple[str, ...]] = FORMS
     window: ClassVar[int] = WINDOW
+    rates: ClassVar[dict[str, dict[str, Any]]]
+    neighbours: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @abstractmethod
     def write_data(self, corpus: Corpus, place: Path) -> None:
@@ -62,6 +66,10 @@ class Peer(ABC):
     def settings(self, form: str, amount: float) -> dict[str, Any]:
         """Its options, by its own names, for a run of that length."""
 
+    def settings_for(self, form: str, iterations: int) -> dict[str, Any]:
+        """The same for a run of so many iterations, whatever the unit of `settings`."""
+        return self.settings(form, iterations)
+
     @abstractmethod
     def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
         """Trains, and leaves the model in place/name. Ends the program where the peer fails."""
@@ -69,6 +77,11 @@ class Peer(ABC):
     @abstractmethod
     def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
         """Nats per token of that model on windows that `write_windows` wrote."""
+
+
+def rates_beside(settings: dict[str, float], *factors: float) -> dict[str, dict[str, Any]]:
+    """`rates` of a peer whose learning rate is in these settings."""
+    return {f"learning rate x {by:g}": {key: by * value for key, value in settings.items()} for by in factors}
 
 
 def write_windows(windows: EvalRange, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The neighbours of nanoGPT's tuned form: which there are, and that what was paid for is kept."""
+"""The neighbours of a peer's tuned form: which there are, and that what was paid for is kept."""
 
 from __future__ import annotations
 
@@ -12,39 +12,55 @@ import numpy as np
 import pytest
 
 from bench import tune_peer
+from bench.peers import Peer
+from bench.peers.cramming import Cramming
+from bench.peers.llm_baselines import LlmBaselines
 from bench.peers.nanogpt import NanoGPT
 from bench.peers.peer import Ran
 from bench.table import peer_tuning
-from bench.tune_peer import RATES, ROWS, settings_of
+from bench.tune_peer import rows_of, settings_of
 from data.shards import open_corpus
 from tests.data.helpers import make, texts, write_jsonl
 
 
-def test_neighbours_differ_from_the_tuned_form_in_one_choice() -> None:
-    peer = NanoGPT(Path("checkout"))
-    tuned = peer.settings("tuned", 900)
-    for name, changes in ROWS.items():
+@pytest.mark.parametrize(
+    "peer", [NanoGPT(Path("checkout")), LlmBaselines(Path("checkout")), Cramming("corpus")], ids=str
+)
+def test_neighbours_differ_from_the_tuned_form_in_one_choice(peer: Peer) -> None:
+    tuned = settings_of(peer, "tuned", 900)
+    assert {"learning rate x 0.5", "learning rate x 2"} <= set(peer.rates)
+    for name, changes in rows_of(peer).items():
         settings = settings_of(peer, name, 900)
         changed = {key for key in settings if settings[key] != tuned[key]}
         assert changed == set(changes), f"{name}: every change is one, and of a setting that there is"
-        assert settings["lr_decay_iters"] == settings["max_iters"] == 900
-        assert settings["min_lr"] == pytest.approx(settings["learning_rate"] / 10)
+
+
+def test_a_row_has_the_tuned_forms_schedule_over_its_own_iterations() -> None:
+    nanogpt = settings_of(NanoGPT(Path("checkout")), "learning rate x 0.5", 900)
+    assert nanogpt["lr_decay_iters"] == nanogpt["max_iters"] == 900
+    assert nanogpt["min_lr"] == pytest.approx(nanogpt["learning_rate"] / 10)
+    baselines = settings_of(LlmBaselines(Path("checkout")), "learning rate x 2", 900)
+    assert baselines["iterations"] == baselines["latest_ckpt_interval"] == 900
+    cramming = settings_of(Cramming("corpus"), "learning rate x 2", 900)
+    assert cramming["budget.tokens"] == 900 * cramming["optim.batch_tokens"]
+    assert "budget.hours" not in cramming
 
 
 def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each is given what fits of it, whatever the machine does meanwhile: a batch twice as large half as many iterations."""
     runs: list[str] = []
+    cores: list[int] = []
 
     def run(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
-        slower = 1 + len(runs) // (len(ROWS) - len(RATES)) / 2  # from round to round
+        slower = 1 + len(runs) // (1 + len(NanoGPT.neighbours)) / 2  # from round to round
         runs.append(name)
+        cores.append(len(os.sched_getaffinity(0)))
         each = (slower * 1e-3 * settings["batch_size"],) * settings["max_iters"]
         return Ran(2.0 + sum(each), len(each), 0, each)
 
     monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
     monkeypatch.setattr(NanoGPT, "run", run)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0 + settings["learning_rate"])
-    monkeypatch.setattr(os, "environ", dict(os.environ))
     write_jsonl(tmp_path / "text.jsonl", texts(300))
     prepared = make(tmp_path, tmp_path / "text.jsonl")
     monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
@@ -53,14 +69,16 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000", "--at-once"])
     tune_peer.main()
     found = json.loads(output.read_text())
-    assert {row["name"] for row in found["rows"]} == set(ROWS)
+    rows = rows_of(NanoGPT(tmp_path))
+    assert {row["name"] for row in found["rows"]} == set(rows)
+    assert set(cores[-len(rows) :]) == {1}, "at the same time, on a core each"
     fitted = {row["name"]: row["iterations"] for row in found["rows"]}
     assert fitted["tuned"] == fitted["learning rate x 2"] == found["iterations"]["tuned"]
     assert fitted["batch x 2"] == pytest.approx(fitted["tuned"] / 2, abs=1)
-    assert len(set(runs)) == 1 + len(ROWS), "a folder for each, as some run at the same time"
+    assert len(set(runs)) == 1 + len(rows), "a folder for each, as some run at the same time"
     before = len(runs)
-    assert np.load(tmp_path / "runs" / "windows.npz", allow_pickle=False)["x"].shape[1] == found["window"]
+    assert np.load(tmp_path / "runs" / "nanogpt" / "windows.npz", allow_pickle=False)["x"].shape[1] == found["window"]
     tune_peer.main()
     assert len(runs) == before
-    lines = peer_tuning(found)
+    lines = peer_tuning(NanoGPT, found)
     assert "| learning rate x 0.5 | 4.002 | -0.002 |" in "\n".join(lines)
