@@ -17,10 +17,10 @@ from errors import MachineError, UserError, reported
 from private import given_away
 from run.signals import Interrupted
 
-# OpenMP threads that spin for long while they wait, as they do by default, take nearly twice as long for a step as soon as one
-# other process is busy; asleep at once they take a third longer on an idle machine. 3000 turns, about 10 microseconds, are
-# within 5 and 15 % of the better of the two (bench/results/spinning.json). Only GNU's runtime, torch's on Linux, reads this,
-# when it is loaded.
+# OpenMP threads that spin for long while they wait, as they do by default, take five times as long for a step as soon as one
+# other process is busy, and 1.75 times as long as with 3000 turns, about 10 microseconds; asleep at once they take a third
+# longer on an idle machine. 3000 are within 6 and 16 % of the better of the two (bench/results/spinning.json). Only GNU's
+# runtime, torch's on Linux, reads this, when it is loaded.
 BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
 
 

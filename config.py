@@ -119,7 +119,8 @@ class ModelConfig:
     value_embeddings: bool = knob(False, "add an embedding of the token to the values of every second block")
     bigram_rows: int | None = knob(
         None,
-        "rows of a hashed embedding of each token with the one before; null: 262144 below 1e14 FLOPs, 65536 below 1e17, then 0",
+        "rows of a hashed embedding of each token with the one before; null: 65536 below 1e17 FLOPs (from 2e12 to 1e14 up to"
+        " 262144, by the width), else 0",
     )
     softcap: float = knob(0.0, "bound of the logits, by tanh; 0: none")
     document_mask: bool = knob(False, "attention sees nothing of the documents before a token's own")
@@ -205,7 +206,9 @@ class PlanConfig:
 @dataclass
 class CheckpointConfig:
     max_fraction: float = knob(0.02, "largest share of the time that saving may take; the interval follows from it")
-    every_s: float | None = knob(None, "seconds between checkpoints; null: 2 % of the hours, at most 600")
+    every_s: float | None = knob(
+        None, "seconds between checkpoints; null: 2 % of the hours, from 2 to 600, and 60 without hours"
+    )
 
 
 @dataclass

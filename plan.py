@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 # Share of a device's peak that small models reach, to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
+# On a CPU by the width: without the optimizer's part 0.29, 0.36, 0.49 and 0.64 of a bare matrix product's speed at widths of 64
+# to 512 (bench/results/engine.json), and 0.48 at 128 with larger batches. Share at devices.REFERENCE_WIDTH, and half width.
+CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0
 
 
 def limits_of(config: Config) -> Limits:
@@ -238,7 +241,10 @@ def wants_trials(config: Config, limits: Limits) -> bool:
 
 def first_request(config: Config, text: Text, machine: Machine, overhead_s: float) -> Request:
     """What is asked of the planner before anything was measured here."""
-    return request_for(config, text, machine.peak_flops * (config.mfu or FIRST_GUESS_MFU), overhead_s)
+    request = request_for(config, text, machine.peak_flops * (config.mfu or FIRST_GUESS_MFU), overhead_s)
+    if config.mfu or machine.device.type != "cpu":
+        return request
+    return replace(request, flops_per_second=machine.peak_flops * CPU_GUESS_MFU, half_width=CPU_HALF_WIDTH)
 
 
 def plan_here(

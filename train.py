@@ -278,12 +278,13 @@ def fit(session: Session, trainer: Trainer) -> str:
     """
     import torch
 
+    from model.optim import clipped_parameters
+
     config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
     optimizer, scaler, schedule = trainer.optimizer, trainer.scaler, config.schedule
     late = LateMetrics(session, trainer)
     watch = SpeedWatch(clock.limits.seconds, machine.look, session.console.warn, trainer.metrics.write)
-    # Tables are not clipped: their steps have the same size whatever the gradient's, and a sparse gradient has no norm yet.
-    clipped = [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
+    clipped = clipped_parameters(optimizer)
     clock.steps_ahead = machine.steps_ahead
     # What lies between two steps, a millisecond or two, is training as well; evaluations and checkpoints book themselves.
     with session.signals.deferred(), session.console.progress() as bar, clock.charge("train"):
@@ -344,7 +345,7 @@ def schedule_step(optimizer: torch.optim.Optimizer, learning_rate: float, progre
     set_schedule(optimizer, learning_rate, progress)
 
 
-def clip(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
+def clip(parameters: list[torch.Tensor], largest: float) -> torch.Tensor:
     """Clip the gradient to norm `largest` (0: leave it) and return its norm before that."""
     import torch
 

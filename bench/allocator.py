@@ -1,6 +1,6 @@
 """What it brings that freed memory stays with the process (run/machine.py: keep_freed_memory), on the CPU.
 
-    python -m bench.allocator      # a minute; writes bench/results/allocator.json
+    python -m bench.allocator      # three minutes; writes bench/results/allocator.json
 
 Training steps of three shapes, with and without, in turns and in processes of their own; ratios of medians.
 """

@@ -35,7 +35,7 @@ from data.shards import Split
 from model import loss
 from model.compiled import for_training
 from model.gpt import GPT
-from model.optim import configure_optimizers, set_schedule
+from model.optim import clipped_parameters, configure_optimizers, set_schedule
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_machine
@@ -72,7 +72,7 @@ class Step:
         self.forward = for_training(self.model, compiled)
         kind = machine.device.type
         self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, (0.9, 0.99), kind, optimizer)
-        self.parameters = list(self.model.parameters())
+        self.clipped = clipped_parameters(self.optimizer)
         tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
         split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
         self.loader = Loader(split, shape.block_size, sequences, 0)
@@ -100,8 +100,7 @@ class Step:
             (found * len(some_x) / self.sequences).backward()
             self.loss = found.detach()
             mark("backward")
-        dense = [p for p in self.parameters if p.grad is not None and not p.grad.is_sparse]
-        torch.nn.utils.clip_grad_norm_(dense, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.clipped, 1.0)
         mark("clip")
         set_schedule(self.optimizer, 1e-3, 0.5)
         self.optimizer.step()

@@ -6,7 +6,7 @@
 speed: training steps on random tokens, without torch.compile, block by block and whole: tokens/s, the share of the peak (MFU)
 and of what a bare matrix product reaches in the same process, memory, and the seconds of compiling with a cold cache. loss:
 nanoGPT with the settings that it ships for a small GPU run, its horizon matched to the seconds, and stint in the same seconds
-and in a third of them, start and all; both are judged on the same tokens in the peer's windows.
+and in shares of them, start and all; both are judged on the same tokens in the peer's windows.
 
 Each stage is a process with its seconds, after which it is ended; what it measured until then is written down already.
 """

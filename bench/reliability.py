@@ -19,7 +19,7 @@ HEAD = """# Reliability
 
 Nothing that was paid for is lost: after any fault, type the same command again. Training goes on from the newest checkpoint
 that is whole, with the budget that is left; the seconds that were spent stay spent. At most one interval between two checkpoints
-is done again (2 % of the hours, at most ten minutes; `checkpoint.every_s` sets it).
+is done again (2 % of the hours, from two seconds to ten minutes, and a minute without hours; `checkpoint.every_s` sets it).
 
 Made by `python -m bench.reliability`; the figures are from [faults.json](../bench/results/faults.json).
 """

@@ -1,6 +1,6 @@
 """From the start of the process to the first step, and from there to steady speed.
 
-    python -m bench.startup      # a minute; writes bench/results/startup.json
+    python -m bench.startup      # five minutes; writes bench/results/startup.json
 
 Runs of train.py on the embedded corpus, prepared beforehand, with the plan's trials and without; medians of several.
 """

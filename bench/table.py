@@ -64,13 +64,16 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
         if ratios
         else []
     )
+    parameters = [row["stint"][0]["model"]["parameters"] / 1e6 for row in found["rounds"]]
+    sizes = f"{min(parameters):.0f}M to {max(parameters):.0f}M parameters"
     return [
         f"## Against {peer.title}",
         "",
         *([peer.note, ""] if peer.note else []),
         f"The same seconds on the same machine, start and all; the same corpus and tokenizer; nats per token on"
         f" {found['validation_tokens']:,} validation tokens in windows of {found['window']}. The ratio: {peer.title}'s seconds"
-        " over those in which stint, planning for them from the start, reached its loss.",
+        " over those in which stint, planning for them from the start, reached its loss. Threads wait as each has them wait by"
+        f" itself. Of stint's models, {sizes}, most is rows of its table for pairs of tokens.",
         "",
         *summary,
         *table([peer.title, "seed", "seconds", peer.title, "stint", "better by", "times as fast"], rows),
@@ -145,8 +148,8 @@ def ablation(found: dict[str, Any]) -> list[str]:
         "",
         "What `modern` is `without` in a row is on in it, what it is `with` is off."
         + (
-            f" Within twice the noise: {', '.join(idle)}. Larger models are better with those of a block; plans below 1e14 FLOPs"
-            " leave them out (`budget/rules.py`, block_for)."
+            f" Not worse without by more than twice the noise: {', '.join(idle)}. Larger models are better with those of a block;"
+            " plans below 1e14 FLOPs leave them out (`budget/rules.py`, block_for)."
             if idle
             else ""
         ),
@@ -190,8 +193,8 @@ def tuning(found: dict[str, Any]) -> list[str]:
         "",
         f"Threads of a run: {', '.join(sorted({str(each['threads']) for each in found['budgets']}))}. The same time for each, as"
         " tokens at its own speed; nats per token, on validation tokens, as all else here. One choice changed at a time, of the"
-        " plan's or of the defaults; `plain block`, which plans below 1e14 FLOPs have: layer norm, GELU, GPT-2's"
-        " initialisation, no query and key norm and no x0 shortcut, all at once.",
+        " plan's or of the defaults (another width has the bigram table that plans have at it); `plain block`, which plans below"
+        " 1e14 FLOPs have: layer norm, GELU, GPT-2's initialisation, no query and key norm and no x0 shortcut, all at once.",
         "",
         *table(["budget", "planned", "loss", "with one choice changed"], rows),
         "",

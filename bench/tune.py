@@ -44,6 +44,11 @@ RESULT = ROOT / "bench" / "results" / "tune.json"
 STEP, SMALL_STEPS = 64, (-32, -16, 32)  # of a width; without another depth
 BPE_VOCABULARY = int(TOKENIZER.removeprefix("bpe-"))
 ROUNDS = 6  # steps timed of each model
+BLOCK_ROWS = (
+    "plain block",
+    "modern block",
+    "no x0 shortcut",
+)  # which of them there are depends on the plan's own block
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
     sizes_beside = [
         (n, w) for w in (width - STEP, width, width + STEP) for n in (layers // 4, layers // 2, layers, 2 * layers)
     ]
+    sizes_beside.append((4 * layers, width - STEP))
     sizes_beside += [(layers, width + step) for step in SMALL_STEPS]
     rows = {"as planned": planned}
     rows |= {f"{n} x {w}": sized(n, w) for n, w in sizes_beside if n > 0 and w > 0 and (n, w) != (layers, width)}
@@ -134,7 +140,7 @@ def measured(
         sys.exit(f"{place} is of runs with device.threads={others}, not {threads}; remove it to begin anew")
     plan = before.get("plan") or plan_for(minutes, corpus, [f"device.threads={threads}"])
     rows, speeds = rows_of(plan), dict(before.get("speeds", {}))
-    if unknown := set(only) - set(rows):
+    if unknown := set(only) - set(rows) - set(BLOCK_ROWS):
         sys.exit(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(rows)}")
     finished = {name for name in rows for seed in seeds if list((place / folder_of(name, seed)).glob("*/result.json"))}
     rows = {name: row for name, row in rows.items() if not only or name in {"as planned", *only, *finished}}

@@ -32,8 +32,8 @@ class StepRule(NamedTuple):
 # Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 732 steps were within 0.005 nats of 1,464, better
 # than 2,929, and had a fifth more tokens a second than those; at 0.5M 244 lost 0.01 to 0.05 to 488, by their rates, and had up
 # to a quarter more tokens a second; 122 lost 0.13 to 244 at the same rate (bench/results/tables.json). In one to ten minutes
-# of one core, with 757 to 1,542 steps, no batch and no rate twice or half as large was more than 0.015 better, one seed each
-# (bench/results/tune.json).
+# of one core, with 757 to 1,542 steps, no batch and no rate twice or half as large was more than 0.015 better, two seeds of
+# one minute and one of the others (bench/results/tune.json).
 ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
 GIVEN_STEPS = StepRule(1, 1024, 1)  # a smaller batch buys no more of them
 STEP_RULES = {"adamw": ADAMW_STEPS, "muon": MUON_STEPS}
@@ -50,7 +50,7 @@ WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1
 # was 0.014 nats worse than 0.1, and 0.03 as good (bench/results/tables.json).
 SMALLEST_FITTED, USUAL_WEIGHT_DECAY = 1e8, 0.1
 # Tokens that AdamW needs for the same loss: 1.4 times as many at 0.1B parameters, tuned as well (Wen et al. 2025,
-# arXiv:2509.02046).
+# arXiv:2509.02046). 0.15 nats at 3e12 FLOPs (bench/results/ablate.json) are more than that, so this is the careful figure.
 MUON_GAIN = 1.4
 WARMUP_RANGE = (0.01, 0.1)
 REPEATS_WITH_DROPOUT = 4.0  # epochs
@@ -86,7 +86,7 @@ def bigram_rows_for(flops: float | None, vocab_size: int, n_embd: int) -> int:
     FLOPs (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
     dev/LOG.md). None where the compute is not known.
 
-    Four times as many rows were 0.05 nats at 5e12 FLOPs and width 64, and a second more for all checkpoints of a run; at 9e11
+    Four times as many rows were 0.05 nats at 5.6e12 FLOPs and width 64, and a second more for all checkpoints of a run; at 9e11
     they were 0.02, less than that second would have brought there; sixteen times as many were 0.02 more, and seven seconds
     (bench/results/tables.json). So they are for budgets between, and for tables no larger than that one."""
     if flops is None or flops >= SMALL_FLOPS:
@@ -204,7 +204,7 @@ def dropout_for(epochs: float | None) -> float:
 def muon_overhead(shape: Shape, batch_tokens: int) -> float:
     """Seconds that making updates orthogonal adds to a step, as a share of forward and backward: 5 n / T for a matrix with
     a short side of n (five iterations of 4 n^2 m + 2 n^3 FLOPs, square or up to 4 n long, against 6 n m T), and nothing
-    for the vocabulary's."""
+    for the vocabulary's. On two cores it was 0.6 to 0.75 of that (bench/results/engine.json)."""
     return 5 * shape.n_embd / batch_tokens * shape.non_vocab_parameters() / shape.matmul_parameters()
 
 

@@ -5,8 +5,9 @@ Every variant is a knob of `Shape`; a new norm, activation or initialisation is 
 Weights are float32; a lower precision comes from the caller's autocast.
 
 In square brackets: what a part of `modern` buys, or an option would, in a run of one minute, 2 layers of width 64, at equal
-time (bench/results/ablate.json, docs/performance.md). 0.01 is within the noise. What buys nothing there larger models are
-better with (modded-nanogpt's records, nanochat's log): plans have it from 1e14 FLOPs on (budget/rules.py, block_for).
+time (bench/results/ablate.json, docs/performance.md). 0.01 is within the noise. Norm, activation, initialisation, query and
+key norm and x0 shortcut buy nothing there; larger models are better with them (modded-nanogpt's records, nanochat's log):
+plans have them from 1e14 FLOPs on (budget/rules.py, block_for).
 """
 
 from __future__ import annotations

@@ -122,6 +122,12 @@ def configure_optimizers(
     return BUILDERS[settings.name](model, learning_rate, weight_decay, tuple(betas), device_type, settings)
 
 
+def clipped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Those whose gradients are clipped. Tables are not: their steps have the same size whatever the gradient's, and a sparse
+    gradient has no norm yet."""
+    return [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
+
+
 def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
     """Give each group `learning_rate` times its own `lr_scale`, and Muon its momentum at a share of the budget."""
     for group in optimizer.param_groups:

@@ -22,7 +22,7 @@ from budget.clock import now
 from budget.measured import MIN_REPEATS
 from model.compiled import cache_state, for_training
 from model.gpt import GPT
-from model.optim import configure_optimizers
+from model.optim import clipped_parameters, configure_optimizers
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_device, set_up
@@ -44,7 +44,7 @@ class TrainingStep:
             model = GPT(shape)
         self.forward = for_training(model, compiled)
         self.optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
-        self.clipped = [p for group in self.optim.param_groups if group["role"] != "table" for p in group["params"]]
+        self.clipped = clipped_parameters(self.optim)
         x, y = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)) for _ in range(2))
         self.starts = machine.document_starts(x.numpy(), shape)
         self.x, self.y = x.to(machine.device), y.to(machine.device)

@@ -16,14 +16,17 @@ import pytest
 import torch
 
 from budget.clock import Limits, Pace, StepCost
+from budget.flops import flops_per_token
 from budget.laws import LAWS
-from budget.planner import Plan, Request, make_plan
+from budget.planner import Plan, Request, assumed_speed, choose, make_plan
 from budget.rules import GIVEN_STEPS, STEP_RULES, batch_for, learning_rate_for
 from config import Config
 from data.shards import Split
 from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
+from plan import Text, first_request
 from run.checkpoint import TrainingState
+from run.machine import Machine
 from sealed import seal
 from settle import apply_correction, correct, interruptions_s, saved_plan, why_off
 from tests.conftest import command, folder_of, train
@@ -308,3 +311,23 @@ def test_added_hours_are_a_reason_of_their_own() -> None:
     spent = {"tokens": 2 * plan.tokens, "training_hours": 2 * plan.hours}
     reasons = why_off(plan, spent, LEDGER, Limits(hours=1.0, extend_hours=1.0), [plan.tokens_per_second or 0.0] * 10)
     assert reasons == ["1 hours were added to the budget"]
+
+
+def test_the_first_guess_on_a_cpu_knows_that_thin_models_are_slower() -> None:
+    """bench/results/engine.json and trials had 0.3 of the peak at a width of 64 and near half of it at 128: with one share for
+    all, the shapes that were tried first, and at times alone, were too thin."""
+    config = Config()
+    config.budget.hours = 1 / 12
+    text = Text(4096, "bpe-4096", 50_000_000, None)
+
+    def guess(kind: str, mfu: float | None = None) -> Request:
+        config.mfu = mfu
+        return first_request(config, text, Machine(torch.device(kind), "", "float32", 2, 3.6e11, "measured"), 10.0)
+
+    request = guess("cpu")
+    thin, wide = (replace(request.template, n_layer=1, n_embd=width) for width in (64, 128))
+    shares = [(assumed_speed(request, each) or 0.0) * flops_per_token(each) / 3.6e11 for each in (thin, wide)]
+    assert shares == pytest.approx([0.31, 0.45], abs=0.03)
+    assert choose(request).shape.n_embd == 128
+    assert guess("cpu", mfu=0.2).flops_per_second == guess("cuda", mfu=0.2).flops_per_second == 0.2 * 3.6e11
+    assert guess("cpu", mfu=0.2).half_width == 0

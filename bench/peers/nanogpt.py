@@ -68,7 +68,9 @@ class NanoGPT(CheckoutPeer):
         return seconds_in(log, ITERATION, 1e-3)
 
     def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
-        tokens = len(each) * settings["block_size"] * settings["batch_size"]
+        tokens = (
+            settings["max_iters"] * settings["block_size"] * settings["batch_size"]
+        )  # its last batch trains nothing
         return Ran(seconds, settings["max_iters"], tokens, each)
 
     def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from data.shards import Corpus
 
 FORMS = ("shipped", "matched", "tuned")
-# The sizes that nanoGPT's README gives for a CPU. Of six settings on two cores its best run of five minutes had them, with
-# this batch (sequences) and learning rate; wider models and longer contexts were worse. Of eight neighbours one layer of this
-# width was 0.013 nats better, and all others worse (bench/results/tune_nanogpt.json, a seed each).
+# The sizes that nanoGPT's README gives for a CPU, with a batch (sequences) and learning rate that serve it well: of eight
+# neighbours one layer of this width was 0.013 nats better, and all others worse (bench/results/tune_nanogpt.json, a seed each).
 SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 128}
 WINDOW, TUNED_BATCH, TUNED_RATE = 64, 24, 4e-3
 
