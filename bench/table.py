@@ -72,8 +72,8 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
         *([peer.note, ""] if peer.note else []),
         f"The same seconds on the same machine, start and all; the same corpus and tokenizer; nats per token on"
         f" {found['validation_tokens']:,} validation tokens in windows of {found['window']}. The ratio: {peer.title}'s seconds"
-        " over those in which stint, planning for them from the start, reached its loss. Threads wait as each has them wait by"
-        f" itself. Of stint's models, {sizes}, most is rows of its table for pairs of tokens.",
+        " over those in which stint, planning for them from the start, reached its loss. Threads wait as each program has"
+        f" them wait (see below). Of stint's models, {sizes}, most is rows of a table for pairs of tokens.",
         "",
         *summary,
         *table([peer.title, "seed", "seconds", peer.title, "stint", "better by", "times as fast"], rows),
