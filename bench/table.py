@@ -64,8 +64,8 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
         if ratios
         else []
     )
-    parameters = [row["stint"][0]["model"]["parameters"] / 1e6 for row in found["rounds"]]
-    sizes = f"{min(parameters):.0f}M to {max(parameters):.0f}M parameters"
+    parameters = [row["stint"][0]["model"]["parameters"] for row in found["rounds"]]
+    sizes = " to ".join(dict.fromkeys(f"{bound(parameters) / 1e6:.0f}M" for bound in (min, max))) + " parameters"
     return [
         f"## Against {peer.title}",
         "",

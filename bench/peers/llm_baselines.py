@@ -33,7 +33,8 @@ SHIPPED = {
     "log_interval": 1,
 }
 WARMUP = 3000 / 15000  # of the iterations, as shipped
-# Batch and learning rate are those found for nanoGPT, from which a search would start; so is the share of the warm-up.
+# Batch and share of the warm-up are those found for nanoGPT; so is the learning rate, and the best of four
+# (bench/results/tune_llm_baselines.json).
 TUNED = {"batch_size": TUNED_BATCH, "lr": TUNED_RATE}
 TUNED_WARMUP = 0.05
 LEAST_WARMUP = 2  # torch's OneCycleLR divides by one less
@@ -46,7 +47,7 @@ class LlmBaselines(CheckoutPeer):
     title: ClassVar[str] = "llm-baselines"
     given: ClassVar[str] = "LLM_BASELINES"
     note: ClassVar[str] = (
-        "Its own Llama with AdamW. Tuned: with the batch and learning rate that were found for nanoGPT."
+        "Its own Llama with AdamW. Tuned: with the batch that was found for nanoGPT and the best of four learning rates."
     )
 
     rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside({"lr": TUNED_RATE}, 0.25, 0.5, 2.0)
