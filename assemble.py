@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from budget.clock import StepCost
@@ -73,6 +74,7 @@ def compile_model(session: Session, trainer: Trainer) -> None:
     with clock.charge("setup" if how == "off" else "compile"):
         if how != "off":
             session.console.say("compiling the model" if how == "on" else "compiling the model's blocks")
+            trainer.micro_batch = equal_parts(sequences_of(trainer), trainer.micro_batch)
         trainer.forward = for_training(trainer.model, how)
         try:
             seconds = timed(clock, lambda: warm_up(session, trainer), 1)
@@ -104,14 +106,29 @@ def how_to_compile(session: Session, trainer: Trainer) -> str:
     return "off"
 
 
+def sequences_of(trainer: Trainer) -> int:
+    """Of a batch."""
+    return trainer.plan.batch_tokens // trainer.shape.block_size
+
+
+def equal_parts(sequences: int, micro_batch: int) -> int:
+    """The largest micro-batch of at most `micro_batch` that divides a batch of `sequences`: a rest of another size would be
+    compiled as well. `micro_batch` itself where that is less than half of it."""
+    most = min(micro_batch, sequences)
+    found = next(part for part in range(most, 0, -1) if sequences % part == 0)
+    return found if 2 * found >= most else most
+
+
 def warm_up(session: Session, trainer: Trainer) -> None:
-    """Forward and backward, twice; the second one says what a step takes."""
+    """Forward and backward, twice; the second one says what a step takes. Before, where the batch has a rest of another size,
+    once with that."""
     import numpy as np
 
-    machine, shape = trainer.machine, trainer.shape
-    sequences = trainer.plan.batch_tokens // shape.block_size
+    machine, shape, sequences = trainer.machine, trainer.shape, sequences_of(trainer)
 
-    def forward_and_backward() -> None:
+    def forward_and_backward(count: int) -> None:
+        made_up = np.zeros((count, shape.block_size), dtype=np.int64)
+        tokens, starts = machine.to_device(made_up), machine.document_starts(made_up, shape)
         with machine.autocast():
             loss = trainer.forward(tokens, tokens, starts)
         loss.backward()
@@ -121,9 +138,10 @@ def warm_up(session: Session, trainer: Trainer) -> None:
     for attempt in attempts(session, trainer):
         with attempt:
             micro = min(trainer.micro_batch, sequences)
-            made_up = np.zeros((micro, shape.block_size), dtype=np.int64)
-            tokens, starts = machine.to_device(made_up), machine.document_starts(made_up, shape)
-            session.clock.pace.add(timed(session.clock, forward_and_backward, 2) * sequences / micro)
+            if rest := sequences % micro:
+                forward_and_backward(rest)
+            seconds = timed(session.clock, partial(forward_and_backward, micro), 2)
+            session.clock.pace.add(seconds * sequences / micro)
 
 
 def micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor, Tensor | None]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import assemble
-from assemble import compile_model, how_to_compile, micro_batches
+from assemble import compile_model, equal_parts, how_to_compile, micro_batches, warm_up
 from budget.clock import BudgetClock, Limits
 from budget.laws import LAWS
 from budget.planner import Plan, Request, make_plan
@@ -35,8 +35,8 @@ def planned(**changes: Any) -> Plan:
 
 
 def trainer(**values: Any) -> Trainer:
-    usual = {"machine": CPU, "shape": SHAPE, "plan": planned(), "state": SimpleNamespace(step=0), "compile_cache": None}
-    return cast(Trainer, SimpleNamespace(**(usual | values)))
+    usual = {"machine": CPU, "shape": SHAPE, "plan": planned(), "state": SimpleNamespace(step=0)}
+    return cast(Trainer, SimpleNamespace(**(usual | {"compile_cache": None, "micro_batch": 2} | values)))
 
 
 def session(setting: str, seconds_left: float = 3600.0) -> tuple[Session, list[str]]:
@@ -61,6 +61,30 @@ def test_micro_batches_are_the_batch_in_order_each_with_its_own_documents(monkey
         assert starts is not None
         flat = x.flatten().tolist()
         assert starts.tolist() == [i for i, each in enumerate(flat) if each == 9 or i % 8 == 0] + [len(flat)]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "micro_batch", "parts"),
+    [(512, 64, 64), (480, 64, 60), (96, 64, 48), (30, 8, 6), (479, 64, 64), (4, 64, 4)],
+)
+def test_what_is_compiled_sees_parts_of_one_size_where_that_is_to_be_had(
+    sequences: int, micro_batch: int, parts: int
+) -> None:
+    assert equal_parts(sequences, micro_batch) == parts
+
+
+def test_every_size_that_a_step_has_is_warmed_up_before_it() -> None:
+    model, seen = GPT(SHAPE), []
+
+    def forward(x: torch.Tensor, y: torch.Tensor, starts: None) -> torch.Tensor:
+        seen.append(len(x))
+        return model(x, y, starts)
+
+    plan = replace(planned(), batch_tokens=7 * SHAPE.block_size)
+    optimizer = torch.optim.SGD(model.parameters())
+    here = trainer(model=model, forward=forward, plan=plan, micro_batch=3, optimizer=optimizer)
+    warm_up(session("off")[0], here)
+    assert seen == [1, 3, 3]
 
 
 @pytest.mark.parametrize(
