@@ -33,7 +33,8 @@ MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB 
 
 def relu2(x: Tensor) -> Tensor:
     """Squared ReLU (So et al. 2021, arXiv:2109.08668) [squared ReLU: -0.01 nats]."""
-    return F.relu(x).square()
+    x = F.relu(x)
+    return x * x  # a power would be taken, and kept, in float32 under autocast
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -110,7 +111,8 @@ class Attention(nn.Module):
         if self.qk_norm:
             # Bounds the attention logits by sqrt(S) (Henry et al. 2020, arXiv:2010.04245). Free of parameters, so
             # before or after the rotation is the same: a rotation keeps the norm. [query and key norm: 0.00 nats]
-            qk = rms_norm(qk)
+            # Autocast takes norms in float32.
+            qk = rms_norm(qk).type_as(qk)
         if rotary is not None:
             qk = rotate(qk, *rotary)
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.

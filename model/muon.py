@@ -29,16 +29,22 @@ State = dict[Tensor, Any]
 def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """The nearest semi-orthogonal matrix of each of (k, short, long), nearly: all singular values near 1.
 
-    Newton-Schulz: in float32 on a CPU, few of which multiply bfloat16 any faster, and in bfloat16, which is exact enough,
-    elsewhere.
+    Newton-Schulz.
     """
     a, b, c = QUINTIC
-    x = matrices if matrices.device.type == "cpu" else matrices.bfloat16()
+    x = matrices.to(precision_on(matrices.device))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.to(matrices.dtype)
+
+
+def precision_on(device: torch.device) -> torch.dtype:
+    """bfloat16, which is exact enough, where it is multiplied faster: few CPUs do, and GPUs before Ampere emulate it."""
+    if device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
+        return torch.float32
+    return torch.bfloat16
 
 
 class Mixed(torch.optim.Optimizer):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from errors import UserError
 from model import gpt
@@ -281,3 +282,32 @@ def test_it_learns_a_sequence_by_heart() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+def test_autocast_on_a_gpu_leaves_squared_relu_in_half_precision() -> None:
+    """It takes powers in float32, which would be kept for the backward pass; with a made-up tensor, which has no values."""
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            x = torch.empty(8, device="cuda", dtype=torch.bfloat16)
+            assert x.square().dtype == torch.float32, "nothing would have been tested"
+            assert gpt.relu2(x).dtype == torch.bfloat16
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+def test_heads_are_attended_in_the_precision_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it takes norms in float32, as on a GPU: attention wants one type, and the fast one."""
+    seen = []
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return v
+
+    norm = gpt.rms_norm
+    monkeypatch.setattr(gpt, "attend", attended)
+    monkeypatch.setattr(gpt, "rms_norm", lambda x: norm(x.float()))
+    with torch.autocast("cpu", torch.bfloat16):
+        build(**PRESETS["modern"]).hidden(some_tokens())
+    assert set(seen) == {torch.bfloat16}

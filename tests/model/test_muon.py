@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.gpt import GPT
-from model.muon import orthogonalise
+from model.muon import orthogonalise, precision_on
 from model.optim import configure_optimizers, set_schedule
 from model.recipe import MOMENTUM_START, MOMENTUM_WARMUP, OptimSettings, momentum_at
 from model.shape import PRESETS, Shape
@@ -170,3 +170,12 @@ def test_tables_are_adams_without_momentum_whether_their_gradients_are_sparse_or
         oracle.step()
     for p, copy in zip(tables, copies, strict=True):
         torch.testing.assert_close(p, copy, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_half_precision_only_where_it_is_multiplied_faster(
+    fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
+    assert precision_on(torch.device("cuda")) == expected
+    assert precision_on(torch.device("cpu")) == torch.float32
