@@ -65,6 +65,8 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     block_size = first_request(session.config, text, machine, overhead_s).template.block_size
     Loader(corpus.train, block_size, 1, 0)  # is the corpus long enough? Before measuring
     plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
+    if trials is not None:
+        trials.close()  # what they hold of the device's memory is free from here on
     require_memory(plan, plan.sized(template(session.config)), machine.free_memory())
     show(plan, session.console, limits)
     content = seal(significant(plan.to_dict(), 10))

@@ -254,6 +254,9 @@ def set_up(device: torch.device, threads: int) -> None:
     torch.set_num_threads(threads)
     keep_freed_memory()
     if device.type == "cuda":
+        torch.cuda.init()  # not every question that torch asks a GPU does it, where the GPU has a number
+        if device.index is not None:
+            torch.cuda.set_device(device)  # whatever asks for "the" GPU means this one
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
 

@@ -130,6 +130,7 @@ def warm_up(name: str) -> None:
     """What a process pays for once, in its first step, is not any shape's doing."""
     device = find_device(name)
     machine = Machine(device, "", "float32", torch.get_num_threads(), 1.0, "")
+    set_up(device, machine.threads)
     tiny = Shape(1, 1, 64, 16, 64, **PRESETS["modern"])
     measure(machine, tiny, OptimSettings(), 1, 1, 0.0)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import settle
 from budget.clock import Limits, Pace, StepCost
 from budget.flops import flops_per_token
 from budget.laws import LAWS
@@ -22,13 +23,14 @@ from budget.planner import Plan, Request, assumed_speed, choose, make_plan
 from budget.rules import GIVEN_STEPS, STEP_RULES, batch_for, learning_rate_for
 from config import Config
 from data.shards import Split
+from errors import UserError
 from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
 from plan import Text, first_request
 from run.checkpoint import TrainingState
 from run.machine import Machine
 from sealed import seal
-from settle import apply_correction, correct, interruptions_s, saved_plan, why_off
+from settle import apply_correction, correct, interruptions_s, saved_plan, settle_plan, why_off
 from tests.conftest import command, folder_of, train
 from tests.test_train import points, result_of
 
@@ -331,3 +333,28 @@ def test_the_first_guess_on_a_cpu_knows_that_thin_models_are_slower() -> None:
     assert choose(request).shape.n_embd == 128
     assert guess("cpu", mfu=0.2).flops_per_second == guess("cuda", mfu=0.2).flops_per_second == 0.2 * 3.6e11
     assert guess("cpu", mfu=0.2).half_width == 0
+
+
+def test_memory_is_counted_without_what_trials_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+    plan = hours_plan()
+
+    def free_memory() -> int:
+        assert ended
+        return 1 << 20
+
+    monkeypatch.setattr(settle, "first_request", lambda *given: SimpleNamespace(template=SimpleNamespace(block_size=8)))
+    monkeypatch.setattr(settle, "plan_here", lambda *given: plan)
+    tokens, zero = np.zeros(100, dtype=np.uint16), np.zeros(1, dtype=np.int64)
+    tokenizer = SimpleNamespace(n_vocab=4096, name="bytes")
+    corpus = SimpleNamespace(train=Split("train", [tokens], [zero], [zero], ["x"]), tokenizer=tokenizer, fingerprint="")
+    clock = SimpleNamespace(limits=Limits(flops=1e15))
+    session = SimpleNamespace(clock=clock, config=Config(), console=SimpleNamespace(say=print))
+    trials = SimpleNamespace(close=lambda: ended.append(True))
+    with pytest.raises(UserError, match="GiB to train"):
+        settle_plan(
+            cast(Any, session),
+            cast(Any, corpus),
+            cast(Any, SimpleNamespace(free_memory=free_memory)),
+            cast(Any, trials),
+        )

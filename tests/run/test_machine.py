@@ -128,3 +128,14 @@ def test_files_that_were_read_are_no_used_memory(tmp_path: Path, monkeypatch: py
     assert available_memory() == 80 * mega
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory() > 80 * mega
+
+
+def test_a_gpu_with_a_number_is_the_one_that_torch_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: asked.append("init"))
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    threads = torch.get_num_threads()
+    module.set_up(torch.device("cuda:1"), threads)
+    module.set_up(torch.device("cuda"), threads)
+    module.set_up(torch.device("cpu"), threads)
+    assert asked == ["init", torch.device("cuda:1"), "init"]

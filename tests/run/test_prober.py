@@ -69,6 +69,7 @@ def test_trials_tell_speed_and_memory_within_their_time(process: TrialProcess) -
     assert time.monotonic() - began < 1.0
     assert hurried.measure(SMALL, 1024, 0.1) is None
     assert hurried.seconds_left() <= 0
+    process.close()  # and once more where its block is left
 
 
 def test_what_a_trial_takes_at_once_is_said_before(process: TrialProcess) -> None:
