@@ -27,8 +27,8 @@ def main(config: EvaluateConfig) -> None:
 
     from run.machine import find_machine
 
-    rank = join_processes()
     device = config.device
+    rank = join_processes(local_device(device.name))
     # MFU is not wanted here, so neither is measuring the peak
     machine = find_machine(local_device(device.name), device.threads, device.precision, 1.0)
     figures = score(config, machine)
@@ -83,14 +83,13 @@ def read_tokens(
     return np.concatenate(parts)[: config.tokens], np.concatenate(owners)[: config.tokens], list(sources)
 
 
-def join_processes() -> int:
-    """Join the other processes of torchrun, if it started this one; returns the rank."""
+def join_processes(device: str) -> int:
+    """Join the other processes of torchrun, if it started this one, to add up what is on `device`; returns the rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0
-    import torch
     import torch.distributed as dist
 
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return dist.get_rank()
 
 

@@ -74,16 +74,19 @@ def width_factor(half_width: float, n_embd: int) -> float:
     return (1 + half_width / REFERENCE_WIDTH) / (1 + half_width / n_embd)
 
 
+# Words that make a part of a device, or another one, of a name in the table.
+OTHERS = {"MIG", "Laptop", "Max", "Ti", "SUPER", "D", "NVL"}
 BY_NAME = {device.name: device for device in DEVICES}
 
 
 def by_cuda_name(cuda_name: str) -> Device | None:
     """The table's row for the name that CUDA reports, or None: then the peak has to be measured.
 
-    The name must stand as whole words, so that "NVIDIA L4" is not found in "NVIDIA L40S".
+    The name must stand as whole words, so that "NVIDIA L4" is not found in "NVIDIA L40S", and none of OTHERS beside it.
     """
     words = f" {cuda_name.replace('-', ' ')} "
+    others = OTHERS & set(words.split())
     for device in DEVICES:
-        if any(f" {alias} " in words for alias in device.cuda_names):
+        if any(f" {alias} " in words and others <= set(alias.split()) for alias in device.cuda_names):
             return device
     return None

@@ -163,6 +163,16 @@ def test_memory_that_runs_out_in_the_update_is_one_line(place: Path, monkeypatch
     assert result_of(folder)["status"] == "finished"
 
 
+def test_a_gpu_that_is_taken_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = RuntimeError(
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with `TORCH_USE_CUDA_DSA`"
+    )
+    monkeypatch.setattr(train, "machine_of", lambda session, trials: (_ for _ in ()).throw(taken))
+    with pytest.raises(MachineError, match="probe=false") as caught:
+        run_here(place, "budget.steps=40", name="taken")
+    assert "\n" not in str(caught.value)
+
+
 # -- a loss that is no number ------------------------------------------------------------------------------------------
 
 

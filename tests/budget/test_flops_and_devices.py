@@ -54,8 +54,19 @@ def test_devices_are_known_by_the_names_cuda_reports(reported: str, name: str) -
     assert device.name == name
 
 
-def test_an_unknown_device_is_not_guessed() -> None:
-    assert by_cuda_name("NVIDIA GeForce GTX 1080 Ti") is None
+@pytest.mark.parametrize(
+    "reported",
+    [
+        "NVIDIA GeForce GTX 1080 Ti",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H200 NVL",
+    ],
+)
+def test_an_unknown_device_is_not_guessed(reported: str) -> None:
+    assert by_cuda_name(reported) is None
     assert BY_NAME["a100"].peak == 312e12
 
 
