@@ -114,8 +114,6 @@ def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: flo
     peak_memory = machine.peak_memory()
     rate = sequences * shape.block_size / each
     matmul = measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize)
-    if way != "off":
-        torch.compiler.reset()  # the next shape would count as one of changing sizes
     return {
         "shape": f"{shape.n_layer} x {shape.n_embd}, {shape.activation}",
         "parameters": shape.parameters(),
@@ -131,12 +129,18 @@ def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: flo
     }
 
 
-def speeds(machine: Machine) -> Iterator[list[dict[str, Any]]]:
-    """The rows so far, one more each time."""
+def speeds(machine: Machine, place: Path) -> Iterator[list[dict[str, Any]]]:
+    """The rows so far, one more each time. The compiler's folders are in `place`."""
+    from torch._inductor.utils import fresh_cache
+
+    torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=machine.device))  # what a process pays for once
     rows = []
     for shape in SHAPES:
         for way in WAYS:
-            rows.append(speed_of(shape, way, machine, STEP_TOKENS, STEADY_S))
+            # Without a folder of its own, one way would find kernels of the one before.
+            with fresh_cache(dir=str(place), delete=False):
+                rows.append(speed_of(shape, way, machine, STEP_TOKENS, STEADY_S))
+            torch.compiler.reset()  # the next shape would count as one of changing sizes
             row = rows[-1]
             print(f"{row['parameters'] / 1e6:.0f}M, block {row['block_size']}, compile {way}:"
                   f" {row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.1%}", flush=True)  # fmt: skip
@@ -208,7 +212,12 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
     }
     yield found
     for share in SHARES:
-        folder = run_stint(place, share * seconds, machine)
+        try:
+            folder = run_stint(place, share * seconds, machine)
+        except subprocess.CalledProcessError as error:
+            if error.returncode == 2:  # as it said: too short for a single step
+                return
+            raise
         result = json.loads((folder / "result.json").read_text())
         found["stint"].append(
             {
@@ -242,7 +251,7 @@ def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, pla
     deadline = now() + seconds
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / "compiled")  # cold, whatever ran before
     found: Iterator[Any]
-    found = against_peer(peer, place, machine, deadline) if stage == "loss" and peer else speeds(machine)
+    found = against_peer(peer, place, machine, deadline) if stage == "loss" and peer else speeds(machine, place)
     for part in found:
         output.write_text(json.dumps(earlier | about | {stage: part}, indent=1) + "\n")
 
