@@ -61,10 +61,10 @@ def test_evaluate_agrees_with_a_plain_loop_over_the_text(model: Path, tmp_path: 
 
 def test_micro_batch_and_processes_change_no_figure(model: Path, place: Path) -> None:
     text = next((place / "texts").iterdir())
-    one = evaluate(model, text, "micro_batch=1")
-    many = evaluate(model, text, "micro_batch=37")
+    one = evaluate(model, text, "micro_batch=1", "device.name=cpu")
+    many = evaluate(model, text, "micro_batch=37", "device.name=cpu")
     command_line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [f"checkpoint={model}", f"data.path={text}", "output=json", "device.threads=1"]
+    arguments = [f"checkpoint={model}", f"data.path={text}", "output=json", "device.threads=1", "device.name=cpu"]
     answer = subprocess.run(
         [*command_line, str(ROOT / "evaluate.py"), *arguments], capture_output=True, text=True, timeout=120, cwd=place
     )
