@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from budget.laws import LAWS
 from budget.planner import Plan, Request, make_plan
 from config import Config
 from model import compiled
+from model.compiled import for_training
 from model.gpt import GPT
 from model.shape import PRESETS, Shape
 from run import machine as module
@@ -85,6 +87,36 @@ def test_every_size_that_a_step_has_is_warmed_up_before_it() -> None:
     here = trainer(model=model, forward=forward, plan=plan, micro_batch=3, optimizer=optimizer)
     warm_up(session("off")[0], here)
     assert seen == [1, 3, 3]
+
+
+def test_what_the_warm_up_compiled_is_what_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    tokens = np.arange(36).reshape(4, 9) % 10
+    loader = SimpleNamespace(batch=lambda step: (tokens[:, :-1], tokens[:, 1:]))
+    model, plan = GPT(SHAPE), replace(planned(), batch_tokens=4 * SHAPE.block_size)
+    here = trainer(
+        model=model,
+        forward=for_training(model, "on"),
+        plan=plan,
+        micro_batch=2,
+        optimizer=torch.optim.SGD(model.parameters()),
+        loader=loader,
+    )
+    warm_up(session("off")[0], here)
+    before = len(graphs)
+    assert before
+    for batch in micro_batches(here):
+        with here.machine.autocast():
+            here.forward(*batch).backward()
+    torch._dynamo.reset()
+    assert len(graphs) == before
 
 
 @pytest.mark.parametrize(
