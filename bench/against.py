@@ -29,14 +29,12 @@ from typing import Any
 
 import torch
 
-from bench.own import ROOT, corpus_in, run_stint
+from bench.own import ROOT, corpus_in, run_stint, scored
 from bench.peers import KNOWN, Peer, find_peer
 from bench.peers.peer import FORMS, write_windows
 from budget.probe import measure_peak
 from data.loader import EvalRange
 from data.shards import Corpus
-from evals.language_model import evaluate
-from run.finished import load_finished
 from run.machine import find_machine
 from run.record import git_commit
 
@@ -126,7 +124,8 @@ class Comparison:
         arguments = [f"budget.hours={seconds / 3600:.8g}", *self.arguments]
         folder = run_stint(self.place, self.folder, name, seed, arguments)
         result = json.loads((folder / "result.json").read_text())
-        figures = scored(folder, corpus, self.tokens, self.peer.window)
+        machine = find_machine("cpu", None, "float32", 1.0)
+        figures = scored(folder, corpus, self.tokens, self.peer.window, machine)
         return {
             "share": share,
             "seconds": result["spent"]["hours"] * 3600 + result["prepare_s"],
@@ -134,7 +133,7 @@ class Comparison:
             "loss": figures["loss"],
             "bits_per_byte": figures["bits_per_byte"],
             "matmul_flops_per_second": speed,
-            "loss_own_window": scored(folder, corpus, self.tokens, None)["loss"],
+            "loss_own_window": scored(folder, corpus, self.tokens, None, machine)["loss"],
             "model": result["model"],
         }
 
@@ -143,15 +142,6 @@ def matmul_speed() -> float:
     """FLOP/s of a large matrix product now, on the cores that every run has: how the machine wanders between two runs."""
     machine = find_machine("cpu", None, "float32", 1.0)
     return measure_peak(machine.device, torch.float32, machine.synchronize)
-
-
-def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None) -> dict[str, Any]:
-    """A finished model on the validation tokens of the comparison, in windows of `block` tokens; None: of its own length."""
-    machine = find_machine("cpu", None, "float32", 1.0)
-    model = load_finished(str(folder), machine.device).model
-    val, token_bytes = corpus.val, corpus.tokenizer.token_bytes
-    windows = EvalRange(val, block or model.shape.block_size, tokens)
-    return evaluate(model, windows, token_bytes, val.sources, 64, machine.device, machine.autocast)
 
 
 def time_to_loss(goal: float, seconds: float, points: list[dict[str, Any]]) -> float | None:

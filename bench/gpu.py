@@ -32,19 +32,18 @@ from typing import Any
 import torch
 
 from bench.engine import Step
+from bench.own import scored
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import write_windows
+from bench.peers.peer import Ran, write_windows
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
 from data.loader import EvalRange
 from data.prepare import prepare
-from data.shards import Corpus, open_corpus
+from data.shards import open_corpus
 from data.sources import DataSpec
-from evals.language_model import evaluate
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
-from run.finished import load_finished
 from run.machine import Machine, find_machine
 
 ROOT = Path(__file__).parents[1]
@@ -60,9 +59,10 @@ WAYS = ("off", "regional", "on")  # to compile, as in device.compile
 STEP_TOKENS = 32768
 WARM, STEADY_S, FEWEST = 3, 4.0, 5
 
-TOKENIZER, VALIDATION_TOKENS = "bpe-4096", 65536
+TEXT = DataSpec(source="stdlib", tokenizer="bpe-4096", validation_fraction=0.03)
+VALIDATION_TOKENS = 65536
 # nanoGPT's config/train_shakespeare_char.py, three minutes on an A100 by its README.
-PEER = {
+PEER: dict[str, Any] = {
     "device": "cuda",
     "compile": True,
     "eval_iters": 1,
@@ -77,6 +77,7 @@ PEER = {
     "beta2": 0.99,
     "warmup_iters": 100,
     "gradient_accumulation_steps": 1,
+    "log_interval": 10,
     "dataset": "stint",
 }
 CALIBRATION = 100  # iterations
@@ -147,27 +148,18 @@ def speeds(machine: Machine, place: Path) -> Iterator[list[dict[str, Any]]]:
             yield rows
 
 
-def iterations_within(seconds: float, total: float, each: list[float]) -> int:
-    """Iterations that a process has time for, which took `total` seconds for those in `each`, start and all."""
-    typical = statistics.median(each)
-    return max(1, int((seconds - (total - len(each) * typical)) / typical))
-
-
-def stint_loss(folder: Path, corpus: Corpus, block: int, machine: Machine) -> float:
-    """Nats per token of the validation part, in windows of `block`."""
-    model = load_finished(str(folder), machine.device).model
-    windows = EvalRange(corpus.val, block, VALIDATION_TOKENS)
-    token_bytes = corpus.tokenizer.token_bytes
-    return float(
-        evaluate(model, windows, token_bytes, corpus.val.sources, 64, machine.device, machine.autocast)["loss"]
-    )
+def iterations_within(seconds: float, ran: Ran) -> int:
+    """Iterations that a process like this one has time for, start and all."""
+    typical = statistics.median(ran.each)
+    return max(1, int((seconds - (ran.seconds - len(ran.each) * typical)) / typical))
 
 
 def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
     """The folder of a run of so many seconds."""
     name = f"stint-{seconds:.0f}s"
     command = [
-        *(sys.executable, "train.py", "data=stdlib", f"data.tokenizer={TOKENIZER}", f"device={machine.device.type}"),
+        *(sys.executable, "train.py", "data=stdlib", f"data.tokenizer={TEXT.tokenizer}"),
+        *(f"data.validation_fraction={TEXT.validation_fraction}", f"device={machine.device.type}"),
         *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
         *(f"output_dir={place}", f"name={name}"),
     ]
@@ -175,60 +167,52 @@ def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
     return next(place.glob(f"{name}-*"))
 
 
-def nanogpt(
-    checkout: Path, place: Path, corpus: Corpus
-) -> tuple[Callable[[int, str], tuple[float, list[float]]], Callable[[str, Path], float]]:
-    """Two functions of the name of its output: to run so many iterations, which gives the seconds of the process and of
-    each iteration; and the nats per token that the model then needs for windows in a file."""
-    peer = NanoGPT(checkout)
-    peer.write_data(corpus, place)
-
-    def run(iterations: int, out: str) -> tuple[float, list[float]]:
-        horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations}
-        ran = peer.run(place, out, 0, PEER | horizon)
-        return ran.seconds, list(ran.each)
-
-    return run, lambda out, windows: peer.loss(place, out, PEER, windows)
+def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, log_interval: int) -> Ran:
+    """Its model is in place/name."""
+    horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations}
+    return peer.run(place, name, 0, PEER | horizon | {"log_interval": log_interval})
 
 
 def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float) -> Iterator[dict[str, Any]]:
     """What is known so far of the time to nanoGPT's loss, more each time."""
     from bench.against import time_to_loss
 
-    corpus = open_corpus(prepare(DataSpec(source="stdlib", tokenizer=TOKENIZER)).folder)
+    corpus = open_corpus(prepare(TEXT).folder)
     block = int(PEER["block_size"])
     chosen = EvalRange(corpus.val, block, VALIDATION_TOKENS)
     write_windows(chosen, place / "windows.npz")
-    run_peer, peer_loss = nanogpt(checkout, place, corpus)
-    calibrated = run_peer(CALIBRATION, "calibration")
+    peer = NanoGPT(checkout)
+    peer.write_data(corpus, place)
+    # To be timed each, its iterations wait for the GPU here; in what is compared only those that it logs do.
+    calibrated = run_peer(peer, place, "calibration", CALIBRATION, 1)
     planned_s = min(MOST_S, (deadline - now() - JUDGING_S) / (1 + sum(SHARES)))
-    seconds, each = run_peer(iterations_within(planned_s, *calibrated), "out")
-    goal = peer_loss("out", place / "windows.npz")
+    ran = run_peer(peer, place, "out", iterations_within(planned_s, calibrated), PEER["log_interval"])
+    goal = peer.loss(place, "out", PEER, place / "windows.npz")
     found: dict[str, Any] = {
         "settings": PEER,
         "validation_tokens": chosen.n_tokens,
-        "peer": {"iterations": len(each), "seconds": seconds, "loss": goal},
+        "peer": {"iterations": ran.iterations, "seconds": ran.seconds, "loss": goal},
         "stint": [],
     }
     yield found
     for share in SHARES:
         try:
-            folder = run_stint(place, share * seconds, machine)
+            folder = run_stint(place, share * ran.seconds, machine)
         except subprocess.CalledProcessError as error:
-            if error.returncode == 2:  # as it said: too short for a single step
+            if error.returncode == 2 and found["stint"]:  # as it said: too short for a single step
                 return
             raise
         result = json.loads((folder / "result.json").read_text())
         found["stint"].append(
             {
                 "seconds": 3600 * result["spent"]["hours"] + result["prepare_s"],
-                "loss": stint_loss(folder, corpus, block, machine),
+                "loss": scored(folder, corpus, VALIDATION_TOKENS, block, machine)["loss"],
                 "tokens": result["spent"]["tokens"],
                 "model": result["model"],
                 "compile_cache": result["environment"]["compile_cache"],
             }
         )
-        found["time_to_loss"] = time_to_loss(goal, seconds, found["stint"])
+        found["time_to_loss"] = time_to_loss(goal, ran.seconds, found["stint"])
         yield found
         if found["stint"][-1]["loss"] > goal:
             return

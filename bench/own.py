@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from command_line import BEFORE_TORCH
+from data.loader import EvalRange
 from data.prepare import prepare
 from data.shards import Corpus, open_corpus
 from data.sources import DataSpec
+from evals.language_model import evaluate
+from run.finished import load_finished
+from run.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "bpe-4096"
@@ -45,6 +49,17 @@ def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[st
 def finished(place: Path, name: str) -> Path:
     """Folder of the newest finished run of that name. Raises ValueError where there is none."""
     return max((place / name).glob("*/result.json"), key=lambda path: path.stat().st_mtime).parent
+
+
+def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None, machine: Machine) -> dict[str, Any]:
+    """A finished model on validation tokens of its corpus, in windows of `block` tokens; None: of its own length. Ends the
+    program where the model is of another corpus: ids would mean other text, and what is held out here it may have seen."""
+    found, val = load_finished(str(folder), machine.device), corpus.val
+    if found.about["data_fingerprint"] != corpus.fingerprint:
+        sys.exit(f"{folder} was not trained on {corpus.folder}, so it cannot be scored on that")
+    windows = EvalRange(val, block or found.model.shape.block_size, tokens)
+    token_bytes = corpus.tokenizer.token_bytes
+    return evaluate(found.model, windows, token_bytes, val.sources, 64, machine.device, machine.autocast)
 
 
 def begin_as_train_does(module: str) -> None:

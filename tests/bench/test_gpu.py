@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CalledProcessError
 from types import SimpleNamespace
@@ -15,12 +19,14 @@ import pytest
 import torch
 
 from bench import gpu
+from bench.own import scored
 from bench.peers.nanogpt import NanoGPT
 from bench.peers.peer import Ran
 from bench.table import gpu as page_section
 from budget.clock import now
 from budget.flops import flops_per_token
-from data.shards import Split
+from data.prepare import prepare
+from data.shards import Split, open_corpus
 from model.shape import PRESETS, Shape
 from run.machine import Machine
 
@@ -33,6 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "STEADY_S", 0.05)
     monkeypatch.setattr(gpu, "STEP_TOKENS", 256)
     monkeypatch.setattr(gpu, "SHAPES", (TINY,))
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # takes a C++ compiler
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back afterwards
 
 
@@ -118,14 +125,15 @@ def test_stages_share_the_seconds_and_a_cut_one_is_named() -> None:
 
 def test_the_peers_iterations_are_those_that_fit_beside_its_start() -> None:
     # 10 s of start and compilation, which the first iteration's time holds; 0.05 s an iteration.
-    each = [8.05, *[0.05] * 99]
-    assert gpu.iterations_within(60.0, 2.0 + sum(each), each) == pytest.approx(1000, abs=1)
-    assert gpu.iterations_within(5.0, 2.0 + sum(each), each) == 1
+    each = (8.05, *[0.05] * 99)
+    ran = Ran(2.0 + sum(each), 100, 0, each)
+    assert gpu.iterations_within(60.0, ran) == pytest.approx(1000, abs=1)
+    assert gpu.iterations_within(5.0, ran) == 1
 
 
-@pytest.mark.parametrize("too_short", [False, True])
+@pytest.mark.parametrize("refused", [None, 1, 2])
 def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens(
-    too_short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, zero = np.arange(5000, dtype=np.uint16) % 100, np.zeros(1, dtype=np.int64)
     corpus = SimpleNamespace(val=Split("val", [tokens], [zero], [zero], ["made up"]))
@@ -139,8 +147,8 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
 
     def stint(place: Path, seconds: float, machine: Machine) -> Path:
         runs.append(seconds)
-        if too_short and len(runs) == 2:
-            raise CalledProcessError(2, "train.py")  # the budget does not hold one step
+        if len(runs) == refused:
+            raise CalledProcessError(2, "train.py")  # the budget does not hold one step, where it is not the first
         result = {
             "spent": {"hours": seconds / 3600, "tokens": 1},
             "model": {},
@@ -149,20 +157,29 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
         (place / "result.json").write_text(json.dumps(result | {"prepare_s": 0.0}))
         return place
 
+    def judged(folder: Path, corpus: Any, tokens: int, block: int, machine: Machine) -> dict[str, float]:
+        assert (tokens, block) == (gpu.VALIDATION_TOKENS, gpu.PEER["block_size"])
+        return {"loss": 4.2 - runs[-1] / 100}
+
     monkeypatch.setattr(gpu, "prepare", lambda spec: SimpleNamespace(folder=tmp_path))
     monkeypatch.setattr(gpu, "open_corpus", lambda folder: corpus)
     monkeypatch.setattr(NanoGPT, "write_data", lambda self, corpus, place: None)
     monkeypatch.setattr(NanoGPT, "run", ran)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0)
     monkeypatch.setattr(gpu, "run_stint", stint)
-    monkeypatch.setattr(gpu, "stint_loss", lambda folder, corpus, block, machine: 4.2 - runs[-1] / 100)
-    found = [json.loads(json.dumps(each)) for each in gpu.against_peer(tmp_path, tmp_path, CPU, now() + 90.0)]
-    assert [len(each["stint"]) for each in found] == ([0, 1] if too_short else [0, 1, 2])
+    monkeypatch.setattr(gpu, "scored", judged)
+    found: list[dict[str, Any]] = []
+    with pytest.raises(CalledProcessError) if refused == 1 else nullcontext():  # that is no result
+        found.extend(json.loads(json.dumps(each)) for each in gpu.against_peer(tmp_path, tmp_path, CPU, now() + 90.0))
+    if refused == 1:
+        return
+    assert [len(each["stint"]) for each in found] == ([0, 1] if refused else [0, 1, 2])
     planned = asked[1]["max_iters"]
     assert 5.0 + 0.1 * planned == pytest.approx((90 - gpu.JUDGING_S) / (1 + sum(gpu.SHARES)), abs=0.3)
+    assert [each["log_interval"] for each in asked] == [1, 10], "timed one by one, then as it is shipped"
     assert asked[1]["lr_decay_iters"] == asked[1]["eval_interval"] == planned
     assert runs == pytest.approx([found[0]["peer"]["seconds"], found[0]["peer"]["seconds"] / 4])
-    if too_short:
+    if refused:
         assert found[-1]["time_to_loss"] == pytest.approx(1.0)  # at least
     else:
         # Better in the same seconds, worse in a quarter of them: no shorter one is run.
@@ -170,6 +187,27 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
     with np.load(tmp_path / "windows.npz", allow_pickle=False) as windows:
         assert windows["x"].shape[1] == gpu.PEER["block_size"]
         assert int((windows["y"] != -1).sum()) == found[0]["validation_tokens"] == 5000
+
+
+def test_stint_is_scored_on_the_corpus_that_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the real thing: train.py prepares what the peer was given, and nothing else."""
+    spec = replace(gpu.TEXT, cache_dir=str(tmp_path / "prepared"), max_bytes=2_000_000)
+    corpus = open_corpus(prepare(spec).folder)
+    plain = subprocess.run
+
+    def small(command: list[str], **options: Any) -> Any:
+        here = [f"data.cache_dir={spec.cache_dir}", f"data.max_bytes={spec.max_bytes}"]
+        size = ["budget.hours=null", "budget.steps=2", "model.n_layer=1", "model.n_embd=32", "model.bigram_rows=0"]
+        return plain([*command, *here, *size, "probe=false"], **options)
+
+    monkeypatch.setattr(subprocess, "run", small)
+    folder = gpu.run_stint(tmp_path, 30.0, CPU)
+    assert len(list(Path(spec.cache_dir).glob("stdlib-*/manifest.json"))) == 1, "one corpus for both"
+    loss = scored(folder, corpus, 4096, 64, CPU)["loss"]
+    assert 0.5 < loss / math.log(4096) < 1.1
+    other = open_corpus(prepare(replace(spec, validation_fraction=0.1)).folder)
+    with pytest.raises(SystemExit, match="was not trained on"):
+        scored(folder, other, 4096, 64, CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
