@@ -21,6 +21,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 from bench.own import ROOT, corpus_in
@@ -103,7 +104,7 @@ def main() -> None:
         "settings": settings_of(peer, "tuned", 0),
     }
     found = json.loads(output.read_text()) if output.exists() else {}
-    if {key: found.get(key) for key in head} != head:
+    if {key: found.get(key) for key in head} != head or found["iterations"].keys() != rows_of(peer).keys():
         found = {**head, "iterations": fitting(peer, place, 60 * options.minutes), "rows": []}
         output.write_text(json.dumps(found, indent=1) + "\n")
     cores = SimpleQueue[set[int]]()
@@ -111,13 +112,22 @@ def main() -> None:
         cores.put({core})
     # A process has the cores of the thread that starts it.
     pin = (lambda: os.sched_setaffinity(0, cores.get())) if options.at_once else None
+    writing = Lock()
+
+    def kept(name: str) -> None:
+        row = measured(peer, place, name, found["iterations"][name])
+        with writing:
+            found["rows"].append(row)
+            output.write_text(json.dumps(found, indent=1) + "\n")
+
     missing = [name for name in rows_of(peer) if name not in {row["name"] for row in found["rows"]}]
     with ThreadPoolExecutor(cores.qsize() or 1, initializer=pin) as pool:
-        for done in as_completed(
-            pool.submit(measured, peer, place, name, found["iterations"][name]) for name in missing
-        ):
-            found["rows"].append(done.result())
-            output.write_text(json.dumps(found, indent=1) + "\n")
+        try:
+            for done in as_completed([pool.submit(kept, name) for name in missing]):
+                done.result()
+        except BaseException:  # of a row, or Ctrl-C: what runs may end, nothing more is begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":

@@ -82,3 +82,29 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     assert len(runs) == before
     lines = peer_tuning(NanoGPT, found)
     assert "| learning rate x 0.5 | 4.002 | -0.002 |" in "\n".join(lines)
+
+
+def test_a_row_that_fails_begins_no_other_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def measured(peer: NanoGPT, place: Path, name: str, iterations: int) -> dict[str, Any]:
+        begun.append(name)
+        if name == "learning rate x 2":
+            sys.exit("the peer failed")
+        return {"name": name, "loss": 4.0}
+
+    monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
+    monkeypatch.setattr(tune_peer, "measured", measured)
+    monkeypatch.setattr(tune_peer, "fitting", lambda peer, place, seconds: dict.fromkeys(rows_of(peer), 9))
+    write_jsonl(tmp_path / "text.jsonl", texts(300))
+    prepared = make(tmp_path, tmp_path / "text.jsonl")
+    monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
+    output = tmp_path / "found.json"
+    options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options])
+    with pytest.raises(SystemExit, match="the peer failed"):
+        tune_peer.main()
+    paid = [name for name in begun if name != "learning rate x 2"]
+    assert [row["name"] for row in json.loads(output.read_text())["rows"]] == paid
+    assert paid[:2] == ["tuned", "learning rate x 0.5"]
+    assert len(begun) < len(rows_of(NanoGPT(tmp_path)))
