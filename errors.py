@@ -12,6 +12,7 @@ from private import redacted
 from untrusted import plain
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a disk, or a quota, that is full
+GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # cudaErrorDevicesUnavailable, in CUDA's words
 LONGEST_LINE = 2000  # characters; our own words are a few hundred, and the values in them may be as long as a file
 
 
@@ -35,7 +36,8 @@ class MachineError(Exception):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn the two kinds of failure into one line each on standard error and their exit status."""
+    """Turn the two kinds of failure into one line each on standard error and their exit status; so too a GPU that another
+    process has, which any script meets where it first asks for the GPU."""
     try:
         yield
     except UserError as error:
@@ -44,6 +46,15 @@ def reported() -> Iterator[None]:
         sys.exit(2)
     except MachineError as error:
         print(f"error: {_line(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if GPU_TAKEN not in str(error):
+            raise
+        hint = "trials are one: where a GPU takes one process only (exclusive mode), add probe=false"
+        print(
+            f"error: {GPU_TAKEN}; end the other process that has the GPU, then type the same command; {hint}",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except BrokenPipeError:  # `| head` closed our standard output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

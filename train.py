@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from run.machine import Machine
 
 DISK_FAULTS = (*FULL_DISK, errno.EROFS, errno.EIO, errno.ESTALE)
-GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # cudaErrorDevicesUnavailable, in CUDA's words
 SIGNALLED = 128  # exit statuses beyond are those of signals
 REPORTS_AT = (0.1, 0.5)  # of the budget: early, so that what it needs is loaded; then with half of its curves
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
@@ -140,11 +139,6 @@ def supervise(session: Session) -> None:
             raise MachineError(
                 f"out of memory ({' '.join(str(error).split())}); kept: every checkpoint; end what else uses the memory, then"
                 " type the same command"
-            ) from None
-        if GPU_TAKEN in str(error):
-            raise MachineError(
-                f"{GPU_TAKEN}: another process has the GPU; kept: every checkpoint; end it, then type the same command."
-                " Where a GPU takes one process only (exclusive mode), that is the one for trials: add probe=false"
             ) from None
         raise
     finally:

@@ -29,7 +29,7 @@ State = dict[Tensor, Any]
 def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """The nearest semi-orthogonal matrix of each of (k, short, long), nearly: all singular values near 1.
 
-    Newton-Schulz.
+    By Newton-Schulz, in the precision that the device multiplies well.
     """
     a, b, c = QUINTIC
     x = matrices.to(precision_on(matrices.device))

@@ -23,7 +23,7 @@ import train
 from data.prepare import prepare
 from data.sources import DataSpec
 from data.tokenizer import Tokenizer
-from errors import MachineError, UserError
+from errors import MachineError, UserError, reported
 from model.gpt import GPT
 from run.machine import Machine
 from run.report import write_report
@@ -163,14 +163,20 @@ def test_memory_that_runs_out_in_the_update_is_one_line(place: Path, monkeypatch
     assert result_of(folder)["status"] == "finished"
 
 
-def test_a_gpu_that_is_taken_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_taken_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     taken = RuntimeError(
         "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with `TORCH_USE_CUDA_DSA`"
     )
     monkeypatch.setattr(train, "machine_of", lambda session, trials: (_ for _ in ()).throw(taken))
-    with pytest.raises(MachineError, match="probe=false") as caught:
+    with pytest.raises(SystemExit) as caught, reported():
         run_here(place, "budget.steps=40", name="taken")
-    assert "\n" not in str(caught.value)
+    assert caught.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "probe=false" in said[0]
+    assert json.loads((folder_of(place, "taken") / "status.json").read_text())["status"] == "failed"
 
 
 # -- a loss that is no number ------------------------------------------------------------------------------------------
@@ -394,8 +400,8 @@ def test_a_clock_that_is_set_to_and_fro_changes_no_budget(place: Path, monkeypat
     monkeypatch.setattr(time, "time", lambda: next(jumps))
     began = time.monotonic()
     folder = run_here(place, "budget.hours=0.002", name="jumps")
-    assert time.monotonic() - began < 7.2
-    assert result_of(folder)["spent"]["overshoot_s"] <= 0
+    assert time.monotonic() - began < 10
+    assert result_of(folder)["spent"]["overshoot_s"] < 1  # a shared machine may stall; the least jump is 50 years
     assert result_of(folder)["progress"] == 1.0
 
 
