@@ -169,8 +169,8 @@ def test_a_checkout_trains_on_our_tokens_and_is_scored(
     settings = peer.settings("tuned", steps)
     ran = peer.run(tmp_path, "out", 1, settings)
     assert ran.iterations == steps
-    assert ran.tokens >= steps * 24 * 64
-    assert len(ran.each) == ran.tokens // (24 * 64)
+    assert ran.tokens == steps * 24 * 64
+    assert len(ran.each) == steps + (kind is NanoGPT)  # it trains once more, after it has saved
     assert 0 < sum(ran.each) < ran.seconds
     loss = peer.loss(tmp_path, "out", settings, tmp_path / "windows.npz")
     if kind is NanoGPT:  # as it saves a model that it has compiled
