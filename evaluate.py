@@ -27,10 +27,10 @@ def main(config: EvaluateConfig) -> None:
 
     from run.machine import find_machine
 
-    device = config.device
-    rank = join_processes(local_device(device.name))
+    device, name = config.device, local_device(config.device.name)
+    rank = join_processes(name)
     # MFU is not wanted here, so neither is measuring the peak
-    machine = find_machine(local_device(device.name), device.threads, device.precision, 1.0)
+    machine = find_machine(name, device.threads, device.precision, 1.0)
     figures = score(config, machine)
     if dist.is_initialized():
         dist.destroy_process_group()

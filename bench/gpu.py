@@ -167,10 +167,10 @@ def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
     return next(place.glob(f"{name}-*"))
 
 
-def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, log_interval: int) -> Ran:
+def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, **others: Any) -> Ran:
     """Its model is in place/name."""
     horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations}
-    return peer.run(place, name, 0, PEER | horizon | {"log_interval": log_interval})
+    return peer.run(place, name, 0, PEER | horizon | others)
 
 
 def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float) -> Iterator[dict[str, Any]]:
@@ -184,9 +184,9 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
     peer = NanoGPT(checkout)
     peer.write_data(corpus, place)
     # To be timed each, its iterations wait for the GPU here; in what is compared only those that it logs do.
-    calibrated = run_peer(peer, place, "calibration", CALIBRATION, 1)
+    calibrated = run_peer(peer, place, "calibration", CALIBRATION, log_interval=1)
     planned_s = min(MOST_S, (deadline - now() - JUDGING_S) / (1 + sum(SHARES)))
-    ran = run_peer(peer, place, "out", iterations_within(planned_s, calibrated), PEER["log_interval"])
+    ran = run_peer(peer, place, "out", iterations_within(planned_s, calibrated))
     goal = peer.loss(place, "out", PEER, place / "windows.npz")
     found: dict[str, Any] = {
         "settings": PEER,

@@ -23,7 +23,7 @@ import train
 from data.prepare import prepare
 from data.sources import DataSpec
 from data.tokenizer import Tokenizer
-from errors import MachineError, UserError, reported
+from errors import MachineError, UserError
 from model.gpt import GPT
 from run.machine import Machine
 from run.report import write_report
@@ -161,22 +161,6 @@ def test_memory_that_runs_out_in_the_update_is_one_line(place: Path, monkeypatch
     monkeypatch.undo()
     run_here(place, "budget.steps=40", name="update")
     assert result_of(folder)["status"] == "finished"
-
-
-def test_a_gpu_that_is_taken_is_one_line(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taken = RuntimeError(
-        "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with `TORCH_USE_CUDA_DSA`"
-    )
-    monkeypatch.setattr(train, "machine_of", lambda session, trials: (_ for _ in ()).throw(taken))
-    with pytest.raises(SystemExit) as caught, reported():
-        run_here(place, "budget.steps=40", name="taken")
-    assert caught.value.code == 1
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert "probe=false" in said[0]
-    assert json.loads((folder_of(place, "taken") / "status.json").read_text())["status"] == "failed"
 
 
 # -- a loss that is no number ------------------------------------------------------------------------------------------
