@@ -108,7 +108,6 @@ bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FI
 	$(if $(CURVES),@$(PY) -m bench.replay $(CURVES),@echo "no CURVES=FILE of published runs: bench.replay is left out")
 	@$(PY) -m bench.engine
 	@$(PY) -m bench.startup
-	@$(PY) -m bench.spinning
 	$(if $(PEER),@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)",@echo "no PEER=NANOGPT: bench.same_as_nanogpt is left out")
 	$(if $(PEER),@$(PY) -m bench.tune_peer $(CORPUS) --peer "$(PEER)" --at-once)
 	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done

@@ -17,10 +17,9 @@ from errors import MachineError, UserError, reported
 from private import given_away
 from run.signals import Interrupted
 
-# OpenMP threads that spin for long while they wait, as they do by default, take five times as long for a step as soon as one
-# other process is busy, and 1.75 times as long as with 3000 turns, about 10 microseconds; asleep at once they take a third
-# longer on an idle machine. 3000 are within 6 and 16 % of the better of the two (bench/results/spinning.json). Only GNU's
-# runtime, torch's on Linux, reads this, when it is loaded.
+# How many turns GNU's OpenMP runtime, torch's on Linux, spins before a waiting thread sleeps. Its default makes a step several
+# times as long once another process is busy; 0 costs a third on an idle machine. 3000 turns, about 10 microseconds, come near
+# the better of the two in both cases (docs/performance.md). Read when the runtime is loaded.
 BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
 
 
