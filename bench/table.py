@@ -1,6 +1,6 @@
 """docs/performance.md, and the README's comparison, from the files under bench/results/: python -m bench.table
 
-A test compares both with the files. Only FINDINGS is written by hand: the script and the result of each were removed.
+A test compares both with the files. Only findings.md is written by hand.
 """
 
 from __future__ import annotations
@@ -21,24 +21,12 @@ from plan import probe_seconds
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOC = ROOT / "bench" / "results", ROOT / "docs" / "performance.md"
+FINDINGS = ROOT / "bench" / "findings.md"
 README, BEGIN, END = ROOT / "README.md", "<!-- against: begin -->\n", "<!-- against: end -->"
 HEAD = """# Performance
 
 Made by `python -m bench.table` from the files under [bench/results](../bench/results), each of which says how to get it again.
 """
-
-FINDINGS = {  # by the script that measured it
-    "bench/allocator.py": (
-        "Freed memory that stays with the process (`keep_freed_memory`) makes a CPU training step 1.44 times as fast at"
-        " 1 x 64, 1.39 times at 2 x 128 and 1.02 times at 4 x 256: medians of 5 pairs of processes. Page faults per step"
-        " fall from 8,051 to 279, from 11,695 to 59 and from 6,893 to 1,281."
-    ),
-    "bench/spinning.py": (
-        "OpenMP threads spin for GOMP_SPINCOUNT turns before they sleep; stint sets 3000 unless the user sets a value. A step at"
-        " 2 x 128 took 78 ms with 3000, 103 ms with 0 and 75 ms with the default on an idle machine, and 183, 159 and 393 ms"
-        " beside one process that kept a core busy: medians of 5 processes."
-    ),
-}
 
 
 def table(columns: list[str], rows: list[list[str]]) -> list[str]:
@@ -314,18 +302,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 }
 
 
-def findings() -> list[str]:
-    """The measurements whose scripts were removed."""
-    return [
-        "## Measured once",
-        "",
-        "Measured once, on two shared CPU cores. Each script was removed after its measurement; `git log -- SCRIPT` finds it.",
-        "",
-        *(f"- {sentence} (`{script}`)" for script, sentence in FINDINGS.items()),
-        "",
-    ]
-
-
 def text() -> str:
     """The page, with a section for each result that is there."""
     parts = [HEAD]
@@ -335,7 +311,7 @@ def text() -> str:
             found = json.loads(path.read_text())
             how = f"[{path.name}](../bench/results/{path.name}): `{found['how']}`"
             parts.append("\n".join([*section(found), "", how, ""]))
-    return "\n".join([*parts, *findings()])
+    return "\n".join([*parts, FINDINGS.read_text()])
 
 
 def comparison() -> str:
