@@ -115,6 +115,8 @@ def phases(found: dict[str, Any]) -> list[str]:
         " killed process are not on its ledger.",
         f"- {stops['disturbed']} signals ({signals}) in {stops['runs']} runs: {stops['identical']} with the same final weights;"
         f" {stops['worst_lost_steps']} steps were done again.",
+        "- A run with a budget of 299.9 s was killed with kill -9 after 13, 61 and 55 s and started again each time. All four"
+        " processes together took 295.2 s (measured once; `git log -- bench/killed.py` finds the script).",
     ]
 
 
