@@ -103,7 +103,6 @@ format: $(DEV)  ## let ruff format and mend
 
 bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT BASELINES=LLM_BASELINES
 	$(if $(CORPUS),,$(error make bench: CORPUS is missing; name a folder in SlimPajama's layout, CORPUS=FOLDER))
-	@$(PY) -m bench.prepare $(CORPUS)
 	$(if $(CURVES),@$(PY) -m bench.replay $(CURVES),@echo "no CURVES=FILE of published runs: bench.replay is left out")
 	@$(PY) -m bench.engine
 	@$(PY) -m bench.startup
