@@ -4,8 +4,7 @@
 
 Five shapes, a step each in turn, so that a machine that wanders treats all alike; medians. The limit is what a bare matrix
 product reaches on the same machine in the same run. `plain_loss` is the same step with torch's own cross-entropy
-(model/loss.py), `adamw` with AdamW for the matrices as well. What train.py's loop does beside a step's parts, `other`, is of
-short runs of train.py itself on the embedded corpus (bench/loop.py): on a CPU, and where its vocabulary is the shape's.
+(model/loss.py), `adamw` with AdamW for the matrices as well.
 """
 
 from __future__ import annotations
@@ -15,12 +14,8 @@ import itertools
 import json
 import random
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +42,6 @@ SHAPES = (
 )  # fmt: skip
 ROWS = 1 << 18
 WARM, FEWEST, SECONDS = 2, 5, 40.0  # rounds that do not count, rounds that do, and for how long there are more of them
-EMBEDDED_VOCABULARY, LOOP_STEPS = 4096, 20
 MODELS = 4  # made anew where two kinds of steps are compared
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
@@ -154,24 +148,6 @@ def memory_of_a_step(shape: Shape, sequences: int, machine: Machine) -> int:
     return machine.peak_memory() - before
 
 
-def other_in_the_loop(shape: Shape, sequences: int) -> float | None:
-    """Seconds a step of train.py's loop beside the parts; None where that is not measured."""
-    if shape.vocab_size != EMBEDDED_VOCABULARY:
-        return None
-    sizes = {key: getattr(shape, key) for key in ("n_layer", "n_embd", "block_size", "bigram_rows")}
-    with tempfile.TemporaryDirectory() as place:
-        command = [
-            *(sys.executable, "-m", "bench.loop", f"{place}/loop.json", f"budget.steps={LOOP_STEPS}", "probe=false"),
-            *("mfu=0.3", "model=modern", "optim=muon", f"optim.batch_tokens={sequences * shape.block_size}"),
-            *(f"model.{key}={value}" for key, value in sizes.items()),
-            *("samples.prompts=[]", "eval.every=0", "eval.tokens=4096", f"output_dir={place}"),
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stdout + done.stderr)
-        return float(json.loads(Path(place, "loop.json").read_text())["other"])
-
-
 def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, machine: Machine) -> dict[str, Any]:
     """One line of the table."""
     shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
@@ -194,7 +170,6 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
     medians = {
         name: {part: statistics.median(row[part] for row in rows) for part in rows[0]} for name, rows in times.items()
     }
-    other = other_in_the_loop(shape, sequences) if machine.device.type == "cpu" else None
     tokens = block * sequences
     whole = medians["stint"]["all"]
     peak = statistics.median(peaks)
@@ -209,7 +184,6 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
         "matmul_flops_per_second": peak,
         "share_of_matmul": tokens * flops_per_token(shape) / whole / peak,
         "milliseconds": {part: 1000 * value for part, value in medians["stint"].items()},
-        "other_milliseconds": None if other is None else 1000 * other,
         **{f"{name}_over_stint": over_stint(times, name) for name in VARIANTS if name != "stint"},
         "peak_memory": memory,
     }

@@ -82,10 +82,6 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     ]
 
 
-def share_of_step(row: dict[str, Any], milliseconds: float | None) -> str:
-    return "-" if milliseconds is None else f"{milliseconds / row['milliseconds']['all']:.0%}"
-
-
 def engine(found: dict[str, Any]) -> list[str]:
     rows = [
         [
@@ -95,8 +91,7 @@ def engine(found: dict[str, Any]) -> list[str]:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['flops_per_second'] / 1e9:.0f}",
             f"{row['share_of_matmul']:.0%}",
-            *(share_of_step(row, row["milliseconds"][part]) for part in PARTS),
-            share_of_step(row, row["other_milliseconds"]),
+            *(f"{row['milliseconds'][part] / row['milliseconds']['all']:.0%}" for part in PARTS),
             *(f"{row[name + '_over_stint']:.2f}" for name in ("plain_loss", "adamw")),
             f"{row['peak_memory'] / 2**20:,.0f}",
         ]
@@ -110,7 +105,6 @@ def engine(found: dict[str, Any]) -> list[str]:
         "GFLOP/s",
         "of a bare matmul",
         *PARTS,
-        "other",
         "plain loss",
         "AdamW",
         "MiB",
@@ -120,7 +114,7 @@ def engine(found: dict[str, Any]) -> list[str]:
         "",
         f"On {found['device']}, {found['threads']} threads, {found['precision']}. `plain loss` and `AdamW`: how long the step"
         " takes with torch's cross-entropy of all logits at once, and without Muon, relative to the step as it is; medians of"
-        " pairs. `other`: what train.py's loop does beside the parts, relative to the step.",
+        " pairs.",
         "",
         *table(columns, rows),
     ]

@@ -29,7 +29,7 @@ from run.machine import Machine, find_device, set_up
 from run.memory import out_of_memory
 
 # What the training loop does besides, seconds a step: batches, 0.3 ms, and the clock, the metrics and the bar, 0.8 to 1.4 ms, on
-# two CPU cores (bench/results/engine.json). A GPU works on meanwhile.
+# two CPU cores (docs/performance.md). A GPU works on meanwhile.
 BOOKKEEPING_S = {"cpu": 0.0012}
 
 
