@@ -15,7 +15,6 @@ bench/results/ablate.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from bench.common import RESULTS, ROOT, argument_parser, read_result, write_result
 from bench.engine import Step, token_relative
 from bench.own import begin_as_train_does, finished, folder_of, hours_of, run_within
 from model.recipe import OptimSettings
@@ -38,8 +38,7 @@ from model.shape import Shape
 from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "bench" / "results" / "ablate.json"
+RESULT = RESULTS / "ablate.json"
 NORMAL = 1.4826  # standard deviations in a median deviation of normal noise
 BETWEEN = 3  # rows from one run of the recipe to the next
 ROUNDS = 12  # steps timed of each model
@@ -186,9 +185,8 @@ def step_of(folder: Path, machine: Machine) -> Step:
 
 
 def main() -> None:
-    begin_as_train_does("bench.ablate")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    begin_as_train_does()
+    parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--minutes", type=float, default=1.0, help="of each run, all included")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--sizes", nargs="+", default=["model.n_layer=2", "model.n_embd=64"])
@@ -216,16 +214,15 @@ def main() -> None:
     steps = times_of(options.place, options.seeds[0], rows, find_machine("cpu", threads, "float32", 1.0))
     setting = {"minutes": options.minutes, "sizes": options.sizes, "threads": threads}
     commands = [" ".join(["python -m bench.ablate CORPUS", *map(shlex.quote, sys.argv[2:])])]
-    if options.output.exists():
-        before = json.loads(options.output.read_text())
-        if {key: before.get(key) for key in setting} == setting:
-            fresh = {(each["name"], each["seed"]) for each in runs}
-            runs = [each for each in before["runs"] if (each["name"], each["seed"]) not in fresh] + runs
-            steps = {row["name"]: row["step"] for row in before["rows"]} | {row: s for row, s in steps.items() if s}
-            commands = list(dict.fromkeys([*before["how"].split("; "), *commands]))
+    before = read_result(options.output)
+    if {key: before.get(key) for key in setting} == setting:
+        fresh = {(each["name"], each["seed"]) for each in runs}
+        runs = [each for each in before["runs"] if (each["name"], each["seed"]) not in fresh] + runs
+        steps = {row["name"]: row["step"] for row in before["rows"]} | {row: s for row, s in steps.items() if s}
+        commands = list(dict.fromkeys([*before["how"].split("; "), *commands]))
     table, slopes, noise = summary(runs, steps)
     content = {"how": "; ".join(commands), **setting, "slopes": slopes, "noise": noise, "rows": table, "runs": runs}
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(options.output, content)
     for row in table:
         figures = (f"{row[key]:+.4f}" if row[key] is not None else "" for key in ("per_token", "worse"))
         step = "" if row["step"] is None else f"{row['step']:.3f}"

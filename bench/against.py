@@ -16,7 +16,6 @@ it goes on with what is missing.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -29,7 +28,8 @@ from typing import Any
 
 import torch
 
-from bench.own import ROOT, corpus_in, run_stint, scored
+from bench.common import RESULTS, ROOT, argument_parser, result_of, write_result
+from bench.own import corpus_in, run_stint, scored
 from bench.peers import KNOWN, Peer, find_peer
 from bench.peers.peer import FORMS, write_windows
 from budget.probe import measure_peak
@@ -123,7 +123,7 @@ class Comparison:
         speed = matmul_speed()
         arguments = [f"budget.hours={seconds / 3600:.8g}", *self.arguments]
         folder = run_stint(self.place, self.folder, name, seed, arguments)
-        result = json.loads((folder / "result.json").read_text())
+        result = result_of(folder)
         machine = find_machine("cpu", None, "float32", 1.0)
         figures = scored(folder, corpus, self.tokens, self.peer.window, machine)
         return {
@@ -189,8 +189,7 @@ def conclude(peer: Peer, forms: tuple[str, ...], found: list[dict[str, Any]]) ->
 
 def parsed() -> tuple[Comparison, Path]:
     """What the command line asks for, and the file of its result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--peer", required=True, help=KNOWN)
     parser.add_argument("--minutes", type=float, default=5.0, help="the peer's, start and all")
     parser.add_argument("--seeds", type=int, default=3)
@@ -210,7 +209,7 @@ def parsed() -> tuple[Comparison, Path]:
     place = (options.place / peer.name).resolve()
     arguments = tuple(options.arguments)
     asked = Comparison(peer, folder, place, options.minutes, options.seeds, options.tokens, forms, arguments)
-    return asked, options.output or ROOT / "bench" / "results" / f"against_{peer.name}.json"
+    return asked, options.output or RESULTS / f"against_{peer.name}.json"
 
 
 def main() -> None:
@@ -224,7 +223,7 @@ def main() -> None:
         )
     for row in asked.rounds(corpus, {(row["form"], row["seed"]) for row in found}):
         found.append(row)
-        output.write_text(json.dumps(asked.content(found), indent=1) + "\n")
+        write_result(output, asked.content(found))
     conclude(asked.peer, asked.forms, found)
 
 

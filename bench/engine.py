@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import random
 import statistics
 from collections.abc import Callable, Iterator
@@ -21,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.own import ROOT, begin_as_train_does
+from bench.common import RESULTS, median_ratio, medians, write_result
+from bench.own import begin_as_train_does
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
@@ -35,7 +35,7 @@ from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_machine
 
-RESULT = ROOT / "bench" / "results" / "engine.json"
+RESULT = RESULTS / "engine.json"
 # layers, width, block size, sequences a step, vocabulary
 SHAPES = (
     (1, 64, 64, 16, 4096), (2, 128, 64, 32, 4096), (4, 256, 256, 8, 4096), (8, 512, 256, 8, 4096), (2, 128, 64, 32, 50304),
@@ -133,8 +133,7 @@ VARIANTS = {"stint": nullcontext, "plain_loss": plain_loss, "adamw": nullcontext
 
 def over_stint(times: dict[str, list[dict[str, float]]], name: str) -> float:
     """How long a variant's step takes relative to stint's of the same round, as the machine wanders from round to round."""
-    pairs = zip(times[name], times["stint"], strict=True)
-    return statistics.median(variant["all"] / stint["all"] for variant, stint in pairs)
+    return median_ratio(*([step["all"] for step in times[which]] for which in (name, "stint")))
 
 
 def memory_of_a_step(shape: Shape, sequences: int, machine: Machine) -> int:
@@ -167,11 +166,9 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
                 found = (adamw if name == "adamw" else muon).run()
             if turn >= WARM:
                 times[name].append(found)
-    medians = {
-        name: {part: statistics.median(row[part] for row in rows) for part in rows[0]} for name, rows in times.items()
-    }
     tokens = block * sequences
-    whole = medians["stint"]["all"]
+    typical = medians(times["stint"])
+    whole = typical["all"]
     peak = statistics.median(peaks)
     return {
         "shape": f"{layers} x {width}",
@@ -183,14 +180,14 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
         "flops_per_second": tokens * flops_per_token(shape) / whole,
         "matmul_flops_per_second": peak,
         "share_of_matmul": tokens * flops_per_token(shape) / whole / peak,
-        "milliseconds": {part: 1000 * value for part, value in medians["stint"].items()},
+        "milliseconds": {part: 1000 * value for part, value in typical.items()},
         **{f"{name}_over_stint": over_stint(times, name) for name in VARIANTS if name != "stint"},
         "peak_memory": memory,
     }
 
 
 def main() -> None:
-    begin_as_train_does("bench.engine")
+    begin_as_train_does()
     machine = find_machine("auto", None, "auto", 1.0)
     rows = []
     for each in SHAPES:
@@ -207,7 +204,7 @@ def main() -> None:
         "precision": machine.precision,
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULT, content)
 
 
 if __name__ == "__main__":

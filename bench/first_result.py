@@ -10,18 +10,19 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from bench.common import RESULTS, ROOT, result_of, write_result
+
 BEGIN, END = "<!-- make train: begin -->", "<!-- make train: end -->"
 
 
 def main(folder: str) -> None:
     run = Path(folder)
-    result = json.loads((run / "result.json").read_text())
+    result = result_of(run)
     log = (run / "log.txt").read_text()
     plan = json.loads((run / "plan.json").read_text())
     plan.pop("curve")  # for the picture; a hundred points that nobody reads here
     content = {"how": "make train", "result": result, "plan": plan}
-    (ROOT / "bench" / "results" / "make_train.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULTS / "make_train.json", content)
     table = log[log.index("Plan\n") : log.index("Also considered")]
     ending = log[log.index("Plan against outcome") :]
     samples = [line[:110] + "..." if len(line) > 113 else line for line in ending.splitlines()]

@@ -13,9 +13,7 @@ Each stage is a process with its seconds, after which it is ended; what it measu
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import math
 import os
 import signal
@@ -31,6 +29,7 @@ from typing import Any
 
 import torch
 
+from bench.common import RESULTS, ROOT, TRAIN_ONLY, argument_parser, read_result, result_of, run_script, write_result
 from bench.engine import Step
 from bench.own import scored
 from bench.peers.nanogpt import NanoGPT
@@ -46,8 +45,7 @@ from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_machine
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "bench" / "results" / "gpu.json"
+RESULT = RESULTS / "gpu.json"
 SECONDS = 460.0  # of eight minutes, with some left to start and to stop
 SPEED_SHARE = 0.4  # of them, where a peer is given
 
@@ -157,13 +155,12 @@ def iterations_within(seconds: float, ran: Ran) -> int:
 def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
     """The folder of a run of so many seconds."""
     name = f"stint-{seconds:.0f}s"
-    command = [
-        *(sys.executable, "train.py", "data=stdlib", f"data.tokenizer={TEXT.tokenizer}"),
-        *(f"data.validation_fraction={TEXT.validation_fraction}", f"device={machine.device.type}"),
-        *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
+    options = [
+        *("data=stdlib", f"data.tokenizer={TEXT.tokenizer}", f"data.validation_fraction={TEXT.validation_fraction}"),
+        *(f"device={machine.device.type}", *TRAIN_ONLY, "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
         *(f"output_dir={place}", f"name={name}"),
     ]
-    subprocess.run(command, cwd=ROOT, check=True)
+    run_script("train.py", options, capture=False).check_returncode()
     return next(place.glob(f"{name}-*"))
 
 
@@ -202,7 +199,7 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
             if error.returncode == 2 and found["stint"]:  # as it said: too short for a single step
                 return
             raise
-        result = json.loads((folder / "result.json").read_text())
+        result = result_of(folder)
         found["stint"].append(
             {
                 "seconds": 3600 * result["spent"]["hours"] + result["prepare_s"],
@@ -229,7 +226,7 @@ def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, pla
         "peak_flops": machine.peak_flops,
         "peak_source": machine.peak_source,
     }
-    earlier = json.loads(output.read_text()) if output.exists() else {}
+    earlier = read_result(output)
     if any(earlier.get(key) != value for key, value in about.items()):
         earlier = {}
     deadline = now() + seconds
@@ -237,7 +234,7 @@ def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, pla
     found: Iterator[Any]
     found = against_peer(peer, place, machine, deadline) if stage == "loss" and peer else speeds(machine, place)
     for part in found:
-        output.write_text(json.dumps(earlier | about | {stage: part}, indent=1) + "\n")
+        write_result(output, earlier | about | {stage: part})
 
 
 def bounded(command: list[str], seconds: float) -> bool:
@@ -268,7 +265,7 @@ def run_stages(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--peer", type=Path, help="checkout of nanoGPT")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
     parser.add_argument("--stage", choices=("speed", "loss"), help="only this one, in this process, in --place")

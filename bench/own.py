@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from bench.common import TOKENIZER, TRAIN_ONLY, corpus_options, run_script, train
 from command_line import BEFORE_TORCH
 from data.loader import EvalRange
 from data.prepare import prepare
@@ -19,10 +19,8 @@ from evals.language_model import evaluate
 from run.finished import load_finished
 from run.machine import Machine
 
-ROOT = Path(__file__).parents[1]
-TOKENIZER = "bpe-4096"
 # Always as many, however slow the machine or the model is: of fewer, the tokens would be others.
-SCORED = ("samples.prompts=[]", "eval.every=0", "eval.tokens=65536", "eval.max_fraction=1")
+SCORED = (*TRAIN_ONLY, "eval.tokens=65536", "eval.max_fraction=1")
 
 
 def corpus_in(folder: str) -> Corpus:
@@ -34,15 +32,13 @@ def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[st
     """Folder of a finished run. `corpus`: a folder in SlimPajama's layout. An earlier run of this name is removed: its
     seconds were others, so it cannot stand for this one."""
     shutil.rmtree(place / name, ignore_errors=True)
-    command = [
-        *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
-        "data.max_bytes=null",  # as the comparison prepared it for the peer, so that no run has to prepare it anew
-        *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384"),
-        *(f"seed={seed}", f"output_dir={place / name}", *arguments),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+    train(
+        [
+            *corpus_options(corpus),
+            "data.max_bytes=null",  # as the comparison prepared it for the peer, so that no run has to prepare it anew
+            *(*TRAIN_ONLY, "eval.tokens=16384", f"seed={seed}", f"output_dir={place / name}", *arguments),
+        ]
+    )
     return finished(place, name)
 
 
@@ -62,10 +58,13 @@ def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None, machine
     return evaluate(found.model, windows, token_bytes, val.sources, 64, machine.device, machine.autocast)
 
 
-def begin_as_train_does(module: str) -> None:
-    """Start this process again, as `python -m module`, with what train.py tells torch's libraries before it loads them."""
-    if not BEFORE_TORCH.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **BEFORE_TORCH})
+def begin_as_train_does() -> None:
+    """Start this `python -m` process again with the environment that train.py sets for torch's libraries before it loads
+    them."""
+    module = sys.modules["__main__"].__spec__
+    if module is not None and not BEFORE_TORCH.keys() <= os.environ.keys():
+        command = [sys.executable, "-m", module.name, *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **BEFORE_TORCH})
 
 
 def folder_of(name: str, seed: int) -> str:
@@ -82,19 +81,17 @@ def run_within(budget: str, place: Path, corpus: str, name: str, seed: int, argu
     """What came out of a run within `budget`, as train.py reads it; it is started unless it is finished. One that failed
     has `failed` for its figures."""
     place = place / folder_of(name, seed)
-    command = [
-        *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
-        *(
-            *SCORED,
-            budget,
-            f"output_dir={place}",
-            f"seed={seed}",
-            *arguments,
-            "output=json",
-        ),
+    options = [
+        *corpus_options(corpus),
+        *SCORED,
+        budget,
+        f"seed={seed}",
+        *arguments,
+        f"output_dir={place}",
+        "output=json",
     ]
-    print("$", *command[1:], flush=True)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    print("$ train.py", *options, flush=True)
+    done = run_script("train.py", options)
     if done.returncode:
         print(done.stdout[-2000:], done.stderr[-2000:])
         return {"name": name, "seed": seed, "failed": done.stderr.strip().splitlines()[-1:]}

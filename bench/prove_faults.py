@@ -12,7 +12,6 @@ on; --fresh begins anew.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,13 +26,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench.common import RESULTS, ROOT, argument_parser, write_result
 from bench.phases import PHASES
 from bench.watched import Watched, accounts, digest, resumes
 from run.record import git_commit
 from run.signals import STOPPING
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
 
-RESULT = ROOT / "bench" / "results" / "faults.json"
+RESULT = RESULTS / "faults.json"
 PLACE = ROOT / "outputs" / "prove-faults"
 TESTS = ("tests/test_faults.py", "tests/test_injected.py", "tests/test_corruption.py")
 STEPS = 1000
@@ -268,7 +268,7 @@ def other_faults() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=200, help="processes killed with -9")
     parser.add_argument("--signals", type=int, default=56, help="processes stopped with a signal")
     parser.add_argument("--fresh", action="store_true", help="forget the chains that are done")
@@ -293,7 +293,7 @@ def main() -> None:
         "signals": figures(stopped),
         "others": other_faults(),
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULT, content)
     failures = content["kills"]["failures"] + content["signals"]["failures"]
     failures += [line for row in content["others"] for line in row["bad"]]
     print("\n".join(failures) or "no failure")

@@ -14,7 +14,6 @@ is finished is not run again, so that the command can be stopped and typed again
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -23,12 +22,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.common import RESULTS, ROOT, argument_parser, corpus_options, result_of, run_script, write_result
 from budget.fit import Fit
 from budget.refit import FinishedRun, draw_slices, fit, lines_of, read_run
 from model.shape import PRESETS, Shape, padded_vocab
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "bench" / "results" / "prove_plan.json"
+RESULT = RESULTS / "prove_plan.json"
 PICTURE = ROOT / "docs" / "prove_plan.png"
 TOKENIZER, VOCAB, BLOCK = "bytes", padded_vocab(257), 256
 EVAL_TOKENS = 131072  # the same in every run, so that losses can be compared
@@ -52,13 +51,12 @@ def parameters(layers: int, width: int) -> int:
 
 def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
     """The folder of a run of train.py, which is started unless it is finished."""
-    common = [
-        *("data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}", f"model.block_size={BLOCK}"),
-        *(f"eval.tokens={EVAL_TOKENS}", "eval.max_fraction=0.3", "samples.prompts=[]", f"output_dir={place}"),
+    options = [
+        *(*corpus_options(corpus, TOKENIZER), f"model.block_size={BLOCK}", f"eval.tokens={EVAL_TOKENS}"),
+        *("eval.max_fraction=0.3", "samples.prompts=[]", f"output_dir={place}", f"name={name}", *arguments),
     ]
-    command = [sys.executable, "train.py", *common, f"name={name}", *arguments]
-    print(f"\n$ {' '.join(command[1:])}", flush=True)
-    if subprocess.run(command, cwd=ROOT).returncode:
+    print("\n$ train.py", *options, flush=True)
+    if run_script("train.py", options, capture=False).returncode:
         sys.exit(f"{name} failed")
     folders = [folder for folder in place.glob(f"{name}-*") if (folder / "result.json").exists()]
     if len(folders) != 1:
@@ -106,7 +104,7 @@ def finished(folder: Path) -> FinishedRun:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What of a run the proof looks at."""
-    result = json.loads((folder / "result.json").read_text())
+    result = result_of(folder)
     keys = ("n_layer", "n_embd", "parameters_law")
     return {
         "name": result["name"],
@@ -190,8 +188,7 @@ def picture(found: Fit, chosen: dict[str, Any], others: list[dict[str, Any]], ho
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--flops", type=float, default=2.5e12, help="compute of the larger slice (default: 2.5e12)")
     parser.add_argument("--centre", type=int, default=2, help="index in LADDER of the middle size of the slices")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "prove-plan", help="folder of the runs")
@@ -233,7 +230,7 @@ def main() -> None:
         "others": others,
         "runs": [outcome(folder) for folder in folders],
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULT, content)
     picture(found, chosen, others, hours)
     print(json.dumps(content["verdict"], indent=1))
 

@@ -7,14 +7,13 @@ was found. A test compares the two.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-from bench.table import table
+from bench.common import RESULTS, ROOT
+from bench.table import source_of, table
 
-ROOT = Path(__file__).parents[1]
-RESULT, DOC = ROOT / "bench" / "results" / "faults.json", ROOT / "docs" / "reliability.md"
-SOAK = ROOT / "bench" / "results" / "soak.json"
+RESULT, DOC = RESULTS / "faults.json", ROOT / "docs" / "reliability.md"
+SOAK = RESULTS / "soak.json"
 HEAD = """# Reliability
 
 Nothing that was paid for is lost: after any fault, type the same command again. Training goes on from the newest checkpoint
@@ -178,8 +177,7 @@ def prepared(corpus: dict[str, Any]) -> str:
 def text() -> str:
     """The page."""
     found, soaked = json.loads(RESULT.read_text()), json.loads(SOAK.read_text())
-    how = f"[{RESULT.name}](../bench/results/{RESULT.name}): `{found['how']}`;"
-    how += f" [{SOAK.name}](../bench/results/{SOAK.name}): `{soaked['how']}`"
+    how = f"{source_of(RESULT, found)}; {source_of(SOAK, soaked)}"
     rows = [list(row) for row in PROMISES]
     promised = ["## What happens", "", *table(["fault", "what stint does", "what it costs"], rows)]
     sections = [promised, *(section(found) for section in (phases, others, failures)), growth(soaked), [how]]

@@ -8,16 +8,16 @@ FLOPs, from parabolas through all twelve budgets, is 189M parameters on RefinedW
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from bench.common import RESULTS, argument_parser, write_result
 from budget.fit import Point, fit, group
 
-RESULT = Path(__file__).parent / "results" / "replay.json"
+RESULT = RESULTS / "replay.json"
 TARGET = 3.4e18
 TRUTH = {"RefinedWeb": 189e6, "OpenWebText2": 188e6}
 BUDGETS = 3
@@ -54,7 +54,7 @@ def replay(points: list[Point], truth: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("path", type=Path)
     path = parser.parse_args().path
     if not path.exists():
@@ -63,7 +63,7 @@ def main() -> None:
     points = read_points(path)
     content = {"how": f"python -m bench.replay {path}", "target_flops": TARGET}
     content |= {name: replay(points[name], truth) for name, truth in TRUTH.items()}
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULT, content)
     print(json.dumps(content, indent=1))
 
 

@@ -9,9 +9,7 @@ agree to the 4 digits that the peer prints. Writes bench/results/same_as_nanogpt
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import pickle
 import re
 import subprocess
@@ -24,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PEERS = Path(__file__).parent / "peers"
-RESULT = Path(__file__).parents[1] / "bench" / "results" / "same_as_nanogpt.json"
+from bench.common import RESULTS, TRAIN_ONLY, argument_parser, metrics_of, write_result
+from bench.peers.checkout import SCRIPTS, flags
+
+RESULT = RESULTS / "same_as_nanogpt.json"
 STEPS, SEED, SPREAD = 20, 1337, 1e-4
 SIZES = {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab_size": 512}
 BATCH, RATE, DECAY, BETAS, CLIP = 12, 1e-3, 0.1, (0.9, 0.99), 1.0
@@ -85,10 +85,8 @@ def peer_losses(checkout: Path, place: Path, tokens: np.ndarray) -> list[float]:
         "out_dir": str(place / "out"),
     }
     (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": SIZES["vocab_size"]}))
-    command = [sys.executable, str(PEERS / "nanogpt_train.py"), str(checkout), "0"]
-    done = subprocess.run(
-        command + [f"--{key}={value}" for key, value in settings.items()], cwd=place, capture_output=True, text=True
-    )
+    command = [sys.executable, str(SCRIPTS / "nanogpt_train.py"), str(checkout), "0"]
+    done = subprocess.run([*command, *flags(settings)], cwd=place, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     return [float(found) for found in re.findall(r"iter \d+: loss ([\d.]+)", done.stdout)]
@@ -143,33 +141,20 @@ def our_losses(place: Path, weights: dict[str, Tensor], batches: list[tuple[Tens
         *("train.py", "model=classic", "optim=adamw", "data=text", f"data.path={text}", "data.tokenizer=bytes"),
         *(f"model.{key}={value}" for key, value in SIZES.items()),
         *(f"budget.steps={STEPS}", f"optim.batch_tokens={BATCH * SIZES['block_size']}", "schedule=constant"),
-        *("schedule.warmup=0", f"optim.learning_rate={RATE}", f"optim.weight_decay={DECAY}", "samples.prompts=[]"),
-        *(
-            f"optim.beta1={BETAS[0]}",
-            f"optim.beta2={BETAS[1]}",
-            f"optim.grad_clip={CLIP}",
-            "eval.every=0",
-            "device=cpu",
-        ),
-        *(
-            f"output_dir={place / 'runs'}",
-            f"data.cache_dir={place / 'prepared'}",
-            "eval.tokens=1024",
-            "model.dropout=0",
-        ),
+        *("schedule.warmup=0", f"optim.learning_rate={RATE}", f"optim.weight_decay={DECAY}", "model.dropout=0"),
+        *(f"optim.beta1={BETAS[0]}", f"optim.beta2={BETAS[1]}", f"optim.grad_clip={CLIP}", "device=cpu"),
+        *(*TRAIN_ONLY, "eval.tokens=1024", f"output_dir={place / 'runs'}", f"data.cache_dir={place / 'prepared'}"),
     ]
 
     def main(config: Config) -> None:
         train.main(config)
 
     launch(main, "config")
-    metrics = next((place / "runs").glob("run-*/metrics.jsonl")).read_text().splitlines()
-    points = [json.loads(line) for line in metrics]
-    return [point["loss"] for point in points if "loss" in point]
+    return [point["loss"] for point in metrics_of(next((place / "runs").glob("run-*"))) if "loss" in point]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--peer", type=Path, required=True, help="checkout of nanoGPT")
     checkout = parser.parse_args().peer.resolve()
     if not (checkout / "model.py").exists():
@@ -190,7 +175,7 @@ def main() -> None:
         "nanogpt": theirs,
         "stint": ours,
     }
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULT, content)
     print(f"{len(ours)} steps, losses {theirs[0]} to {theirs[-1]}: at most {spread:.1e} apart")
     if spread > SPREAD:
         sys.exit(1)

@@ -10,7 +10,6 @@ run is watched from outside, once a second, through /proc: Linux only.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -25,8 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "bench" / "results" / "soak.json"
+from bench.common import RESULTS, ROOT, argument_parser, metrics_of, read_result, result_of, write_result
+
+RESULT = RESULTS / "soak.json"
 NAME = "soak"
 CHECKPOINT_S = 3
 FEWEST_STEPS = 10_000
@@ -158,9 +158,10 @@ def long_run(minutes: float, work: Path) -> dict[str, Any]:
     found = folder()
     if process.returncode or found is None:
         sys.exit(f"the run ended with status {process.returncode}")
-    points = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((found / "result.json").read_text())
-    judgement = verdicts(samples, [point for point in points if "event" not in point and "tokens_per_second" in point])
+    result = result_of(found)
+    judgement = verdicts(
+        samples, [point for point in metrics_of(found) if "event" not in point and "tokens_per_second" in point]
+    )
     steps = result["spent"]["steps"]
     stride = -(-len(samples) // KEPT_SAMPLES)
     return {
@@ -277,14 +278,14 @@ def large_corpus(gigabytes: float, work: Path, tokenizer: str = "bpe-4096") -> d
 
 def keep(part: str, found: dict[str, Any]) -> None:
     """Put a part's section into the result, beside those of the others."""
-    content = json.loads(RESULT.read_text()) if RESULT.exists() else {"how": "python -m bench.soak"}
+    content = {"how": "python -m bench.soak"} | read_result(RESULT)
     content[part] = {"how": f"python -m bench.soak {' '.join(sys.argv[1:])}".strip(), **found}
-    RESULT.write_text(json.dumps(content, indent=1) + "\n")
+    write_result(RESULT, content)
     print(part, json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("part", nargs="?", choices=["run", "record", "corpus"], help="one part alone")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--lines", type=int, default=LINES)

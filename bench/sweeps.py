@@ -6,18 +6,14 @@ in outputs/cpu/sweeps/NAME/report.html; bench/results/sweeps.json has their tabl
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from bench.common import RESULTS, ROOT, argument_parser, corpus_options, run_script, write_result
 from sweeps.report import write
 from sweeps.table import read_sweep, verdict
 
-ROOT = Path(__file__).parents[1]
-RESULT, PLACE = ROOT / "bench" / "results" / "sweeps.json", Path("outputs/cpu")
+RESULT, PLACE = RESULTS / "sweeps.json", Path("outputs/cpu")
 # That of the seeds first: the others take their noise from it.
 NAMES = ("seeds", "size", "width_depth", "batch", "dropout", "learning_rate", "schedule", "isoflop", "baselines")
 FIGURES = {
@@ -29,15 +25,8 @@ FIGURES = {
 
 def swept(name: str, corpus: str, hours: float) -> dict[str, Any]:
     """Run it, or what is left of it, and read its table."""
-    knobs = [
-        f"budget.hours={hours}",
-        "data=slimpajama",
-        f"data.path={corpus}",
-        "data.tokenizer=bpe-4096",
-        f"output_dir={PLACE}",
-    ]
-    command = [sys.executable, "train.py", "-cd", "sweeps", "-cn", name, *knobs]
-    status = subprocess.run(command, cwd=ROOT).returncode
+    options = ["-cd", "sweeps", "-cn", name, f"budget.hours={hours}", *corpus_options(corpus), f"output_dir={PLACE}"]
+    status = run_script("train.py", options, capture=False).returncode
     folder = ROOT / PLACE / "sweeps" / name
     sweep = read_sweep(folder)
     write(sweep)
@@ -49,13 +38,13 @@ def swept(name: str, corpus: str, hours: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("corpus", help="relative to the checkout, or whole")
     parser.add_argument("--hours", type=float, default=0.008, help="budget of a job")
     options = parser.parse_args()
     found = {name: swept(name, options.corpus, options.hours) for name in NAMES}
     about = {"how": f"python -m bench.sweeps FOLDER --hours {options.hours}", "hours": options.hours}
-    RESULT.write_text(json.dumps(about | {"sweeps": found}, indent=1) + "\n")
+    write_result(RESULT, about | {"sweeps": found})
 
 
 if __name__ == "__main__":

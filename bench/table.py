@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.common import RESULTS, ROOT
 from bench.peers import PEERS, Peer
 from bench.peers.peer import FORMS
 from budget.clock import Limits
 from model.shape import PLAIN
 from plan import probe_seconds
 
-ROOT = Path(__file__).parents[1]
-RESULTS, DOC = ROOT / "bench" / "results", ROOT / "docs" / "performance.md"
+DOC = ROOT / "docs" / "performance.md"
 FINDINGS = ROOT / "bench" / "findings.md"
 README, BEGIN, END = ROOT / "README.md", "<!-- against: begin -->\n", "<!-- against: end -->"
 HEAD = """# Performance
@@ -31,6 +31,11 @@ Made by `python -m bench.table` from the files under [bench/results](../bench/re
 
 def table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+
+
+def source_of(path: Path, found: dict[str, Any]) -> str:
+    """A result's file and the command that makes it."""
+    return f"[{path.name}](../bench/results/{path.name}): `{found['how']}`"
 
 
 def as_fast(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
@@ -303,8 +308,7 @@ def text() -> str:
         path = RESULTS / f"{name}.json"
         if path.exists():
             found = json.loads(path.read_text())
-            how = f"[{path.name}](../bench/results/{path.name}): `{found['how']}`"
-            parts.append("\n".join([*section(found), "", how, ""]))
+            parts.append("\n".join([*section(found), "", source_of(path, found), ""]))
     return "\n".join([*parts, FINDINGS.read_text()])
 
 

@@ -16,12 +16,10 @@ noise of a run is to be expected of the best of ten by luck alone. Writes bench/
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shlex
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,8 +28,18 @@ from typing import Any
 
 import numpy as np
 
+from bench.common import (
+    RESULTS,
+    ROOT,
+    TOKENIZER,
+    argument_parser,
+    corpus_options,
+    read_result,
+    run_script,
+    write_result,
+)
 from bench.engine import Step, token_relative
-from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, folder_of, hours_of, run_within
+from bench.own import SCORED, begin_as_train_does, folder_of, hours_of, run_within
 from budget.candidates import heads_for
 from budget.laws import LAWS
 from budget.rules import bigram_rows_for
@@ -40,15 +48,11 @@ from model.shape import PLAIN, PRESETS, Shape
 from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
-RESULT = ROOT / "bench" / "results" / "tune.json"
+RESULT = RESULTS / "tune.json"
 STEP, SMALL_STEPS = 64, (-32, -16, 32)  # of a width; without another depth
 BPE_VOCABULARY = int(TOKENIZER.removeprefix("bpe-"))
 ROUNDS = 6  # steps timed of each model
-BLOCK_ROWS = (
-    "plain block",
-    "modern block",
-    "no x0 shortcut",
-)  # which of them there are depends on the plan's own block
+BLOCK_ROWS = ("plain block", "modern block", "no x0 shortcut")  # those that the plan's own block allows
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Row:
     def arguments(self) -> list[str]:
         """Of train.py."""
         return [
-            *("model=modern", f"model.size={self.shape.n_layer}x{self.shape.n_embd}"),
+            *("model=modern", f"model.n_layer={self.shape.n_layer}", f"model.n_embd={self.shape.n_embd}"),
             *(f"model.{knob}={getattr(self.shape, knob)}" for knob in ("block_size", "bigram_rows", *PLAIN)),
             *(f"optim={self.optimizer}", f"schedule={self.schedule}"),
             *(f"optim.batch_tokens={self.batch_tokens}", f"optim.learning_rate={self.learning_rate:.4g}"),
@@ -73,12 +77,12 @@ class Row:
 
 def plan_for(minutes: float, corpus: str, arguments: list[str]) -> dict[str, Any]:
     """What plan.py says, by speeds measured here and now."""
-    command = [
-        *(sys.executable, "plan.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
-        *(*SCORED, hours_of(minutes), "probe=true", *arguments, "output=json"),
-    ]
-    print("$", *command[1:], flush=True)
-    plan: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    options = [*corpus_options(corpus), *SCORED, hours_of(minutes), "probe=true", *arguments, "output=json"]
+    print("$ plan.py", *options, flush=True)
+    done = run_script("plan.py", options)
+    if done.returncode:
+        sys.exit(done.stderr)
+    plan: dict[str, Any] = json.loads(done.stdout)
     return plan
 
 
@@ -135,7 +139,7 @@ def measured(
     """The plan, its rows and their speeds: those of an earlier call where they were measured then, as its runs would be held
     against another plan otherwise. `only` some rows: with them those whose runs are finished."""
     path = place / "measured.json"
-    before = json.loads(path.read_text()) if path.exists() else {"threads": threads}
+    before = {"threads": threads} | read_result(path)
     if (others := before.get("threads")) != threads:
         sys.exit(f"{place} is of runs with device.threads={others}, not {threads}; remove it to begin anew")
     plan = before.get("plan") or plan_for(minutes, corpus, [f"device.threads={threads}"])
@@ -221,9 +225,8 @@ def curve(budgets: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    begin_as_train_does("bench.tune")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    begin_as_train_does()
+    parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 5.0, 10.0], help="of each run, about")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=[], help="rows to run beside the planned one; default: all")
@@ -238,11 +241,11 @@ def main() -> None:
         how = ["python -m bench.tune CORPUS", f"--minutes {minutes:g}", "--seeds", *map(str, options.seeds)]
         how += ["--only", *map(shlex.quote, options.only)] if options.only else []
         found["how"] = " ".join([*how, *["--at-once"] * options.at_once])
-        others = json.loads(options.output.read_text())["budgets"] if options.output.exists() else []
+        others = read_result(options.output).get("budgets", [])
         budgets = [each for each in others if each["minutes"] != minutes] + [found]
         budgets.sort(key=lambda each: float(each["minutes"]))
         content = {"how": "; ".join(each["how"] for each in budgets), "curve": curve(budgets), "budgets": budgets}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        write_result(options.output, content)
 
 
 if __name__ == "__main__":

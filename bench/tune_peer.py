@@ -13,8 +13,6 @@ tokens of bench.against. What is timed and finished stays in bench/results/tune_
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,13 +22,13 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
-from bench.own import ROOT, corpus_in
+from bench.common import RESULTS, ROOT, argument_parser, median_ratio, read_result, write_result
+from bench.own import corpus_in
 from bench.peers import KNOWN, Peer, find_peer
 from bench.peers.checkout import CALIBRATION
 from bench.peers.peer import write_windows
 from data.loader import EvalRange
 
-RESULTS = ROOT / "bench" / "results"
 ROUNDS = 3  # of timing
 
 
@@ -54,10 +52,7 @@ def fitting(peer: Peer, place: Path, seconds: float) -> dict[str, int]:
             times.append(statistics.median(ran.each))
     tuned = each["tuned"]
     fits = (seconds - statistics.median(starts)) / statistics.median(tuned)
-    quicker = {
-        name: statistics.median(one / other for one, other in zip(tuned, times, strict=True))
-        for name, times in each.items()
-    }
+    quicker = {name: median_ratio(tuned, times) for name, times in each.items()}
     return {name: int(fits * quicker.get(name, 1.0)) for name in rows_of(peer)}
 
 
@@ -77,8 +72,7 @@ def measured(peer: Peer, place: Path, name: str, iterations: int) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--peer", required=True, help=KNOWN)
     parser.add_argument("--minutes", type=float, default=5.0, help="that each run is given as many iterations for")
     parser.add_argument("--tokens", type=int, default=524288, help="of the validation part")
@@ -103,10 +97,10 @@ def main() -> None:
         "window": peer.window,
         "settings": settings_of(peer, "tuned", 0),
     }
-    found = json.loads(output.read_text()) if output.exists() else {}
+    found = read_result(output)
     if {key: found.get(key) for key in head} != head or found["iterations"].keys() != rows_of(peer).keys():
         found = {**head, "iterations": fitting(peer, place, 60 * options.minutes), "rows": []}
-        output.write_text(json.dumps(found, indent=1) + "\n")
+        write_result(output, found)
     cores = SimpleQueue[set[int]]()
     for core in os.sched_getaffinity(0) if options.at_once else ():
         cores.put({core})
@@ -118,7 +112,7 @@ def main() -> None:
         row = measured(peer, place, name, found["iterations"][name])
         with writing:
             found["rows"].append(row)
-            output.write_text(json.dumps(found, indent=1) + "\n")
+            write_result(output, found)
 
     missing = [name for name in rows_of(peer) if name not in {row["name"] for row in found["rows"]}]
     with ThreadPoolExecutor(cores.qsize() or 1, initializer=pin) as pool:

@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from bench.common import ROOT
 from budget.clock import read_ledger
-
-ROOT = Path(__file__).parents[1]
 
 
 class Watched:

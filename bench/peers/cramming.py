@@ -13,13 +13,13 @@ far as stint's knobs go, in the sizes that the other peers have. What is not the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from bench.common import result_of
 from bench.own import finished, run_stint
 from bench.peers.peer import SIZES, TUNED_BATCH, WINDOW, Peer, Ran, rates_beside
 
@@ -89,7 +89,7 @@ class Cramming(Peer):
 
     def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
         arguments = [f"{key}={value}" for key, value in settings.items()]
-        result = json.loads((run_stint(place, self.corpus, name, seed, arguments) / "result.json").read_text())
+        result = result_of(run_stint(place, self.corpus, name, seed, arguments))
         spent = result["spent"]  # looking the corpus up is left out here, but charged to stint
         each = spent["tokens"] / spent["steps"] / result["throughput"]["tokens_per_second"]
         return Ran(spent["hours"] * 3600, spent["steps"], spent["tokens"], (each,) * spent["steps"])

@@ -1,0 +1,76 @@
+"""Shared by the benchmarks: folders, result files, command lines, medians, and stint's scripts run as processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+TOKENIZER = "bpe-4096"
+TRAIN_ONLY = ("samples.prompts=[]", "eval.every=0")  # no samples, no interim evaluations
+
+
+def argument_parser(description: str | None, corpus: bool = False) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it is. `corpus`: its first argument is a corpus folder."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if corpus:
+        parser.add_argument("corpus", help="folder in SlimPajama's layout")
+    return parser
+
+
+def write_result(path: Path, content: dict[str, Any]) -> None:
+    """Write a benchmark's result as JSON."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """An earlier result, or an empty one where there is no file."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def corpus_options(folder: str | Path, tokenizer: str = TOKENIZER) -> tuple[str, ...]:
+    """Options of train.py and plan.py for a folder in SlimPajama's layout."""
+    return ("data=slimpajama", f"data.path={folder}", f"data.tokenizer={tokenizer}")
+
+
+def run_script(script: str, options: Iterable[str], capture: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project to its end, whatever its status. `capture`: keep its output instead of showing it."""
+    command = [sys.executable, script, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=capture, text=True)
+
+
+def train(options: Iterable[str]) -> None:
+    """Run train.py. Ends this process with the end of its output where it fails."""
+    options = list(options)
+    done = run_script("train.py", options)
+    if done.returncode:
+        sys.exit(f"train.py {' '.join(options)}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """The result.json of a finished run."""
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a finished run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each key over rows with the same keys."""
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def median_ratio(values: Iterable[float], others: Iterable[float]) -> float:
+    """The median of the ratios of pairs that were measured in turn, as a shared machine's speed changes over time."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))
