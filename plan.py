@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # Share of a device's peak that small models reach, to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
-# On a CPU by the width: without the optimizer's part 0.29, 0.36, 0.49 and 0.64 of a bare matrix product's speed at widths of 64
-# to 512 (bench/results/engine.json), and 0.48 at 128 with larger batches. Share at devices.REFERENCE_WIDTH, and half width.
+# On a CPU by the width, fitted to bench/results/engine.json (docs/performance.md). Share at devices.REFERENCE_WIDTH, and half
+# width.
 CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0
 
 

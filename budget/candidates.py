@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
 # Below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128, and between 4 x 64 and 2 x 128 there is only
-# 1 x 128, which the plan takes for five and ten minutes of one core: its neighbours on the grid lost 0.02 to 0.15 nats
-# (bench/results/tune.json).
+# 1 x 128, which is the best of them for five and ten minutes of one core (docs/performance.md).
 SMALL_WIDTH, SMALL_ASPECT = 256, (16.0, 128.0)
 MANY_DEPTHS = 200  # of one width; the usual proportions leave 123 at the largest
 

@@ -260,10 +260,9 @@ PORIAN_CURVES = (
     (3e18, 0.046, 0.042, 1.0),
     (2.56e19, 0.043, 0.035, 1.0),
 )
-# Far below those, of `modern` with contexts of 64 on SlimPajama's text: 143k to 1.7M parameters, 3e12 to 6e13 FLOPs, a seed or
-# two each, N* being Chinchilla's; off by 0.003 in ln L, where the curve of Porian's smallest budget was by 0.05
-# (bench/results/tune.json). A size has the bigram table of its width, so the curve is one of both. Between this budget and
-# Porian's nothing was measured.
+# Far below those: `modern` with contexts of 64 on SlimPajama, 143k to 1.7M parameters, 3e12 to 6e13 FLOPs, N* being
+# Chinchilla's (bench/results/tune.json; docs/performance.md). A size has the bigram embedding of its width, so the curve is of
+# both. Nothing was measured between this budget and Porian's.
 SMALL_CURVE = (6e13, 0.050, 0.022, 0.87)
 CURVES = (SMALL_CURVE, *PORIAN_CURVES)
 

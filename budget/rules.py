@@ -25,32 +25,23 @@ class StepRule(NamedTuple):
     few: int
 
 
-# Judgements, one seed each. AdamW, 3 minutes of two CPU cores: 752 steps were far worse than 3,885, which had 29 % more tokens,
-# and 6,072 were not better (bench/results/batch.json). In 29 seconds 64 (with AdamW), 128, 256, 512 and 1024 tokens a step (with
-# Muon) ended at 6.04, 5.70, 5.20, 4.95 and 4.82 nats, the last of them with 314 steps; each was scored on as many tokens as its
-# speed allowed, which makes 0.04 (bench/results/small_batches.json).
-# Muon bears larger batches (Shah et al. 2025, arXiv:2505.02222): at 3M tokens 732 steps were within 0.005 nats of 1,464, better
-# than 2,929, and had a fifth more tokens a second than those; at 0.5M 244 lost 0.01 to 0.05 to 488, by their rates, and had up
-# to a quarter more tokens a second; 122 lost 0.13 to 244 at the same rate (bench/results/tables.json). In one to ten minutes
-# of one core, with 757 to 1,542 steps, no batch and no rate twice or half as large was more than 0.015 better, two seeds of
-# one minute and one of the others (bench/results/tune.json).
+# Judgements from small runs (docs/performance.md, "What the plan's rules rest on"). Muon tolerates larger batches than AdamW
+# (Shah et al. 2025, arXiv:2505.02222).
 ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
 GIVEN_STEPS = StepRule(1, 1024, 1)  # a smaller batch buys no more of them
 STEP_RULES = {"adamw": ADAMW_STEPS, "muon": MUON_STEPS}
 LARGEST_TABLE = 1 << 16  # rows
 LONG_TABLE_ENTRIES, LONG_TABLE_FLOPS = 1 << 24, 2e12  # rows x width, which are tried from so much compute on
-# Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it bears more:
-# 0.01 was as good as 0.004 at 1.2M tokens (bench/results/tuning.json).
+# Step Law is not extrapolated beyond what anyone trained with. Muon's updates are as large as AdamW's, and it tolerates a higher
+# rate (bench/results/tuning.json).
 LR_RANGE = {"adamw": (3e-4, 4e-3), "muon": (3e-4, 1e-2)}
-# Of few steps each may be larger: with 732 of Muon's 0.01 and 0.014 were within 0.01 nats, with 488 0.014 was 0.01 better than
-# 0.01, and with 244 0.02 was 0.03 to 0.04 better, by the warm-up (bench/results/tables.json).
+# Each of few steps may be larger (bench/results/tables.json).
 SHORT_STEPS, HIGHEST_RATE = 700, 2e-2
 WEIGHT_DECAY_RANGE = (0.01, 0.3)  # to three times the usual 0.1
-# Power Lines was fitted from 111M parameters on. Below, no more than the usual: at 0.3M and 3M tokens, where it asks for 0.4, 0.3
-# was 0.014 nats worse than 0.1, and 0.03 as good (bench/results/tables.json).
+# Power Lines was fitted from 111M parameters on. Below that its values were worse than the usual (bench/results/tables.json).
 SMALLEST_FITTED, USUAL_WEIGHT_DECAY = 1e8, 0.1
 # Tokens that AdamW needs for the same loss: 1.4 times as many at 0.1B parameters, tuned as well (Wen et al. 2025,
-# arXiv:2509.02046). 0.15 nats at 3e12 FLOPs (bench/results/ablate.json) are more than that, so this is the careful figure.
+# arXiv:2509.02046). The gain is larger at 3e12 FLOPs (bench/results/ablate.json), so this is a cautious figure.
 MUON_GAIN = 1.4
 WARMUP_RANGE = (0.01, 0.1)
 REPEATS_WITH_DROPOUT = 4.0  # epochs
@@ -61,9 +52,8 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
     sequences; 512 up to 1e19, as competition runs of 1e18 use it; 1024, GPT-2's, above. Where the compute is not known,
     256.
 
-    Below 1e14 FLOPs sixteen sequences of 64 take the place of four of 256: at 7e12 FLOPs that was as good (4.21 against
-    4.24 nats, a standard error of 0.03), at less attention, and at 2e12 better [short context, scored in its own: 0.07
-    nats, as in model/gpt.py]; between, nothing was tried. 64 bytes are too few, so not for vocabularies of bytes."""
+    Below 1e14 FLOPs 64, so that a step holds sixteen sequences instead of four: as good at 7e12 FLOPs and better at 2e12
+    (docs/performance.md); nothing was measured in between. 64 bytes are too few, so not for vocabularies of bytes."""
     if flops is None:
         return SHORTEST_BLOCK
     if flops < TINY_FLOPS and vocab_size >= WORDS:
@@ -73,22 +63,20 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
 
 def block_for(flops: float | None) -> dict[str, Any]:
     """Norm, activation, initialisation, norm of queries and keys and x0 shortcut by compute: the plain ones below 1e14 FLOPs,
-    `modern`'s above, and where the compute is not known. One by one they make next to no difference there; together `modern`'s
-    take 6 to 8 % of a step's time and were 0.011, 0.019 and 0.016 nats behind in one, three and five minutes of one core, 3e12
-    to 2.5e13 FLOPs, two seeds and one each (bench/results/tune.json, "plain block"). Larger models are better with them
-    (modded-nanogpt's records, nanochat's log); between, nothing was tried: the bound is the context's."""
+    `modern`'s above, and where the compute is not known.
+
+    At 3e12 to 2.5e13 FLOPs `modern`'s take 6 to 8 % of a step's time and buy nothing (docs/performance.md). Larger models are
+    better with them (modded-nanogpt's records, nanochat's log). Nothing was measured in between: the bound is the context's."""
     block = PLAIN if flops is not None and flops < TINY_FLOPS else PRESETS["modern"]
     return {knob: block[knob] for knob in PLAIN}
 
 
 def bigram_rows_for(flops: float | None, vocab_size: int, n_embd: int) -> int:
-    """Rows of the table for pairs of tokens, which makes up for the depth that a small model lacks: 0.1 to 0.2 nats at 7e12
-    FLOPs (bench/results/tuning.json); in nanochat's runs it helped at 12 layers and brought nothing in time at 25 (its
-    dev/LOG.md). None where the compute is not known.
+    """Rows of the hashed bigram embedding, which makes up for the depth that a small model lacks; 0 where the compute is not
+    known. In nanochat's runs it helped at 12 layers and gained no time at 25 (its dev/LOG.md).
 
-    Four times as many rows were 0.05 nats at 5.6e12 FLOPs and width 64, and a second more for all checkpoints of a run; at 9e11
-    they were 0.02, less than that second would have brought there; sixteen times as many were 0.02 more, and seven seconds
-    (bench/results/tables.json). So they are for budgets between, and for tables no larger than that one."""
+    A larger table lowers the loss at 5.6e12 FLOPs, but takes seconds of every run's checkpoints, which a budget of 9e11 FLOPs
+    cannot afford (docs/performance.md)."""
     if flops is None or flops >= SMALL_FLOPS:
         return 0
     rows = LARGEST_TABLE
@@ -204,7 +192,7 @@ def dropout_for(epochs: float | None) -> float:
 def muon_overhead(shape: Shape, batch_tokens: int) -> float:
     """Seconds that making updates orthogonal adds to a step, as a share of forward and backward: 5 n / T for a matrix with
     a short side of n (five iterations of 4 n^2 m + 2 n^3 FLOPs, square or up to 4 n long, against 6 n m T), and nothing
-    for the vocabulary's. On two cores it was 0.6 to 0.75 of that (bench/results/engine.json)."""
+    for the vocabulary's."""
     return 5 * shape.n_embd / batch_tokens * shape.non_vocab_parameters() / shape.matmul_parameters()
 
 

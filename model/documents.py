@@ -1,9 +1,8 @@
 """Attention, over all that came before or within a document.
 
 Every document ends with end-of-text. As an input it is therefore the first token of the next one: what follows it sees it
-and nothing before it [documents kept apart: 0.00 nats]. Two forms of the same: a mask, anywhere, and the places where
-documents start, for a GPU's kernel of variable lengths, which never computes what a mask would throw away. Positions stay
-those in the window.
+and nothing before it. Two forms of the same: a mask, anywhere, and the places where documents start, for a GPU's kernel of
+variable lengths, which never computes what a mask would throw away. Positions stay those in the window.
 """
 
 from __future__ import annotations

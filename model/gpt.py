@@ -4,10 +4,7 @@ Letters in shape comments: B sequences, T tokens each, D = n_embd, H = n_head, S
 Every variant is a knob of `Shape`; a new norm, activation or initialisation is one function and one line in a table.
 Weights are float32; a lower precision comes from the caller's autocast.
 
-In square brackets: what a part of `modern` buys, or an option would, in a run of one minute, 2 layers of width 64, at equal
-time (bench/results/ablate.json, docs/performance.md). 0.01 is within the noise. Norm, activation, initialisation, query and
-key norm and x0 shortcut buy nothing there; larger models are better with them (modded-nanogpt's records, nanochat's log):
-plans have them from 1e14 FLOPs on (budget/rules.py, block_for).
+What each part changes in the loss of a small model is in docs/performance.md, "One part more or less".
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB 
 
 
 def relu2(x: Tensor) -> Tensor:
-    """Squared ReLU (So et al. 2021, arXiv:2109.08668) [squared ReLU: -0.01 nats]."""
+    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
     x = F.relu(x)
     return x * x  # a power would be taken, and kept, in float32 under autocast
 
@@ -51,7 +48,6 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=RMSNORM_EPS)
 
 
-# [RMS norm: -0.01 nats]
 NORMS: dict[str, Callable[[Shape], nn.Module]] = {
     "layernorm": lambda shape: nn.LayerNorm(shape.n_embd, eps=LAYERNORM_EPS, bias=shape.bias),
     "rmsnorm": lambda shape: nn.RMSNorm(shape.n_embd, eps=RMSNORM_EPS),
@@ -59,8 +55,7 @@ NORMS: dict[str, Callable[[Shape], nn.Module]] = {
 
 
 def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position x frequency, (block_size, S / 2) each (Su et al. 2021, arXiv:2104.09864) [rotary
-    positions: 0.04 nats]."""
+    """Cosines and sines of position x frequency, (block_size, S / 2) each (Su et al. 2021, arXiv:2104.09864)."""
     frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size)
     angles = torch.outer(torch.arange(shape.block_size, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()
@@ -74,8 +69,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def bigram_ids(tokens: Tensor, shape: Shape) -> Tensor:
     """Row of the bigram table for each token and the one before it, (B, T) to (B, T): a multiplicative hash (Knuth). The
-    first token of a sequence, with nothing before it, has row 0, and so has that of a document that is to see no other.
-    [bigram table: 0.28 nats]"""
+    first token of a sequence, with nothing before it, has row 0, and so has that of a document that is to see no other."""
     pairs = tokens[:, :-1] * shape.vocab_size + tokens[:, 1:]
     rows = ((pairs * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32
     rows = F.pad(rows + 1, (1, 0))
@@ -105,12 +99,12 @@ class Attention(nn.Module):
         qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
         v = v[0]
         if first is not None and share is not None:
-            v = v + share * (first - v)  # Zhou et al. 2024, arXiv:2410.17897 [value residual: 0.00 nats]
-        if values is not None:  # modded-nanogpt's [value embeddings: 0.00 nats]
+            v = v + share * (first - v)  # Zhou et al. 2024, arXiv:2410.17897
+        if values is not None:  # modded-nanogpt's
             v = v + values.view(B, T, self.n_head, -1).transpose(1, 2)
         if self.qk_norm:
             # Bounds the attention logits by sqrt(S) (Henry et al. 2020, arXiv:2010.04245). Free of parameters, so
-            # before or after the rotation is the same: a rotation keeps the norm. [query and key norm: 0.00 nats]
+            # before or after the rotation is the same: a rotation keeps the norm.
             # Autocast takes norms in float32.
             qk = rms_norm(qk).type_as(qk)
         if rotary is not None:
@@ -188,7 +182,6 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
         self.norm = NORMS[shape.norm](shape)
-        # [head of its own: 0.19 nats]
         self.head = None if shape.tie else nn.Linear(shape.n_embd, shape.vocab_size, bias=False)
         if shape.position == "rotary":
             cos, sin = rotary_tables(shape)
@@ -215,7 +208,7 @@ class GPT(nn.Module):
         rotary = (self.rotary_cos[:T], self.rotary_sin[:T]) if self.shape.position == "rotary" else None
         if self.bigrams is not None:
             x = x + self.bigrams(bigram_ids(tokens, self.shape))
-        if self.shape.embed_norm:  # [embedding norm: 0.09 nats]
+        if self.shape.embed_norm:
             x = rms_norm(x)
         x = embedded = self.dropout(x)
         documents = starts
@@ -223,7 +216,7 @@ class GPT(nn.Module):
             documents = document_mask(tokens, self.shape.eot)
         first = None
         for layer, block in enumerate(self.blocks):
-            if self.shares is not None:  # [x0 shortcut: -0.01 nats]
+            if self.shares is not None:
                 x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
             values = self.value_tables[str(layer)](tokens) if str(layer) in self.value_tables else None
             share = None if first is None or self.value_shares is None else self.value_shares[layer - 1]
@@ -292,7 +285,6 @@ def initialise_zero(model: GPT) -> None:
     The idea is Goyal et al. 2017 (arXiv:1706.02677, section 5.1) and Fixup (Zhang et al. 2019, arXiv:1901.09321).
     Then the last hidden state is the token's own normalised embedding, which a tied vocabulary matrix gives a logit
     of n_embd x std: 15 at width 768, and a first loss as high. At half of ln V it is outweighed by the other tokens.
-    [zero initialisation: 0.00 nats]
     """
     initialise_gpt2(model)
     for name, parameter in model.named_parameters():

@@ -1,8 +1,8 @@
 """Cross-entropy of a vocabulary matrix's logits, a slice of rows at a time, so that no more than a slice ever exists.
 
 The gradient is made in the forward pass, while a slice's logits are at hand. That saves the memory that they would take
-several times over; on a CPU, whose caches a slice fits in, it saves time as well (bench/results/engine.json). What a target
-loses is bounded by 87 nats, as a probability below 1e-38 is none in float32; its gradient is not.
+several times over; on a CPU, whose caches a slice fits in, it saves time as well (docs/performance.md). What a target loses
+is bounded by 87 nats, as a probability below 1e-38 is none in float32; its gradient is not.
 """
 
 from __future__ import annotations
@@ -97,5 +97,5 @@ def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: floa
 
 
 def capped(logits: Tensor, softcap: float) -> Tensor:
-    """Logits bounded by tanh (Gemma 2, arXiv:2408.00118); 0 leaves them [softcap 15: -0.09 nats, most of it by its time]."""
+    """Logits bounded by tanh (Gemma 2, arXiv:2408.00118); 0 leaves them unchanged."""
     return softcap * torch.tanh(logits / softcap) if softcap else logits

@@ -1,8 +1,7 @@
 """Muon: momentum that is made orthogonal before it is applied, for the matrices inside the blocks; AdamW for the rest.
 
 Jordan 2024 (github.com/KellerJordan/Muon) found it; Liu et al. 2025 (arXiv:2502.16982, "Moonlight") scaled its update to
-the size of AdamW's, so that one learning rate serves both. All matrices of one size are made orthogonal together. What it
-buys, as in model/gpt.py: [Muon: 0.16 nats].
+the size of AdamW's, so that one learning rate serves both. All matrices of one size are made orthogonal together.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None
 
 
 def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
-    """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm [NorMuon: 0.01 nats]."""
+    """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm."""
     for update, own, count in zip(updates, states, parts, strict=True):
         square = update.square().mean(dim=-1, keepdim=True)
         if "row_square" not in own:
@@ -166,8 +165,8 @@ def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: lis
 def decay_and_apply(
     params: list[Tensor], updates: list[Tensor], rate: float, weight_decay: float, cautious: bool
 ) -> None:
-    """Decoupled weight decay; `cautious`: only where it points the way of the update (Chen et al. 2025, arXiv:2510.12402)
-    [cautious decay: 0.00 nats]."""
+    """Decoupled weight decay; `cautious`: only where it points the way of the update (Chen et al. 2025,
+    arXiv:2510.12402)."""
     if cautious:
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - rate * weight_decay * (p * update > 0))

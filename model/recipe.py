@@ -19,9 +19,7 @@ class OptimSettings:
     name: str = "adamw"  # or AUTO, until the plan has chosen
     eps: float = 1e-8
     embedding_rate: float = 1.0
-    table_rate: float = (
-        0.3  # of 0.3, 1 and 3 the best at 7e12 FLOPs; not all else was alike (bench/results/tuning.json)
-    )
+    table_rate: float = 0.3  # bench/results/tuning.json
     head_rate: float = 1.0
     vector_rate: float = 1.0
     momentum: float = 0.95

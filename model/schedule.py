@@ -17,7 +17,7 @@ def cosine(elapsed: float, decay: float) -> float:
 
 
 def linear(elapsed: float, decay: float) -> float:
-    """A straight line (Bergsma et al. 2025, arXiv:2502.15938), against half a cosine [linear to zero: -0.01 nats]."""
+    """A straight line (Bergsma et al. 2025, arXiv:2502.15938), against half a cosine."""
     return 1 - elapsed
 
 

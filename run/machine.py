@@ -263,7 +263,7 @@ def set_up(device: torch.device, threads: int) -> None:
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed instead of giving it back to the system: each step frees its activations and asks for
-    them again, and thousands of page faults a step cost a small model 30 % of its speed (docs/performance.md).
+    them again, and thousands of page faults a step slow a small model down (docs/performance.md).
     Elsewhere than on glibc nothing happens."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

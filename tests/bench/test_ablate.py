@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.ablate import RESULT, ROOT, differences, noise_of, order_of, rows_of, step_of, summary
+from bench.ablate import differences, noise_of, order_of, rows_of, step_of, summary
 from bench.engine import token_relative
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
@@ -96,16 +95,3 @@ def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
     groups = [step_of(tmp_path / layers, machine).optimizer.param_groups for layers in ("1", "4")]
     assert [next(group for group in each if group["role"] == "matrix")["normuon"] for each in groups] == [False, True]
     assert token_relative(lambda: step_of(tmp_path / "4", machine), lambda: step_of(tmp_path / "1", machine), 2) > 1.5
-
-
-def test_what_the_code_says_that_a_part_buys_was_measured() -> None:
-    table = {row["name"]: row["worse"] for row in json.loads(RESULT.read_text())["rows"]}
-    bought = {name.removeprefix("modern without "): worse for name, worse in table.items() if "without" in name}
-    bought |= {name.removeprefix("modern with "): -worse for name, worse in table.items() if "modern with " in name}
-    said: list[tuple[str, float]] = []
-    for path in (*(ROOT / "model").glob("*.py"), ROOT / "budget" / "rules.py"):
-        text = re.sub(r"\s+(# )?", " ", path.read_text())
-        said += [(name, float(nats)) for name, nats in re.findall(r"\[([\w ,]+): (-?\d\.\d\d) nats\b", text)]
-    assert [(name, nats, bought[name]) for name, nats in said if abs(nats - bought[name]) >= 0.0051] == []
-    unsaid = {"a quarter of the bigram table", "four times the bigram table"}
-    assert set(bought) - {name for name, _ in said} == unsaid, "each part has its line"
