@@ -48,8 +48,8 @@ CLASSIC = ("model=classic", "optim=adamw", "schedule=cosine", "model.block_size=
 # What is changed, by the command line's own names.
 WITHOUT: dict[str, tuple[str, ...]] = {
     "Muon": ("optim=adamw",),
-    "bigram table": ("model.bigram_rows=0",),
-    "head of its own": ("model.tie=true",),
+    "bigram embedding": ("model.bigram_rows=0",),
+    "untied head": ("model.tie=true",),
     "embedding norm": ("model.embed_norm=false",),
     "x0 shortcut": ("model.x0_shortcut=false",),
     "query and key norm": ("model.qk_norm=false",),
@@ -57,24 +57,22 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "squared ReLU": ("model.activation=gelu",),
     "RMS norm": ("model.norm=layernorm",),
     "rotary positions": ("model.position=learned",),
-    "linear to zero": ("schedule=cosine",),
-    "short context, scored in its own": ("model.block_size=256",),
+    "linear schedule": ("schedule=cosine",),
+    "short context": ("model.block_size=256",),
 }
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "value residual": ("model.value_residual=true",),
     "value embeddings": ("model.value_embeddings=true",),
     "NorMuon": ("optim.normuon=true",),
     "cautious decay": ("optim.cautious=true",),
     "softcap 15": ("model.softcap=15",),
-    "documents kept apart": ("model.document_mask=true",),
-    "a quarter of the bigram table": ("model.bigram_rows=65536",),
-    "four times the bigram table": ("model.bigram_rows=1048576",),
+    "document mask": ("model.document_mask=true",),
+    "a quarter of the bigram rows": ("model.bigram_rows=65536",),
+    "four times the bigram rows": ("model.bigram_rows=1048576",),
 }
 WITH: dict[str, tuple[str, ...]] = {
     "Muon": ("optim=muon",),
-    "bigram table": ("model.bigram_rows=262144",),
-    "head of its own, embedding norm": ("model.tie=false", "model.embed_norm=true"),
-    "value residual": ("model.value_residual=true",),
+    "bigram embedding": ("model.bigram_rows=262144",),
+    "untied head and embedding norm": ("model.tie=false", "model.embed_norm=true"),
     "value embeddings": ("model.value_embeddings=true",),
     "x0 shortcut": ("model.x0_shortcut=true",),
     "query and key norm": ("model.qk_norm=true",),
@@ -82,7 +80,7 @@ WITH: dict[str, tuple[str, ...]] = {
     "squared ReLU": ("model.activation=relu2",),
     "RMS norm": ("model.norm=rmsnorm",),
     "rotary positions": ("model.position=rotary",),
-    "linear to zero": ("schedule=linear",),
+    "linear schedule": ("schedule=linear",),
 }
 
 

@@ -234,7 +234,7 @@ def figures(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Outcomes:
-    """A plugin of pytest: one row for each test function, with the first line of what it says of itself."""
+    """A plugin of pytest: one row for each test function."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
@@ -242,8 +242,7 @@ class Outcomes:
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         for item in items:
             test = item.nodeid.split("[")[0]
-            said = (item.function.__doc__ or item.originalname.removeprefix("test_").replace("_", " ")).strip()
-            empty = {"fault": said.split("\n")[0], "test": test, "cases": 0, "seconds": 0.0, "bad": []}
+            empty = {"test": test, "cases": 0, "seconds": 0.0, "bad": []}
             self.rows.setdefault(test, {**empty, "passed": 0, "failed": 0, "skipped": 0})
 
     def pytest_runtest_logreport(self, report: Any) -> None:

@@ -1,7 +1,6 @@
 """docs/reliability.md from bench/results/faults.json and soak.json: python -m bench.reliability
 
-What stint promises is written here; what came of it is read from the file, so that the page cannot say anything else than what
-was found. A test compares the two.
+What stint promises is written here; the outcome is read from the files. A test compares the page with both.
 """
 
 from __future__ import annotations
@@ -16,47 +15,49 @@ RESULT, DOC = RESULTS / "faults.json", ROOT / "docs" / "reliability.md"
 SOAK = RESULTS / "soak.json"
 HEAD = """# Reliability
 
-Nothing that was paid for is lost: after any fault, type the same command again. Training goes on from the newest checkpoint
-that is whole, with the budget that is left; the seconds that were spent stay spent. At most one interval between two checkpoints
-is done again (2 % of the hours, from two seconds to ten minutes, and a minute without hours; `checkpoint.every_s` sets it).
+After any fault, type the same command again. Training resumes from the newest intact checkpoint with the budget that is left;
+time that was spent stays spent. At most the work since that checkpoint is done again. By default the interval between
+checkpoints is 2 % of the budget's hours, at least two seconds and at most ten minutes, and a minute for a budget without hours;
+`checkpoint.every_s` sets it.
 
-Made by `python -m bench.reliability`; the figures are from [faults.json](../bench/results/faults.json).
+`python -m bench.reliability` generates this page; the figures are from [faults.json](../bench/results/faults.json).
 """
-PROMISES = (  # what happens, what stint does, what it costs
+PROMISES = (  # the fault, what stint does, what is lost
     (
-        "kill -9, a power cut, out of memory for the system",
-        "the same command goes on from the newest whole checkpoint; each is written beside the old ones, flushed and renamed,"
-        " so that none is ever half there",
-        "what came after it",
+        "kill -9, a power cut, the system's out-of-memory killer",
+        "the same command resumes from the newest intact checkpoint; a checkpoint is written beside the old ones, flushed, then"
+        " renamed, so that there is never half of one",
+        "the work since that checkpoint",
     ),
     (
         "SIGTERM, SIGUSR1, SIGUSR2, SIGHUP, SIGINT",
-        "saves and ends with status 128 + signal, whatever it is doing; signals after the first change nothing, but a second"
-        " SIGINT ends it on the spot",
+        "the run saves and exits with status 128 + signal, in any phase; further signals change nothing, except that a second"
+        " SIGINT ends it at once",
         "nothing",
     ),
-    ("a damaged checkpoint", "its checksum shows it: one line, and the one before it is used", "one more interval"),
+    ("a damaged checkpoint", "its checksum fails: one warning, and the one before it is used", "one more interval"),
     (
-        "a damaged or lost ledger",
-        "the newest checkpoint and the curve say what was spent; one line",
+        "a damaged or missing ledger",
+        "what was spent is read from the newest checkpoint and the metrics; one warning",
         "nothing, or seconds",
     ),
-    ("a damaged plan.json", "its copy beside the checkpoints is used; one line", "nothing"),
+    ("a damaged plan.json", "its copy beside the checkpoints is used; one warning", "nothing"),
     (
         "a damaged shard, manifest, tokenizer or model",
-        "one line and status 2 before anything is computed with it",
-        "preparing again, or a copy",
+        "an error of one line and status 2, before anything is computed with it",
+        "nothing; prepare the corpus again, or use a copy of the model",
     ),
     (
         "a full disk, a quota, a write error",
-        "a checkpoint that cannot be written costs a warning, and the next one is tried; at the end of the run the disk is"
-        " asked twice, then one line and status 1",
+        "a checkpoint that cannot be written is a warning, and the next one is tried; at the end of the run each write is tried"
+        " twice, then an error of one line and status 1",
         "nothing that was saved",
     ),
     (
         "a slow disk",
-        "checkpoints become rarer, to take no more than `checkpoint.max_fraction` of the time; more is kept for the end",
-        "that share",
+        "checkpoints become rarer, so that they take at most `checkpoint.max_fraction` of the time; the reserve for the end of"
+        " the run grows",
+        "that share of the time",
     ),
     (
         "out of memory in a step, an evaluation or the warm-up",
@@ -64,24 +65,25 @@ PROMISES = (  # what happens, what stint does, what it costs
         "part of a step",
     ),
     (
-        "a loss that is no number, or worse than guessing for 32 steps",
-        "back to the newest good checkpoint, once, at half the learning rate; the second time the run ends as `diverged`."
-        " In float16, a step whose gradient is no number is skipped; elsewhere every step would have to wait for the device to"
-        " know that in time",
-        "what came after that checkpoint",
+        "a non-finite loss, or one worse than guessing for 32 steps",
+        "the run goes back to the newest good checkpoint, once, at half the learning rate; the second time it ends as"
+        " `diverged`. In float16, a step with a non-finite gradient is skipped; in other precisions, to know that in time every"
+        " step would have to wait for the device",
+        "the work since that checkpoint",
     ),
     (
         "a suspended process, a machine that sleeps",
-        "it counts, for a budget of an hour is an hour on the wall: booked as idle, said, and `standstill_s` in result.json",
+        "that time counts, as a budget of an hour is an hour of wall clock; it is booked as idle, reported, and recorded as"
+        " `standstill_s` in result.json",
         "the time",
     ),
-    ("jumps of the system's clock", "no duration is ever taken from it", "nothing"),
+    ("the system's clock is changed", "nothing: no duration is measured with it", "nothing"),
     (
-        "a run that goes on on another machine",
-        "it is said; micro-batches are chosen for what is there, and the plan is held against the new speed",
+        "a run resumed on another machine",
+        "the run reports it, chooses micro-batches for that machine, and compares the plan with the new speed",
         "nothing",
     ),
-    ("two processes that want one run", "the second one ends with one line and status 2", "nothing"),
+    ("a second process for the same run", "it ends with an error of one line and status 2", "nothing"),
     ("wandb hangs or fails", "one warning; metrics.jsonl is the record", "nothing"),
 )
 
@@ -102,18 +104,16 @@ def phases(found: dict[str, Any]) -> list[str]:
     return [
         "## Killed and stopped in every phase",
         "",
-        f"A run of {found['steps']:,} steps on one thread of a CPU, a checkpoint every"
-        f" {found['checkpoint_every_s']:g} s, disturbed again and again at random moments, each time followed by the same"
-        " command.",
+        f"A run of {found['steps']:,} steps on one CPU thread saves a checkpoint every {found['checkpoint_every_s']:g} s. It is"
+        " killed or stopped at random moments of each phase, and the same command is typed again each time.",
         "",
-        *table(["phase", "kill -9", "signals", "saved and gone after, at worst"], rows),
+        *table(["phase", "kill -9", "signals", "longest time to save and exit"], rows),
         "",
-        f"- {kills['disturbed']} kills in {kills['runs']} runs: the final weights of {kills['identical']} of them are, bit for"
-        f" bit, those of a run that nobody disturbed. At most {kills['worst_lost_steps']} steps"
-        f" ({kills['worst_lost_s']:.2f} s) were done again after a kill, and at most {kills['worst_uncounted_s']:.2f} s of a"
-        " killed process are not on its ledger.",
-        f"- {stops['disturbed']} signals ({signals}) in {stops['runs']} runs: {stops['identical']} with the same final weights;"
-        f" {stops['worst_lost_steps']} steps were done again.",
+        f"- {kills['disturbed']} kills in {kills['runs']} runs: the final weights of {kills['identical']} runs equal those of an"
+        f" undisturbed run, bit for bit. After a kill at most {kills['worst_lost_steps']} steps ({kills['worst_lost_s']:.2f} s)"
+        f" were done again, and at most {kills['worst_uncounted_s']:.2f} s of a killed process are missing in its ledger.",
+        f"- {stops['disturbed']} signals ({signals}) in {stops['runs']} runs: the final weights of {stops['identical']} runs"
+        f" equal those of an undisturbed run; {stops['worst_lost_steps']} steps were done again.",
         "- A run with a budget of 299.9 s was killed with kill -9 after 13, 61 and 55 s and started again each time. All four"
         " processes together took 295.2 s (measured once; `git log -- bench/killed.py` finds the script).",
     ]
@@ -123,14 +123,14 @@ def others(found: dict[str, Any]) -> list[str]:
     """The tests of all other faults."""
     rows = [
         [
-            row["fault"].rstrip("."),
+            row["test"].split("::test_")[1].replace("_", " ").capitalize(),
             f"{row['cases']:,}",
-            "failed" if row["failed"] else "as promised" if row["passed"] else "not tried here",
+            "failed" if row["failed"] else "passed" if row["passed"] else "skipped",
             f"{row['seconds']:.1f} s",
         ]
         for row in found["others"]
     ]
-    return ["## Every other fault", "", *table(["fault", "cases", "outcome", "took"], rows)]
+    return ["## Other faults", "", *table(["test", "cases", "outcome", "duration"], rows)]
 
 
 def failures(found: dict[str, Any]) -> list[str]:
@@ -140,7 +140,7 @@ def failures(found: dict[str, Any]) -> list[str]:
 
 
 def growth(found: dict[str, Any]) -> list[str]:
-    """Of a long run, a long record and a large corpus."""
+    """What a long run, a long record and a large corpus take."""
     run, record, corpus = found["run"], found["record"], found.get("corpus")
     names = {"memory_mb": "memory, MB", "files": "open files", "disk_mb": "disk, MB", "tokens_per_second": "tokens/s"}
     rows = [
@@ -156,21 +156,21 @@ def growth(found: dict[str, Any]) -> list[str]:
     return [
         "## Does anything grow?",
         "",
-        f"{run['minutes']:.0f} minutes of training, {run['steps']['number']:,} steps, {run['checkpoints_seen']} checkpoints; the"
-        " beginning, in which libraries are loaded, and the end left out.",
+        f"{run['minutes']:.0f} minutes of training, {run['steps']['number']:,} steps and {run['checkpoints_seen']} checkpoints."
+        " Start-up and the final evaluation are left out.",
         "",
-        *table(["figure", "first fifth", "last fifth", "change", "limit"], rows),
+        *table(["figure", "first fifth", "last fifth", "change", "largest allowed change"], rows),
         "",
-        f"- A record of {record['lines']:,} lines gives its report in {record['seconds']:.1f} s.",
+        f"- The report of a run with {record['lines']:,} lines of metrics takes {record['seconds']:.1f} s.",
         *([prepared(corpus)] if corpus else []),
     ]
 
 
 def prepared(corpus: dict[str, Any]) -> str:
-    """Of the memory that preparing a large corpus takes."""
+    """The memory that preparing a large corpus takes."""
     return (
         f"- Preparing {corpus['whole']['megabytes'] / 1000:.1f} GB of text took {corpus['whole']['peak_memory_mb']:.0f} MB of"
-        f" memory, a tenth of it {corpus['tenth']['peak_memory_mb']:.0f} MB ({corpus['growth']:+.1%})."
+        f" memory; preparing a tenth of it took {corpus['tenth']['peak_memory_mb']:.0f} MB."
     )
 
 
@@ -179,7 +179,7 @@ def text() -> str:
     found, soaked = json.loads(RESULT.read_text()), json.loads(SOAK.read_text())
     how = f"{source_of(RESULT, found)}; {source_of(SOAK, soaked)}"
     rows = [list(row) for row in PROMISES]
-    promised = ["## What happens", "", *table(["fault", "what stint does", "what it costs"], rows)]
+    promised = ["## What happens", "", *table(["fault", "what stint does", "what is lost"], rows)]
     sections = [promised, *(section(found) for section in (phases, others, failures)), growth(soaked), [how]]
     return "\n\n".join([HEAD.rstrip("\n"), *("\n".join(section) for section in sections)]) + "\n"
 

@@ -25,7 +25,15 @@ FINDINGS = ROOT / "bench" / "findings.md"
 README, BEGIN, END = ROOT / "README.md", "<!-- against: begin -->\n", "<!-- against: end -->"
 HEAD = """# Performance
 
-Made by `python -m bench.table` from the files under [bench/results](../bench/results), each of which says how to get it again.
+`python -m bench.table` generates this page from the files under [bench/results](../bench/results). Below each section stand its
+file and the command that measures it again. Losses are in nats per token on validation text. "2 x 128" means 2 layers of
+width 128. Where a table says CPU or names no device, two cores of a shared machine were used, whose speed changes over time.
+
+In the comparisons with other trainers, both train for the same wall-clock time on the same machine, start-up included, with
+the same corpus and tokenizer, and both are scored on the same validation tokens. The other trainer's settings are its own
+(`shipped`), or its own with the schedule's horizon set to the measured time (`matched`), or `matched` with batch size and
+learning rate tuned (`tuned`). `Times as fast` is its time divided by the time in which stint, planning for that time from
+the start, reached its loss. Each program keeps its own GOMP_SPINCOUNT (see the end of this page).
 """
 
 
@@ -39,7 +47,7 @@ def source_of(path: Path, found: dict[str, Any]) -> str:
 
 
 def as_fast(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
-    """How many times; a bound where even the shortest run was better."""
+    """A ratio of times; a lower bound where even the shortest run reached the goal."""
     return f"{'at least ' if all(point['loss'] <= goal for point in points) else ''}{ratio:.1f}"
 
 
@@ -64,26 +72,25 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     ratios = [row["time_to_loss"] or 0.0 for row in last]  # 0: not even in the peer's own seconds
     summary = (
         [
-            f"{peer.title}'s loss, {last[0]['form']}, was reached {statistics.median(ratios):.1f} times as fast (median).",
+            f"stint reached the loss of {peer.title} ({last[0]['form']}) {statistics.median(ratios):.1f} times as fast (median).",
             "",
         ]
         if ratios
         else []
     )
     parameters = [row["stint"][0]["model"]["parameters"] for row in found["rounds"]]
-    sizes = " to ".join(dict.fromkeys(f"{bound(parameters) / 1e6:.0f}M" for bound in (min, max))) + " parameters"
+    sizes = " to ".join(dict.fromkeys(f"{bound(parameters) / 1e6:.0f}M" for bound in (min, max)))
     return [
         f"## Against {peer.title}",
         "",
         *([peer.note, ""] if peer.note else []),
-        f"The same seconds on the same machine, start and all; the same corpus and tokenizer; nats per token on"
-        f" {found['validation_tokens']:,} validation tokens in windows of {found['window']}. The ratio: {peer.title}'s seconds"
-        " over those in which stint, planning for them from the start, reached its loss. Each program keeps"
-        f" its own GOMP_SPINCOUNT (see the end of the page). stint's models have {sizes}; most of them are rows of the hashed"
-        " bigram embedding.",
+        f"Scored on {found['validation_tokens']:,} validation tokens in windows of {found['window']}. stint's models have {sizes}"
+        " parameters; most of them are rows of the hashed bigram embedding.",
         "",
         *summary,
-        *table([peer.title, "seed", "seconds", peer.title, "stint", "better by", "times as fast"], rows),
+        *table(
+            ["settings", "seed", "seconds", f"{peer.title}'s loss", "stint's loss", "lower by", "times as fast"], rows
+        ),
     ]
 
 
@@ -117,9 +124,10 @@ def engine(found: dict[str, Any]) -> list[str]:
     return [
         "## A training step",
         "",
-        f"On {found['device']}, {found['threads']} threads, {found['precision']}. `plain loss` and `AdamW`: how long the step"
-        " takes with torch's cross-entropy of all logits at once, and without Muon, relative to the step as it is; medians of"
-        " pairs.",
+        f"On {found['device']}, {found['threads']} threads, {found['precision']}. `loader` to `optimizer` are shares of the"
+        " step's time. `of a bare matmul` compares FLOP/s with those of one large matrix product in the same process."
+        " `plain loss` and `AdamW` are the time of a step with torch's cross-entropy of all logits at once, and with AdamW"
+        " instead of Muon, divided by the time of the step as it is: medians of pairs. `MiB` is the peak memory.",
         "",
         *table(columns, rows),
     ]
@@ -143,19 +151,21 @@ def ablation(found: dict[str, Any]) -> list[str]:
     return [
         "## One part more or less",
         "",
-        f"Minutes of each run: {found['minutes']:g}; threads: {found['threads']}. Nats per token, and how much worse than the"
-        " recipe: with as many tokens; with the time that a step takes, relative to the recipe's and to about 0.01, counted in."
-        + (f" Standard deviation of a single difference: {', '.join(noise)}." if noise else ""),
+        f"Each run takes {found['minutes']:g} minute{'s' * (found['minutes'] != 1)} on {found['threads']} thread"
+        f"{'s' * (found['threads'] != 1)}. A row changes one part of the configuration `modern` or `classic`. `Same tokens` is"
+        " the difference in loss after as many tokens; `step time` is relative to the unchanged configuration and good to about"
+        " 0.01; `same time` is the difference in loss with the step time counted. A positive difference is worse."
+        + (f" The standard deviation of one difference is {', '.join(noise)}." if noise else ""),
         "",
-        "What `modern` is `without` in a row is on in it, what it is `with` is off."
+        "`modern` has every part that a row is `without` and none that a row is `with`."
         + (
-            f" Not worse without by more than twice the noise: {', '.join(idle)}. Larger models are better with those of a block;"
-            " plans below 1e14 FLOPs leave them out (`budget/rules.py`, block_for)."
+            f" It is not worse by more than twice the noise without: {', '.join(idle)}. Larger models are better with the"
+            " parts of a block among these; plans below 1e14 FLOPs leave them out (`budget/rules.py`, block_for)."
             if idle
             else ""
         ),
         "",
-        *table(["recipe", "loss", "runs", "for as many tokens", "time of a step", "for as much time"], rows),
+        *table(["configuration", "loss", "runs", "same tokens", "step time", "same time"], rows),
     ]
 
 
@@ -192,16 +202,19 @@ def tuning(found: dict[str, Any]) -> list[str]:
     return [
         "## The plan against its neighbours",
         "",
-        f"Threads of a run: {', '.join(sorted({str(each['threads']) for each in found['budgets']}))}. The same time for each, as"
-        " tokens at its own speed; nats per token, on validation tokens, as all else here. One choice changed at a time, of the"
-        " plan's or of the defaults (another width has the bigram table that plans have at it); `plain block`, which plans below"
-        " 1e14 FLOPs have: layer norm, GELU, GPT-2's initialisation, no query and key norm and no x0 shortcut, all at once.",
+        "Does the planner choose well? Each row shows the planned run and runs with one choice changed, of the plan's or of the"
+        " defaults. All get the same time: each trains on as many tokens as it would reach at its own measured speed, on"
+        f" {', '.join(sorted({str(each['threads']) for each in found['budgets']}))} thread. Differences in loss are relative to"
+        " the planned run; a negative one is better. A run of another width has the bigram embedding that plans have at that"
+        " width. `plain block` is layer norm, GELU, GPT-2's initialisation, no query and key norm and no x0 shortcut at once;"
+        " plans below 1e14 FLOPs have it.",
         "",
         *table(["budget", "planned", "loss", "with one choice changed"], rows),
         "",
-        f"Through the {curve['runs']} runs of all sizes, {curve['flops'][0]:.1g} to {curve['flops'][1]:.1g} FLOPs:"
-        f" ln L = level - {curve['slope']:.3f} ln C + {curve['curvature']:.3f} (ln N / ({curve['centre']:.2f} N*))^2, N* being"
-        f" Chinchilla's; {curve['rms']:.4f} off (rms). The plan weighs sizes by that (`budget/laws.py`, SMALL_CURVE).",
+        f"A curve through the {curve['runs']} runs of all sizes, {curve['flops'][0]:.1g} to {curve['flops'][1]:.1g} FLOPs:"
+        f" ln L = level - {curve['slope']:.3f} ln C + {curve['curvature']:.3f} (ln N / ({curve['centre']:.2f} N*))^2, where N* is"
+        f" Chinchilla's optimal size. Its rms error in ln L is {curve['rms']:.4f}. The planner weighs sizes by this curve"
+        " (`budget/laws.py`, SMALL_CURVE).",
     ]
 
 
@@ -218,11 +231,12 @@ def startup(found: dict[str, Any]) -> list[str]:
     return [
         "## From the start of the process",
         "",
-        f"Medians of {found['runs_each']} runs of {3600 * found['hours']:.0f} s. A measured plan's trials may"
-        f" take {probe_seconds(Limits(hours=found['hours'])):g} s of such a run,"
+        f"Medians of {found['runs_each']} runs of {3600 * found['hours']:.0f} s each. `Steps until steady` counts the steps"
+        " before the first one of typical length. Trials that measure a plan may take"
+        f" {probe_seconds(Limits(hours=found['hours'])):g} s of such a run,"
         f" {probe_seconds(Limits(hours=1 / 12)):g} s of five minutes, and {probe_seconds(Limits(hours=24.0)):g} s at most.",
         "",
-        *table(["run", "first step after", "steps until steady", "a step"], rows),
+        *table(["run", "time to the first step", "steps until steady", "step time"], rows),
     ]
 
 
@@ -230,16 +244,16 @@ def same(found: dict[str, Any]) -> list[str]:
     return [
         "## `classic` is nanoGPT's GPT-2",
         "",
-        f"From the same weights on the same batches, the losses of {found['steps']} steps are at most"
-        f" {found['largest_difference']:.0e} apart; nanoGPT prints 4 digits. Both have a constant rate: it is"
-        " the model, the loss, AdamW, the clipping and the loop that are compared, not initialisation or schedule.",
+        f"Both trained from the same weights on the same batches. Over {found['steps']} steps their losses differ by at most"
+        f" {found['largest_difference']:.0e}; nanoGPT prints 4 digits. The learning rate is constant in both, so this compares"
+        " the model, the loss, AdamW, gradient clipping and the loop, but not initialisation or schedule.",
     ]
 
 
 def gpu(found: dict[str, Any]) -> list[str]:
-    """Of what was measured until the seconds of bench.gpu were over; either stage may be missing."""
+    """What bench.gpu measured within its time; either stage may be missing."""
     lines = ["## One GPU", "", f"On {found['device']}, torch {found['torch']}, {found['precision']}."]
-    lines += [f"MFU is of {found['peak_flops'] / 1e12:.0f} TFLOP/s ({found['peak_source']}).", ""]
+    lines += [f"MFU is relative to {found['peak_flops'] / 1e12:.0f} TFLOP/s ({found['peak_source']}).", ""]
     rows = [
         [
             f"{row['parameters'] / 1e6:.0f}M, {row['shape']}",
@@ -253,7 +267,16 @@ def gpu(found: dict[str, Any]) -> list[str]:
         ]
         for row in found.get("speed", [])
     ]
-    columns = ["model", "block", "compile", "tokens/s", "MFU", "of a bare matmul", "to compile, cold", "GiB"]
+    columns = [
+        "model",
+        "block",
+        "compile",
+        "tokens/s",
+        "MFU",
+        "of a bare matmul",
+        "compile time, cold cache",
+        "peak memory, GiB",
+    ]
     lines += [*table(columns, rows), ""] if rows else []
     if loss := found.get("loss"):
         peer, ratio = loss["peer"], loss.get("time_to_loss")
@@ -261,9 +284,9 @@ def gpu(found: dict[str, Any]) -> list[str]:
         lines += table(["", "seconds", "loss"], [[name, f"{r['seconds']:.0f}", f"{r['loss']:.3f}"] for name, r in runs])
         lines += [
             "",
-            f"nanoGPT's loss was reached {as_fast(ratio, peer['loss'], loss['stint'])} times as fast."
+            f"stint reached nanoGPT's loss {as_fast(ratio, peer['loss'], loss['stint'])} times as fast."
             if ratio
-            else "Its loss was not reached.",
+            else "stint did not reach nanoGPT's loss.",
         ]
     return lines
 
@@ -282,10 +305,11 @@ def peer_tuning(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     return [
         f"## {peer.title}'s settings",
         "",
-        "Those of its tuned form, and one of them changed; a seed each, the horizon matched, as many iterations as fit into"
-        f" {found['minutes']:g} minutes at speeds that were measured in turn.",
+        f"How well are {peer.title}'s settings tuned? Each row changes one setting of the tuned form, with one seed and the"
+        " schedule's horizon matched. Each gets as many iterations as fit into"
+        f" {found['minutes']:g} minutes at its speed, which was measured in turn with the others.",
         "",
-        *table([peer.title, "loss", "to the tuned form", "iterations"], rows),
+        *table(["setting", "loss", "relative to tuned", "iterations"], rows),
     ]
 
 
@@ -328,7 +352,7 @@ def comparison() -> str:
     if any(block_of(run) != PLAIN for run in everything):
         lines += [
             "",
-            "stint had `modern`'s block in some of these runs; now its plans for so little compute have the plain one.",
+            "In some of these runs stint used `modern`'s block; its plans for this compute now use the plain one.",
         ]
     return "".join(f"{line}\n" for line in lines)
 

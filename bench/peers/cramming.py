@@ -62,8 +62,8 @@ class Cramming(Peer):
     title: ClassVar[str] = "cramming"
     given: ClassVar[str] = "cramming"
     note: ClassVar[str] = (
-        "Its recipe in stint's own engine, as far as the knobs go: cramming itself trains masked language models, whose loss"
-        " does not compare. Tuned: with the best of five learning rates."
+        "cramming trains masked language models, whose loss cannot be compared. Its settings run in stint instead, as far as"
+        " stint has options for them. `tuned` has the best of five learning rates."
     )
     forms: ClassVar[tuple[str, ...]] = ("matched", "tuned")
     rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside(TUNED, 0.125, 0.25, 0.5, 2.0)

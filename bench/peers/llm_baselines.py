@@ -47,7 +47,7 @@ class LlmBaselines(CheckoutPeer):
     title: ClassVar[str] = "llm-baselines"
     given: ClassVar[str] = "LLM_BASELINES"
     note: ClassVar[str] = (
-        "Its own Llama with AdamW. Tuned: with the batch that was found for nanoGPT and the best of four learning rates."
+        "Its own Llama with AdamW. `tuned` has the batch size that was best for nanoGPT and the best of four learning rates."
     )
 
     rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside({"lr": TUNED_RATE}, 0.25, 0.5, 2.0)

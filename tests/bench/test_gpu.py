@@ -93,9 +93,9 @@ def test_the_page_says_how_fast_the_peers_loss_was_reached() -> None:
     runs = [{"seconds": 100.0, "loss": 2.5}, {"seconds": 33.0, "loss": 3.1}]
     loss = {"peer": {"seconds": 100.0, "loss": 3.0}, "stint": runs, "time_to_loss": 2.75}
     lines = page_section(about | {"loss": loss})
-    assert "nanoGPT's loss was reached 2.8 times as fast." in lines
+    assert "stint reached nanoGPT's loss 2.8 times as fast." in lines
     assert "| stint | 33 | 3.100 |" in lines
-    assert "Its loss was not reached." in page_section(about | {"loss": loss | {"time_to_loss": None}})
+    assert "stint did not reach nanoGPT's loss." in page_section(about | {"loss": loss | {"time_to_loss": None}})
 
 
 def test_a_stage_is_ended_with_all_that_it_started_when_its_seconds_are_over(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_the_page_has_a_section_for_each_peer(peer: type[Peer]) -> None:
     lines = SECTIONS[f"against_{peer.name}"](json.loads((RESULTS / "against_nanogpt.json").read_text()))
     assert lines[0] == f"## Against {peer.title}"
     assert peer.note in lines
-    assert any(f"{peer.title}'s loss, tuned, was reached" in line for line in lines)
+    assert any(line.startswith(f"stint reached the loss of {peer.title} (tuned) ") for line in lines)
     assert ("nanoGPT" in "".join(line for line in lines if line != peer.note)) == (peer is NanoGPT)
 
 
