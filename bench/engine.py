@@ -1,9 +1,9 @@
-"""How near the hardware's limit a training step is, and what each part of it takes.
+"""The speed of a training step relative to the hardware's limit, and the time of each of its parts.
 
     python -m bench.engine      # some minutes on two idle cores; writes bench/results/engine.json
 
-Five shapes, a step each in turn, so that a machine that wanders treats all alike; medians. The limit is what a bare matrix
-product reaches on the same machine in the same run. `plain_loss` is the same step with torch's own cross-entropy
+Variants of a step run in turn, so that a machine whose speed changes treats all alike; medians. The limit is the speed of a
+bare matrix product in the same process. `plain_loss` is the same step with torch's own cross-entropy
 (model/loss.py), `adamw` with AdamW for the matrices as well.
 """
 
@@ -105,8 +105,8 @@ class Step:
 
 
 def token_relative(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:
-    """How long a token takes in steps of `changed`, relative to those of `other`: so many steps of both in turn, of models made
-    anew several times, as where one's memory happens to lie makes a few percent."""
+    """The time per token in steps of `changed`, relative to `other`: steps of both in turn, of models that are built several
+    times, as the place of a model's memory changes its speed by a few percent."""
     ratios = []
     for _ in range(MODELS):
         both = (changed(), other())
@@ -132,12 +132,12 @@ VARIANTS = {"stint": nullcontext, "plain_loss": plain_loss, "adamw": nullcontext
 
 
 def over_stint(times: dict[str, list[dict[str, float]]], name: str) -> float:
-    """How long a variant's step takes relative to stint's of the same round, as the machine wanders from round to round."""
+    """The time of a variant's step relative to stint's in the same round."""
     return median_ratio(*([step["all"] for step in times[which]] for which in (name, "stint")))
 
 
 def memory_of_a_step(shape: Shape, sequences: int, machine: Machine) -> int:
-    """Bytes that a model, its optimizer's state and two training steps take at most."""
+    """Peak bytes of a model, its optimizer's state and two training steps."""
     gc.collect()
     machine.release_memory()
     before = machine.restart_peak_memory()

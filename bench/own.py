@@ -1,4 +1,4 @@
-"""stint's own runs, as a comparison starts them: train.py in a process of its own."""
+"""Runs of stint for comparisons: each is train.py in a process of its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from evals.language_model import evaluate
 from run.finished import load_finished
 from run.machine import Machine
 
-# Always as many, however slow the machine or the model is: of fewer, the tokens would be others.
+# The same number however slow the machine or the model is, so that all runs are scored on the same tokens.
 SCORED = (*TRAIN_ONLY, "eval.tokens=65536", "eval.max_fraction=1")
 
 
 def corpus_in(folder: str) -> Corpus:
-    """A folder in SlimPajama's layout as the runs of `run_stint` find it, prepared if it is not."""
+    """The corpus of a folder in SlimPajama's layout as `run_stint` uses it; prepares it if necessary."""
     return open_corpus(prepare(DataSpec(source="slimpajama", path=folder, tokenizer=TOKENIZER), log=print).folder)
 
 
 def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> Path:
-    """Folder of a finished run. `corpus`: a folder in SlimPajama's layout. An earlier run of this name is removed: its
-    seconds were others, so it cannot stand for this one."""
+    """Run stint and return the run's folder. `corpus`: a folder in SlimPajama's layout. An earlier run of this name is
+    removed, as it was timed at another moment."""
     shutil.rmtree(place / name, ignore_errors=True)
     train(
         [
@@ -43,13 +43,13 @@ def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[st
 
 
 def finished(place: Path, name: str) -> Path:
-    """Folder of the newest finished run of that name. Raises ValueError where there is none."""
+    """The folder of the newest finished run of that name. Raises ValueError if there is none."""
     return max((place / name).glob("*/result.json"), key=lambda path: path.stat().st_mtime).parent
 
 
 def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None, machine: Machine) -> dict[str, Any]:
-    """A finished model on validation tokens of its corpus, in windows of `block` tokens; None: of its own length. Ends the
-    program where the model is of another corpus: ids would mean other text, and what is held out here it may have seen."""
+    """Score a finished model on validation tokens of its corpus, in windows of `block` tokens (None: its own block size).
+    Exits if the model was trained on another corpus: token ids would differ, and it may have seen the validation text."""
     found, val = load_finished(str(folder), machine.device), corpus.val
     if found.about["data_fingerprint"] != corpus.fingerprint:
         sys.exit(f"{folder} was not trained on {corpus.folder}, so it cannot be scored on that")
@@ -68,18 +68,18 @@ def begin_as_train_does() -> None:
 
 
 def folder_of(name: str, seed: int) -> str:
-    """Of a run's name, below the place of all runs."""
+    """The name of a run's folder."""
     return f"{name.replace(' ', '-').replace(',', '')}-{seed}"
 
 
 def hours_of(minutes: float) -> str:
-    """The budget of a run of so many minutes, all included."""
+    """The budget option for a run of so many minutes, start-up included."""
     return f"budget.hours={minutes / 60:.6g}"
 
 
 def run_within(budget: str, place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
-    """What came out of a run within `budget`, as train.py reads it; it is started unless it is finished. One that failed
-    has `failed` for its figures."""
+    """Run train.py with the option `budget`, unless that run is finished, and return its figures. A failed run has the key
+    `failed` instead of figures."""
     place = place / folder_of(name, seed)
     options = [
         *corpus_options(corpus),
