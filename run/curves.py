@@ -7,11 +7,10 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from run import page
 from run.console import format_seconds
 
 if TYPE_CHECKING:
@@ -68,7 +67,14 @@ def _extremes(y: np.ndarray) -> tuple[int, ...]:
     return tuple(sorted((int(y.argmin()), int(y.argmax()))))
 
 
-def picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callable[[Axes], None]) -> str:
+class Picture(NamedTuple):
+    """A chart for a page."""
+
+    title: str
+    svg: str  # markup
+
+
+def picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callable[[Axes], None]) -> Picture:
     """One chart as an inline SVG with its text as text, in the colours of the page."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -85,17 +91,16 @@ def picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callab
         ticks(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_SVG_METADATA))
-    return f"<figure><figcaption>{page.text(title)}</figcaption>{_inline(buffer.getvalue(), title)}</figure>"
+    return Picture(title, _inline(buffer.getvalue()))
 
 
-def _inline(svg: str, title: str) -> str:
+def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the names; the page shall name no other host
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in each picture, and nothing refers to them
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", svg, count=1)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{page.text(title)}" ', 1)
     return svg.replace(INK, "currentColor")
 
 

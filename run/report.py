@@ -78,28 +78,38 @@ def write_report(folder: Path, records: Records | None = None) -> Path:
 
 
 def render(run: Run) -> str:
-    """The page."""
-    sections = (
-        _headline(run),
-        _plan_and_outcome(run),
-        _loss_section(run),
-        _schedule_section(run),
-        _ledger_section(run),
-        _throughput_section(run),
-        _source_section(run),
-        _alternatives_section(run),
-        _samples_section(run),
-        _events_section(run),
-        _config_section(run),
-        _environment_section(run),
+    """The page. templates/run.html says what is shown where, and leaves out the sections without data."""
+    return page.render(
+        "run.html",
+        title=run.name,
+        outcome=run.outcome if run.outcome in STATUS_WORDS else "unknown",
+        tiles=_tiles(run),
+        remarks=_remarks(run),
+        shape=_shape(run),
+        comparison=_comparison(run),
+        off_plan=_off_plan(run),
+        budget=_budget(run),
+        loss_pictures=_loss_pictures(run),
+        schedule_pictures=_schedule_pictures(run),
+        ledger=_ledger(run),
+        ledger_total=format_seconds(sum(run.ledger.values())),
+        throughput_pictures=_throughput_pictures(run),
+        peak=_peak(run),
+        plan_pictures=_plan_pictures(run),
+        alternatives=_alternatives(run),
+        plan_notes=_plan_notes(run),
+        samples=_samples(run),
+        events=_events(run),
+        config=run.config,
+        facts=[(key, _value(value)) for part in ("data", "environment") for key, value in run.part(part).items()],
+        **_sources(run),
     )
-    return page.whole(run.name, sections)
 
 
-# The sections, from top to bottom. Each returns "" where the run has nothing to show.
+# What the template shows, from top to bottom: rows, paragraphs and pictures. Each is empty where the run has none.
 
 
-def _headline(run: Run) -> str:
+def _tiles(run: Run) -> list[tuple[str, str]]:
     evaluation = run.part("eval")
     tiles = [("Status", STATUS_WORDS.get(run.outcome, run.outcome))]
     if run.result.get("stopped_by"):
@@ -109,15 +119,7 @@ def _headline(run: Run) -> str:
         tiles.append(("Next-token accuracy", with_error(evaluation, "accuracy", 2, percent=True)))
     if not evaluation and run.validation:
         tiles.append(("Last validation loss", with_error(run.validation[-1], "val_loss", 4)))
-    boxes = "".join(f"<div><dt>{page.text(label)}</dt><dd>{_tile(value)}</dd></div>" for label, value in tiles)
-    kind = run.outcome if run.outcome in STATUS_WORDS else "unknown"
-    notes = "".join(f'<p class="note">{page.text(note)}</p>' for note in _remarks(run))
-    return f'<header class="{kind}"><h1>{page.text(run.name)}</h1><dl class="tiles">{boxes}</dl>{notes}</header>'
-
-
-def _tile(value: str) -> str:
-    figure, sign, error = value.partition(" ± ")
-    return f"{page.text(figure)} <small>± {page.text(error)}</small>" if sign else page.text(value)
+    return tiles
 
 
 def _remarks(run: Run) -> list[str]:
@@ -144,9 +146,10 @@ def _remarks(run: Run) -> list[str]:
     return remarks
 
 
-def _plan_and_outcome(run: Run) -> str:
-    plan, spent, speed = run.plan, run.part("spent"), run.part("throughput")
-    last = run.last
+def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
+    """The rows of plan against outcome."""
+    plan, spent, last = run.plan, run.part("spent"), run.last
+    speed = run.part("throughput") or {key: median(run.points, key) for key in ("tokens_per_second", "mfu")}
     rows: list[tuple[str, Any, Any, Callable[[float], str]]] = [
         ("Tokens", plan.get("tokens"), spent.get("tokens", last.get("tokens")), format_count),
         ("Steps", plan.get("steps"), spent.get("steps", last.get("step")), format_count),
@@ -156,17 +159,12 @@ def _plan_and_outcome(run: Run) -> str:
         ("MFU", plan.get("mfu"), speed.get("mfu"), percent),
         ("Loss", plan.get("predicted_loss"), run.part("eval").get("loss"), lambda value: f"{value:.4f}"),
     ]
-    if not speed and run.points:
-        rows[3] = ("Tokens/s", plan.get("tokens_per_second"), median(run.points, "tokens_per_second"), format_count)
-        rows[5] = ("MFU", plan.get("mfu"), median(run.points, "mfu"), percent)
     if not any(is_number(value) for row in rows for value in row[1:3]):
-        return ""
-    body = [(label, show(planned, f), show(got, f), difference(planned, got)) for label, planned, got, f in rows]
-    table = page.table(("", "Planned", "Reached", "Difference"), body)
-    return page.section("Plan and outcome", f"{_shape_line(run)}{table}{_off_plan(run)}{_budget_line(run)}")
+        return []
+    return [(label, show(planned, f), show(got, f), difference(planned, got)) for label, planned, got, f in rows]
 
 
-def _off_plan(run: Run) -> str:
+def _off_plan(run: Run) -> list[str]:
     """Why the tokens were off plan, and what was corrected on the way."""
     part = run.part("plan")
     lines = [f"Off plan: {reason}." for reason in listing(part.get("why_off"))]
@@ -177,20 +175,20 @@ def _off_plan(run: Run) -> str:
             f" {int(number(correction.get('batch_tokens'), 0)):,} tokens, learning rate"
             f" {number(correction.get('learning_rate'), 0):g}, weight decay {number(correction.get('weight_decay'), 0):g}."
         )
-    return "".join(f"<p>{page.text(line)}</p>" for line in lines)
+    return lines
 
 
-def _shape_line(run: Run) -> str:
+def _shape(run: Run) -> list[str]:
     shape = run.part("model") or run.plan
     if "n_layer" not in shape:
-        return ""
+        return []
     names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
     parts = [f"{name} {shape[name]}" for name in names if name in shape]
     if is_number(shape.get("parameters")):
         parts.insert(0, f"{format_count(shape['parameters'])} parameters")
     if is_number(shape.get("parameters_law")):
         parts.insert(1, f"{format_count(shape['parameters_law'])} as scaling laws count them")
-    return f"<p>{page.text('Model: ' + ', '.join(parts) + '.' + _law_line(run.plan))}</p>"
+    return [f"Model: {', '.join(parts)}.{_law_line(run.plan)}"]
 
 
 def _law_line(plan: Mapping[str, Any]) -> str:
@@ -200,7 +198,7 @@ def _law_line(plan: Mapping[str, Any]) -> str:
     return f" Law: {plan['law']}{optimum}." if plan.get("law") else ""
 
 
-def _budget_line(run: Run) -> str:
+def _budget(run: Run) -> list[str]:
     budget, spent = run.part("budget"), run.part("spent")
     limits = [f"{key} {value:g}" for key, value in budget.items() if is_number(value) and value]
     parts = [f"Budget: {', '.join(limits)}"] if limits else []
@@ -215,13 +213,13 @@ def _budget_line(run: Run) -> str:
         parts.append(f"{scientific(spent['flops_6nd'])} FLOPs by 6ND")
     if is_number(run.result.get("prepare_s")):
         parts.append(f"{format_seconds(run.result['prepare_s'])} of data preparation before the clock")
-    return f"<p>{page.text('; '.join(parts))}.</p>" if parts else ""
+    return [f"{'; '.join(parts)}."] if parts else []
 
 
-def _loss_section(run: Run) -> str:
+def _loss_pictures(run: Run) -> list[curves.Picture]:
     if not run.points and not run.validation:
-        return page.section("Loss", "<p>No training point was logged.</p>")
-    pictures = [
+        return []
+    return [
         curves.picture(
             "Loss against tokens", "tokens", lambda axes: _draw_loss(axes, run, "tokens"), curves.axis(format_count)
         ),
@@ -229,7 +227,6 @@ def _loss_section(run: Run) -> str:
             "Loss against budget time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), curves.time_axis
         ),
     ]
-    return page.section("Loss", page.gallery(pictures))
 
 
 def _draw_loss(axes: Axes, run: Run, key: str) -> None:
@@ -255,10 +252,10 @@ def _loss_limits(values: np.ndarray) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _schedule_section(run: Run) -> str:
+def _schedule_pictures(run: Run) -> list[curves.Picture]:
     rate = column(run.points, "learning_rate")
     if not np.isfinite(rate).any():
-        return ""
+        return []
 
     def draw(key: str) -> Callable[[Axes], None]:
         def on(axes: Axes) -> None:
@@ -267,37 +264,28 @@ def _schedule_section(run: Run) -> str:
 
         return on
 
-    pictures = [
+    return [
         curves.picture(
             "Learning rate against progress", "share of the budget spent", draw("progress"), curves.axis(percent)
         ),
         curves.picture("Learning rate against step", "step", draw("step"), curves.axis(format_count)),
     ]
-    return page.section("Schedule that was run", page.gallery(pictures))
 
 
-def _ledger_section(run: Run) -> str:
+def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
+    """Account, time, share and colour."""
     total = sum(run.ledger.values())
-    if not total:
-        return ""
-    bar: list[str] = []
-    rows: list[tuple[str, str, str]] = []
-    for account, seconds in run.ledger.items():
-        colour = ACCOUNT_COLOURS.get(account, "#64748b")
-        share = seconds / total
-        label = page.text(f"{account}: {format_seconds(seconds)}, {share:.1%}")
-        bar.append(f'<span style="width:{share:.4%};background:{colour}" title="{label}"></span>')
-        name = f'<i class="key" style="background:{colour}"></i>{page.text(account)}'
-        rows.append((page.Html(name), format_seconds(seconds), f"{share:.1%}"))
-    rows.append(("total", format_seconds(total), "100 %"))
-    table = page.table(("Account", "Time", "Share"), rows)
-    return page.section("Where each second went", f'<div class="bar" role="img">{"".join(bar)}</div>{table}')
+    return [
+        (account, format_seconds(seconds), f"{seconds / total:.1%}", ACCOUNT_COLOURS.get(account, "#64748b"))
+        for account, seconds in run.ledger.items()
+        if total
+    ]
 
 
-def _throughput_section(run: Run) -> str:
+def _throughput_pictures(run: Run) -> list[curves.Picture]:
     hours, rate = finite(column(run.points, "hours"), column(run.points, "tokens_per_second"))
     if not len(hours):
-        return ""
+        return []
 
     def draw(axes: Axes) -> None:
         axes.plot(*curves.thin(hours, rate), color=curves.BLUE, alpha=0.3, linewidth=0.8)
@@ -306,40 +294,43 @@ def _throughput_section(run: Run) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
         axes.set_ylabel("tokens/s")
 
-    speed, peak = run.part("throughput"), ""
-    if is_number(speed.get("peak_flops")):
-        source = speed.get("peak_flops_source", "unknown source")
-        sentence = f"Peak of the device: {format_count(speed['peak_flops'])} FLOP/s ({source})."
-        peak = f"<p>{page.text(sentence)}</p>"
-    picture = curves.picture("Throughput over time", "time spent", draw, curves.time_axis)
-    return page.section("Throughput", f"{page.gallery([picture])}{peak}")
+    return [curves.picture("Throughput over time", "time spent", draw, curves.time_axis)]
 
 
-def _source_section(run: Run) -> str:
-    sources = mapping(run.part("eval").get("by_source"))
-    if not sources:
-        return ""
-    figures = {name: mapping(value) or {"loss": value} for name, value in sources.items()}
+def _peak(run: Run) -> list[str]:
+    speed = run.part("throughput")
+    if not is_number(speed.get("peak_flops")):
+        return []
+    source = speed.get("peak_flops_source", "unknown source")
+    return [f"Peak of the device: {format_count(speed['peak_flops'])} FLOP/s ({source})."]
+
+
+def _sources(run: Run) -> dict[str, Any]:
+    """The table of the evaluation by source; its columns are whatever was measured."""
+    found = mapping(run.part("eval").get("by_source"))
+    figures = {name: mapping(value) or {"loss": value} for name, value in found.items()}
     columns = list(dict.fromkeys(key for value in figures.values() for key in value))
-    rows = [(name, *(_figure(key, value.get(key)) for key in columns)) for name, value in figures.items()]
-    return page.section("Evaluation by source", page.table(("Source", *(_title(c) for c in columns)), rows))
+    return {
+        "source_heads": ["Source", *(key.replace("_", " ").capitalize() for key in columns)],
+        "sources": [(name, *(_figure(key, value.get(key)) for key in columns)) for name, value in figures.items()],
+    }
 
 
-def _alternatives_section(run: Run) -> str:
+def _alternatives(run: Run) -> list[tuple[str, ...]]:
     alternatives = [a for a in listing(run.plan.get("alternatives")) if isinstance(a, dict)]
-    if not alternatives:
-        return ""
-    rows = [_alternative({**run.plan, "reason": "chosen"}), *map(_alternative, alternatives)]
-    heads = ("Layers", "Heads", "Width", "Parameters", "Tokens", "Tokens/s", "Loss", "Why")
-    source = mapping(run.plan.get("source"))
-    basis = "; ".join(f"{key}: {_value(value)}" for key, value in source.items())
-    notes = [f"The plan rests on: {basis}."] * bool(basis) + [str(note) for note in listing(run.plan.get("notes"))]
-    below = "".join(f'<p class="note">{page.text(note)}</p>' for note in notes)
-    if run.plan.get("curve"):
-        title = "Expected loss against size for this budget"
-        picture = curves.picture(title, "parameters", lambda axes: draw_plan(axes, run.plan), lambda _: None)
-        below = page.gallery([picture]) + below
-    return page.section("Alternatives of the plan", page.table(heads, rows, "shapes") + below)
+    return [_alternative(shape) for shape in ({**run.plan, "reason": "chosen"}, *alternatives)] if alternatives else []
+
+
+def _plan_pictures(run: Run) -> list[curves.Picture]:
+    if not run.plan.get("curve"):
+        return []
+    title = "Expected loss against size for this budget"
+    return [curves.picture(title, "parameters", lambda axes: draw_plan(axes, run.plan), lambda _: None)]
+
+
+def _plan_notes(run: Run) -> list[str]:
+    basis = "; ".join(f"{key}: {_value(value)}" for key, value in mapping(run.plan.get("source")).items())
+    return [f"The plan rests on: {basis}."] * bool(basis) + [str(note) for note in listing(run.plan.get("notes"))]
 
 
 def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
@@ -348,40 +339,22 @@ def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
     return (*(show(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
 
 
-def _samples_section(run: Run) -> str:
+def _samples(run: Run) -> list[tuple[str, str]]:
+    """Prompt and continuation."""
     samples = [s for s in listing(run.result.get("samples")) if isinstance(s, dict)]
-    quotes = [
-        f"<blockquote><b>{page.text(s.get('prompt', ''))}</b>{page.text(_continuation(s))}</blockquote>"
-        for s in samples
-    ]
-    return page.section("Samples", f"<p>The prompt is bold.</p>{''.join(quotes)}") if quotes else ""
+    pairs = [(str(s.get("prompt", "")), str(s.get("text", ""))) for s in samples]
+    return [(prompt, text.removeprefix(prompt)) for prompt, text in pairs]
 
 
-def _continuation(sample: Mapping[str, Any]) -> str:
-    text, prompt = str(sample.get("text", "")), str(sample.get("prompt", ""))
-    return text.removeprefix(prompt)
-
-
-def _events_section(run: Run) -> str:
-    items = []
+def _events(run: Run) -> list[str]:
     # Every run opens with a resume at step 0; only those that took something back or went on are news.
-    for event in run.events[1:] if run.events and run.events[0].get("step") == 0 else run.events:
-        said = f"resumed at step {event.get('step')}" if event["event"] == "resume" else event.get("text")
-        items.append(f"<li>{page.text(said or json.dumps(event))}</li>")
-    return page.section("Events", f"<ul>{''.join(items)}</ul>") if items else ""
-
-
-def _config_section(run: Run) -> str:
-    if not run.config:
-        return ""
-    return page.section(
-        "Config", f"<details><summary>config.yaml</summary><pre>{page.text(run.config)}</pre></details>"
-    )
-
-
-def _environment_section(run: Run) -> str:
-    rows = [(key, _value(value)) for part in ("data", "environment") for key, value in run.part(part).items()]
-    return page.section("Data and environment", page.table(("", ""), rows, "facts")) if rows else ""
+    events = run.events[1:] if run.events and run.events[0].get("step") == 0 else run.events
+    return [
+        f"resumed at step {event.get('step')}"
+        if event["event"] == "resume"
+        else str(event.get("text") or json.dumps(event))
+        for event in events
+    ]
 
 
 # Figures.
@@ -393,10 +366,6 @@ def _figure(key: str, value: Any) -> str:
     if key.startswith("accuracy"):
         return f"{value:.2%}"
     return format_count(value) if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _title(key: str) -> str:
-    return key.replace("_", " ").capitalize()
 
 
 def _value(value: Any) -> str:

@@ -71,22 +71,7 @@ def write(sweep: Sweep, force: bool = False) -> list[Path]:
 
 
 def render(sweep: Sweep, force: bool = False) -> str:
-    """The page."""
-    return page.whole(
-        f"Sweep {sweep.name}",
-        (
-            _headline(sweep, force),
-            _knobs_section(sweep),
-            _curves_section(sweep),
-            _parallel_section(sweep),
-            _table_section(sweep),
-            _hours_section(sweep),
-            _failures_section(sweep),
-        ),
-    )
-
-
-def _headline(sweep: Sweep, force: bool) -> str:
+    """The page. run/templates/sweep.html says what is shown where, and leaves out the sections without data."""
     asked_for = [row for row in sweep.rows if not row.longer]
     done = sum(row.finished for row in asked_for)
     hours = sum(row.hours_spent for row in sweep.rows)
@@ -96,29 +81,38 @@ def _headline(sweep: Sweep, force: bool) -> str:
         tiles.append((f"Best {sweep.metric}", f"{best[0].mean:.4f}"))
     if sweep.noise is not None:
         tiles.append(("Noise of one run", f"{sweep.noise:.4f}"))
-    boxes = "".join(f"<div><dt>{page.text(label)}</dt><dd>{page.text(value)}</dd></div>" for label, value in tiles)
-    kind = "finished" if done == len(asked_for) else "stopped"
-    lines = "".join(f"<p>{page.text(line)}</p>" for line in verdict(sweep, force))
-    known = f'<p class="note">Known so far: {page.text(sweep.known)}</p>' if sweep.known else ""
-    again = ""
-    if best:
-        again = f"<p>The best one alone:</p><pre>{page.text(sweep.command_of(best[0].rows[0]))}</pre>"
-    return (
-        f'<header class="{kind}"><h1>Sweep {page.text(sweep.name)}</h1><dl class="tiles">{boxes}</dl>{lines}{known}{again}'
-        "</header>"
+    with_result = [row for row in sweep.rows if row.result]
+    return page.render(
+        "sweep.html",
+        title=f"Sweep {sweep.name}",
+        outcome="finished" if done == len(asked_for) else "stopped",
+        tiles=tiles,
+        verdict=verdict(sweep, force),
+        known=sweep.known,
+        best_command=sweep.command_of(best[0].rows[0]) if best else "",
+        metric=sweep.metric,
+        knob_pictures=_knob_pictures(sweep),
+        curve_pictures=_curve_pictures(with_result[:MOST_CURVES]),
+        legend=[(colour, row.short) for colour, row in zip(COLOURS, with_result, strict=False)],
+        jobs_with_result=len(with_result),
+        parallel_pictures=_parallel_pictures(sweep),
+        job_heads=columns_of(sweep),
+        jobs=[(_link(sweep, row), row.number, cells_of(sweep, row)[1:]) for row in sweep.rows],
+        hours=[(kind, f"{hours:.3g}", format_seconds(3600 * hours)) for kind, hours in hours_of(sweep)],
+        failed=[(row.number, row.label, row.status, row.why) for row in sweep.rows if row.status not in GOOD],
     )
+
+
+def _link(sweep: Sweep, row: Row) -> str:
+    return os.path.relpath(row.run / "report.html", sweep.folder)
 
 
 # -- the metric against what was varied --------------------------------------------------------------------------------
 
 
-def _knobs_section(sweep: Sweep) -> str:
+def _knob_pictures(sweep: Sweep) -> list[curves.Picture]:
     keys = [key for key in sweep.keys if key != "seed"] or sweep.keys
-    if not sweep.groups or not keys:
-        return ""
-    return page.section(
-        f"{sweep.metric.capitalize()} against each knob", page.gallery(_against(sweep, key) for key in keys)
-    )
+    return [_against(sweep, key) for key in keys] if sweep.groups else []
 
 
 def _places(sweep: Sweep, key: str) -> tuple[dict[str, float], bool]:
@@ -133,7 +127,7 @@ def _places(sweep: Sweep, key: str) -> tuple[dict[str, float], bool]:
     return {value: float(place) for place, value in enumerate(values)}, False
 
 
-def _against(sweep: Sweep, key: str) -> str:
+def _against(sweep: Sweep, key: str) -> curves.Picture:
     """Every run as a point; lines join the means of runs that differ in this knob (and the seed) alone."""
     places, numeric = _places(sweep, key)
     noise = sweep.noise
@@ -184,11 +178,10 @@ def _validation(row: Row) -> list[dict[str, Any]]:
     return [point for point in read_metrics(row.run) if "event" not in point and "val_loss" in point]
 
 
-def _curves_section(sweep: Sweep) -> str:
-    rows = [row for row in sweep.rows if row.result][:MOST_CURVES]
+def _curve_pictures(rows: list[Row]) -> list[curves.Picture]:
     found = {row.name: points for row in rows if len(points := _validation(row)) > 1}
     if not found:
-        return ""
+        return []
 
     def drawing(axis: str) -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
@@ -203,23 +196,12 @@ def _curves_section(sweep: Sweep) -> str:
 
         return draw
 
-    pictures = [
+    return [
         curves.picture(
             f"Validation loss against {label}", label, drawing(axis), curves.axis(form) if form else curves.time_axis
         )
         for axis, label, form in AXES
     ]
-    note = f"<p class='note'>The first {MOST_CURVES} jobs.</p>" if len(sweep.rows) > MOST_CURVES else ""
-    return page.section("Curves", _legend(rows) + page.gallery(pictures) + note)
-
-
-def _legend(rows: list[Row]) -> str:
-    """One for all pictures, above them: inside they have no room for a dozen jobs."""
-    entries = (
-        f'<span><i class="key" style="background:{colour}"></i>{page.text(row.short)}</span>'
-        for colour, row in zip(COLOURS, rows, strict=False)
-    )
-    return f'<p class="legend">{"".join(entries)}</p>'
 
 
 def _focus(axes: Axes, losses: np.ndarray) -> None:
@@ -229,12 +211,12 @@ def _focus(axes: Axes, losses: np.ndarray) -> None:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
-def _parallel_section(sweep: Sweep) -> str:
+def _parallel_pictures(sweep: Sweep) -> list[curves.Picture]:
     """Parallel coordinates, where more than two knobs vary."""
     keys = [key for key in sweep.keys if key != "seed"]
     rows = [row for row in sweep.rows if row.finished]
     if len(keys) < 3 or len(rows) < 2:
-        return ""
+        return []
     scales = [_places(sweep, key)[0] for key in keys]
     values = np.array([float(row.value or 0.0) for row in rows])
 
@@ -256,37 +238,7 @@ def _parallel_section(sweep: Sweep) -> str:
     def ticks(axes: Axes) -> None:
         axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), sweep.metric])
 
-    picture = curves.picture(f"Every run through its knobs to its {sweep.metric}", "", draw, ticks)
-    return page.section("All knobs together", page.gallery([picture]))
-
-
-# -- tables ------------------------------------------------------------------------------------------------------------
-
-
-def _table_section(sweep: Sweep) -> str:
-    rows = [
-        [page.Html(f'<a href="{page.text(_link(sweep, row))}">{row.number}</a>'), *cells_of(sweep, row)[1:]]
-        for row in sweep.rows
-    ]
-    csv_link = '<p class="note">All figures: <a href="sweep.csv">sweep.csv</a></p>'
-    return page.section("Jobs", page.table(columns_of(sweep), rows) + csv_link)
-
-
-def _link(sweep: Sweep, row: Row) -> str:
-    return os.path.relpath(row.run / "report.html", sweep.folder)
-
-
-def _hours_section(sweep: Sweep) -> str:
-    rows = [(kind, f"{hours:.3g}", format_seconds(3600 * hours)) for kind, hours in hours_of(sweep)]
-    return page.section("Where the hours went", page.table(["jobs that were", "hours", ""], rows))
-
-
-def _failures_section(sweep: Sweep) -> str:
-    failed = [(str(row.number), row.label, row.status, row.why) for row in sweep.rows if row.status not in GOOD]
-    if not failed:
-        return ""
-    again = "<p>The same command starts them again; what was finished is not run twice.</p>"
-    return page.section("What failed, and why", page.table(["#", "job", "status", "why"], failed, "shapes") + again)
+    return [curves.picture(f"Every run through its knobs to its {sweep.metric}", "", draw, ticks)]
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 LOADED = (
     "tests.copies", "train", "torch", "assemble", "data.prepare", "data.tokenizer", "model.gpt", "model.optim", "hydra",
-    "evals.language_model", "run.report", "run.curves", "matplotlib.figure", "matplotlib.backends.backend_svg",
+    "evals.language_model", "run.report", "run.curves", "matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2",
 )  # fmt: skip
 COPIES = multiprocessing.get_context("forkserver")
 COPIES.set_forkserver_preload(list(LOADED))

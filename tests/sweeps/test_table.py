@@ -14,6 +14,7 @@ import pytest
 
 from sweeps.report import render
 from sweeps.table import as_csv, columns_of, hours_of, read_sweep, student, verdict
+from tests.run.test_report import HOSTILE, Page
 
 
 def sweep_folder(
@@ -216,3 +217,24 @@ def test_a_longer_run_is_not_one_of_the_jobs_that_are_counted(tmp_path: Path, st
     page = render(read_sweep(folder))
     assert "2 of 2" in page
     assert '<header class="finished">' in page
+
+
+def test_the_page_is_self_contained_and_escapes_hostile_text(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path, [([f"a={HOSTILE}"], 4.0), (["a=2"], None)])
+    failed = folder / "jobs" / "s-1.json"
+    failed.write_text(json.dumps(json.loads(failed.read_text()) | {"why": HOSTILE}))
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(about | {"definition": {"known": HOSTILE}}))
+    page = Page(render(read_sweep(folder)))
+    assert not page.tags & {"script", "link", "iframe", "img", "object"}
+    links = [address for address in page.addresses if not address.startswith("#")]
+    assert links == ["../../s-0/report.html", "../../s-1/report.html", "sweep.csv"]
+    assert page.text.count("evil.example") >= 5  # verdict, what is known, command, table of jobs, table of failures
+
+
+def test_the_curves_of_a_large_sweep_say_how_many_jobs_they_show(tmp_path: Path) -> None:
+    folder = sweep_folder(tmp_path, [([f"a={n}"], 4.0 + n) for n in range(12)])
+    for run in (tmp_path / "outputs").glob("s-*"):
+        points = [{"step": step, "hours": step, "flops": step, "tokens": step, "val_loss": 9 - step} for step in (1, 2)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    assert "The first 10 of 12 jobs with a result." in Page(render(read_sweep(folder))).text
