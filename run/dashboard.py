@@ -8,8 +8,8 @@ Every point carries the four axes of a budget (step, tokens, flops, hours) and n
 its own step only ever grows, which a run that was killed and resumed from its last checkpoint cannot promise.
 
 A curve holds each step once. A killed run does the steps after its last checkpoint again; those that were shown are not
-shown a second time. What a process without a network could not show, the next one with a network makes up for from
-metrics.jsonl, and so does `python -m run.dashboard sync outputs/NAME` (run/sync.py).
+shown a second time. A process with a network first sends from metrics.jsonl what the processes before it could not; the
+files that offline processes leave are sent by `python -m run.sync outputs/NAME`.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes,
 CONNECT_TIMEOUT_S = 2.0  # wandb itself retries for 100 s before it says that there is no network
 TEARDOWN_LIMIT_S = 2.0
 STATS_INTERVAL_S = 30.0
+FLUSH_INTERVAL_S = 1.0  # the most that a killed process loses of its offline file; wandb's own default is 15 s
 MAX_FAILURES = 3
 MAX_WAITING = 10_000  # points that may wait for wandb: some 10 MB
 MAX_TAG_LENGTH = 64  # wandb refuses the whole run for a longer one
@@ -97,7 +98,7 @@ def open_dashboard(
 ) -> Dashboard:
     """Open the dashboard of a run, or one that shows nothing where that cannot be done.
 
-    mode: "online", "offline" (files under `directory`/wandb; `python -m run.dashboard sync` sends the run) or
+    mode: "online", "offline" (files under `directory`/wandb; `python -m run.sync` sends them) or
     "disabled". run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the
     dotted names of the command line, less anything whose name says that it is a secret.
     timeout_s: the limit for opening and for finishing. warn: is given one line for each kind of trouble, always in
@@ -239,20 +240,36 @@ def _open_run(request: Request, timeout_s: float) -> tuple[Any, float, str | Non
     before = last_logged_step(request.directory) if segments(request.directory) else -1.0
     wandb = load_wandb(request.directory)
     if request.mode == "offline":
-        return start_run(wandb, request, "offline", timeout_s), before, None
+        return _start_run(wandb, request, "offline", timeout_s), before, None
     reason = why_not_online(wandb)
     if reason is None:
         try:
-            run = start_run(wandb, request, "online", timeout_s)
-            return run, last_shown_step(run), None
+            run = _start_run(wandb, request, "online", timeout_s)
+            shown = _last_shown_step(run)
         except Exception as error:
             reason = _one_line(error)
-    run = start_run(wandb, request, "offline", timeout_s)
-    later = f"python -m run.dashboard sync {shlex.quote(str(request.directory))}"
+        else:
+            _mark_as_synced(request.directory)
+            return run, shown, None
+    run = _start_run(wandb, request, "offline", timeout_s)
+    later = f"python -m run.sync {shlex.quote(str(request.directory))}"
     return run, before, f"wandb is not on line ({reason}): logging to disk; to upload later: {later}"
 
 
-def last_shown_step(run: Any) -> float:
+def synced_marker(file: Path) -> Path:
+    """The empty file with which `wandb sync` marks a .wandb file that it has sent."""
+    return file.with_suffix(".wandb.synced")
+
+
+def _mark_as_synced(directory: Path) -> None:
+    """Keep `wandb sync` from sending the files of earlier offline processes: it appends to the curve, and an online process
+    sends the points that the server lacks from metrics.jsonl."""
+    with contextlib.suppress(OSError):
+        for file in (directory / "wandb").glob("offline-run-*/*.wandb"):
+            synced_marker(file).touch()
+
+
+def _last_shown_step(run: Any) -> float:
     """The last step that wandb's server has of a run that was opened on line; -1 where it has none."""
     step = run.summary.get("step")
     return float(step) if is_number(step) else -1.0
@@ -276,9 +293,8 @@ def _set_environment(directory: Path) -> None:
     )
 
 
-def start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float, upload_s: float | None = None) -> Any:
-    """wandb.init with all that stint wants of it. upload_s: the limit for sending what is left at the end, after which
-    finish() raises; without one wandb gives up by itself before it is left behind."""
+def _start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float) -> Any:
+    """wandb.init with stint's settings."""
     wanted = {
         "console": "off",
         "silent": True,
@@ -288,9 +304,10 @@ def start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float, 
         "disable_git": True,
         "symlink": False,
         "init_timeout": timeout_s,
-        "finish_timeout": upload_s or 0.75 * timeout_s,
-        "finish_timeout_raises": upload_s is not None,
+        "finish_timeout": 0.75 * timeout_s,  # wandb gives up by itself before it is left behind
+        "finish_timeout_raises": False,
         "x_stats_sampling_interval": STATS_INTERVAL_S,
+        "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
     }
     known = wandb.Settings.model_fields  # they differ between releases, and wandb refuses one that it does not know
     run = wandb.init(
@@ -387,9 +404,3 @@ def tear_down() -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-if __name__ == "__main__":
-    from run.sync import main
-
-    main()
