@@ -22,12 +22,11 @@ import queue
 import re
 import secrets
 import shlex
-import signal
 import socket
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,9 +45,6 @@ FLUSH_INTERVAL_S = 1.0  # the most that a killed process loses of its offline fi
 MAX_FAILURES = 3
 MAX_WAITING = 10_000  # points that may wait for wandb: some 10 MB
 MAX_TAG_LENGTH = 64  # wandb refuses the whole run for a longer one
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
 SEGMENT = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")  # wandb's name for the folder of one process
 
 Result = TypeVar("Result")
@@ -168,9 +164,8 @@ class _WandbDashboard(Dashboard):
 
     def _open(self, request: Request) -> None:
         try:
-            with _signal_handlers_kept():
-                opened = within(self._timeout_s, lambda: _open_run(request, self._timeout_s), "opening")
-                self._run, self._shown, notice = opened
+            opened = within(self._timeout_s, lambda: _open_run(request, self._timeout_s), "opening")
+            self._run, self._shown, notice = opened
         except Exception as error:
             self._warn(f"no dashboard for this run: {_one_line(error)}; {_KEPT}")
             return
@@ -380,18 +375,6 @@ def key_at_hand(host: str) -> bool:
         return False
     # Keys of api.wandb.ai stay valid under the newer default host.
     return any(entries.authenticators(name) for name in (host, "api.wandb.ai"))
-
-
-@contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None and signal.getsignal(number) is not handler:
-                with contextlib.suppress(ValueError):  # only the main thread may set a handler
-                    signal.signal(number, handler)
 
 
 def tear_down() -> None:

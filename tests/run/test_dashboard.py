@@ -263,25 +263,6 @@ def test_finish_that_hangs_is_left_behind(
     assert len(fake.logged) == fake.torn_down == 1
 
 
-def test_signal_handlers_that_wandb_changes_are_put_back(start: Callable[..., Dashboard], fake: FakeWandb) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    real = run.dashboard.within
-
-    def meddling(*arguments: Any) -> Any:  # in the main thread, the only one that may set a handler
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        return real(*arguments)
-
-    run.dashboard.within = meddling  # type: ignore[assignment]
-    try:
-        dashboard = start()
-    finally:
-        run.dashboard.within = real
-        after = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, before)
-    dashboard.finish()
-    assert after is before
-
-
 # Online, and what it falls back to.
 
 
