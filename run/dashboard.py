@@ -1,4 +1,4 @@
-"""The run's curves on Weights & Biases, on line or on disk; the only place that knows how wandb logs.
+"""The run's curves on Weights & Biases, online or on disk; the only place that knows how wandb logs.
 
 A dashboard is a convenience and metrics.jsonl is the record: no trouble here may stop a run or hold it up for more
 than a few seconds. So all calls are made by one thread of their own, opening and finishing have a time limit, and
@@ -8,8 +8,8 @@ Every point carries the four axes of a budget (step, tokens, flops, hours) and n
 its own step only ever grows, which a run that was killed and resumed from its last checkpoint cannot promise.
 
 A curve holds each step once. A killed run does the steps after its last checkpoint again; those that were shown are not
-shown a second time. What a process without a network could not show, the next one with a network makes up for from
-metrics.jsonl, and so does `python -m run.dashboard sync outputs/NAME` (run/sync.py).
+shown a second time. A process with a network first sends from metrics.jsonl what the processes before it could not; the
+files that offline processes leave are sent by `python -m run.sync outputs/NAME`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ import queue
 import re
 import secrets
 import shlex
-import signal
 import socket
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -42,13 +40,12 @@ DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes,
 CONNECT_TIMEOUT_S = 2.0  # wandb itself retries for 100 s before it says that there is no network
 TEARDOWN_LIMIT_S = 2.0
 STATS_INTERVAL_S = 30.0
+FLUSH_INTERVAL_S = 1.0  # the most that a killed process loses of its offline file; wandb's own default is 15 s
 MAX_FAILURES = 3
 MAX_WAITING = 10_000  # points that may wait for wandb: some 10 MB
 MAX_TAG_LENGTH = 64  # wandb refuses the whole run for a longer one
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
 SEGMENT = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")  # wandb's name for the folder of one process
+_KEPT = "the run goes on and metrics.jsonl keeps every point"
 
 Result = TypeVar("Result")
 
@@ -67,21 +64,6 @@ class Dashboard:
         """Close the run. Comes back within a few seconds, whatever happens."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What wandb is told about a run; `config` is flat and without secrets."""
-
-    mode: str
-    project: str
-    entity: str | None
-    name: str
-    run_id: str
-    group: str | None
-    tags: tuple[str, ...]
-    config: dict[str, Any]
-    directory: Path
-
-
 def open_dashboard(
     mode: str,
     project: str,
@@ -97,21 +79,26 @@ def open_dashboard(
 ) -> Dashboard:
     """Open the dashboard of a run, or one that shows nothing where that cannot be done.
 
-    mode: "online", "offline" (files under `directory`/wandb; `python -m run.dashboard sync` sends the run) or
-    "disabled". run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the
-    dotted names of the command line, less anything whose name says that it is a secret.
-    timeout_s: the limit for opening and for finishing. warn: is given one line for each kind of trouble, always in
-    the thread that calls this module.
+    mode: "online", "offline" (files under `directory`/wandb, which `python -m run.sync` sends) or "disabled".
+    run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the dotted names
+    of the command line, without the entries whose name says that they are secret. timeout_s: the limit for opening and for
+    finishing. warn: is given one line for each kind of trouble, always in the thread that calls this module.
     """
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"dashboard mode {mode!r}: must be online, offline or disabled")
     if mode == "disabled":
         return Dashboard()
-    short_tags = tuple(tag[:MAX_TAG_LENGTH] for tag in tags)
-    request = Request(
-        mode, project, entity, name, run_id, group, short_tags, public_config(config), directory.absolute()
-    )
-    return _WandbDashboard(request, timeout_s, warn)
+    options = {
+        "project": project,
+        "entity": entity,
+        "name": name,
+        "id": run_id,
+        "group": group,
+        "tags": [tag[:MAX_TAG_LENGTH] for tag in tags],
+        "config": public_config(config),
+        "dir": str(directory.absolute()),
+    }
+    return _WandbDashboard(mode, options, timeout_s, warn)
 
 
 def segments(folder: Path) -> list[str]:
@@ -130,7 +117,7 @@ def wandb_id(folder: Path) -> str:
 class _WandbDashboard(Dashboard):
     """Hands every call to one thread, which alone talks to wandb."""
 
-    def __init__(self, request: Request, timeout_s: float, warn: Callable[[str], None]) -> None:
+    def __init__(self, mode: str, options: dict[str, Any], timeout_s: float, warn: Callable[[str], None]) -> None:
         self._timeout_s = timeout_s
         self._warn = warn
         self._calls: queue.Queue[Callable[[], object] | None] = queue.Queue(MAX_WAITING)
@@ -140,7 +127,7 @@ class _WandbDashboard(Dashboard):
         self._run: Any = None
         self._shown = -1.0  # the last step that an earlier process showed
         self._thread: threading.Thread | None = None
-        self._open(request)
+        self._open(mode, options)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         if metrics.get("step", self._shown + 1) <= self._shown:
@@ -165,11 +152,10 @@ class _WandbDashboard(Dashboard):
             self._closed = True
             tear_down()
 
-    def _open(self, request: Request) -> None:
+    def _open(self, mode: str, options: dict[str, Any]) -> None:
         try:
-            with _signal_handlers_kept():
-                opened = within(self._timeout_s, lambda: _open_run(request, self._timeout_s), "opening")
-                self._run, self._shown, notice = opened
+            opened = within(self._timeout_s, lambda: _open_run(mode, options, self._timeout_s), "opening")
+            self._run, self._shown, notice = opened
         except Exception as error:
             self._warn(f"no dashboard for this run: {_one_line(error)}; {_KEPT}")
             return
@@ -210,9 +196,6 @@ class _WandbDashboard(Dashboard):
             self._warn(f"{self._notices.get_nowait()}; {_KEPT}")
 
 
-_KEPT = "the run goes on and metrics.jsonl keeps every point"
-
-
 def within(limit_s: float, call: Callable[[], Result], what: str) -> Result:
     """The result of call() made in a thread; raises what it raised, or TimeoutError after limit_s seconds."""
     outcome: list[Result] = []
@@ -234,37 +217,49 @@ def within(limit_s: float, call: Callable[[], Result], what: str) -> Result:
     return outcome[0]
 
 
-def _open_run(request: Request, timeout_s: float) -> tuple[Any, float, str | None]:
-    """The wandb run, the last step that it shows already, and what the user should know."""
-    before = last_logged_step(request.directory) if segments(request.directory) else -1.0
-    wandb = load_wandb(request.directory)
-    if request.mode == "offline":
-        return start_run(wandb, request, "offline", timeout_s), before, None
+def _open_run(mode: str, options: dict[str, Any], timeout_s: float) -> tuple[Any, float, str | None]:
+    """The wandb run, the last step that it already shows, and a notice for the user. options: arguments of wandb.init."""
+    directory = Path(options["dir"])
+    before = last_logged_step(directory) if segments(directory) else -1.0
+    wandb = load_wandb(directory)
+    if mode == "offline":
+        return _start_run(wandb, "offline", options, timeout_s), before, None
     reason = why_not_online(wandb)
     if reason is None:
         try:
-            run = start_run(wandb, request, "online", timeout_s)
-            return run, last_shown_step(run), None
+            run = _start_run(wandb, "online", options, timeout_s)
+            shown = _last_shown_step(run)
         except Exception as error:
             reason = _one_line(error)
-    run = start_run(wandb, request, "offline", timeout_s)
-    later = f"python -m run.dashboard sync {shlex.quote(str(request.directory))}"
-    return run, before, f"wandb is not on line ({reason}): logging to disk; to upload later: {later}"
+        else:
+            _mark_as_synced(directory)
+            return run, shown, None
+    run = _start_run(wandb, "offline", options, timeout_s)
+    later = f"python -m run.sync {shlex.quote(str(directory))}"
+    return run, before, f"wandb is not online ({reason}): logging to disk; to upload later: {later}"
 
 
-def last_shown_step(run: Any) -> float:
-    """The last step that wandb's server has of a run that was opened on line; -1 where it has none."""
+def synced_marker(file: Path) -> Path:
+    """The empty file with which `wandb sync` marks a .wandb file that it has sent."""
+    return file.with_suffix(".wandb.synced")
+
+
+def _mark_as_synced(directory: Path) -> None:
+    """Keep `wandb sync` from sending the files of earlier offline processes: it appends to the curve, and an online process
+    sends the points that the server lacks from metrics.jsonl."""
+    with contextlib.suppress(OSError):
+        for file in (directory / "wandb").glob("offline-run-*/*.wandb"):
+            synced_marker(file).touch()
+
+
+def _last_shown_step(run: Any) -> float:
+    """The last step that wandb's server has of a run that was opened online; -1 where it has none."""
     step = run.summary.get("step")
     return float(step) if is_number(step) else -1.0
 
 
 def load_wandb(directory: Path) -> ModuleType:
-    """The wandb module, told to keep its files in `directory` and not to talk."""
-    _set_environment(directory)
-    return importlib.import_module("wandb")
-
-
-def _set_environment(directory: Path) -> None:
+    """Import wandb so that it keeps its files in `directory` and prints nothing."""
     directory.mkdir(parents=True, exist_ok=True)
     os.environ.update(
         WANDB_DIR=str(directory),
@@ -274,11 +269,11 @@ def _set_environment(directory: Path) -> None:
         WANDB_ERROR_REPORTING="false",
         WANDB_SILENT="true",
     )
+    return importlib.import_module("wandb")
 
 
-def start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float, upload_s: float | None = None) -> Any:
-    """wandb.init with all that stint wants of it. upload_s: the limit for sending what is left at the end, after which
-    finish() raises; without one wandb gives up by itself before it is left behind."""
+def _start_run(wandb: ModuleType, mode: str, options: dict[str, Any], timeout_s: float) -> Any:
+    """wandb.init with stint's settings."""
     wanted = {
         "console": "off",
         "silent": True,
@@ -288,22 +283,16 @@ def start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float, 
         "disable_git": True,
         "symlink": False,
         "init_timeout": timeout_s,
-        "finish_timeout": upload_s or 0.75 * timeout_s,
-        "finish_timeout_raises": upload_s is not None,
+        "finish_timeout": 0.75 * timeout_s,  # wandb gives up by itself before it is left behind
+        "finish_timeout_raises": False,
         "x_stats_sampling_interval": STATS_INTERVAL_S,
+        "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
     }
     known = wandb.Settings.model_fields  # they differ between releases, and wandb refuses one that it does not know
     run = wandb.init(
+        **options,
         mode=mode,
-        project=request.project,
-        entity=request.entity,
-        name=request.name,
-        id=request.run_id,
         resume="allow",
-        group=request.group,
-        tags=list(request.tags),
-        config=request.config,
-        dir=str(request.directory),
         reinit="finish_previous",
         settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
     )
@@ -314,22 +303,24 @@ def start_run(wandb: ModuleType, request: Request, mode: str, timeout_s: float, 
 
 
 def no_account(wandb: ModuleType) -> str | None:
-    """What is missing to log in, and what mends it; None where there is a key."""
-    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
-    return None if _has_credentials(wandb, host) else f"no API key for {host}; `wandb login` sets one"
+    """What is missing to log in, and how to fix it; None where there is a key. To be asked before wandb.init, which would
+    ask the keyboard."""
+    settings = wandb.setup().settings
+    host = urlsplit(settings.base_url).hostname or ""
+    has_key = key_at_hand(host) or getattr(settings, "api_key", None)
+    return None if has_key else f"no API key for {host}; `wandb login` sets one"
 
 
 def why_not_online(wandb: ModuleType) -> str | None:
     """Why wandb's server cannot be used, asked within a few seconds; None where it can."""
-    url = wandb.setup().settings.base_url
-    host = urlsplit(url).hostname or ""
     if reason := no_account(wandb):
         return reason
+    url = wandb.setup().settings.base_url
     try:
         # In a thread: a look-up of the name obeys no time limit of its own.
         within(CONNECT_TIMEOUT_S + 0.5, lambda: _connect(url), "connecting")
     except Exception as error:
-        return f"{host} cannot be reached: {_one_line(error)}"
+        return f"{urlsplit(url).hostname} cannot be reached: {_one_line(error)}"
     return None
 
 
@@ -341,11 +332,6 @@ def _connect(url: str) -> bool:
     port = parts.port or (80 if parts.scheme == "http" else 443)
     socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
     return True
-
-
-def _has_credentials(wandb: ModuleType, host: str) -> bool:
-    """Whether wandb would find a key. It is asked before wandb.init, which would ask the keyboard."""
-    return key_at_hand(host) or bool(getattr(wandb.setup().settings, "api_key", None))
 
 
 def netrc_path() -> Path:
@@ -365,18 +351,6 @@ def key_at_hand(host: str) -> bool:
     return any(entries.authenticators(name) for name in (host, "api.wandb.ai"))
 
 
-@contextlib.contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if handler is not None and signal.getsignal(number) is not handler:
-                with contextlib.suppress(ValueError):  # only the main thread may set a handler
-                    signal.signal(number, handler)
-
-
 def tear_down() -> None:
     """Stop wandb's helper process now, with a limit: at exit wandb would wait for it without one."""
     wandb = sys.modules.get("wandb")
@@ -387,9 +361,3 @@ def tear_down() -> None:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-if __name__ == "__main__":
-    from run.sync import main
-
-    main()

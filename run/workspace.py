@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,76 +25,7 @@ VIEW_ID = "stintbudget"  # in the view's address; wandb's own have eleven letter
 MAX_RUNS = 50  # drawn at once
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A figure over budget-hours, one line a run; several figures are stacked."""
-
-    title: str
-    unit: str
-    metrics: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Figures of the runs' ends, side by side."""
-
-    title: str
-    unit: str
-    metrics: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A point for each run: planned across, reached upwards."""
-
-    title: str
-    planned: str
-    reached: str
-
-
-Panel = Curve | Bars | Pairs
-
 LEDGER = tuple(f"ledger_s_{account}" for account in ACCOUNTS)
-SECTIONS: dict[str, tuple[Panel, ...]] = {
-    "Loss": (
-        Curve("Validation loss", "nats per token", ("val_loss",)),
-        Curve("Training loss", "nats per token", ("loss",)),
-        Bars("Loss of the finished model", "nats per token", ("eval_loss",)),
-    ),
-    "Bits per byte": (
-        Curve("Validation bits per byte", "bits per byte", ("val_bits_per_byte",)),
-        Bars("Bits per byte of the finished model", "bits per byte", ("eval_bits_per_byte",)),
-    ),
-    "Accuracy": (
-        Curve("Validation accuracy", "share of next tokens", ("val_accuracy",)),
-        Bars("Accuracy of the finished model", "share of next tokens", ("eval_accuracy",)),
-    ),
-    "Tokens per second": (
-        Curve("Tokens per second", "tokens/s", ("tokens_per_second",)),
-        Bars("Tokens per second of training", "tokens/s", ("throughput_tokens_per_second",)),
-    ),
-    "MFU": (
-        Curve("Model FLOPs utilisation", "share of the peak", ("mfu",)),
-        Bars("Model FLOPs utilisation of training", "share of the peak", ("throughput_mfu",)),
-    ),
-    "Budget ledger": (
-        Curve("Where the time went so far", "seconds", LEDGER),
-        Bars("Where the time went", "seconds", LEDGER),
-        Curve("Share of the budget spent", "share", ("progress",)),
-    ),
-    "Plan against actual": (
-        Bars(
-            "How far from the plan",
-            "share of the plan",
-            tuple(f"off_plan_{name}" for name in ("tokens", "tokens_per_second", "loss", "hours")),
-        ),
-        Pairs("Tokens", "plan_predicted_tokens", "spent_tokens"),
-        Pairs("Tokens per second", "plan_predicted_tokens_per_second", "throughput_tokens_per_second"),
-        Pairs("Loss, where a law of your own predicts it", "plan_predicted_loss", "eval_loss"),
-        Pairs("Hours", "budget_hours", "spent_hours"),
-        Curve("Tokens so far", "tokens", ("tokens",)),
-    ),
-}
 COLUMNS = (
     "run:state", "run:group", "summary:eval_bits_per_byte", "summary:eval_loss", "summary:eval_accuracy",
     "summary:spent_hours", "summary:spent_tokens", "summary:throughput_mfu", "summary:off_plan_tokens",
@@ -133,32 +63,79 @@ def build(project: str, entity: str) -> Workspace:
         project=project,
         name=VIEW_NAME,
         sections=[
-            workspaces.Section(name=name, panels=list(map(drawn, panels)), is_open=True, panel_settings=axis)
-            for name, panels in SECTIONS.items()
+            workspaces.Section(name=name, panels=panels, is_open=True, panel_settings=axis)
+            for name, panels in panels_by_section().items()
         ],
         settings=workspaces.WorkspaceSettings(x_axis=DEFAULT_AXIS, max_runs=MAX_RUNS),
         runset_settings=workspaces.RunsetSettings(pinned_columns=list(COLUMNS)),
     )
 
 
-def drawn(panel: Panel) -> Any:
-    """A panel as wandb-workspaces describes it."""
+def panels_by_section() -> dict[str, list[Any]]:
+    """The panels of the view, under the name of their section."""
     from wandb_workspaces.reports import v2
 
-    if isinstance(panel, Pairs):
-        planned, reached = v2.SummaryMetric(panel.planned), v2.SummaryMetric(panel.reached)
-        return v2.ScatterPlot(title=f"{panel.title}: planned (across) and reached", x=planned, y=reached)
-    if isinstance(panel, Bars):
-        return v2.BarPlot(title=panel.title, metrics=list(panel.metrics), title_x=panel.unit, max_runs_to_show=MAX_RUNS)
-    return v2.LinePlot(
-        title=panel.title,
-        x=DEFAULT_AXIS,
-        y=list(panel.metrics),
-        title_x="budget-hours",
-        title_y=panel.unit,
-        plot_type="stacked-area" if len(panel.metrics) > 1 else "line",
-        max_runs_to_show=MAX_RUNS,
-    )
+    def curve(title: str, unit: str, *metrics: str) -> v2.LinePlot:
+        """Figures over budget-hours, one line for each run; several figures are stacked."""
+        return v2.LinePlot(
+            title=title,
+            x=DEFAULT_AXIS,
+            y=list(metrics),
+            title_x="budget-hours",
+            title_y=unit,
+            plot_type="stacked-area" if len(metrics) > 1 else "line",
+            max_runs_to_show=MAX_RUNS,
+        )
+
+    def bars(title: str, unit: str, *metrics: str) -> v2.BarPlot:
+        """Final figures of the runs, side by side."""
+        return v2.BarPlot(title=title, metrics=list(metrics), title_x=unit, max_runs_to_show=MAX_RUNS)
+
+    def pairs(title: str, planned: str, reached: str) -> v2.ScatterPlot:
+        """A point for each run."""
+        x, y = v2.SummaryMetric(planned), v2.SummaryMetric(reached)
+        return v2.ScatterPlot(title=f"{title}: planned (across) and reached", x=x, y=y)
+
+    return {
+        "Loss": [
+            curve("Validation loss", "nats per token", "val_loss"),
+            curve("Training loss", "nats per token", "loss"),
+            bars("Loss of the finished model", "nats per token", "eval_loss"),
+        ],
+        "Bits per byte": [
+            curve("Validation bits per byte", "bits per byte", "val_bits_per_byte"),
+            bars("Bits per byte of the finished model", "bits per byte", "eval_bits_per_byte"),
+        ],
+        "Accuracy": [
+            curve("Validation accuracy", "share of next tokens", "val_accuracy"),
+            bars("Accuracy of the finished model", "share of next tokens", "eval_accuracy"),
+        ],
+        "Tokens per second": [
+            curve("Tokens per second", "tokens/s", "tokens_per_second"),
+            bars("Tokens per second of training", "tokens/s", "throughput_tokens_per_second"),
+        ],
+        "MFU": [
+            curve("Model FLOPs utilisation", "share of the peak", "mfu"),
+            bars("Model FLOPs utilisation of training", "share of the peak", "throughput_mfu"),
+        ],
+        "Budget ledger": [
+            curve("Where the time went so far", "seconds", *LEDGER),
+            bars("Where the time went", "seconds", *LEDGER),
+            curve("Share of the budget spent", "share", "progress"),
+        ],
+        "Plan against actual": [
+            bars(
+                "How far from the plan",
+                "share of the plan",
+                *(f"off_plan_{name}" for name in ("tokens", "tokens_per_second", "loss", "hours")),
+            ),
+            pairs("Tokens", "plan_predicted_tokens", "spent_tokens"),
+            pairs("Tokens per second", "plan_predicted_tokens_per_second", "throughput_tokens_per_second"),
+            pairs("Loss, where a law of your own predicts it", "plan_predicted_loss", "eval_loss"),
+            pairs("Hours", "budget_hours", "spent_hours"),
+            curve("Tokens so far", "tokens", "tokens"),
+        ],
+    }
 
 
 def as_json(view: Workspace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from model.shape import PLAIN, PRESETS
 from tests.conftest import ROOT, SHARED, TINY, command, folder_of, train
 from tests.copies import copied
-from tests.run.test_workspace import drawn
+from tests.run.test_workspace import drawn, view
 from tests.run.wandb_file import history, read_back, values
 
 
@@ -141,7 +141,7 @@ def test_the_offline_wandb_file_holds_every_metric(model: Path) -> None:
         assert any(key in line for line in logged), key
 
 
-def test_the_view_of_a_project_draws_what_runs_log(model: Path) -> None:
+def test_the_view_of_a_project_draws_what_runs_log(model: Path, tmp_path: Path) -> None:
     """Every figure of `make dashboard` is in the run's wandb file, or needs a budget in hours, a measured speed or a law
     of the user's own."""
     (path,) = (model / "wandb").glob("offline-run-*/*.wandb")
@@ -150,7 +150,7 @@ def test_the_view_of_a_project_draws_what_runs_log(model: Path) -> None:
     ends = {n for r in records if r.WhichOneof("record_type") == "summary" for n in values(r.summary.update)}
     elsewhere = {"budget_hours", "off_plan_hours"}
     elsewhere |= {f"{kind}_{name}" for kind in ("plan_predicted", "off_plan") for name in ("tokens_per_second", "loss")}
-    curves, figures = drawn()
+    curves, figures = drawn(view(tmp_path))
     assert curves <= logged
     assert figures - ends == elsewhere
 

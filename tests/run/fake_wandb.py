@@ -10,7 +10,7 @@ from typing import Any
 class FakeRun:
     def __init__(self, fake: FakeWandb) -> None:
         self.fake = fake
-        self.summary: dict[str, Any] = {}
+        self.summary = dict(fake.summary)
 
     def define_metric(self, name: str, **options: Any) -> None:
         self.fake.defined.append((name, options))
@@ -37,6 +37,7 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.modes: list[str] = []
         self.arguments: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}  # what the server has of the run
         self.defined: list[tuple[str, dict[str, Any]]] = []
         self.logged: list[dict[str, Any]] = []
         self.finished = self.torn_down = 0

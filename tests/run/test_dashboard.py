@@ -16,6 +16,7 @@ import pytest
 
 import run.dashboard
 from run.dashboard import AXES, Dashboard, open_dashboard, within
+from run.sync import unsent_files
 from tests.run.fake_wandb import FakeWandb
 from tests.run.wandb_file import history, read_back, values
 
@@ -262,25 +263,6 @@ def test_finish_that_hangs_is_left_behind(
     assert len(fake.logged) == fake.torn_down == 1
 
 
-def test_signal_handlers_that_wandb_changes_are_put_back(start: Callable[..., Dashboard], fake: FakeWandb) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    real = run.dashboard.within
-
-    def meddling(*arguments: Any) -> Any:  # in the main thread, the only one that may set a handler
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        return real(*arguments)
-
-    run.dashboard.within = meddling  # type: ignore[assignment]
-    try:
-        dashboard = start()
-    finally:
-        run.dashboard.within = real
-        after = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, before)
-    dashboard.finish()
-    assert after is before
-
-
 # Online, and what it falls back to.
 
 
@@ -339,7 +321,7 @@ def test_online_without_key_or_network_falls_back_quickly(
     reason = "cannot be reached: Network is unreachable" if key else "no API key for api.wandb.example"
     assert len(warnings) == 1
     assert reason in warnings[0]
-    assert warnings[0].endswith(f"to upload later: python -m run.dashboard sync {tmp_path / 'run'}")
+    assert warnings[0].endswith(f"to upload later: python -m run.sync {tmp_path / 'run'}")
 
 
 def test_name_server_that_hangs_counts_as_no_network(
@@ -377,6 +359,25 @@ def test_key_in_netrc_is_found(
     (tmp_path / "no-netrc").chmod(0o600)
     start("online").finish()
     assert fake.modes == ["online"]
+
+
+def test_an_online_process_continues_the_curve_and_sends_what_an_offline_one_kept(
+    start: Callable[..., Dashboard], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server has the steps up to 3. What the offline file holds is sent from the record, not once more by `wandb sync`."""
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    fake.summary = {"step": 3}
+    file = tmp_path / "run" / "wandb" / "offline-run-20260101_000000-small-1a2b" / "run-small-1a2b.wandb"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"kept by a process without a network")
+    assert unsent_files(tmp_path / "run") == [file]
+    dashboard = start("online")
+    for step in range(1, 7):
+        dashboard.log(point(step))
+    dashboard.finish()
+    assert [p["step"] for p in fake.logged] == [4, 5, 6]
+    assert unsent_files(tmp_path / "run") == []
 
 
 # The rest.

@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 
 from run.dashboard import DEFAULT_AXIS
-from run.workspace import COLUMNS, SECTIONS, Curve, Pairs, main
+from run.workspace import main
 from tests.run.wandb_server import WandbServer, running
 
-GOLDEN = Path(__file__).parent / "workspace.json"
-IDS = ("__id__", "id")  # made anew at each call
-
-
-def without_ids(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: without_ids(value) for key, value in content.items() if key not in IDS}
-    return [without_ids(value) for value in content] if isinstance(content, list) else content
+CURVE, BARS = "Run History Line Plot", "Bar Chart"  # wandb's names for a panel's kind
 
 
 @pytest.fixture
@@ -38,33 +31,63 @@ def view(tmp_path: Path) -> Any:
     return json.loads((tmp_path / "view.json").read_text())
 
 
-def test_the_view_is_the_one_on_file(tmp_path: Path) -> None:
-    """Needs neither a server nor an account. After a meant change: copy the JSON over tests/run/workspace.json."""
-    assert without_ids(view(tmp_path)) == json.loads(GOLDEN.read_text())
+def panels(section: dict[str, Any]) -> list[tuple[str, set[str]]]:
+    """What kind each panel of a section is, and the figures that it draws."""
+    found = []
+    for panel in section["panels"]:
+        config = panel["config"]
+        pair = {str(config.get(axis)).removeprefix("summary:") for axis in ("xAxis", "yAxis")}
+        found.append((panel["viewType"], set(config.get("metrics", pair))))
+    return found
+
+
+def drawn(view: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The figures that the view draws over the hours, and the final ones in its panels and columns."""
+    spec = view["spec"]["section"]
+    curves: set[str] = set()
+    columns = spec["runSets"][0]["runFeed"]["columnPinned"]
+    ends = {name.removeprefix("summary:") for name in columns if name.startswith("summary:")}
+    for section in spec["panelBankConfig"]["sections"]:
+        for kind, figures in panels(section):
+            (curves if kind == CURVE else ends).update(figures)
+    return curves, ends
+
+
+def test_each_section_shows_its_curve_and_what_the_runs_ended_with(tmp_path: Path) -> None:
+    """Read from the JSON that wandb gets; needs neither a server nor an account."""
+    sections = {s["name"]: panels(s) for s in view(tmp_path)["spec"]["section"]["panelBankConfig"]["sections"]}
+    ledger = {f"ledger_s_{account}" for account in ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")}
+    assert {name: content[0] for name, content in sections.items()} == {
+        "Loss": (CURVE, {"val_loss"}),
+        "Bits per byte": (CURVE, {"val_bits_per_byte"}),
+        "Accuracy": (CURVE, {"val_accuracy"}),
+        "Tokens per second": (CURVE, {"tokens_per_second"}),
+        "MFU": (CURVE, {"mfu"}),
+        "Budget ledger": (CURVE, ledger),
+        "Plan against actual": (
+            BARS,
+            {f"off_plan_{name}" for name in ("tokens", "tokens_per_second", "loss", "hours")},
+        ),
+    }
+    ends = {name: [figures for kind, figures in content if kind == BARS] for name, content in sections.items()}
+    assert ends["Loss"] == [{"eval_loss"}]
+    assert ends["Budget ledger"] == [ledger]
+    planned = [figures for kind, figures in sections["Plan against actual"] if kind == "Scatter Plot"]
+    assert {"plan_predicted_tokens", "spent_tokens"} in planned
+    assert {"budget_hours", "spent_hours"} in planned
 
 
 def test_every_curve_is_over_budget_hours(tmp_path: Path) -> None:
-    """Read from the JSON: the workspace, each section, each line plot. A section's own default would be wandb's step."""
+    """The workspace, each section, each line plot. A section's own default would be wandb's step."""
     section = view(tmp_path)["spec"]["section"]
-    assert section["settings"]["xAxis"] == DEFAULT_AXIS == "hours"
     sections = section["panelBankConfig"]["sections"]
-    names = ["Loss", "Bits per byte", "Accuracy", "Tokens per second", "MFU", "Budget ledger", "Plan against actual"]
-    assert [entry["name"] for entry in sections] == names
-    assert {entry["localPanelSettings"]["xAxis"] for entry in sections} == {"hours"}
-    plots = [panel for entry in sections for panel in entry["panels"] if panel["viewType"] == "Run History Line Plot"]
-    assert len(plots) == sum(isinstance(panel, Curve) for panels in SECTIONS.values() for panel in panels)
-    assert {plot["config"]["xAxis"] for plot in plots} == {"hours"}
-
-
-def drawn() -> tuple[set[str], set[str]]:
-    """The figures that the view draws over the hours, and those of a run's end."""
-    curves, ends = set(), {name.removeprefix("summary:") for name in COLUMNS if name.startswith("summary:")}
-    for panel in (panel for panels in SECTIONS.values() for panel in panels):
-        if isinstance(panel, Curve):
-            curves |= set(panel.metrics)
-        else:
-            ends |= {panel.planned, panel.reached} if isinstance(panel, Pairs) else set(panel.metrics)
-    return curves, ends
+    plots = [panel for entry in sections for panel in entry["panels"] if panel["viewType"] == CURVE]
+    axes = [
+        section["settings"],
+        *(entry["localPanelSettings"] for entry in sections),
+        *(plot["config"] for plot in plots),
+    ]
+    assert {axis["xAxis"] for axis in axes} == {DEFAULT_AXIS} == {"hours"}
 
 
 def test_a_second_call_brings_the_same_view_up_to_date(server: WandbServer, capsys: pytest.CaptureFixture[str]) -> None:
