@@ -369,18 +369,16 @@ def _existing(folder: Path) -> Path:
 
 
 def _free(folder: Path) -> float:
-    stat = os.statvfs(folder)
-    return float(stat.f_bavail * stat.f_frsize)
+    return float(shutil.disk_usage(folder).free)
 
 
 def _kind(folder: Path) -> str:
     """The file system that a folder is on."""
-    try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return "file system unknown"
-    above = [mount for mount in mounts if folder.resolve().is_relative_to(mount[1])]
-    return max(above, key=lambda mount: len(mount[1]))[2] if above else "file system unknown"
+    import psutil
+
+    mounts = psutil.disk_partitions(all=True)
+    above = [mount for mount in mounts if folder.resolve().is_relative_to(mount.mountpoint)]
+    return max(above, key=lambda mount: len(mount.mountpoint)).fstype if above else "file system unknown"
 
 
 def _write_speed(folder: Path) -> float:
