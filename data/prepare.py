@@ -7,7 +7,6 @@ not on the number of threads, nor on how often it was interrupted.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -30,6 +29,7 @@ from data.sources import DataSpec, Part, Source, make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
 from data.writer import STATE, Encoded, State, Writer, load_state
 from errors import FULL_DISK, MachineError, UserError
+from file_lock import waiting_lock
 from sealed import seal
 
 # Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
@@ -144,17 +144,13 @@ def _key(spec: DataSpec, source: Source) -> str:
 
 @contextmanager
 def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time per corpus. The kernel lets go of the lock when its holder dies, however it dies."""
+    """One process at a time per corpus."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):  # a file is there, or on the way
         raise UserError(f"data.cache_dir={folder.parent} is no folder; set data.cache_dir= to one") from None
-    with folder.with_name(folder.name + ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"another process is preparing {folder}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = folder.with_name(folder.name + ".lock")
+    with waiting_lock(lock, lambda holder: log(f"{holder} is preparing {folder}; waiting for it")):
         yield
 
 

@@ -19,7 +19,8 @@ from budget.clock import read_ledger
 from command_line import as_yaml
 from config import Config, identity
 from errors import MachineError, UserError
-from run.directory import lock, requeued, run_name, set_aside, try_lock
+from file_lock import try_lock
+from run.directory import lock, requeued, run_name, set_aside
 from run.history import mapping, number
 from run.record import read_json, write_json
 from sweeps.lease import Lease
