@@ -35,6 +35,7 @@ from bench.peers.peer import FORMS, write_windows
 from budget.probe import measure_peak
 from data.loader import EvalRange
 from data.shards import Corpus
+from json_io import write_json
 from run.machine import find_machine
 from run.record import git_commit
 
@@ -224,7 +225,7 @@ def main() -> None:
         )
     for row in asked.rounds(corpus, {(row["form"], row["seed"]) for row in found}):
         found.append(row)
-        output.write_text(json.dumps(asked.content(found), indent=1) + "\n")
+        write_json(output, asked.content(found))
     conclude(asked.peer, asked.forms, found)
 
 

@@ -42,6 +42,7 @@ from data.loader import EvalRange
 from data.prepare import prepare
 from data.shards import open_corpus
 from data.sources import DataSpec
+from json_io import write_json
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_machine
@@ -237,7 +238,7 @@ def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, pla
     found: Iterator[Any]
     found = against_peer(peer, place, machine, deadline) if stage == "loss" and peer else speeds(machine, place)
     for part in found:
-        output.write_text(json.dumps(earlier | about | {stage: part}, indent=1) + "\n")
+        write_json(output, earlier | about | {stage: part})
 
 
 def bounded(command: list[str], seconds: float) -> bool:

@@ -35,6 +35,7 @@ from bench.own import ROOT, SCORED, TOKENIZER, begin_as_train_does, folder_of, h
 from budget.candidates import heads_for
 from budget.laws import LAWS
 from budget.rules import bigram_rows_for
+from json_io import write_json
 from model.recipe import OptimSettings
 from model.shape import PLAIN, PRESETS, Shape
 from run.machine import Machine, find_machine
@@ -149,7 +150,7 @@ def measured(
     for name, row in rows.items():
         if name not in speeds:
             speeds[name] = speed_of(row, rows["as planned"], machine)
-            path.write_text(json.dumps({"threads": threads, "plan": plan, "speeds": speeds}))
+            write_json(path, {"threads": threads, "plan": plan, "speeds": speeds})
     return plan, rows, {name: speeds[name] for name in rows}
 
 
@@ -242,7 +243,7 @@ def main() -> None:
         budgets = [each for each in others if each["minutes"] != minutes] + [found]
         budgets.sort(key=lambda each: float(each["minutes"]))
         content = {"how": "; ".join(each["how"] for each in budgets), "curve": curve(budgets), "budgets": budgets}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(options.output, content)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from bench.peers import KNOWN, Peer, find_peer
 from bench.peers.checkout import CALIBRATION
 from bench.peers.peer import write_windows
 from data.loader import EvalRange
+from json_io import write_json
 
 RESULTS = ROOT / "bench" / "results"
 ROUNDS = 3  # of timing
@@ -106,7 +107,7 @@ def main() -> None:
     found = json.loads(output.read_text()) if output.exists() else {}
     if {key: found.get(key) for key in head} != head or found["iterations"].keys() != rows_of(peer).keys():
         found = {**head, "iterations": fitting(peer, place, 60 * options.minutes), "rows": []}
-        output.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(output, found)
     cores = SimpleQueue[set[int]]()
     for core in os.sched_getaffinity(0) if options.at_once else ():
         cores.put({core})
@@ -118,7 +119,7 @@ def main() -> None:
         row = measured(peer, place, name, found["iterations"][name])
         with writing:
             found["rows"].append(row)
-            output.write_text(json.dumps(found, indent=1) + "\n")
+            write_json(output, found)
 
     missing = [name for name in rows_of(peer) if name not in {row["name"] for row in found["rows"]}]
     with ThreadPoolExecutor(cores.qsize() or 1, initializer=pin) as pool:

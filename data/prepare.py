@@ -30,7 +30,7 @@ from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
 from data.writer import STATE, Encoded, State, Writer, load_state
 from errors import FULL_DISK, MachineError, UserError
 from file_lock import waiting_lock
-from sealed import seal
+from json_io import sync_folder, write_json
 
 # Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
 BATCH_BYTES = 1 << 18
@@ -196,7 +196,8 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
         writer.close()
     for leftover in folder.glob("*.part"):
         leftover.unlink()
-    shards.write_json(folder / MANIFEST, seal(manifest))
+    write_json(folder / MANIFEST, manifest, checksummed=True)
+    sync_folder(folder)
     (folder / STATE).unlink(missing_ok=True)
     return tokenizer
 

@@ -34,8 +34,9 @@ from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from json_io import is_number
 from run.headline import figures, public_config
-from run.history import is_number, last_logged_step
+from run.history import last_logged_step
 
 AXES = ("step", "tokens", "flops", "hours")
 DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes, where wandb's own clock is not

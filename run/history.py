@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from json_io import is_number, mapping, number
 from untrusted import JSON_BYTES, parse_json, read_bytes
 
 Records = list[dict[str, Any]]
@@ -160,23 +161,3 @@ def _json_objects(lines: list[bytes]) -> Records:
     except ValueError:
         values = [_json_object(line) for line in lines]
     return [value for value in values if isinstance(value, dict)]
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """`value` if it is a dict, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def listing(value: Any) -> list[Any]:
-    """`value` if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number (True and False are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def number(value: Any, default: float) -> float:
-    """`value` as a float, or `default` where it is no number."""
-    return float(value) if is_number(value) else default

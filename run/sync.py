@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from errors import MachineError, UserError, reported
+from json_io import mapping, read_json, write_json
 from run.dashboard import (
     MAX_TAG_LENGTH,
     Request,
@@ -32,8 +33,7 @@ from run.dashboard import (
     why_not_online,
 )
 from run.headline import figures, headline, knobs, public_config
-from run.history import mapping, read_metrics
-from run.record import read_json, write_json
+from run.history import read_metrics
 
 OPEN_LIMIT_S = 30.0  # wandb's answer to a new run
 UPLOAD_LIMIT_S = 600.0  # sending what is left of a run

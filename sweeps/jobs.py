@@ -20,9 +20,8 @@ from command_line import as_yaml
 from config import Config, identity
 from errors import MachineError, UserError
 from file_lock import try_lock
+from json_io import mapping, number, read_json, write_json
 from run.directory import lock, requeued, run_name, set_aside
-from run.history import mapping, number
-from run.record import read_json, write_json
 from sweeps.lease import Lease
 
 ROOT = Path(__file__).parents[1]

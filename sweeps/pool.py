@@ -16,9 +16,9 @@ from typing import Any
 
 from config import HALVING_RUNGS
 from errors import UserError
+from json_io import is_number, mapping, read_json
 from run.console import format_seconds
-from run.history import is_number, mapping, read_metrics
-from run.record import read_json
+from run.history import read_metrics
 from sweeps.jobs import Job, Outcome, already, anew, hours_spent, put_away, write_record
 from sweeps.local import Queue, Watch, say, value_of
 from sweeps.table import HIGHER_IS_BETTER

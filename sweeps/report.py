@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from errors import UserError, reported
+from json_io import write_text
 from run import curves, page
 from run.console import Console, format_count, format_seconds
 from run.history import column, finite, read_metrics
@@ -64,9 +65,7 @@ def write(sweep: Sweep, force: bool = False) -> list[Path]:
     """sweep.csv and report.html in the sweep's folder."""
     table, report = sweep.folder / "sweep.csv", sweep.folder / "report.html"
     for path, content in ((table, as_csv(sweep)), (report, render(sweep, force))):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, content, several_writers=True)
     return [table, report]
 
 

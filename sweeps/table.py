@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from run.record import read_json
+from json_io import read_json
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
