@@ -23,10 +23,8 @@ import re
 import secrets
 import shlex
 import signal
-import socket
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from json_io import is_number
+from network import why_unreachable
 from run.headline import figures, public_config
 from run.history import last_logged_step
 
@@ -322,26 +321,7 @@ def no_account(wandb: ModuleType) -> str | None:
 
 def why_not_online(wandb: ModuleType) -> str | None:
     """Why wandb's server cannot be used, asked within a few seconds; None where it can."""
-    url = wandb.setup().settings.base_url
-    host = urlsplit(url).hostname or ""
-    if reason := no_account(wandb):
-        return reason
-    try:
-        # In a thread: a look-up of the name obeys no time limit of its own.
-        within(CONNECT_TIMEOUT_S + 0.5, lambda: _connect(url), "connecting")
-    except Exception as error:
-        return f"{host} cannot be reached: {_one_line(error)}"
-    return None
-
-
-def _connect(url: str) -> bool:
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
-    return True
+    return no_account(wandb) or why_unreachable(wandb.setup().settings.base_url, CONNECT_TIMEOUT_S)
 
 
 def _has_credentials(wandb: ModuleType, host: str) -> bool:
