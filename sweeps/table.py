@@ -15,6 +15,7 @@ from typing import Any
 
 from errors import UserError
 from json_io import read_json
+from noise import squares_within
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
@@ -204,8 +205,7 @@ def noise_of(rows: list[Row]) -> tuple[float | None, str, int]:
     several = [values for values in groups.values() if len(values) > 1]
     if not several:
         return None, "", 0
-    squares = sum((value - statistics.mean(values)) ** 2 for values in several for value in values)
-    freedom = sum(len(values) - 1 for values in several)
+    squares, freedom = squares_within(several)
     return math.sqrt(squares / freedom), f"{freedom + len(several)} runs with other seeds", freedom
 
 
