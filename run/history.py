@@ -86,6 +86,11 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
     ]
 
 
+def evaluations(records: Records) -> Records:
+    """The evaluations on the way; the final one is of more text, and would be a step in the curve."""
+    return [record for record in records if "event" not in record and "val_loss" in record]
+
+
 def last_logged_step(folder: Path) -> float:
     """The last step that any process of the run wrote down, rolled back or not; -1 where there is none."""
     try:
@@ -107,7 +112,7 @@ def read_run(folder: Path, records: Records) -> Run:
         ledger={str(k): float(v) for k, v in ledger.items() if is_number(v) and v >= 0},
         config=_read_text(folder / "config.yaml"),
         points=[r for r in records if "event" not in r and "loss" in r],
-        validation=[r for r in records if "event" not in r and "val_loss" in r],
+        validation=evaluations(records),
         events=[r for r in records if "event" in r],
     )
 

@@ -21,7 +21,7 @@ from errors import UserError, reported
 from json_io import write_text
 from run import curves, page
 from run.console import Console, format_count, format_seconds
-from run.history import column, finite, read_metrics
+from run.history import column, evaluations, finite, read_metrics
 from sweeps.jobs import GOOD
 from sweeps.table import Row, Sweep, as_csv, cells_of, columns_of, hours_of, ranked, read_sweep, short, verdict
 
@@ -178,14 +178,9 @@ def _no_ticks() -> Any:
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
-def _validation(row: Row) -> list[dict[str, Any]]:
-    """The evaluations on the way; the final one is of other text, and would be a step in the curve."""
-    return [point for point in read_metrics(row.run) if "event" not in point and "val_loss" in point]
-
-
 def _curves_section(sweep: Sweep) -> str:
     rows = [row for row in sweep.rows if row.result][:MOST_CURVES]
-    found = {row.name: points for row in rows if len(points := _validation(row)) > 1}
+    found = {row.name: points for row in rows if len(points := evaluations(read_metrics(row.run))) > 1}
     if not found:
         return ""
 
