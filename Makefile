@@ -93,8 +93,8 @@ lint: $(DEV)  ## ruff, mypy and bandit
 	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive .
 
 audit: $(DEV)  ## are there known holes in the locked packages? asks pypi.org
-	@$(PY) -c "import urllib.request as u; u.urlopen('https://pypi.org/simple/pip/', timeout=5).close()" 2>/dev/null \
-	  || { echo "make audit: pypi.org cannot be reached, so nothing was checked; it needs a network"; exit 1; }
+	@$(PY) -c "import sys, network; sys.exit(network.why_unreachable('https://pypi.org', 5))" \
+	  || { echo "make audit: nothing was checked; it needs a network"; exit 1; }
 	@$(PY) -m pip_audit --requirement requirements-dev.lock --strict --no-deps --disable-pip --progress-spinner off
 
 format: $(DEV)  ## let ruff format and mend

@@ -18,8 +18,8 @@ from config import EvaluateConfig
 from data.loader import EvalRange
 from data.readers import read_documents, source_id
 from data.tokenizer import Tokenizer
+from json_io import significant
 from run.console import Console, format_count
-from run.record import significant
 
 
 def main(config: EvaluateConfig) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 from budget.flops import flops_6nd_per_token, flops_per_token
 from errors import UserError
+from json_io import significant, write_json
 from recover import refuse_no_number
 from run.console import format_count, format_seconds
 from run.figures import show
 from run.headline import headline
 from run.history import Records, read_metrics
-from run.record import SCHEMA, environment, git_commit, significant, write_json
+from run.record import SCHEMA, environment, git_commit
 from run.watch import slow_spells
-from sealed import seal
 from session import Session, Trainer, evaluate, insist, save, set_status, timed, write_report_of, write_sample
 from settle import why_off
 
@@ -136,7 +136,8 @@ def save_model(session: Session, trainer: Trainer) -> None:
     run = session.run
     trainer.corpus.tokenizer.save(run.tokenizer)
     digest = save_weights(run.weights, trainer.model)
-    write_json(run.model, seal({"format": 1, "shape": trainer.shape.to_dict(), "sha256": digest, **about(trainer)}))
+    content = {"format": 1, "shape": trainer.shape.to_dict(), "sha256": digest, **about(trainer)}
+    write_json(run.model, content, checksummed=True)
 
 
 def about(trainer: Trainer) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from budget.rules import block_for, block_size_for
 from command_line import flags_of, launch, names_several
 from config import Config, open_block, optim_settings, template, with_eot
 from errors import UserError, reported
+from json_io import significant, write_json
 from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
 from run.console import Console, format_count
 from run.plan_view import budget_of, explain, show, write_picture
 from run.prober import DeviceProber, TrialProcess, trial_process
-from run.record import significant, write_json
 
 if TYPE_CHECKING:
     from data.sources import DataSpec

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from budget.clock import read_ledger
+from json_io import number
 from run.console import format_seconds
-from run.history import number, read_metrics
+from run.history import read_metrics
 from session import Session, Trainer, save
 from settle import apply_correction
 

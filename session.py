@@ -13,12 +13,13 @@ from budget.clock import BudgetClock, StepCost
 from budget.planner import Plan
 from config import Config
 from errors import MachineError
+from json_io import write_json
 from model.shape import Shape
 from run import memory
 from run.console import Console
 from run.dashboard import Dashboard
 from run.directory import RunDirectory
-from run.record import Metrics, write_json
+from run.record import Metrics
 from run.signals import Signals
 from run.spikes import Spike
 

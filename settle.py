@@ -12,12 +12,11 @@ from budget.planner import Plan, load_plan, step_rule
 from budget.rules import batch_for, learning_rate_for, weight_decay_for
 from config import template
 from errors import UserError
+from json_io import significant, write_json
 from model.shape import Shape
 from plan import Text, first_request, plan_here, probe_seconds
 from run.console import format_count
 from run.plan_view import show
-from run.record import significant, write_json
-from sealed import seal
 from session import Session, Trainer, save_interval
 
 if TYPE_CHECKING:
@@ -69,10 +68,10 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
         trials.close()  # what they hold of the device's memory is free from here on
     require_memory(plan, plan.sized(template(session.config)), machine.free_memory())
     show(plan, session.console, limits)
-    content = seal(significant(plan.to_dict(), 10))
+    content = significant(plan.to_dict(), 10)
     session.run.checkpoints.mkdir(exist_ok=True)
     for path in (session.run.plan_copy, session.run.plan):
-        write_json(path, content)
+        write_json(path, content, checksummed=True)
     return load_plan(session.run.plan)  # to the last digit what a resumed run will go on with
 
 

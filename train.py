@@ -25,6 +25,7 @@ from config import Config, identity
 from data.prepare import prepare
 from errors import FULL_DISK, MachineError, UserError
 from finish import finish, keep_time, record, rehearse, rehearse_report
+from json_io import finite, mapping, number, read_json
 from model.schedule import learning_rate_scale
 from plan import check_early, limits_of, spec_of, wants_trials
 from recover import Diverged, carry_earlier, go_back, peak_rate, refuse_no_number, resume
@@ -33,10 +34,9 @@ from run.dashboard import Dashboard, open_dashboard, wandb_id
 from run.directory import RunDirectory, full_disk, run_name
 from run.figures import show
 from run.headline import headline, knobs
-from run.history import mapping, number, read_metrics
+from run.history import read_metrics
 from run.memory import out_of_memory
 from run.prober import TrialProcess, trial_process
-from run.record import finite, read_json
 from run.signals import Interrupted, Signals
 from run.spikes import LASTING, Spike
 from run.watch import SpeedWatch

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from json_io import write_json
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 TOKENIZER = "bpe-4096"
@@ -27,7 +29,7 @@ def argument_parser(description: str | None, corpus: bool = False) -> argparse.A
 
 def write_result(path: Path, content: dict[str, Any]) -> None:
     """Write a benchmark's result as JSON."""
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from bench.own import SCORED, begin_as_train_does, folder_of, hours_of, run_with
 from budget.candidates import heads_for
 from budget.laws import LAWS
 from budget.rules import bigram_rows_for
+from json_io import write_json
 from model.recipe import OptimSettings
 from model.shape import PLAIN, PRESETS, Shape
 from run.machine import Machine, find_machine
@@ -153,7 +154,7 @@ def measured(
     for name, row in rows.items():
         if name not in speeds:
             speeds[name] = speed_of(row, rows["as planned"], machine)
-            path.write_text(json.dumps({"threads": threads, "plan": plan, "speeds": speeds}))
+            write_json(path, {"threads": threads, "plan": plan, "speeds": speeds})
     return plan, rows, {name: speeds[name] for name in rows}
 
 

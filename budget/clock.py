@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from json_io import write_text
 from sealed import seal, unsealed
 from untrusted import is_amount, load_json
 
@@ -324,9 +325,8 @@ class Heartbeat:
                 "clean": clean,
                 "updated": timestamp(),
             }
-            temporary = self.path.with_suffix(".json.tmp")
-            temporary.write_text(json.dumps(seal(content), indent=1))
-            temporary.replace(self.path)
+            # Not flushed to the disk: a beat every few seconds would wait for it, and a kill loses nothing by that.
+            write_text(self.path, json.dumps(seal(content), indent=1), durable=False)
 
     def close(self) -> None:
         """Stop beating and write the final ledger, marked as complete."""

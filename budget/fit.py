@@ -20,6 +20,7 @@ import numpy as np
 
 from budget.laws import LOCAL, Law, Surface, Uncertainty, loss_curve
 from errors import UserError
+from noise import squares_within
 
 PRIOR = (0.50, 0.02)  # exponent of N*(C) and its standard error
 SAME_BUDGET = 0.10  # runs within 10 % of each other's compute are one slice
@@ -209,12 +210,12 @@ def fit_slice(points: Sequence[Point]) -> Slice:
 def noise_of(slices: Sequence[Sequence[Point]]) -> float:
     """Standard deviation of ln L between runs that differ in their seed alone, at least NOISE_FLOOR: from runs of one size,
     budget and setup, and from what the parabolas through the best four or more sizes of a budget leave."""
-    squares, freedom = 0.0, 0
+    squares, freedom = squares_within(
+        [math.log(p.loss) for p in points if (p.parameters, p.setup) == alike]
+        for points in slices
+        for alike in dict.fromkeys((p.parameters, p.setup) for p in points)
+    )
     for points in slices:
-        for alike in dict.fromkeys((p.parameters, p.setup) for p in points):
-            same = np.log([p.loss for p in points if (p.parameters, p.setup) == alike])
-            squares += float(((same - same.mean()) ** 2).sum())
-            freedom += len(same) - 1
         ln_n, ln_loss = near_minimum(merge_repeats(points))
         if len(ln_n) > 3:
             residual = ln_loss - np.polyval(np.polyfit(ln_n - ln_n.mean(), ln_loss, 2), ln_n - ln_n.mean())

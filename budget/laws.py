@@ -16,6 +16,7 @@ from statistics import pstdev
 from typing import Any
 
 from errors import UserError
+from json_io import write_text
 from untrusted import load_json
 
 DEVIATES_80 = 1.2816  # standard errors on each side that hold 80 % of a normal distribution
@@ -212,9 +213,7 @@ LOCAL = "local"  # fitted from the user's own runs: budget/fit.py
 
 def save_law(law: Law, about: dict[str, Any], path: Path) -> None:
     """Write a law of the user's own, in full precision, with what it is about (tokenizer, corpus, runs)."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({"format": 1, "law": asdict(law), "about": about}, indent=1) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps({"format": 1, "law": asdict(law), "about": about}, indent=1) + "\n")
 
 
 def load_law(path: Path) -> tuple[Law, dict[str, Any]]:

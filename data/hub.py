@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from data.readers import Document, Reading, homes_of, is_in, record_of
 from data.sources import DataSpec, Part
 from errors import MachineError, UserError
+from network import why_unreachable
 
 DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 ORIGINAL = "cerebras/SlimPajama-627B"
@@ -145,17 +143,11 @@ def _offline() -> bool:
 
 def _check_network(repo: str) -> None:
     """One connection before `datasets` makes its own, which would try again for 23 s without a network. Raises UserError."""
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    proxy = urllib.request.getproxies().get(endpoint.scheme)
-    target = urlsplit(proxy if proxy and "//" in proxy else f"//{proxy}") if proxy else endpoint
-    port = target.port or (443 if target.scheme == "https" else 80)
-    try:
-        socket.create_connection((target.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
+    if reason := why_unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), CONNECT_TIMEOUT_S):
         raise UserError(
-            f"no network: {target.hostname}:{port} cannot be reached ({error}), so {repo} cannot be fetched; "
-            "give a folder with data.path=, or set HF_HUB_OFFLINE=1 to use what is cached"
-        ) from error
+            f"no network: {reason}, so {repo} cannot be fetched; give a folder with data.path=, or set HF_HUB_OFFLINE=1 to"
+            " use what is cached"
+        )
 
 
 def _network_errors() -> tuple[type[Exception], ...]:

@@ -7,7 +7,6 @@ not on the number of threads, nor on how often it was interrupted.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -30,7 +29,8 @@ from data.sources import DataSpec, Part, Source, make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
 from data.writer import STATE, Encoded, State, Writer, load_state
 from errors import FULL_DISK, MachineError, UserError
-from sealed import seal
+from file_lock import waiting_lock
+from json_io import sync_folder, write_json
 
 # Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
 BATCH_BYTES = 1 << 18
@@ -144,17 +144,13 @@ def _key(spec: DataSpec, source: Source) -> str:
 
 @contextmanager
 def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time per corpus. The kernel lets go of the lock when its holder dies, however it dies."""
+    """One process at a time per corpus."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):  # a file is there, or on the way
         raise UserError(f"data.cache_dir={folder.parent} is no folder; set data.cache_dir= to one") from None
-    with folder.with_name(folder.name + ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log(f"another process is preparing {folder}; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = folder.with_name(folder.name + ".lock")
+    with waiting_lock(lock, lambda holder: log(f"{holder} is preparing {folder}; waiting for it")):
         yield
 
 
@@ -200,7 +196,8 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
         writer.close()
     for leftover in folder.glob("*.part"):
         leftover.unlink()
-    shards.write_json(folder / MANIFEST, seal(manifest))
+    write_json(folder / MANIFEST, manifest, checksummed=True)
+    sync_folder(folder)
     (folder / STATE).unlink(missing_ok=True)
     return tokenizer
 

@@ -8,7 +8,6 @@ source in the manifest's `sources`. A folder is complete when it holds manifest.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import struct
@@ -78,26 +77,6 @@ def read_shard(shard: Path, itemsize: int) -> ShardCheck:
         while chunk := file.read(READ_BYTES):
             digest.update(chunk)
     return ShardCheck(digest.hexdigest(), largest)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content` so that `path` holds either the old or the new, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def corpus_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str) -> str:

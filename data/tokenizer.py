@@ -24,6 +24,7 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from errors import UserError
+from json_io import write_text
 from untrusted import is_count, load_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -139,12 +140,7 @@ class Tokenizer:
             "specials": self._specials,
             "ranks": {base64.b64encode(token).decode(): rank for token, rank in in_order},
         }
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w") as file:
-            file.write(json.dumps(content))  # several times as fast as json.dump
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_text(path, json.dumps(content))  # without indentation: a million ids take 30 MB
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:

@@ -7,6 +7,7 @@ reached the disk; going on means cutting the .part files back to the lengths rec
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sqlite3
@@ -22,6 +23,7 @@ from data.readers import source_id
 from data.shards import HEADER, SPLITS
 from data.tokenizer import Tokenizer
 from errors import UserError
+from json_io import sync_folder, write_bytes
 from sealed import seal, unsealed
 
 STATE = "state.sqlite"
@@ -100,15 +102,11 @@ class _PartFiles:
         self.sync()
         self.close()
         rows = np.fromfile(self.table_path, dtype=np.int64).reshape(-1, 2)
-        table = shards.documents_path(self.final)
-        temporary = table.with_name(table.name + ".part")
-        with temporary.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(table)
+        content = io.BytesIO()
+        np.save(content, rows, allow_pickle=False)
+        write_bytes(shards.documents_path(self.final), content.getvalue())
         self.tokens_path.rename(self.final)
-        shards.sync_folder(self.final.parent)
+        sync_folder(self.final.parent)
 
 
 class Writer:

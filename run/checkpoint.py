@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from errors import MachineError, UserError
-from run.record import finite, write_json
-from sealed import seal, unsealed
+from json_io import sync_folder, write_json
+from sealed import unsealed
 from untrusted import is_amount, is_count, load_json, member
 
 KEPT = 2
@@ -103,12 +103,12 @@ def save_checkpoint(
             )
         }
         content = {"format": FORMAT, "state": asdict(state), "ledger_s": ledger, "sha256": hashes}
-        write_json(temporary / "state.json", seal(finite(content)))
+        write_json(temporary / "state.json", content, checksummed=True)
         if final.exists():  # of the same step; a rename cannot replace it, and in between it counts under this name
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         temporary.rename(final)
-        _sync(folder)
+        sync_folder(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -269,7 +269,7 @@ def save_weights(path: Path, model: torch.nn.Module) -> str:
     if written.keys() != tensors.keys() or not all(torch.equal(written[name], tensors[name]) for name in tensors):
         raise MachineError(f"{path} did not read back as it was written; the disk is not to be trusted")
     temporary.replace(path)
-    _sync(path.parent)
+    sync_folder(path.parent)
     return digest
 
 
@@ -288,12 +288,3 @@ def file_hash(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

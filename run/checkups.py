@@ -3,7 +3,6 @@ imported at the top, so that a half-made installation can be looked at as well."
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from budget.clock import now
+from file_lock import waiting_lock
 from run.surroundings import between, look, usable_cores
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"  # a problem stops `make train`
@@ -276,9 +276,10 @@ def corpora(place: Path) -> Finding:
 def locks(place: Path) -> Finding:
     """Two runs in one folder are kept apart by a lock."""
     folder = _existing(place / "outputs")
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with waiting_lock(Path(file.name), lambda holder: None):
+                pass
         except OSError as error:
             return Finding(PROBLEM, f"{folder} knows no locks ({error.strerror})", "output_dir=FOLDER on a local disk")
     return Finding(OK, f"file locks work in {folder}")
@@ -369,18 +370,16 @@ def _existing(folder: Path) -> Path:
 
 
 def _free(folder: Path) -> float:
-    stat = os.statvfs(folder)
-    return float(stat.f_bavail * stat.f_frsize)
+    return float(shutil.disk_usage(folder).free)
 
 
 def _kind(folder: Path) -> str:
     """The file system that a folder is on."""
-    try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return "file system unknown"
-    above = [mount for mount in mounts if folder.resolve().is_relative_to(mount[1])]
-    return max(above, key=lambda mount: len(mount[1]))[2] if above else "file system unknown"
+    import psutil
+
+    mounts = psutil.disk_partitions(all=True)
+    above = [mount for mount in mounts if folder.resolve().is_relative_to(mount.mountpoint)]
+    return max(above, key=lambda mount: len(mount.mountpoint)).fstype if above else "file system unknown"
 
 
 def _write_speed(folder: Path) -> float:

@@ -22,18 +22,18 @@ import queue
 import re
 import secrets
 import shlex
-import socket
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from json_io import is_number
+from network import why_unreachable
 from run.headline import figures, public_config
-from run.history import is_number, last_logged_step
+from run.history import last_logged_step
 
 AXES = ("step", "tokens", "flops", "hours")
 DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes, where wandb's own clock is not
@@ -313,25 +313,7 @@ def no_account(wandb: ModuleType) -> str | None:
 
 def why_not_online(wandb: ModuleType) -> str | None:
     """Why wandb's server cannot be used, asked within a few seconds; None where it can."""
-    if reason := no_account(wandb):
-        return reason
-    url = wandb.setup().settings.base_url
-    try:
-        # In a thread: a look-up of the name obeys no time limit of its own.
-        within(CONNECT_TIMEOUT_S + 0.5, lambda: _connect(url), "connecting")
-    except Exception as error:
-        return f"{urlsplit(url).hostname} cannot be reached: {_one_line(error)}"
-    return None
-
-
-def _connect(url: str) -> bool:
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_S).close()
-    return True
+    return no_account(wandb) or why_unreachable(wandb.setup().settings.base_url, CONNECT_TIMEOUT_S)
 
 
 def netrc_path() -> Path:

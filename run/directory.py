@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import socket
 from pathlib import Path
 from typing import IO, Any
 
 from errors import FULL_DISK, MachineError, UserError
+from file_lock import try_lock
 
 
 def run_name(name: str, knobs: dict[str, Any]) -> str:
@@ -101,22 +100,6 @@ def lock(folder: Path) -> IO[str]:
     if isinstance(held, str):
         raise UserError(f"{folder} is in use by {held}; wait for it, stop it, or start this under another name=NAME")
     return held
-
-
-def try_lock(path: Path) -> IO[str] | str:
-    """A lock file, held until it is closed and by whoever inherits it; or who has it."""
-    handle = path.open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        return holder
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    return handle
 
 
 def set_aside(folder: Path) -> Path:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from json_io import is_number, number
 from run.console import format_seconds
-from run.history import is_number, number
 
 
 def with_error(evaluation: Mapping[str, Any], key: str, digits: int, percent: bool = False) -> str:

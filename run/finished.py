@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from data.tokenizer import Tokenizer
 from errors import UserError
+from json_io import read_json
 from model.gpt import GPT
 from model.shape import Shape
 from run.checkpoint import check_shapes, file_hash, load_weights
-from run.record import read_json
 from sealed import unsealed
 from untrusted import is_count, member
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from json_io import is_number, mapping
 from private import is_secret
-from run.history import is_number, mapping
 
 SHOWN_OF_PLAN = (
     "n_layer",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from json_io import is_number, mapping, number
 from untrusted import JSON_BYTES, parse_json, read_bytes
 
 Records = list[dict[str, Any]]
@@ -85,6 +86,11 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
     ]
 
 
+def evaluations(records: Records) -> Records:
+    """The evaluations on the way; the final one is of more text, and would be a step in the curve."""
+    return [record for record in records if "event" not in record and "val_loss" in record]
+
+
 def last_logged_step(folder: Path) -> float:
     """The last step that any process of the run wrote down, rolled back or not; -1 where there is none."""
     try:
@@ -106,7 +112,7 @@ def read_run(folder: Path, records: Records) -> Run:
         ledger={str(k): float(v) for k, v in ledger.items() if is_number(v) and v >= 0},
         config=_read_text(folder / "config.yaml"),
         points=[r for r in records if "event" not in r and "loss" in r],
-        validation=[r for r in records if "event" not in r and "val_loss" in r],
+        validation=evaluations(records),
         events=[r for r in records if "event" in r],
     )
 
@@ -160,23 +166,3 @@ def _json_objects(lines: list[bytes]) -> Records:
     except ValueError:
         values = [_json_object(line) for line in lines]
     return [value for value in values if isinstance(value, dict)]
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """`value` if it is a dict, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def listing(value: Any) -> list[Any]:
-    """`value` if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number (True and False are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def number(value: Any, default: float) -> float:
-    """`value` as a float, or `default` where it is no number."""
-    return float(value) if is_number(value) else default

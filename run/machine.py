@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from budget.devices import by_cuda_name
@@ -138,13 +138,13 @@ class Machine:
             return torch.cuda.memory_reserved(self.device)
         with suppress(OSError):  # not on every system: the peak is then that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
-        return process_memory("VmRSS")
+        return int(psutil.Process().memory_info().rss)
 
     def peak_memory(self) -> int:
         """Most bytes in use since `restart_peak_memory`, those in use then included."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
-        return process_memory("VmHWM")
+        return peak_process_memory()
 
     def release_memory(self) -> None:
         """Give back what is cached of tensors that are gone."""
@@ -185,11 +185,12 @@ class Machine:
         return [way for way in (whole, regional) if setting in ("auto", way.how)]
 
 
-def process_memory(what: str) -> int:
-    """Bytes of this process: VmRSS, in use now, or VmHWM, at most so far."""
+def peak_process_memory() -> int:
+    """Most bytes that this process had in use: VmHWM on Linux, the only figure that can be started anew, which psutil does
+    not report."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         import resource  # not on every system
 
@@ -199,11 +200,7 @@ def process_memory(what: str) -> int:
 
 def available_memory() -> int:
     """Bytes that this process may still take: what the system could free, and no more than a container's limit."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
         about = [line.split() for line in (group / "memory.stat").read_text().splitlines()]

@@ -1,10 +1,9 @@
-"""What a run writes down about itself: JSON files that appear whole or not at all, and one line per event."""
+"""What a run writes down about itself: one line an event, and where its result comes from."""
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import platform
 import subprocess
@@ -14,50 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from private import redacted
-from untrusted import load_json
+from json_io import significant
 
 SCHEMA = 1
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write atomically: a reader sees the old file or the new one, also after a power cut. NaN becomes null."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(redacted(json.dumps(finite(content), indent=1, allow_nan=False)) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where it does not exist or cannot be read."""
-    try:
-        return load_json(path)
-    except (OSError, ValueError):
-        return None
-
-
-def finite(content: Any) -> Any:
-    """The same content with NaN and infinities as None: JSON has no such numbers."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return content
-
-
-def significant(value: Any, digits: int = 6) -> Any:
-    """Floats rounded to `digits` significant digits, through lists and dicts: records are read by people too."""
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: significant(entry, digits) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [significant(entry, digits) for entry in value]
-    return value
 
 
 class Metrics:

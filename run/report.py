@@ -9,7 +9,6 @@ run that was stopped, killed or diverged has fewer of them; the page then says s
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,22 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from json_io import is_number, listing, mapping, number, write_text
 from run import curves, page
 from run.console import format_count, format_seconds
 from run.figures import difference, hours, percent, scientific, show, with_error
-from run.history import (
-    Records,
-    Run,
-    column,
-    finite,
-    is_number,
-    listing,
-    mapping,
-    median,
-    number,
-    read_metrics,
-    read_run,
-)
+from run.history import Records, Run, column, finite, median, read_metrics, read_run
 from run.plan_view import draw as draw_plan
 
 if TYPE_CHECKING:
@@ -65,15 +53,7 @@ def write_report(folder: Path, records: Records | None = None) -> Path:
     """
     page = render(read_run(folder, read_metrics(folder) if records is None else records))
     path = folder / "report.html"
-    temporary = folder / f".report.html.{os.getpid()}"
-    try:
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, page, several_writers=True)
     return path
 
 

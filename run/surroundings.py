@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from budget.clock import now
 
-PROC, SYS = Path("/proc"), Path("/sys")
+T = TypeVar("T")
+SYS = Path("/sys")
 NAMED = 3  # other processes that are named, the busiest first
 WORTH_A_WORD = 0.2  # cores, more than usual
 LOWER_CLOCK = 0.92  # of the usual clock
@@ -63,11 +66,18 @@ def usable_cores() -> int:
 
 def look(gpu_uuid: str | None) -> Moment:
     """The machine now; `gpu_uuid` as NVML names the GPU, None without one."""
-    load = None
-    with suppress(OSError):
-        load = os.getloadavg()[0]
     gpu = None if gpu_uuid is None else _gpu(gpu_uuid)
-    return Moment(now(), load, _clock_mhz(), _stolen_s(), _throttled_s(), _cpu_seconds(), gpu)
+    load, mhz, stolen_s = _answer(lambda: os.getloadavg()[0]), _answer(_clock_mhz), _answer(_stolen_s)
+    return Moment(now(), load, mhz, stolen_s, _throttled_s(), _answer(_cpu_seconds) or {}, gpu)
+
+
+def _answer(question: Callable[[], T]) -> T | None:
+    """The answer to a question about the machine, None where this system has none: looking must never end a run, and
+    psutil raises errors of several kinds."""
+    try:
+        return question()
+    except Exception:
+        return None
 
 
 def between(before: Moment, after: Moment) -> Stretch:
@@ -116,33 +126,29 @@ def _gpu_reasons(usual: Gpu | None, slow: Gpu) -> list[str]:
 
 
 def _cpu_seconds() -> dict[int, tuple[str, float]]:
+    """Name and CPU seconds of every other process that may be looked at."""
+    import psutil
+
     found = {}
-    with suppress(OSError):
-        for folder in PROC.iterdir():
-            if folder.name.isdigit() and int(folder.name) != os.getpid():
-                with suppress(OSError, ValueError, IndexError):  # it may end meanwhile
-                    head, _, fields = (folder / "stat").read_text(errors="replace").rpartition(")")
-                    ticks = sum(map(int, fields.split()[11:13]))
-                    found[int(folder.name)] = (head.partition("(")[2], ticks / os.sysconf("SC_CLK_TCK"))
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        name, times = process.info["name"], process.info["cpu_times"]
+        if process.pid != os.getpid() and times is not None:
+            found[process.pid] = (name or "", times.user + times.system)
     return found
 
 
 def _clock_mhz() -> float | None:
     """The median clock of the cores."""
-    found = []
-    for path in SYS.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"):
-        with suppress(OSError, ValueError):
-            found.append(int(path.read_text()) / 1000)
-    return statistics.median(found) if found else None
+    import psutil
+
+    return statistics.median(core.current for core in psutil.cpu_freq(percpu=True))
 
 
 def _stolen_s() -> float | None:
-    """CPU seconds that a hypervisor gave to others."""
-    try:
-        fields = (PROC / "stat").read_text().split(maxsplit=10)
-        return int(fields[8]) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return None
+    """CPU seconds that a hypervisor gave to others; only Linux counts them."""
+    import psutil
+
+    return getattr(psutil.cpu_times(), "steal", None)
 
 
 def _throttled_s() -> float | None:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import MachineError, UserError, reported
+from file_lock import try_lock
 from run.dashboard import load_wandb, no_account, synced_marker, tear_down, why_not_online
-from run.directory import try_lock
 
 SEND_LIMIT_S = 600.0  # for one file; wandb retries for hours when the network is lost while it sends
 HEADER_BYTES = 7  # all that a process leaves that was killed before wandb first wrote to the disk

@@ -19,9 +19,9 @@ from budget.clock import read_ledger
 from command_line import as_yaml
 from config import Config, identity
 from errors import MachineError, UserError
-from run.directory import lock, requeued, run_name, set_aside, try_lock
-from run.history import mapping, number
-from run.record import read_json, write_json
+from file_lock import try_lock
+from json_io import mapping, number, read_json, write_json
+from run.directory import lock, requeued, run_name, set_aside
 from sweeps.lease import Lease
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from run.directory import try_lock
+from file_lock import try_lock
 
 QUERY_LIMIT_S = 20.0
 

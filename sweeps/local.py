@@ -19,9 +19,8 @@ from types import FrameType
 from typing import Protocol
 
 from budget.clock import now
+from json_io import mapping, read_json
 from run.console import format_seconds
-from run.history import mapping
-from run.record import read_json
 from run.signals import STOPPING, Interrupted
 from sweeps.jobs import (
     RETRIED,

@@ -16,9 +16,9 @@ from typing import Any
 
 from config import HALVING_RUNGS
 from errors import UserError
+from json_io import is_number, mapping, read_json
 from run.console import format_seconds
-from run.history import is_number, mapping, read_metrics
-from run.record import read_json
+from run.history import evaluations, read_metrics
 from sweeps.jobs import Job, Outcome, already, anew, hours_spent, put_away, write_record
 from sweeps.local import Queue, Watch, say, value_of
 from sweeps.table import HIGHER_IS_BETTER
@@ -58,7 +58,7 @@ def begun_anew(jobs: Sequence[Job]) -> list[Job]:
 
 def losses_of(run: Path) -> list[tuple[float, float]]:
     """(share of the budget, validation loss) of a run's evaluations on the way."""
-    points = [point for point in read_metrics(run) if "event" not in point and "val_loss" in point]
+    points = evaluations(read_metrics(run))
     return [(p["progress"], p["val_loss"]) for p in points if is_number(p["val_loss"]) and is_number(p.get("progress"))]
 
 

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from command_line import as_yaml, knobs_of
 from config import NOT_IDENTITY
 from errors import UserError, reported
+from json_io import read_json, write_json
 from run.directory import lock, set_aside
-from run.record import read_json, write_json
 from sweeps.around import FIXED, VALUES, plan_of
 from sweeps.jobs import ROOT
 from sweeps.table import HIGHER_IS_BETTER

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from errors import UserError, reported
+from json_io import write_text
 from run import curves, page
 from run.console import Console, format_count, format_seconds
-from run.history import column, finite, read_metrics
+from run.history import column, evaluations, finite, read_metrics
 from sweeps.jobs import GOOD
 from sweeps.table import Row, Sweep, as_csv, cells_of, columns_of, hours_of, ranked, read_sweep, short, verdict
 
@@ -64,9 +65,7 @@ def write(sweep: Sweep, force: bool = False) -> list[Path]:
     """sweep.csv and report.html in the sweep's folder."""
     table, report = sweep.folder / "sweep.csv", sweep.folder / "report.html"
     for path, content in ((table, as_csv(sweep)), (report, render(sweep, force))):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, content, several_writers=True)
     return [table, report]
 
 
@@ -173,13 +172,8 @@ def _no_ticks() -> Any:
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
-def _validation(row: Row) -> list[dict[str, Any]]:
-    """The evaluations on the way; the final one is of other text, and would be a step in the curve."""
-    return [point for point in read_metrics(row.run) if "event" not in point and "val_loss" in point]
-
-
 def _curve_pictures(rows: list[Row]) -> list[curves.Picture]:
-    found = {row.name: points for row in rows if len(points := _validation(row)) > 1}
+    found = {row.name: points for row in rows if len(points := evaluations(read_metrics(row.run))) > 1}
     if not found:
         return []
 

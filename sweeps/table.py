@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from run.record import read_json
+from json_io import read_json
+from noise import squares_within
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
-# Standard errors that 5 % of differences pass by luck alone, by the degrees of freedom that the noise was measured with
-# (Student 1908): with three seeds it is 4.3, not 2.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 SAME_BUDGET = 2.0  # noise is taken from runs whose hours are within this factor
 UNEQUAL = 1.2  # the fastest job of a shape against the slowest: from here on it is worth a warning
 
@@ -136,11 +134,11 @@ class Sweep:
 
 
 def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; beyond the table by its expansion in 1/freedom (Abramowitz & Stegun 26.7.5)."""
-    if freedom <= len(STUDENT):
-        return STUDENT[max(1, freedom) - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    """The 97.5 % quantile of Student's t: the standard errors that 5 % of differences exceed by chance, where the noise was
+    estimated with so many degrees of freedom. With three seeds it is 4.3, not 2."""
+    from scipy.special import stdtrit  # without scipy.stats, whose import takes several times as long
+
+    return float(stdtrit(max(1, freedom), 0.975))
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -207,8 +205,7 @@ def noise_of(rows: list[Row]) -> tuple[float | None, str, int]:
     several = [values for values in groups.values() if len(values) > 1]
     if not several:
         return None, "", 0
-    squares = sum((value - statistics.mean(values)) ** 2 for values in several for value in values)
-    freedom = sum(len(values) - 1 for values in several)
+    squares, freedom = squares_within(several)
     return math.sqrt(squares / freedom), f"{freedom + len(several)} runs with other seeds", freedom
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from errors import MachineError, reported
+from json_io import write_json
 from private import given_away, is_secret, redacted
 from run.console import Console
-from run.record import write_json
 from tests.conftest import ROOT, TINY, folder_of
 
 KEY, TOKEN = "0123456789abcdef0123456789abcdef01234567", "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from errors import UserError
+from file_lock import try_lock
 from run.directory import RunDirectory, full_disk, run_name
 
 ROOT = Path(__file__).parents[2]
@@ -70,11 +70,8 @@ def test_a_run_that_is_set_aside_stays_locked_while_it_moves(tmp_path: Path, mon
     rename, seen = Path.rename, list[str]()
 
     def looking(self: Path, target: Path) -> Path:
-        with (self / "lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                seen.append("locked")
+        if isinstance(try_lock(self / "lock"), str):
+            seen.append("locked")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", looking)

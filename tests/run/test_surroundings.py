@@ -1,4 +1,4 @@
-"""What the machine says of itself, against what the kernel's files and a fake library say."""
+"""What the machine says of itself, against what the system, psutil and a fake of NVIDIA's library say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from run import surroundings
@@ -30,15 +31,13 @@ def test_a_look_costs_little_and_sees_other_processes() -> None:
     assert seen.load == pytest.approx(os.getloadavg()[0], abs=2)
 
 
-def test_names_of_processes_may_hold_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "stat").write_text("7 (a) b) R 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1 0 5 0 0")
-    (tmp_path / "8").mkdir()  # ended meanwhile
-    (tmp_path / "stat").write_text("cpu  100 0 50 9000 10 0 5 300 0 0\n")
-    monkeypatch.setattr(surroundings, "PROC", tmp_path)
+def test_steal_and_clock_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the typical core: one that sleeps says nothing about the others."""
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=9.0, steal=3.0))
+    clocks = [SimpleNamespace(current=mhz) for mhz in (800.0, 2400.0, 2400.0)]
+    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: clocks)
     seen = look(None)
-    assert seen.cpu_s == {7: ("a) b", 300 / os.sysconf("SC_CLK_TCK"))}
-    assert seen.stolen_s == 300 / os.sysconf("SC_CLK_TCK")
+    assert (seen.stolen_s, seen.mhz) == (3.0, 2400.0)
 
 
 @pytest.mark.parametrize(
@@ -51,16 +50,18 @@ def test_names_of_processes_may_hold_anything(tmp_path: Path, monkeypatch: pytes
 def test_a_container_that_is_throttled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(text)
-    clocks = tmp_path / "devices/system/cpu/cpu0/cpufreq"
-    clocks.mkdir(parents=True)
-    (clocks / "scaling_cur_freq").write_text("2400000\n")
     monkeypatch.setattr(surroundings, "SYS", tmp_path)
-    seen = look(None)
-    assert (seen.throttled_s, seen.mhz) == (2.5, 2400)
+    assert look(None).throttled_s == 2.5
 
 
 def test_a_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "PROC", tmp_path / "no")
+    """A look never ends a run, whatever psutil raises."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise psutil.AccessDenied(1)
+
+    for name in ("cpu_times", "cpu_freq", "process_iter"):
+        monkeypatch.setattr(psutil, name, refuse)
     monkeypatch.setattr(surroundings, "SYS", tmp_path / "no")
     seen = look("GPU-none")
     assert (seen.mhz, seen.stolen_s, seen.throttled_s, seen.cpu_s, seen.gpu) == (None, None, None, {}, None)

@@ -11,7 +11,7 @@ import pytest
 from budget.clock import ACCOUNTS
 from config import BudgetConfig, Config, SweepConfig
 from errors import UserError
-from run.directory import try_lock
+from file_lock import try_lock
 from run.signals import Interrupted
 from sweeps import pool
 from sweeps.jobs import Job, Outcome, already, anew, hours_spent, job_of, write_record
