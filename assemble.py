@@ -14,6 +14,7 @@ from budget.clock import StepCost
 from budget.flops import flops_per_token
 from budget.planner import Plan
 from config import optim_settings, template, with_eot
+from data.batch import Batch
 from run.record import Metrics
 from session import Session, Trainer, attempts, timed
 
@@ -21,26 +22,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.shards import Corpus
+    from model.gpt import GPT
     from run.machine import Machine
 
 
-def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Trainer:
-    """Model, optimizer, loader and evaluation ranges for a plan."""
-    import torch
+def initial_model(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> GPT:
+    """The model of a plan with its first weights."""
+    from training.initialize import INITIALIZERS
 
-    from data.loader import EvalRange, Loader
-    from model.gpt import GPT
-    from model.optim import configure_optimizers
-    from run.checkpoint import TrainingState
-
-    config, run = session.config, session.run
+    config = session.config
     shape = replace(plan.sized(template(config)), dropout=plan.dropout)
     shape = with_eot(config, shape, corpus.tokenizer.eot)
-    run.require_space(4 * 3 * shape.parameters() * 4)  # weights and two moments in float32; two checkpoints, one being
-    torch.manual_seed(config.seed)  # written, and the finished weights
-    with machine.device:
-        model = GPT(shape)
-    optim = config.optim
+    # Weights and two moments in float32; of these two checkpoints, one being written, and the finished weights.
+    session.run.require_space(4 * 3 * shape.parameters() * 4)
+    return INITIALIZERS["scratch"](shape, config.seed, machine.device)
+
+
+def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan, model: GPT) -> Trainer:
+    """Optimizer, loader and evaluation ranges for a plan and its model."""
+    from data.loader import EvalRange, Loader
+    from model.optim import configure_optimizers
+    from run.checkpoint import TrainingState
+    from training.objectives import OBJECTIVES
+    from training.step import TrainingStep
+
+    config, run, shape = session.config, session.run, model.shape
+    optim, objective = config.optim, OBJECTIVES["next_token"]
     betas, settings = (optim.beta1, plan.beta2), replace(optim_settings(config), name=plan.optimizer)
     optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, settings)
     sequences = plan.batch_tokens // shape.block_size
@@ -52,10 +59,12 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
         machine=machine,
         corpus=corpus,
         model=model,
+        objective=objective,
         optimizer=optimizer,
-        scaler=machine.scaler(),
+        training_step=TrainingStep(
+            partial(objective, model), optimizer, machine.scaler(), machine.autocast, optim.grad_clip
+        ),
         loader=loader,
-        forward=model,
         state=TrainingState(limit_s=session.clock.limits.seconds),
         metrics=Metrics(run.metrics, session.console.warn),
         cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
@@ -75,14 +84,15 @@ def compile_model(session: Session, trainer: Trainer) -> None:
         if how != "off":
             session.console.say("compiling the model" if how == "on" else "compiling the model's blocks")
             trainer.micro_batch = equal_parts(sequences_of(trainer), trainer.micro_batch)
-        trainer.forward = for_training(trainer.model, how)
+        trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
         try:
             seconds = timed(clock, lambda: warm_up(session, trainer), 1)
         except Exception as error:  # whatever a compiler thinks of: a slower run is worth more than none
             if how == "off" or session.config.device.compile == how:
                 raise
             session.console.warn(f"the model is not compiled ({type(error).__name__}: {str(error).splitlines()[0]})")
-            how, trainer.forward = "off", for_training(trainer.model, "off")
+            how = "off"
+            trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
             warm_up(session, trainer)
     if how != "off":
         # What a trial of this run left in the cache was no earlier run's.
@@ -128,11 +138,7 @@ def warm_up(session: Session, trainer: Trainer) -> None:
 
     def forward_and_backward(count: int) -> None:
         made_up = np.zeros((count, shape.block_size), dtype=np.int64)
-        # Two tensors, as in training: what is compiled for one that is both serves for nothing else.
-        inputs, targets = machine.to_device(made_up), machine.to_device(made_up)
-        with machine.autocast():
-            loss = trainer.forward(inputs, targets, machine.document_starts(made_up, shape))
-        loss.backward()
+        trainer.training_step.forward_backward([machine.batch(Batch(made_up, made_up), shape)], count)
         trainer.optimizer.zero_grad(set_to_none=True)
         machine.synchronize()
 
@@ -145,14 +151,11 @@ def warm_up(session: Session, trainer: Trainer) -> None:
             session.clock.pace.add(seconds * sequences / micro)
 
 
-def micro_batches(trainer: Trainer) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Inputs, targets and starts of documents (see GPT.forward) of the next step, on the device, a micro-batch each.
+def micro_batches(trainer: Trainer) -> list[Batch[Tensor]]:
+    """The batch of the next step in micro-batches, on the device.
 
-    A GPU still works on the step before, whose loss the host reads once it has launched this one: a thread that gathers
-    ahead would save it nothing.
+    A GPU is still computing the step before, whose loss the host reads once it has launched this one. So a thread that
+    gathers batches ahead would save nothing.
     """
-    inputs, targets = trainer.loader.batch(trainer.state.step)
-    machine, micro = trainer.machine, trainer.micro_batch
-    x, y = machine.to_device(inputs).split(micro), machine.to_device(targets).split(micro)
-    starts = [machine.document_starts(inputs[i : i + micro], trainer.shape) for i in range(0, len(inputs), micro)]
-    return list(zip(x, y, starts, strict=True))
+    batch = trainer.loader.batch(trainer.state.step)
+    return [trainer.machine.batch(part, trainer.shape) for part in batch.parts(trainer.micro_batch)]

@@ -7,7 +7,6 @@ every process scores its share of the text.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,21 +19,19 @@ from data.readers import read_documents, source_id
 from data.tokenizer import Tokenizer
 from json_io import significant
 from run.console import Console, format_count
+from run.world import join_world, leave_world, local_device
 
 
 def main(config: EvaluateConfig) -> None:
-    import torch.distributed as dist
-
     from run.machine import find_machine
 
     device, name = config.device, local_device(config.device.name)
-    rank = join_processes(name)
+    world = join_world(name)
     # MFU is not wanted here, so neither is measuring the peak
     machine = find_machine(name, device.threads, device.precision, 1.0)
     figures = score(config, machine)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if rank == 0:
+    leave_world(world)
+    if world.rank == 0:
         print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show(figures)
 
 
@@ -81,24 +78,6 @@ def read_tokens(
         if config.tokens is not None and count >= config.tokens:
             break
     return np.concatenate(parts)[: config.tokens], np.concatenate(owners)[: config.tokens], list(sources)
-
-
-def join_processes(device: str) -> int:
-    """Join the other processes of torchrun, if it started this one, to add up what is on `device`; returns the rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0
-    import torch.distributed as dist
-
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return dist.get_rank()
-
-
-def local_device(name: str) -> str:
-    """Under torchrun, this process's own GPU."""
-    import torch
-
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if local is not None and name in ("auto", "cuda") and torch.cuda.is_available() else name
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def restore(session: Session, trainer: Trainer, found: Checkpoint) -> None:
         clock.progress *= state.limit_s / limit_s  # what was all of the old budget is a share of the new one
         session.console.say(f"the budget was {state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
         state.limit_s = limit_s
-    trainer.scaler = trainer.machine.scaler(state.loss_scale)
+    trainer.training_step.scaler = trainer.machine.scaler(state.loss_scale)
     apply_correction(session, trainer)
 
 

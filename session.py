@@ -22,6 +22,7 @@ from run.directory import RunDirectory
 from run.record import Metrics
 from run.signals import Signals
 from run.spikes import Spike
+from run.world import World
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from model.gpt import GPT
     from run.checkpoint import TrainingState
     from run.machine import Machine
+    from training.objectives import Objective
+    from training.step import TrainingStep
 
 RETRY_S = 1.0  # a network file system that has refused is asked once more after this long
 
@@ -46,6 +49,7 @@ class Session:
     clock: BudgetClock
     signals: Signals
     console: Console
+    world: World = field(default_factory=World)
     dashboard: Dashboard = field(default_factory=Dashboard)
     samples: list[dict[str, str]] = field(default_factory=list)
 
@@ -60,10 +64,10 @@ class Trainer:
     machine: Machine
     corpus: Corpus
     model: GPT
+    objective: Objective
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+    training_step: TrainingStep
     loader: Loader
-    forward: Any  # the model, compiled or not
     state: TrainingState
     metrics: Metrics
     cost: StepCost
@@ -120,6 +124,24 @@ def attempts(session: Session, trainer: Trainer) -> Iterator[memory.Attempt]:
     return memory.attempts(lambda: halve_micro_batch(session, trainer))
 
 
+def forward_backward(session: Session, trainer: Trainer) -> torch.Tensor:
+    """The loss of this step's batch, with its gradient; computed again in smaller micro-batches where memory runs out."""
+    import torch
+
+    from assemble import micro_batches, sequences_of
+
+    state = trainer.state
+    loss = torch.zeros(())
+    for attempt in attempts(session, trainer):
+        with attempt:
+            with session.clock.charge("data"):
+                parts = micro_batches(trainer)
+            if trainer.shape.dropout:
+                torch.manual_seed(session.config.seed * 1_000_003 + state.step)  # the same masks after a resume
+            loss = trainer.training_step.forward_backward(parts, sequences_of(trainer))
+    return loss
+
+
 def halve_micro_batch(session: Session, trainer: Trainer) -> None:
     """Half as many sequences at once, twice as often: the mathematics stays the same. Raises MachineError where there is
     only one already."""
@@ -132,7 +154,7 @@ def halve_micro_batch(session: Session, trainer: Trainer) -> None:
             f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; kept: every"
             " checkpoint; end what else uses the device, then type the same command"
         )
-    trainer.micro_batch = trainer.state.micro_batch = -(-before // 2)
+    trainer.micro_batch = trainer.state.micro_batch = session.world.broadcast(-(-before // 2))
     text = f"out of memory at step {step}: {trainer.micro_batch} sequences at a time from here on instead of {before}"
     session.console.warn(f"{text}; what is computed stays the same")
     trainer.metrics.write({"event": "note", "step": step, "text": text})
@@ -177,6 +199,7 @@ def save(session: Session, trainer: Trainer, final: bool) -> None:
     from run.directory import full_disk
 
     clock, folder, state = session.clock, session.run.checkpoints, trainer.state
+    scaler = trainer.training_step.scaler
 
     def write() -> None:
         save_checkpoint(folder, trainer.model, trainer.optimizer, state, clock.accounts())
@@ -184,7 +207,7 @@ def save(session: Session, trainer: Trainer, final: bool) -> None:
     with clock.charge("checkpoint"):
         began = clock.awake_s()
         state.progress = clock.progress
-        state.loss_scale = trainer.scaler.get_scale() if trainer.scaler.is_enabled() else None
+        state.loss_scale = scaler.get_scale() if scaler.is_enabled() else None
         try:
             if has_numbers(trainer):
                 insist(write) if final else write()

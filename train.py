@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assemble import build, compile_model, micro_batches
+from assemble import build, compile_model, initial_model
 from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
 from command_line import as_yaml, current_sweep, launch, leave
@@ -43,9 +43,9 @@ from run.watch import SpeedWatch
 from session import (
     Session,
     Trainer,
-    attempts,
     axes,
     evaluate,
+    forward_backward,
     has_numbers,
     save,
     save_due,
@@ -163,7 +163,8 @@ def train(session: Session) -> None:
         corpus = prepare_corpus(session)
         machine = machine_of(session, trials)
         plan = saved or settle_plan(session, corpus, machine, trials)
-    trainer = build(session, corpus, machine, plan)
+    model = initial_model(session, corpus, machine, plan)
+    trainer = build(session, corpus, machine, plan, model)
     session.dashboard = dashboard_of(session, trainer)
     resume(session, trainer)
     show_earlier_points(session)
@@ -276,80 +277,49 @@ def fit(session: Session, trainer: Trainer) -> str:
     Learning rate and evaluations follow `progress`, the share of the budget spent, never the step. The host reads the
     loss of the step before, so that a GPU is never waited for and never more than one step behind.
     """
-    import torch
+    from model.optim import set_schedule
 
-    from model.optim import clipped_parameters
-
-    config, clock, state, machine = session.config, session.clock, trainer.state, trainer.machine
-    optimizer, scaler, schedule = trainer.optimizer, trainer.scaler, config.schedule
+    config, clock, state, world = session.config, session.clock, trainer.state, session.world
+    schedule, step = config.schedule, trainer.training_step
     late = LateMetrics(session, trainer)
-    watch = SpeedWatch(clock.limits.seconds, machine.look, session.console.warn, trainer.metrics.write)
-    clipped = clipped_parameters(optimizer)
-    clock.steps_ahead = machine.steps_ahead
-    # What lies between two steps, a millisecond or two, is training as well; evaluations and checkpoints book themselves.
+    watch = SpeedWatch(clock.limits.seconds, trainer.machine.look, session.console.warn, trainer.metrics.write)
+    clock.steps_ahead = trainer.machine.steps_ahead
+    # The millisecond or two between steps counts as training too; evaluations and checkpoints charge their own accounts.
     with session.signals.deferred(), session.console.progress() as bar, clock.charge("train"):
         while True:
-            left, tightest = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
+            left, tightest = world.broadcast(clock.steps_left(state.step, state.tokens, state.flops, trainer.cost))
             if left == 0 or clock.progress >= 1.0:
                 break
-            if session.signals.received:
+            if world.first(session.signals.received):
                 late.read()  # the last step's loss belongs on the record
                 session.signals.check()
-            before, progress = clock.progress, clock.advance(left)
+            before, progress = clock.progress, world.broadcast(clock.advance(left))
             scale = learning_rate_scale(progress, schedule.shape, trainer.plan.warmup, schedule.floor, schedule.decay)
-            rate = peak_rate(trainer) * scale
-            schedule_step(optimizer, rate, progress)
+            learning_rate = peak_rate(trainer) * scale
+            set_schedule(trainer.optimizer, learning_rate, progress)
             with clock.step():
-                for attempt in attempts(session, trainer):  # again with smaller micro-batches where memory runs out
-                    with attempt:
-                        with clock.charge("data"):
-                            parts = micro_batches(trainer)
-                        if trainer.shape.dropout:
-                            torch.manual_seed(config.seed * 1_000_003 + state.step)  # the same masks after a resume
-                        # Both names: that of a part must let go of the graph of an attempt that failed.
-                        loss = part = torch.zeros((), device=machine.device)
-                        for xs, ys, starts in parts:
-                            with machine.autocast():
-                                part = trainer.forward(xs, ys, starts) * (xs.numel() / trainer.cost.tokens)
-                            scaler.scale(part).backward()
-                            loss += part.detach()
-                scaler.unscale_(optimizer)
-                norm = clip(clipped, config.optim.grad_clip)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                loss = forward_backward(session, trainer)
+                norm = step.clip()
+                step.update()
                 late.read()  # waits for the step before this one
             state.step += 1
             state.tokens += trainer.cost.tokens
             state.flops += trainer.cost.flops
             state.progress = progress
             watch.after_step(state.step, state.tokens, trainer.cost.tokens, clock.accounts())
-            late.push(loss, norm, rate)
+            late.push(loss, norm, learning_rate)
             correct(session, trainer, tightest)
             show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)
             if any(before < share <= progress for share in REPORTS_AT):
                 rehearse_report(session, trainer)
-            if save_due(session, trainer) and late.calm():
+            if world.broadcast(save_due(session, trainer)) and late.calm():
                 save(session, trainer, final=False)
         late.read()
         if not has_numbers(trainer):
             raise Diverged(f"the weights after step {state.step} are no numbers", state.step + 1)
     return tightest
-
-
-def schedule_step(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
-    from model.optim import set_schedule
-
-    set_schedule(optimizer, learning_rate, progress)
-
-
-def clip(parameters: list[torch.Tensor], largest: float) -> torch.Tensor:
-    """Clip the gradient to norm `largest` (0: leave it) and return its norm before that."""
-    import torch
-
-    return torch.nn.utils.clip_grad_norm_(parameters, largest or float("inf"))
 
 
 class LateMetrics:

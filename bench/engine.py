@@ -25,15 +25,18 @@ from bench.own import begin_as_train_does
 from budget.clock import now
 from budget.flops import flops_per_token
 from budget.probe import measure_peak
+from data.batch import Batch
 from data.loader import Loader
 from data.shards import Split
 from model import loss
 from model.compiled import for_training
 from model.gpt import GPT
-from model.optim import clipped_parameters, configure_optimizers, set_schedule
+from model.optim import configure_optimizers, set_schedule
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_machine
+from training.objectives import next_token
+from training.step import TrainingStep
 
 RESULT = RESULTS / "engine.json"
 # layers, width, block size, sequences a step, vocabulary
@@ -63,45 +66,45 @@ class Step:
         self.at_once = at_once or sequences
         with machine.device:
             self.model = GPT(shape)
-        self.forward = for_training(self.model, compiled)
-        kind = machine.device.type
-        self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, (0.9, 0.99), kind, optimizer)
-        self.clipped = clipped_parameters(self.optimizer)
+        betas, kind = (0.9, 0.99), machine.device.type
+        self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, betas, kind, optimizer)
+        self.loss_of = for_training(next_token, self.model, compiled)
+        self.step = TrainingStep(self._timed_loss, self.optimizer, machine.scaler(), machine.autocast, grad_clip=1.0)
         tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
         split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
         self.loader = Loader(split, shape.block_size, sequences, 0)
-        self.step, self.loss = 0, torch.zeros(())
+        self.steps, self.loss = 0, torch.zeros(())
 
     def run(self, apart: bool = True) -> dict[str, float]:
         """Seconds by part, and in all. `apart`: wait for the device after each, so that they are those of the parts; else
         it is not waited for at all, and they are those of launching them."""
-        parts = dict.fromkeys(PARTS, 0.0)
-        last = began = now()
-
-        def mark(name: str) -> None:
-            nonlocal last
-            if apart:
-                self.machine.synchronize()
-            before, last = last, now()
-            parts[name] += last - before
-
-        x, y = (self.machine.to_device(part) for part in self.loader.batch(self.step))
-        mark("loader")
-        for some_x, some_y in zip(x.split(self.at_once), y.split(self.at_once), strict=True):
-            with self.machine.autocast():
-                found = self.forward(some_x, some_y)
-            mark("forward")
-            (found * len(some_x) / self.sequences).backward()
-            self.loss = found.detach()
-            mark("backward")
-        torch.nn.utils.clip_grad_norm_(self.clipped, 1.0)
-        mark("clip")
+        self._parts, self._apart = dict.fromkeys(PARTS, 0.0), apart
+        began = self._last = now()
+        batch = self.loader.batch(self.steps)
+        parts = [self.machine.batch(part, self.shape) for part in batch.parts(self.at_once)]
+        self._mark("loader")
+        self.loss = self.step.forward_backward(parts, self.sequences)
+        self._mark("backward")
+        self.step.clip()
+        self._mark("clip")
         set_schedule(self.optimizer, 1e-3, 0.5)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        mark("optimizer")
-        self.step += 1
-        return parts | {"all": last - began}
+        self.step.update()
+        self._mark("optimizer")
+        self.steps += 1
+        return self._parts | {"all": self._last - began}
+
+    def _timed_loss(self, batch: Batch[torch.Tensor]) -> torch.Tensor:
+        """The loss; what passed before it since the last mark is the backward pass of the part before."""
+        self._mark("backward")
+        loss = self.loss_of(batch)
+        self._mark("forward")
+        return loss
+
+    def _mark(self, part: str) -> None:
+        if self._apart:
+            self.machine.synchronize()
+        before, self._last = self._last, now()
+        self._parts[part] += self._last - before
 
 
 def token_relative(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:

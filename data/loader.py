@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from data.batch import Batch
 from data.shards import Split
 from errors import UserError
 
@@ -78,15 +79,15 @@ class Loader:
                 f"block; choose model.block_size < {max(longest, 2)} or give more text with data.path="
             )
 
-    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of an optimizer step, each int64 of shape (batch_size, block_size)."""
+    def batch(self, step: int) -> Batch[np.ndarray]:
+        """The sequences of an optimizer step: int64 arrays of shape (batch_size, block_size)."""
         first = self._offset + step * self._batch_size
         last = first + self._batch_size - 1
         numbers = range(first // ORDERED_AT_ONCE, last // ORDERED_AT_ONCE + 1)
         order = np.concatenate([self._order(number) for number in numbers])
         start = first - numbers[0] * ORDERED_AT_ONCE
         tokens = self._gather(order[start : start + self._batch_size])
-        return tokens[:, :-1], tokens[:, 1:]
+        return Batch(tokens[:, :-1], tokens[:, 1:])
 
     def _order(self, number: int) -> np.ndarray:
         """The windows that come at positions number * ORDERED_AT_ONCE and after, so many of them."""

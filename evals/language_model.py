@@ -14,6 +14,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 
 from errors import UserError
+from evals.scoring import score_tokens
 from model.gpt import GPT
 from model.mode import evaluating
 
@@ -121,9 +122,8 @@ def evaluate(
             if stop is not None:
                 stop()
             x, y, source = windows.windows(i, min(i + micro_batch, end))
-            with autocast():
-                losses, correct = model.token_losses(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
-            sums.add(y, losses.cpu().numpy().astype(np.float64), correct.cpu().numpy(), width[y], source)
+            scores = score_tokens(model, x, y, device, autocast)
+            sums.add(y, scores.nats, scores.greedy, width[y], source)
     sums.all_reduce(device)
     if not sums.by_source[0].any():
         raise UserError("the text to evaluate on has no token to predict; it needs at least two tokens")

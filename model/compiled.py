@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.gpt import GPT
 
 
-def for_training(model: GPT, how: str) -> nn.Module:
-    """The model to train with: as it is written ("off"), compiled as a whole ("on") or block by block ("regional"). Blocks
-    have the same code, so that one is compiled for all of them (docs.pytorch.org/tutorials/recipes/regional_compilation.html).
+def for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) -> Callable[[Any], Tensor]:
+    """The loss of a batch under `objective`, in eager mode ("off"), compiled as a whole ("on"), or with each block of the
+    model compiled ("regional"). Blocks have the same code, so one compilation serves them all
+    (docs.pytorch.org/tutorials/recipes/regional_compilation.html).
 
-    Compiled it is a second object on the same weights: checkpoints never see a wrapper's names, and an evaluation, whose
-    shapes and mode are others, compiles nothing.
+    `model` itself is never wrapped: checkpoints see its own parameter names, and an evaluation, which has other shapes
+    and another mode, compiles nothing.
     """
     if how == "on":
-        return cast(nn.Module, torch.compile(model))
+        return partial(torch.compile(objective), model)
     if model.wte.weight.device.type == "cpu":
         model.touch_rows_only()
     if how == "off":
-        return model
+        return partial(objective, model)
     blocks = nn.ModuleList([cast(nn.Module, torch.compile(block)) for block in model.blocks])
-    twin = copy.copy(model)
+    twin = copy.copy(model)  # a second object on the same weights
     twin._modules = {**model._modules, "blocks": blocks}
-    return twin
+    return partial(objective, twin)
 
 
 def cache_state() -> str:

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from errors import UserError
 from model.documents import attend, document_mask
-from model.loss import capped, cross_entropy
+from model.loss import capped
 from model.shape import Shape
 
 LAYERNORM_EPS = 1e-5  # GPT-2
 RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
 INIT_STD = 0.02  # GPT-2
 VALUE_SHARE = 0.5  # of the first block's values, at the start (Zhou et al. 2024)
-MAX_LOGITS = 2**26  # elements of one slice of logits in an evaluation: 256 MiB in float32
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -232,31 +231,9 @@ class GPT(nn.Module):
         """The matrix (V, D) that logits are made with."""
         return self.wte.weight if self.head is None else self.head.weight
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, starts: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or with `targets` the loss: a scalar, nats per token, over the targets that are not -1.
-
-        `tokens` and `targets` are int64 (B, T); `starts` as in `hidden`. The loss is computed in float32 also under
-        autocast. It is NaN if every target is -1.
-        """
-        hidden = self.hidden(tokens, starts)
-        if targets is None:
-            return self.unembed(hidden)
-        return cross_entropy(hidden.flatten(0, 1), self.vocabulary(), targets.flatten(), self.shape.softcap)
-
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each target in nats (B, T), float32, and whether it has the highest logit (B, T), bool.
-
-        Where the target is -1 these are 0 and False. The logits are computed in slices of at most MAX_LOGITS
-        elements, so that the memory needed does not grow with the batch.
-        """
-        hidden, flat = self.hidden(tokens).flatten(0, 1), targets.flatten()
-        rows = max(1, MAX_LOGITS // self.shape.vocab_size)
-        losses, correct = [], []
-        for some_hidden, some_targets in zip(hidden.split(rows), flat.split(rows), strict=True):
-            logits = self.unembed(some_hidden).float()
-            losses.append(F.cross_entropy(logits, some_targets, ignore_index=-1, reduction="none"))
-            correct.append(logits.argmax(dim=-1) == some_targets)
-        return torch.cat(losses).view_as(targets), torch.cat(correct).view_as(targets)
+    def forward(self, tokens: Tensor, *, starts: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of `tokens`, int64 (B, T); `starts` as in `hidden`. Losses are in training/objectives.py."""
+        return self.unembed(self.hidden(tokens, starts))
 
 
 def is_residual_output(name: str) -> bool:

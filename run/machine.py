@@ -17,6 +17,7 @@ import torch
 from budget.devices import by_cuda_name
 from budget.measured import Compiling
 from budget.probe import measure_peak
+from data.batch import Batch
 from errors import UserError
 from model.documents import document_starts
 from model.loss import rows_at_once
@@ -109,6 +110,11 @@ class Machine:
             pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             return pinned.copy_(tensor).to(self.device, non_blocking=True)
         return tensor.contiguous().to(self.device)
+
+    def batch(self, host: Batch[Any], shape: Shape) -> Batch[torch.Tensor]:
+        """A batch of numpy arrays on the device, with the starts of its documents where attention needs them."""
+        starts = self.document_starts(host.inputs, shape)
+        return Batch(self.to_device(host.inputs), self.to_device(host.targets), starts)
 
     def document_starts(self, tokens: Any, shape: Shape) -> torch.Tensor | None:
         """For `GPT.forward`, where documents start in `tokens`, a numpy array (B, T); None where they are not kept apart, or

@@ -20,46 +20,33 @@ import torch
 
 from budget.clock import now
 from budget.measured import MIN_REPEATS
+from data.batch import Batch
 from model.compiled import cache_state, for_training
 from model.gpt import GPT
-from model.optim import clipped_parameters, configure_optimizers
+from model.optim import configure_optimizers
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.machine import Machine, find_device, set_up
 from run.memory import out_of_memory
+from training.objectives import next_token
+from training.step import TrainingStep
 
 # What the training loop does besides, seconds a step: batches, 0.3 ms, and the clock, the metrics and the bar, 0.8 to 1.4 ms, on
 # two CPU cores (docs/performance.md). A GPU works on meanwhile.
 BOOKKEEPING_S = {"cpu": 0.0012}
 
 
-class TrainingStep:
-    """The training loop's own work for a shape, on random tokens: `forward_and_backward` of a micro-batch, and `update`."""
-
-    def __init__(
-        self, machine: Machine, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
-    ) -> None:
-        self.machine, self.scaler = machine, machine.scaler()
-        with torch.device(machine.device):
-            model = GPT(shape)
-        self.forward = for_training(model, compiled)
-        self.optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
-        self.clipped = clipped_parameters(self.optim)
-        x, y = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)) for _ in range(2))
-        self.starts = machine.document_starts(x.numpy(), shape)
-        self.x, self.y = x.to(machine.device), y.to(machine.device)
-
-    def forward_and_backward(self) -> None:
-        with self.machine.autocast():
-            loss = self.forward(self.x, self.y, self.starts)
-        self.scaler.scale(loss).backward()
-
-    def update(self) -> None:
-        self.scaler.unscale_(self.optim)
-        torch.nn.utils.clip_grad_norm_(self.clipped, 1.0)
-        self.scaler.step(self.optim)
-        self.scaler.update()
-        self.optim.zero_grad(set_to_none=True)
+def step_on_random_tokens(
+    machine: Machine, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
+) -> tuple[TrainingStep, Batch[torch.Tensor]]:
+    """A training step of a new model, and a micro-batch of random tokens to train it on."""
+    with torch.device(machine.device):
+        model = GPT(shape)
+    loss_of = for_training(next_token, model, compiled)
+    optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
+    inputs, targets = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)).numpy() for _ in range(2))
+    batch = machine.batch(Batch(inputs, targets), shape)
+    return TrainingStep(loss_of, optim, machine.scaler(), machine.autocast, grad_clip=1.0), batch
 
 
 def measure(
@@ -80,26 +67,33 @@ def measure(
     """
     available = machine.restart_peak_memory() + machine.free_memory()
     micro, began = min(micro_batch, sequences), now()
-    step = TrainingStep(machine, shape, optimizer, micro, compiled)
+    step, batch = step_on_random_tokens(machine, shape, optimizer, micro, compiled)
     machine.synchronize()
     build_s = now() - began
 
-    def timed(work: Callable[[], None]) -> float:
+    def timed(work: Callable[[], object]) -> float:
         began = now()
         work()
         machine.synchronize()
         return now() - began
 
-    first_s = timed(step.forward_and_backward)
+    def forward_backward() -> None:
+        step.forward_backward([batch], micro)
+
+    def update() -> None:
+        step.clip()
+        step.update()
+
+    first_s = timed(forward_backward)
     if micro < sequences:
-        timed(step.forward_and_backward)  # for the memory: the gradient of the first is held meanwhile
-    first_update_s = timed(step.update)
+        timed(forward_backward)  # for the memory: the gradient of the first is held meanwhile
+    first_update_s = timed(update)
     micro_s: list[float] = []
     update_s: list[float] = []
     began = now()
     while now() - began < seconds or len(micro_s) < MIN_REPEATS:
-        micro_s.append(timed(step.forward_and_backward))
-        update_s.append(timed(step.update))
+        micro_s.append(timed(forward_backward))
+        update_s.append(timed(update))
     one, update = statistics.median(micro_s), statistics.median(update_s)
     return {
         "token_s": one / (micro * shape.block_size),

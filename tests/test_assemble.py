@@ -17,13 +17,17 @@ from budget.clock import BudgetClock, Limits
 from budget.laws import LAWS
 from budget.planner import Plan, Request, make_plan
 from config import Config
+from data.batch import Batch
 from model import compiled
 from model.compiled import for_training
 from model.gpt import GPT
+from model.optim import configure_optimizers
 from model.shape import PRESETS, Shape
 from run import machine as module
 from run.machine import Machine
 from session import Session, Trainer
+from training.objectives import next_token
+from training.step import TrainingStep
 
 SHAPE = Shape(1, 2, 16, 8, 32, **PRESETS["llama"], eot=9)
 GPU = Machine(torch.device("cuda"), "", "bfloat16", 1, 1e12, "given")
@@ -41,6 +45,13 @@ def trainer(**values: Any) -> Trainer:
     return cast(Trainer, SimpleNamespace(**(usual | {"compile_cache": None, "micro_batch": 2} | values)))
 
 
+def stepping(model: GPT, loss_of: Any = None) -> dict[str, Any]:
+    """A trainer's objective, optimizer and training step."""
+    optimizer = configure_optimizers(model, 1e-3, 0.1, (0.9, 0.95), "cpu")
+    step = TrainingStep(loss_of or partial(next_token, model), optimizer, CPU.scaler(), CPU.autocast, 1.0)
+    return {"objective": next_token, "optimizer": optimizer, "training_step": step}
+
+
 def session(setting: str, seconds_left: float = 3600.0) -> tuple[Session, list[str]]:
     config, said = Config(), []
     config.device.compile = setting
@@ -52,17 +63,17 @@ def session(setting: str, seconds_left: float = 3600.0) -> tuple[Session, list[s
 
 def test_micro_batches_are_the_batch_in_order_each_with_its_own_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = np.arange(45).reshape(5, 9) % 10
-    loader = SimpleNamespace(batch=lambda step: (tokens[:, :-1], tokens[:, 1:]))
+    loader = SimpleNamespace(batch=lambda step: Batch(tokens[:, :-1], tokens[:, 1:]))
     parts = micro_batches(trainer(loader=loader, micro_batch=2))
-    assert [len(x) for x, _, _ in parts] == [2, 2, 1]
-    assert torch.cat([x for x, _, _ in parts]).tolist() == tokens[:, :-1].tolist()
-    assert torch.cat([y for _, y, _ in parts]).tolist() == tokens[:, 1:].tolist()
-    assert [starts for _, _, starts in parts] == [None] * 3  # on a CPU there is a mask
+    assert [len(part.inputs) for part in parts] == [2, 2, 1]
+    assert torch.cat([part.inputs for part in parts]).tolist() == tokens[:, :-1].tolist()
+    assert torch.cat([part.targets for part in parts]).tolist() == tokens[:, 1:].tolist()
+    assert [part.starts for part in parts] == [None] * 3  # on a CPU there is a mask
     monkeypatch.setattr(module, "best_precision", lambda device: "bfloat16")
-    for x, _, starts in micro_batches(trainer(loader=loader, micro_batch=2)):
-        assert starts is not None
-        flat = x.flatten().tolist()
-        assert starts.tolist() == [i for i, each in enumerate(flat) if each == 9 or i % 8 == 0] + [len(flat)]
+    for part in micro_batches(trainer(loader=loader, micro_batch=2)):
+        assert part.starts is not None
+        flat = part.inputs.flatten().tolist()
+        assert part.starts.tolist() == [i for i, each in enumerate(flat) if each == 9 or i % 8 == 0] + [len(flat)]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +89,12 @@ def test_what_is_compiled_sees_parts_of_one_size_where_that_is_to_be_had(
 def test_every_size_that_a_step_has_is_warmed_up_before_it() -> None:
     model, seen = GPT(SHAPE), []
 
-    def forward(x: torch.Tensor, y: torch.Tensor, starts: None) -> torch.Tensor:
-        seen.append(len(x))
-        return model(x, y, starts)
+    def loss_of(batch: Batch[torch.Tensor]) -> torch.Tensor:
+        seen.append(len(batch.inputs))
+        return next_token(model, batch)
 
     plan = replace(planned(), batch_tokens=7 * SHAPE.block_size)
-    optimizer = torch.optim.SGD(model.parameters())
-    here = trainer(model=model, forward=forward, plan=plan, micro_batch=3, optimizer=optimizer)
+    here = trainer(model=model, plan=plan, micro_batch=3, **stepping(model, loss_of))
     warm_up(session("off")[0], here)
     assert seen == [1, 3, 3]
 
@@ -99,22 +109,20 @@ def test_what_the_warm_up_compiled_is_what_trains(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch._dynamo.reset()
     tokens = np.arange(36).reshape(4, 9) % 10
-    loader = SimpleNamespace(batch=lambda step: (tokens[:, :-1], tokens[:, 1:]))
+    loader = SimpleNamespace(batch=lambda step: Batch(tokens[:, :-1], tokens[:, 1:]))
     model, plan = GPT(SHAPE), replace(planned(), batch_tokens=4 * SHAPE.block_size)
     here = trainer(
         model=model,
-        forward=for_training(model, "on"),
         plan=plan,
         micro_batch=2,
-        optimizer=torch.optim.SGD(model.parameters()),
         loader=loader,
+        **stepping(model, for_training(next_token, model, "on")),
     )
     warm_up(session("off")[0], here)
     before = len(graphs)
     assert before
     for batch in micro_batches(here):
-        with here.machine.autocast():
-            here.forward(*batch).backward()
+        here.training_step.forward_backward([batch], 2)
     torch._dynamo.reset()
     assert len(graphs) == before
 
@@ -143,22 +151,22 @@ def test_a_compiler_that_fails_costs_its_gain_only_unless_it_was_asked_for(monke
     warmed: list[Any] = []
 
     def warm_up(session: Session, trainer: Trainer) -> None:
-        warmed.append(trainer.forward)
-        if trainer.forward is not trainer.model:
+        warmed.append(trainer.training_step.loss_of)
+        if not isinstance(warmed[-1].args[0], GPT) or warmed[-1].args[0] is not trainer.model:
             raise RuntimeError("no compiler here\nand much more")
 
     monkeypatch.setattr(assemble, "warm_up", warm_up)
     model = GPT(SHAPE)
     plan = planned(compiled=True, regional=True)
     here, said = session("auto")
-    compiling = trainer(model=model, plan=plan)
+    compiling = trainer(model=model, plan=plan, **stepping(model))
     compile_model(here, compiling)
-    assert compiling.forward is model
+    assert compiling.training_step.loss_of.args == (model,)  # type: ignore[attr-defined]
     assert len(warmed) == 2
     assert "the model is not compiled (RuntimeError: no compiler here)" in said
     assert compiling.compile_cache is None
     with pytest.raises(RuntimeError):
-        compile_model(session("regional")[0], trainer(model=model, plan=plan))
+        compile_model(session("regional")[0], trainer(model=model, plan=plan, **stepping(model)))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +185,8 @@ def test_a_cache_that_the_runs_own_trial_filled_was_cold(
     monkeypatch.setattr(compiled, "cache_state", lambda: own)
     plan = planned(compiled=True, regional=True, compile_cache=of_trial)
     here, said = session("regional")
-    found = trainer(model=GPT(SHAPE), plan=plan, state=SimpleNamespace(step=step))
+    model = GPT(SHAPE)
+    found = trainer(model=model, plan=plan, state=SimpleNamespace(step=step), **stepping(model))
     compile_model(here, found)
     assert found.compile_cache == state
     assert said[-1].endswith(f"cache was {state}")

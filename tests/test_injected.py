@@ -78,20 +78,14 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], ob
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception, training: bool = True) -> None:
     """More than `most` sequences at once are too many; without `training`, for an evaluation only."""
-    forward, losses = GPT.forward, GPT.token_losses
+    hidden = GPT.hidden
 
-    def trained(self: GPT, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        if training and len(tokens) > most:
+    def limited(self: GPT, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        if len(tokens) > most and (training or not self.training):
             raise error
-        return forward(self, tokens, *others)
+        return hidden(self, tokens, *others)
 
-    def scored(self: GPT, tokens: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(tokens) > most:
-            raise error
-        return losses(self, tokens, *others)
-
-    monkeypatch.setattr(GPT, "forward", trained)
-    monkeypatch.setattr(GPT, "token_losses", scored)
+    monkeypatch.setattr(GPT, "hidden", limited)
 
 
 def test_memory_that_runs_out_in_the_middle_halves_the_micro_batch_and_nothing_else(

@@ -13,6 +13,7 @@ far as stint's knobs go, in the sizes that the other peers have. What is not the
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -97,13 +98,15 @@ class Cramming(Peer):
     def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
         import torch
 
+        from evals.scoring import score_tokens
         from run.finished import load_finished
 
         model = load_finished(str(finished(place, name)), torch.device("cpu")).model
         with np.load(windows) as held:
-            x, y = torch.from_numpy(held["x"]), torch.from_numpy(held["y"])
+            x, y = held["x"], held["y"]
         nats = 0.0
         with torch.inference_mode():
-            for xs, ys in zip(x.split(BATCH), y.split(BATCH), strict=True):
-                nats += model.token_losses(xs, ys)[0].double().sum().item()
+            for first in range(0, len(x), BATCH):
+                xs, ys = x[first : first + BATCH], y[first : first + BATCH]
+                nats += score_tokens(model, xs, ys, "cpu", nullcontext).nats.sum()
         return nats / int((y != -1).sum())

@@ -11,6 +11,7 @@ from budget.flops import flops_6nd_per_token, flops_per_token
 from model import loss
 from model.gpt import GPT
 from model.shape import PRESETS, Shape
+from tests.model.losses import loss_of
 
 
 @pytest.mark.parametrize("preset", ["classic", "llama", "modern"])
@@ -21,7 +22,7 @@ def test_flops_agree_with_torchs_counter(preset: str, monkeypatch: pytest.Monkey
     shape = Shape(n_layer=3, n_head=2, n_embd=128, block_size=64, vocab_size=512, **PRESETS[preset])
     model, tokens = GPT(shape), torch.randint(512, (2, 64))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        model(tokens, tokens).backward()
+        loss_of(model, tokens, tokens).backward()
     assert counter.get_total_flops() == pytest.approx(flops_per_token(shape) * tokens.numel(), rel=0.01)
 
 

@@ -30,7 +30,8 @@ def brute_force_windows(split: Split, block: int) -> set[tuple[int, ...]]:
 
 
 def rows(loader: Loader, step: int) -> list[tuple[int, ...]]:
-    x, y = loader.batch(step)
+    batch = loader.batch(step)
+    x, y = batch.inputs, batch.targets
     assert x.dtype == y.dtype == np.int64
     assert (x[:, 1:] == y[:, :-1]).all()
     return [(*a, b[-1]) for a, b in zip(x.tolist(), y.tolist(), strict=True)]
@@ -89,7 +90,7 @@ def test_another_batch_size_on_the_way_goes_on_with_the_windows_that_would_have_
 
 def test_windows_come_once_an_epoch_also_beyond_what_is_ordered_at_once() -> None:
     loader = Loader(split_of_sizes([8 * 5000 + 1]), 8, 7, seed=3)
-    seen = [tuple(row) for step in range(2 * 5000 // 7) for row in loader.batch(step)[0].tolist()]
+    seen = [tuple(row) for step in range(2 * 5000 // 7) for row in loader.batch(step).inputs.tolist()]
     assert len(set(seen[:5000])) == 5000
     assert len(set(seen[5000:])) == len(seen) - 5000
 

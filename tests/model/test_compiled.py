@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from data.batch import Batch
+from evals.scoring import score_tokens
 from model.compiled import cache_state, for_training
 from model.gpt import GPT
 from model.shape import PRESETS, Shape
+from training.objectives import next_token
 
 SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": 96}
 TOKENS = torch.randint(96, (3, 17), generator=torch.Generator().manual_seed(1))
+BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:])
 
 
 def build(**knobs: Any) -> GPT:
@@ -58,10 +63,9 @@ def test_however_compiled_it_trains_the_same_weights_in_the_same_way(
 ) -> None:
     model, plain = build(**knobs), build(**knobs)
     names = list(model.state_dict())
-    forward = for_training(model, how)
-    for each in (forward, plain):
+    for each in (for_training(next_token, model, how), partial(next_token, plain)):
         for _ in range(2):
-            each(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+            each(BATCH).backward()
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert parameter.grad is not None, name
         grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
@@ -73,15 +77,15 @@ def test_however_compiled_it_trains_the_same_weights_in_the_same_way(
 @pytest.mark.parametrize("how", ["on", "regional"])
 def test_evaluating_and_sampling_compile_nothing(graphs: list[torch.fx.GraphModule], how: str) -> None:
     model = build()
-    forward = for_training(model, how)
-    forward(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    loss_of = for_training(next_token, model, how)
+    loss_of(BATCH).backward()
     before = len(graphs)
     model.eval()
     with torch.inference_mode():
-        model.token_losses(TOKENS[:1, :-1], TOKENS[:1, 1:])
+        score_tokens(model, TOKENS[:1, :-1].numpy(), TOKENS[:1, 1:].numpy(), "cpu", nullcontext)
         model(TOKENS[:, :5])
     model.train()
-    forward(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    loss_of(BATCH).backward()
     assert len(graphs) == before == 1
 
 
@@ -89,7 +93,7 @@ def test_tables_have_sparse_gradients_where_the_compiler_does_not_see_them(graph
     sparse = {}
     for how in ("off", "regional", "on"):
         model = build(bigram_rows=50)
-        for_training(model, how)(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+        for_training(next_token, model, how)(BATCH).backward()
         assert model.bigrams is not None
         assert model.bigrams.weight.grad is not None
         sparse[how] = model.bigrams.weight.grad.is_sparse

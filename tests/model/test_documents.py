@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evals.scoring import score_tokens
 from model.documents import document_starts
 from model.gpt import GPT, bigram_ids
 from model.shape import PRESETS, Shape
+from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 96}
 EOT = 95
@@ -89,7 +92,7 @@ def test_no_gradient_flows_into_another_document(knobs: dict[str, Any]) -> None:
     tokens = some_tokens()
     targets = tokens.roll(-1, dims=1)
     targets[:, :SECOND], targets[:, THIRD:] = -1, -1  # only the second document's losses
-    model(tokens, targets).backward()
+    loss_of(model, tokens, targets).backward()
     assert len(embedded) == len(tables)
     for each in embedded:
         assert each.grad is not None
@@ -104,8 +107,8 @@ def test_losses_of_single_tokens_have_the_same_mask() -> None:
     targets = tokens.roll(-1, dims=1)
     with torch.no_grad():
         expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="none")
-        losses, _ = model.eval().token_losses(tokens, targets)
-    torch.testing.assert_close(losses.flatten(), expected)
+        scores = score_tokens(model.eval(), tokens.numpy(), targets.numpy(), "cpu", nullcontext)
+    torch.testing.assert_close(torch.from_numpy(scores.nats).float().flatten(), expected)
 
 
 def test_the_first_bigram_of_a_document_is_none() -> None:
@@ -213,7 +216,7 @@ def test_the_kernel_and_the_mask_are_the_same_attention(kernel: list[torch.dtype
     losses, grads = [], []
     for each in (None, starts):
         model = build(**knobs)
-        loss = model(tokens, targets, each)
+        loss = loss_of(model, tokens, targets, each)
         loss.backward()
         losses.append(loss)
         grads.append({name: p.grad for name, p in model.named_parameters()})
@@ -238,13 +241,13 @@ def test_one_graph_for_any_number_of_documents(kernel: list[torch.dtype], form: 
     model = build(**KNOBS["all"], n_layer=1)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(loss_of, backend="eager", fullgraph=True)
     for ends in ([], [3], [3, 9, 11]):
         tokens = some_tokens()
         tokens[:, ends] = EOT
         starts = torch.from_numpy(document_starts(tokens.numpy(), EOT)) if form == "starts" else None
         if starts is not None:
             torch._dynamo.maybe_mark_dynamic(starts, 0)
-        found, expected = compiled(tokens, tokens, starts), model(tokens, tokens, starts)
+        found, expected = (each(model, tokens, tokens, starts) for each in (compiled, loss_of))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

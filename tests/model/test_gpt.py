@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from errors import UserError
+from evals import scoring
 from model import gpt
 from model.gpt import GPT, RMSNORM_EPS, Attention, rotary_tables, rotate
 from model.shape import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
+from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
 
@@ -63,7 +66,7 @@ def test_the_first_loss_is_that_of_guessing(preset: str, tie: bool, width: int) 
     model = build(**(PRESETS[preset] | {"tie": tie}), n_embd=width, vocab_size=4096, n_layer=4)
     tokens = torch.randint(4096, (8, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss = loss_of(model, tokens[:, :-1], tokens[:, 1:])
     assert loss.item() == pytest.approx(math.log(4096), abs=0.3)
 
 
@@ -149,6 +152,11 @@ def test_activations(activation: str, expected: Any) -> None:
     torch.testing.assert_close(gpt.ACTIVATIONS[activation](x), expected(x))
 
 
+def scored(model: gpt.GPT, tokens: torch.Tensor, targets: torch.Tensor) -> scoring.TokenScores:
+    with torch.no_grad():
+        return scoring.score_tokens(model, tokens.numpy(), targets.numpy(), "cpu", nullcontext)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_token_losses_are_those_of_cross_entropy(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = randomise(build(**PRESETS[preset]))
@@ -157,22 +165,22 @@ def test_token_losses_are_those_of_cross_entropy(preset: str, monkeypatch: pytes
     logits = model(tokens)
     targets[2] = logits[2].argmax(-1)
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-    monkeypatch.setattr(gpt, "MAX_LOGITS", 96 * 7)  # 7 tokens a slice; 48 is no multiple of it
-    losses, correct = model.token_losses(tokens, targets)
-    torch.testing.assert_close(losses, expected.view(3, 16))
-    assert torch.equal(correct, logits.argmax(-1) == targets)
-    assert correct[2].all()
-    assert (losses[0, 3:9] == 0).all()
-    torch.testing.assert_close(model(tokens, targets), losses.sum() / (targets != -1).sum())
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 96 * 7)  # 7 tokens a slice; 48 is not a multiple of it
+    scores = scored(model, tokens, targets)
+    torch.testing.assert_close(torch.from_numpy(scores.nats).float(), expected.view(3, 16).detach())
+    assert scores.greedy.tolist() == (logits.argmax(-1) == targets).tolist()
+    assert scores.greedy[2].all()
+    assert (scores.nats[0, 3:9] == 0).all()
+    assert loss_of(model, tokens, targets).item() == pytest.approx(scores.nats.sum() / int((targets != -1).sum()))
 
 
 def test_no_slice_of_logits_is_larger_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     sizes: list[int] = []
     unembed = model.unembed
-    monkeypatch.setattr(gpt, "MAX_LOGITS", 96 * 7)
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 96 * 7)
     monkeypatch.setattr(model, "unembed", lambda hidden: sizes.append(hidden.size(0) * 96) or unembed(hidden))
-    model.token_losses(some_tokens(), some_tokens())
+    scored(model, some_tokens(), some_tokens())
     assert max(sizes) == 96 * 7
     assert sum(sizes) == 96 * 48
 
@@ -182,16 +190,17 @@ def test_losses_are_float32_under_autocast(preset: str) -> None:
     model = build(**PRESETS[preset])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(some_tokens()).dtype == torch.bfloat16
-        loss = model(some_tokens(), some_tokens())
-        losses, _ = model.token_losses(some_tokens(), some_tokens())
-    assert loss.dtype == losses.dtype == torch.float32
-    assert loss.item() == pytest.approx(model(some_tokens(), some_tokens()).item(), abs=0.02)
+        loss = loss_of(model, some_tokens(), some_tokens())
+        nats = scored(model, some_tokens(), some_tokens()).nats
+    assert loss.dtype == torch.float32
+    assert (nats != torch.from_numpy(nats).bfloat16().double().numpy()).any(), "more digits than bfloat16 has"
+    assert loss.item() == pytest.approx(loss_of(model, some_tokens(), some_tokens()).item(), abs=0.02)
+    assert loss.item() == pytest.approx(nats.mean(), abs=0.02)
 
 
 def test_losses_are_float32_of_a_model_in_bfloat16() -> None:
     model = build().bfloat16()
-    assert model(some_tokens(), some_tokens()).dtype == torch.float32
-    assert model.token_losses(some_tokens(), some_tokens())[0].dtype == torch.float32
+    assert loss_of(model, some_tokens(), some_tokens()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -217,7 +226,7 @@ def test_blocks_initialised_to_zero_are_the_identity_and_still_learn() -> None:
     model = build(**(PRESETS["modern"] | {"tie": True}))  # behind a head of zeros they learn from the second step on
     x = torch.randn(2, 16, 32)
     assert torch.equal(model.blocks[0](x, rotary_tables(model.shape))[0], x)
-    model(some_tokens(), some_tokens()).backward()
+    loss_of(model, some_tokens(), some_tokens()).backward()
     assert all((block.attention.out.weight.grad != 0).any() for block in model.blocks)
 
 
@@ -247,8 +256,8 @@ def test_the_state_dict_is_the_whole_model(preset: str) -> None:
 def test_one_graph_for_torch_compile(preset: str) -> None:
     model = randomise(build(**PRESETS[preset]))
     torch._dynamo.reset()  # other models of this process count as recompilations
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    found, expected = compiled(some_tokens(), some_tokens()), model(some_tokens(), some_tokens())
+    compiled = torch.compile(loss_of, backend="eager", fullgraph=True)
+    found, expected = (each(model, some_tokens(), some_tokens()) for each in (compiled, loss_of))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -278,7 +287,7 @@ def test_it_learns_a_sequence_by_heart() -> None:
     tokens = torch.randint(96, (2, 17), generator=torch.Generator().manual_seed(3))
     for _ in range(60):
         optimizer.zero_grad()
-        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss = loss_of(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1

@@ -13,6 +13,7 @@ from model.muon import orthogonalise, precision_on
 from model.optim import configure_optimizers, set_schedule
 from model.recipe import MOMENTUM_START, MOMENTUM_WARMUP, OptimSettings, momentum_at
 from model.shape import PRESETS, Shape
+from tests.model.losses import loss_of
 
 SHAPE = Shape(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64, **(PRESETS["classic"] | {"qk_norm": True}))
 TOKENS = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(1))
@@ -31,7 +32,7 @@ def steps(model: GPT, optimizer: torch.optim.Optimizer, count: int, rate: float 
     for step in range(count):
         set_schedule(optimizer, rate * (1 - step / count), 1.0)
         optimizer.zero_grad()
-        model(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+        loss_of(model, TOKENS[:, :-1], TOKENS[:, 1:]).backward()
         optimizer.step()
 
 
@@ -58,7 +59,7 @@ def test_it_is_torchs_muon_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         reference.param_groups[0]["lr"] = rate
         set_schedule(others, rate, 1.0)
         theirs.zero_grad()
-        theirs(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+        loss_of(theirs, TOKENS[:, :-1], TOKENS[:, 1:]).backward()
         reference.step()
         for p in whole(theirs):
             p.grad = None
@@ -160,7 +161,7 @@ def test_tables_are_adams_without_momentum_whether_their_gradients_are_sparse_or
     for step in range(25):
         tokens = torch.randint(64 if step % 5 == 0 else 8, (1, 9), generator=generator)
         optimizer.zero_grad()
-        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        loss_of(model, tokens[:, :-1], tokens[:, 1:]).backward()
         for p, copy in zip(tables, copies, strict=True):
             assert p.grad is not None
             assert p.grad.is_sparse is sparse

@@ -17,6 +17,7 @@ from model.optim import configure_optimizers, set_schedule
 from model.recipe import OptimSettings
 from model.shape import PRESETS, Shape
 from run.checkpoint import named_optimizer_tensors, restore_optimizer
+from tests.model.losses import loss_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +63,7 @@ def test_adamw_is_the_papers(device_type: str) -> None:
         rate = learning_rate / step
         set_schedule(optimizer, rate, 0.5)
         optimizer.zero_grad()
-        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        loss_of(model, tokens[:, :-1], tokens[:, 1:]).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None
             gradient = parameter.grad.double()
@@ -89,7 +90,7 @@ def test_a_checkpoint_of_torchs_adamw_goes_on_in_ours_and_the_other_way_round(de
                 optimizer = configure_optimizers(model, 1e-2, 0.1, (0.9, 0.95), change)
                 restore_optimizer(model, optimizer, saved)
             optimizer.zero_grad()
-            model(tokens[:, :-1], tokens[:, 1:]).backward()
+            loss_of(model, tokens[:, :-1], tokens[:, 1:]).backward()
             optimizer.step()
         return {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -130,10 +131,11 @@ def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
 def test_a_step_does_not_load_torchs_compiler(rows: int) -> None:
     """It takes two seconds, which a run that compiles nothing has better use for."""
     code = (
-        "import sys, torch; from model.gpt import GPT; from model.optim import configure_optimizers as make\n"
+        "import sys, torch; from data.batch import Batch; from training.objectives import next_token\n"
+        "from model.gpt import GPT; from model.optim import configure_optimizers as make\n"
         f"from model.shape import Shape; model = GPT(Shape(1, 2, 32, 8, 64, bigram_rows={rows}))\n"
         "optimizer = make(model, 1e-3, 0.1, (0.9, 0.95), 'cpu')\n"
-        "optimizer.zero_grad(); model(*2 * [torch.zeros(1, 8, dtype=int)]).backward(); optimizer.step()\n"
+        "optimizer.zero_grad(); next_token(model, Batch(*2 * [torch.zeros(1, 8, dtype=int)])).backward(); optimizer.step()\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -18,6 +18,7 @@ from errors import UserError
 from model import loss
 from model.gpt import GPT
 from model.shape import ACTIVATIONS, NORMS, POSITIONS, PRESETS, Shape, padded_vocab
+from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
 
@@ -85,7 +86,7 @@ def test_the_flop_convention_is_what_torch_counts(preset: str, tie: bool, monkey
     model = GPT(shape)
     tokens = torch.randint(96, (2, 32))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(tokens, tokens).backward()
+        loss_of(model, tokens, tokens).backward()
     per_token = 6 * shape.matmul_parameters() + 12 * shape.n_layer * shape.n_embd * shape.block_size
     assert counter.get_total_flops() / tokens.numel() == pytest.approx(per_token, rel=1e-9)
 

@@ -10,6 +10,7 @@ import torch
 
 from model.gpt import GPT, bigram_ids, rotate
 from model.shape import PRESETS, Shape
+from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
 SHORTCUTS: dict[str, dict[str, Any]] = {
@@ -69,13 +70,13 @@ def test_parameters_are_counted(knobs: dict[str, Any]) -> None:
 @EACH
 def test_the_first_loss_is_that_of_guessing_and_all_of_it_learns(knobs: dict[str, Any]) -> None:
     model = build(**knobs)
-    loss = model(TOKENS[:, :-1], TOKENS[:, 1:])
+    loss = loss_of(model, TOKENS[:, :-1], TOKENS[:, 1:])
     assert loss.item() == pytest.approx(math.log(96), abs=0.3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in range(60):
         optimizer.zero_grad()
-        loss = model(TOKENS[:, :-1], TOKENS[:, 1:])
+        loss = loss_of(model, TOKENS[:, :-1], TOKENS[:, 1:])
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.5
@@ -86,10 +87,9 @@ def test_the_first_loss_is_that_of_guessing_and_all_of_it_learns(knobs: dict[str
 def test_one_graph_for_torch_compile(knobs: dict[str, Any]) -> None:
     model = randomised(build(**knobs))
     torch._dynamo.reset()  # other models of this process count as recompilations
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(
-        compiled(TOKENS[:, :16], TOKENS[:, 1:]), model(TOKENS[:, :16], TOKENS[:, 1:]), atol=1e-5, rtol=1e-5
-    )
+    compiled = torch.compile(loss_of, backend="eager", fullgraph=True)
+    found, expected = (each(model, TOKENS[:, :16], TOKENS[:, 1:]) for each in (compiled, loss_of))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_tables_start_at_zero_and_shares_at_one_so_nothing_is_changed_at_first() -> None:
