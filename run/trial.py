@@ -94,11 +94,11 @@ def measure(
     while now() - began < seconds or len(micro_s) < MIN_REPEATS:
         micro_s.append(timed(forward_backward))
         update_s.append(timed(update))
-    one, update = statistics.median(micro_s), statistics.median(update_s)
+    one, one_update = statistics.median(micro_s), statistics.median(update_s)
     return {
         "token_s": one / (micro * shape.block_size),
-        "update_s": update + BOOKKEEPING_S.get(machine.device.type, 0.0),
-        "start_s": build_s + max(0.0, first_s - one) + max(0.0, first_update_s - update),
+        "update_s": one_update + BOOKKEEPING_S.get(machine.device.type, 0.0),
+        "start_s": build_s + max(0.0, first_s - one) + max(0.0, first_update_s - one_update),
         "compile_s": max(0.0, first_s - one) if compiled != "off" else 0.0,
         "compile_cache": cache_state() if compiled != "off" else None,
         "peak_memory": machine.peak_memory(),

@@ -30,6 +30,7 @@ from run.report import write_report
 from run.spikes import LASTING
 from tests.conftest import folder_of, run_here
 from tests.test_train import points
+from training.step import TrainingStep
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 OFTEN = ("checkpoint.every_s=0.01", "checkpoint.max_fraction=1.0")
@@ -128,14 +129,14 @@ def test_memory_that_is_too_small_for_the_evaluation_changes_no_figure(
 def test_no_memory_for_a_single_sequence_is_one_line_and_the_checkpoint_stays(
     place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip, calls = train.clip, itertools.count(1)
+    clip, calls = TrainingStep.clip, itertools.count(1)
 
-    def running_out(parameters: Any, largest: float) -> Any:
+    def running_out(step: TrainingStep) -> torch.Tensor:
         if next(calls) == 30:
             small_memory(monkeypatch, 0, FULL)
-        return clip(parameters, largest)
+        return clip(step)
 
-    monkeypatch.setattr(train, "clip", running_out)
+    monkeypatch.setattr(TrainingStep, "clip", running_out)
     with pytest.raises(MachineError, match="single sequence") as caught:
         run_here(place, "budget.steps=40", *OFTEN, name="none-left")
     assert "\n" not in str(caught.value)
@@ -147,7 +148,7 @@ def test_no_memory_for_a_single_sequence_is_one_line_and_the_checkpoint_stays(
 
 def test_memory_that_runs_out_in_the_update_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the weights may have moved: nothing of it is kept, and nothing is tried again from it."""
-    monkeypatch.setattr(train, "clip", lambda parameters, largest: (_ for _ in ()).throw(FULL))
+    monkeypatch.setattr(TrainingStep, "clip", lambda step: (_ for _ in ()).throw(FULL))
     with pytest.raises(MachineError, match="out of memory"):
         run_here(place, "budget.steps=40", name="update")
     folder = folder_of(place, "update")
@@ -160,20 +161,20 @@ def test_memory_that_runs_out_in_the_update_is_one_line(place: Path, monkeypatch
 # -- a loss that is no number ------------------------------------------------------------------------------------------
 
 
-Parameters = list[torch.nn.Parameter]
+Parameters = list[torch.Tensor]
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[Parameters], None]) -> None:
     """Do `how` to the parameters in the update of a step, counted from 1 over all that the process does."""
-    clip, calls = train.clip, itertools.count(1)
+    clip, calls = TrainingStep.clip, itertools.count(1)
 
-    def clipped(parameters: Parameters, largest: float) -> torch.Tensor:
-        norm = clip(parameters, largest)
+    def clipped(training_step: TrainingStep) -> torch.Tensor:
+        norm = clip(training_step)
         if next(calls) == step:
-            how(parameters)
+            how(training_step.clipped)
         return norm
 
-    monkeypatch.setattr(train, "clip", clipped)
+    monkeypatch.setattr(TrainingStep, "clip", clipped)
 
 
 def to_nan(parameters: Parameters) -> None:
