@@ -47,7 +47,6 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> Tra
     loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
     return Trainer(
         shape=shape,
-        planned=plan,
         plan=plan,
         machine=machine,
         corpus=corpus,

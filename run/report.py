@@ -167,16 +167,8 @@ def _plan_and_outcome(run: Run) -> str:
 
 
 def _off_plan(run: Run) -> str:
-    """Why the tokens were off plan, and what was corrected on the way."""
-    part = run.part("plan")
-    lines = [f"Off plan: {reason}." for reason in listing(part.get("why_off"))]
-    correction = mapping(part.get("correction"))
-    if is_number(correction.get("step")) and is_number(correction.get("tokens")):
-        lines.append(
-            f"Corrected at step {correction['step']:,} for {format_count(correction['tokens'])} tokens: batch"
-            f" {int(number(correction.get('batch_tokens'), 0)):,} tokens, learning rate"
-            f" {number(correction.get('learning_rate'), 0):g}, weight decay {number(correction.get('weight_decay'), 0):g}."
-        )
+    """Why the tokens were off plan."""
+    lines = [f"Off plan: {reason}." for reason in listing(run.part("plan").get("why_off"))]
     return "".join(f"<p>{page.text(line)}</p>" for line in lines)
 
 
