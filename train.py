@@ -323,7 +323,7 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.tokens += trainer.cost.tokens
             state.flops += trainer.cost.flops
             state.progress = progress
-            watch.after_step(state.step, state.tokens, trainer.cost.tokens, clock.accounts())
+            watch.after_step(state.step, state.tokens, clock.accounts())
             late.push(loss, norm, rate)
             show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
