@@ -54,7 +54,6 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan, model:
     loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
     return Trainer(
         shape=shape,
-        planned=plan,
         plan=plan,
         machine=machine,
         corpus=corpus,

@@ -196,15 +196,15 @@ def record(
             "slow": slow_spells(metrics),
         },
         "plan": {
-            "predicted_tokens": trainer.planned.tokens,
-            "predicted_steps": trainer.planned.steps,
-            "predicted_tokens_per_second": trainer.planned.tokens_per_second,
-            "predicted_loss": trainer.planned.predicted_loss,
-            "predicted_loss_interval": trainer.planned.predicted_loss_interval,
-            "law": trainer.planned.law,
-            "optimizer": trainer.planned.optimizer,
-            "correction": state.correction if state.correction and state.correction["changed"] else None,
-            "why_off": why_off(trainer.planned, spent, ledger, clock.limits, rates_of(metrics))
+            "predicted_tokens": trainer.plan.tokens,
+            "predicted_steps": trainer.plan.steps,
+            "predicted_tokens_per_second": trainer.plan.tokens_per_second,
+            "predicted_loss": trainer.plan.predicted_loss,
+            "predicted_loss_interval": trainer.plan.predicted_loss_interval,
+            "law": trainer.plan.law,
+            "optimizer": trainer.plan.optimizer,
+            "correction": None,  # no plan is corrected on the way any more; readers of the file know the key
+            "why_off": why_off(trainer.plan, spent, ledger, clock.limits, rates_of(metrics))
             if status == "finished"
             else [],
         },
@@ -234,7 +234,7 @@ def rates_of(metrics: Records) -> list[float]:
 
 def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> None:
     """The end of the console: what came out, against the plan, and where it lies."""
-    console, run, plan, spent = session.console, session.run, trainer.planned, result["spent"]
+    console, run, plan, spent = session.console, session.run, trainer.plan, result["spent"]
     figures, over = result["eval"], result["spent"]["overshoot_s"]
     rows = [
         ("tokens", format_count(plan.tokens), format_count(spent["tokens"]), change(plan.tokens, spent["tokens"])),

@@ -13,7 +13,6 @@ from json_io import number
 from run.console import format_seconds
 from run.history import read_metrics
 from session import Session, Trainer, save
-from settle import apply_correction
 
 if TYPE_CHECKING:
     from run.checkpoint import Checkpoint
@@ -102,19 +101,21 @@ def restore(session: Session, trainer: Trainer, found: Checkpoint) -> None:
         session.console.say(f"the budget was {state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
         state.limit_s = limit_s
     trainer.training_step.scaler = trainer.machine.scaler(state.loss_scale)
-    apply_correction(session, trainer)
+    if found.corrected:
+        session.console.warn(
+            "an earlier version of the code changed this run's batch and rates on the way; it goes on as planned"
+        )
 
 
 def move(session: Session, trainer: Trainer, before: str) -> None:
-    """Another machine than the one that trained so far: say so, take micro-batches that fit here, and hold the plan against
-    the speed of this one when it is known."""
-    optim, clock = session.config.optim, session.clock
+    """Another machine than the one that trained so far: say so, and take micro-batches that fit here. The plan stands, and
+    the schedule follows the clock."""
+    optim = session.config.optim
     sequences = trainer.plan.batch_tokens // trainer.shape.block_size
     trainer.micro_batch = optim.micro_batch or trainer.machine.micro_batch(trainer.shape, sequences)
-    trainer.state.moved_at, trainer.state.micro_batch = clock.progress, None
-    text = f"the run moved from {before} to {trainer.machine.title}"
-    again = "; its plan is held against the speed here when a tenth of what is left is done"
-    session.console.warn(text + (again if clock.limits.seconds is not None else ""))
+    trainer.state.micro_batch = None
+    text = f"the run moved from {before} to {trainer.machine.title}; its plan stands"
+    session.console.warn(text)
     trainer.metrics.write({"event": "note", "step": trainer.state.step, "text": text})
 
 

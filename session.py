@@ -59,8 +59,7 @@ class Trainer:
     """Everything the training loop touches."""
 
     shape: Shape
-    planned: Plan  # as the run began with it
-    plan: Plan  # as it goes on, after its correction
+    plan: Plan
     machine: Machine
     corpus: Corpus
     model: GPT

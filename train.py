@@ -52,7 +52,7 @@ from session import (
     set_status,
     write_report_of,
 )
-from settle import correct, saved_plan, settle_plan
+from settle import saved_plan, settle_plan
 
 if TYPE_CHECKING:
     import torch
@@ -306,9 +306,8 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.tokens += trainer.cost.tokens
             state.flops += trainer.cost.flops
             state.progress = progress
-            watch.after_step(state.step, state.tokens, trainer.cost.tokens, clock.accounts())
+            watch.after_step(state.step, state.tokens, clock.accounts())
             late.push(loss, norm, learning_rate)
-            correct(session, trainer, tightest)
             show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)

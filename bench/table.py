@@ -218,6 +218,28 @@ def tuning(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def correction(found: dict[str, Any]) -> list[str]:
+    """What it bought to change batch and rates in the middle of a run, in the mean over seeds, in percent of the loss."""
+    seeds = sorted({run["seed"] for run in found["runs"]})
+
+    def gain(key: str) -> str:
+        losses = {(run["arm"], run["seed"]): run[key] for run in found["runs"]}
+        gains = [1 - losses["corrected", seed] / losses["as planned", seed] for seed in seeds]
+        return f"{statistics.mean(gains):.2%} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.2%}"
+
+    share, settings = found["share_of_budgets"], found["settings"]
+    batches = f"{settings['corrected']['batch_tokens']:,} tokens a batch instead of {settings['as planned']['batch_tokens']:,}"
+    return [
+        "## Why a plan stands",
+        "",
+        f"On a device a quarter slower than its trial, the rules say {batches} for the tokens that a run of"
+        f" {found['planned_tokens']:,} planned ones really reaches. Following them after a tenth of the budget lowered the loss"
+        f" by {gain('loss')} for as many tokens ({len(seeds)} seeds; {gain('loss_in_result')} on the 14 documents that these runs"
+        f" scored themselves). In {1 - share:.0%} of budgets they say the same batch as the plan. So nothing is corrected in the"
+        " middle of a run.",
+    ]
+
+
 def startup(found: dict[str, Any]) -> list[str]:
     rows = [
         [
@@ -321,6 +343,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "gpu": gpu,
     "ablate": ablation,
     "tune": tuning,
+    "mid_run_correction": correction,
     "startup": startup,
 }
 

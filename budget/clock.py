@@ -72,10 +72,6 @@ class Pace:
     def add(self, seconds: float) -> None:
         self._recent.append(seconds)
 
-    def rescale(self, factor: float) -> None:
-        """From here on a step holds `factor` times the tokens."""
-        self._recent = deque((seconds * factor for seconds in self._recent), maxlen=RECENT_STEPS)
-
     @property
     def typical(self) -> float:
         return statistics.median(self._recent)

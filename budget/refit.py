@@ -110,8 +110,8 @@ class Record:
 
 
 def setup_of(folder: Path, corpus: str) -> str:
-    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned, what was corrected on
-    the way, and the corpus."""
+    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned, what earlier
+    versions of the code corrected on the way, and the corpus."""
     config = Record(folder / "config.yaml").content
     for dotted in NOT_SETUP:
         group, _, leaf = dotted.rpartition(".")

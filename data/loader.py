@@ -61,13 +61,9 @@ class Loader:
         n_windows: Windows in the split: non-overlapping, within a shard, each with one more token for the target.
     """
 
-    def __init__(
-        self, split: Split, block_size: int, batch_size: int, seed: int, first_step: int = 0, first_window: int = 0
-    ) -> None:
-        """`batch_size` counts sequences per optimizer step, from `first_step` on, before which `first_window` sequences
-        were used in batches of another size. Raises UserError where the split has no whole window."""
+    def __init__(self, split: Split, block_size: int, batch_size: int, seed: int) -> None:
+        """`batch_size` counts sequences per optimizer step. Raises UserError where the split has no whole window."""
         self._split, self._block_size, self._batch_size, self._seed = split, block_size, batch_size, seed
-        self._offset = first_window - first_step * batch_size
         self._orders: dict[int, np.ndarray] = {}  # the last two, as a batch may lie across
         per_shard = [max(0, len(shard) - 1) // block_size for shard in split.shards]
         self._ends = np.cumsum(per_shard, dtype=np.int64)
@@ -81,7 +77,7 @@ class Loader:
 
     def batch(self, step: int) -> Batch[np.ndarray]:
         """The sequences of an optimizer step: int64 arrays of shape (batch_size, block_size)."""
-        first = self._offset + step * self._batch_size
+        first = step * self._batch_size
         last = first + self._batch_size - 1
         numbers = range(first // ORDERED_AT_ONCE, last // ORDERED_AT_ONCE + 1)
         order = np.concatenate([self._order(number) for number in numbers])

@@ -134,10 +134,3 @@ def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, progres
         group["lr"] = learning_rate * group["lr_scale"]
         if "peak_momentum" in group:
             group["momentum"] = momentum_at(progress, group["peak_momentum"])
-
-
-def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
-    """Of the groups that decay at all."""
-    for group in optimizer.param_groups:
-        if group["weight_decay"]:
-            group["weight_decay"] = weight_decay

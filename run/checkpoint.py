@@ -31,14 +31,14 @@ KEPT = 2
 FORMAT = 1
 FOLDER = re.compile(r"step-(\d{9})(\.old)?")
 TENSORS = ("model.safetensors", "optimizer.safetensors")
+RETIRED = ("correction", "moved_at")  # keys of the state that earlier versions wrote; only read
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `correction`: what it
-    goes on with instead of its plan's batch and rates; `loss_scale`: of float16; `setback`: from where and why it once went
-    back, to go on at half the rate; `machine`: what it was trained on last; `moved_at`: the progress when it came there from
-    another one, until its plan is held against the speed there; `micro_batch`: sequences at once, where more did not fit."""
+    """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `loss_scale`: of float16;
+    `setback`: from where and why it once went back, to go on at half the rate; `machine`: what it was trained on last;
+    `micro_batch`: sequences at once, where more did not fit."""
 
     step: int = 0
     tokens: int = 0
@@ -46,11 +46,9 @@ class TrainingState:
     progress: float = 0.0
     loss: float | None = None
     limit_s: float | None = None
-    correction: dict[str, Any] | None = None
     loss_scale: float | None = None
     setback: dict[str, Any] | None = None
     machine: str | None = None
-    moved_at: float | None = None
     micro_batch: int | None = None
 
 
@@ -132,12 +130,14 @@ def step_of(path: Path) -> int:
 
 @dataclass
 class Checkpoint:
-    """A checkpoint as read back and verified."""
+    """A checkpoint as read back and verified. `corrected`: written by earlier code that had changed the batch and the rates
+    of the plan on the way."""
 
     state: TrainingState
     ledger: dict[str, float]
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    corrected: bool
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None], before: float = math.inf) -> Checkpoint | None:
@@ -213,25 +213,23 @@ def _read(path: Path) -> Checkpoint:
     for name in TENSORS:
         if file_hash(member(path, name)) != content["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
-    return Checkpoint(_state(content["state"]), _accounts(content), *(load_file(path / name) for name in TENSORS))
+    model, optimizer = (load_file(path / name) for name in TENSORS)
+    correction = content["state"].get("correction")
+    corrected = correction is not None and correction["changed"] is True
+    return Checkpoint(_state(content["state"]), _accounts(content), model, optimizer, corrected)
 
 
 def _state(content: dict[str, Any]) -> TrainingState:
     """The training state in a checkpoint's JSON. Raises ValueError where no run can stand there: a checksum shows damage,
     not who wrote the file."""
-    state = TrainingState(**content)
-    maybe = [
-        value
-        for value in (state.loss, state.limit_s, state.loss_scale, state.moved_at, state.micro_batch)
-        if value is not None
-    ]
+    state = TrainingState(**{name: value for name, value in content.items() if name not in RETIRED})
+    maybe = [value for value in (state.loss, state.limit_s, state.loss_scale, state.micro_batch) if value is not None]
     fits = (
         is_count(state.step)
         and is_count(state.tokens)
         and is_amount(state.flops, 1e40)
         and is_amount(state.progress)
         and all(map(is_amount, maybe))
-        and isinstance(state.correction, dict | None)
         and isinstance(state.setback, dict | None)
         and isinstance(state.machine, str | None)
     )

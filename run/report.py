@@ -145,17 +145,8 @@ def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
 
 
 def _off_plan(run: Run) -> list[str]:
-    """Why the tokens were off plan, and what was corrected on the way."""
-    part = run.part("plan")
-    lines = [f"Off plan: {reason}." for reason in listing(part.get("why_off"))]
-    correction = mapping(part.get("correction"))
-    if is_number(correction.get("step")) and is_number(correction.get("tokens")):
-        lines.append(
-            f"Corrected at step {correction['step']:,} for {format_count(correction['tokens'])} tokens: batch"
-            f" {int(number(correction.get('batch_tokens'), 0)):,} tokens, learning rate"
-            f" {number(correction.get('learning_rate'), 0):g}, weight decay {number(correction.get('weight_decay'), 0):g}."
-        )
-    return lines
+    """Why the tokens were off plan."""
+    return [f"Off plan: {reason}." for reason in listing(run.part("plan").get("why_off"))]
 
 
 def _shape(run: Run) -> list[str]:

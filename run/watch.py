@@ -49,23 +49,18 @@ class SpeedWatch:
         steady_s = STEADY_S if limit_s is None else min(STEADY_S, STEADY_SHARE * limit_s)
         self._span_s = max(SHORTEST_SPAN_S, steady_s / SPANS)
         self._see, self._warn, self._write = see, warn, write
-        self._batch = 0
-        self._begun = (0, 0.0, 0.0)  # tokens, seconds and seconds of waiting when the span began
-
-    def _restart(self, batch: int) -> None:
-        """Steps of another size have another speed: it has to be steady again first."""
-        self._batch = batch
+        # Tokens, seconds and seconds of waiting when the span began: with the first step, which is not measured itself.
+        self._begun: tuple[int, float, float] | None = None
         self._spans: deque[Span] = deque(maxlen=SPANS)
-        self._first = self._see()
         self._usual: tuple[Span, Stretch] | None = None
         self._suspected: Moment | None = None  # the machine when the speed fell
         self._lost_s: float | None = None  # in the episode that goes on; None while there is none
 
-    def after_step(self, step: int, tokens: int, batch: int, accounts: Mapping[str, float]) -> None:
-        """`tokens` trained so far, `batch` of them in this step; `accounts` of the ledger, seconds."""
+    def after_step(self, step: int, tokens: int, accounts: Mapping[str, float]) -> None:
+        """`tokens` trained so far; `accounts` of the ledger, seconds."""
         seconds, waited = accounts["train"] + accounts["data"], accounts["data"]
-        if batch != self._batch:
-            self._restart(batch)
+        if self._begun is None:
+            self._first = self._see()
         else:
             took = seconds - self._begun[1]
             if took < self._span_s:

@@ -28,6 +28,7 @@ from model.gpt import GPT
 from run.machine import Machine
 from run.report import write_report
 from run.spikes import LASTING
+from sealed import seal
 from tests.conftest import folder_of, run_here
 from tests.test_train import points
 from training.step import TrainingStep
@@ -64,14 +65,14 @@ def whole(place: Path) -> Path:
 
 def after_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], object]) -> None:
     """Do something within the training loop, where a step has just ended."""
-    correct = train.correct
+    show_progress = train.show_progress
 
-    def corrected(session: Any, trainer: Any, tightest: str) -> None:
-        correct(session, trainer, tightest)
+    def shown(session: Any, trainer: Any, *others: Any) -> None:
+        show_progress(session, trainer, *others)
         if trainer.state.step == step:
             what()
 
-    monkeypatch.setattr(train, "correct", corrected)
+    monkeypatch.setattr(train, "show_progress", shown)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -435,15 +436,15 @@ def test_signals_while_a_signal_is_being_saved_for_change_nothing(
 def test_another_machine_is_said_and_gets_micro_batches_of_its_own(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    correct, batches = train.correct, list[int]()
+    show_progress, batches = train.show_progress, list[int]()
 
-    def stopping(session: Any, trainer: Any, tightest: str) -> None:
-        correct(session, trainer, tightest)
+    def stopping(session: Any, trainer: Any, *others: Any) -> None:
+        show_progress(session, trainer, *others)
         batches.append(trainer.micro_batch)
         if trainer.state.step == 17:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train, "correct", stopping)
+    monkeypatch.setattr(train, "show_progress", stopping)
     with pytest.raises(SystemExit):
         run_here(place, "budget.steps=40", name="moved")
     sizes, count = iter([8, 4]), len(batches)  # when the run is built, and when it turns out to have moved
@@ -452,28 +453,55 @@ def test_another_machine_is_said_and_gets_micro_batches_of_its_own(
     capsys.readouterr()
     folder = run_here(place, "budget.steps=40", name="moved")
     said = capsys.readouterr().out
-    assert len(re.findall("the run moved from .* cpu, 1 threads, float32 to a smaller one", said)) == 1
+    assert len(re.findall("the run moved from .* cpu, 1 threads, float32 to a smaller one; its plan stands", said)) == 1
     assert set(batches[:count]) == {8}
     assert set(batches[count:]) == {4}
     assert result_of(folder)["status"] == "finished"
     assert "the run moved from" in page_of(folder)
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_run_that_earlier_code_corrected_goes_on_as_planned(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changed: bool
+) -> None:
+    """Its checkpoint says how batch and rates were changed."""
+    name = f"corrected-{changed}"
+    after_step(monkeypatch, 17, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run_here(place, "budget.steps=40", name=name)
+    monkeypatch.undo()
+    path = max(folder_of(place, name).glob("checkpoint/step-*")) / "state.json"
+    content = json.loads(path.read_text())
+    correction = {
+        "step": 4, "trained": 1024, "tokens": 9000, "tokens_per_second": 1e4, "changed": changed,
+        "batch_tokens": 128, "learning_rate": 1e-3, "weight_decay": 0.05,
+    }  # fmt: skip
+    content["state"] |= {"correction": correction, "moved_at": 0.3}
+    path.write_text(json.dumps(seal(content)))
+    capsys.readouterr()
+    folder = run_here(place, "budget.steps=40", name=name)
+    said = capsys.readouterr().out
+    assert "resuming at step 17" in said
+    assert said.count("an earlier version of the code changed this run's batch and rates") == changed
+    assert result_of(folder)["plan"]["correction"] is None
+    assert same(folder, whole)
+
+
 def test_without_ledger_and_checkpoints_the_budget_is_still_spent(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The curve knows how much it was; training begins anew with what is left."""
-    correct = train.correct
+    show_progress = train.show_progress
 
-    def stopping(session: Any, trainer: Any, tightest: str) -> None:
-        correct(session, trainer, tightest)
+    def stopping(session: Any, trainer: Any, *others: Any) -> None:
+        show_progress(session, trainer, *others)
         if trainer.state.step == 30:
             time.sleep(2)
             session.clock.accounts()
         if trainer.state.step == 31:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train, "correct", stopping)
+    monkeypatch.setattr(train, "show_progress", stopping)
     with pytest.raises(SystemExit):
         run_here(place, "budget.steps=40", name="nothing-left")
     monkeypatch.undo()

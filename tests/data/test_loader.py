@@ -80,14 +80,6 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert rows(half, 0) + rows(half, 1) == forward[0]
 
 
-def test_another_batch_size_on_the_way_goes_on_with_the_windows_that_would_have_come() -> None:
-    split = split_of_sizes([5000, 900])
-    whole = Loader(split, 8, 6, seed=1)
-    expected = [row for step in range(60) for row in rows(whole, step)]
-    later = Loader(split, 8, 4, seed=1, first_step=10, first_window=60)
-    assert [row for step in range(10, 85) for row in rows(later, step)] == expected[60:]
-
-
 def test_windows_come_once_an_epoch_also_beyond_what_is_ordered_at_once() -> None:
     loader = Loader(split_of_sizes([8 * 5000 + 1]), 8, 7, seed=3)
     seen = [tuple(row) for step in range(2 * 5000 // 7) for row in loader.batch(step).inputs.tolist()]

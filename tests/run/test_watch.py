@@ -30,15 +30,15 @@ class Run:
         self.seconds, self.waited, self.step, self.tokens = 0.0, 0.0, 0, 0
         self.watch = SpeedWatch(limit_s, see or (lambda: Moment(self.seconds)), self.said.append, self.written.append)
 
-    def go(self, seconds: float, step_s: float, waiting: float = 0.0, batch: int = BATCH) -> None:
+    def go(self, seconds: float, step_s: float, waiting: float = 0.0) -> None:
         """Train for so long with steps of `step_s`, the share `waiting` of them for data."""
         end = self.seconds + seconds
         while self.seconds < end - 1e-9:
             self.seconds += step_s
             self.waited += waiting * step_s
-            self.step, self.tokens = self.step + 1, self.tokens + batch
+            self.step, self.tokens = self.step + 1, self.tokens + BATCH
             accounts = dict.fromkeys(ACCOUNTS, 0.0) | {"train": self.seconds - self.waited, "data": self.waited}
-            self.watch.after_step(self.step, self.tokens, batch, accounts)
+            self.watch.after_step(self.step, self.tokens, accounts)
 
     @property
     def events(self) -> list[str]:
@@ -114,15 +114,6 @@ def test_the_first_minute_counts_once_it_is_steady() -> None:
     run.go(60, 0.12)
     assert run.events == ["slow"]
     assert "instead of 10k" in run.said[0]
-
-
-def test_another_batch_has_another_speed() -> None:
-    run = Run()
-    run.go(120, 0.1)
-    run.go(120, 0.1, batch=BATCH // 2)
-    assert run.events == []
-    run.go(60, 0.2, batch=BATCH // 2)
-    assert run.events == ["slow"]
 
 
 def test_steps_longer_than_a_span_are_watched_too() -> None:
