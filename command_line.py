@@ -25,7 +25,7 @@ BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
 
 
 def launch(task: Callable[[Any], None], script: str, isolated: bool = False) -> None:
-    """Run `task(config)` under Hydra with the knobs of `script` (a key of SCRIPTS) from the command line.
+    """Run `task(config)` under Hydra with the options of `script` (a key of SCRIPTS) from the command line.
 
     isolated: in a multirun, every job is a process of its own. Mistakes of the user's end with status 2, faults of the
     machine with status 1, each in one line on standard error.
@@ -66,18 +66,18 @@ class Task:
             from sweeps.jobs import job_of
             from sweeps.local import run_alone
 
-            job = job_of(knobs_of(composed), int(hydra.job.num), list(hydra.overrides.task), hydra.sweep.dir)
+            job = job_of(options_of(composed), int(hydra.job.num), list(hydra.overrides.task), hydra.sweep.dir)
             return run_alone(job)
         assert self.function is not None
         with reported():  # inside Hydra, which would put a report of its own around any exception
-            config = knobs_of(composed)
+            config = options_of(composed)
             if isinstance(config, Config):
                 label_as_job(config)
             self.function(config)
         return None
 
 
-def knobs_of(composed: Any) -> Any:
+def options_of(composed: Any) -> Any:
     """The checked configuration of what Hydra composed; raises UserError with every mistake."""
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
@@ -89,7 +89,7 @@ def knobs_of(composed: Any) -> Any:
         config = OmegaConf.to_object(plain)
         OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
     except OmegaConfBaseException as error:  # of a value that stands for another one
-        raise mistake(error) from None
+        raise as_user_error(error) from None
     if isinstance(config, Config):
         config = expand(config)
     if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
@@ -97,7 +97,7 @@ def knobs_of(composed: Any) -> Any:
     return config
 
 
-def mistake(error: BaseException) -> UserError:
+def as_user_error(error: BaseException) -> UserError:
     """What Hydra or OmegaConf refused, in one line; the line of ours where it was a resolver of ours that did."""
     cause: BaseException | None = error
     while cause is not None:
@@ -119,7 +119,7 @@ def _launch(task: Task) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise mistake(error) from None
+        raise as_user_error(error) from None
     except ValueError as error:
         if "No trials are completed" not in str(error):  # what Optuna says, once it has tried them all
             raise
@@ -147,7 +147,7 @@ def _end_of_sweep() -> None:
 
 
 def register_schemas() -> None:
-    """Tell Hydra the knobs of every script, and the device table."""
+    """Tell Hydra the options of every script, and the device table."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -171,7 +171,7 @@ def label_as_job(config: Config) -> None:
 
 
 def check_command_line(script: str) -> None:
-    """Refuse every override that names no knob or has the wrong type, all of them together with the impossible values
+    """Refuse every override that names no option or has the wrong type, all of them together with the impossible values
     of the others, before Hydra stops at the first."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -233,7 +233,7 @@ def _refuse_flags(message: str) -> NoReturn:
     mend = (
         "flags (-m, -cd, -cn) go before or after all KEY=VALUE, not between them"
         if apart
-        else ("knobs are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
+        else ("options are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
     )
     raise UserError(f"{message}; {mend}")
 
@@ -266,20 +266,20 @@ def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
 
 def _override_mistake(schema: type, text: str, override: Any, key: str) -> str | None:
     """What is wrong with one override, or None."""
-    groups = _groups() if schema is SCRIPTS["config"] else set()  # the other scripts have knobs alone
-    names_ = {name: help_text for name, help_text, _ in leaves(schema)}
+    groups = _groups() if schema is SCRIPTS["config"] else set()  # the other scripts have options alone
+    names_ = {name: option.help for name, option, _ in leaves(schema)}
     values = [_unquoted(value) for value in _values_of(override)]
     if override.is_add() or override.is_delete() or override.is_force_add():
-        return f"{text!r} adds or removes a knob; every knob is there already: write {key}=VALUE"
+        return f"{text!r} adds or removes an option; every option is there already: write {key}=VALUE"
     if key in groups and key not in names_:
-        options = group_options(key)
+        options = group_choices(key)
         unknown = [value for value in values if str(value) not in options]
         if unknown:
             return f"{key}={unknown[0]} is not known; allowed: {', '.join(options)}{closest(unknown[0], options)}"
         return None
     if key not in names_:
         near = difflib.get_close_matches(key, names_, n=1) or [n for n in names_ if n.endswith(f".{key}")]
-        return f"{key} is no knob{f'; did you mean {near[0]}?' if near else ''}; `--help` lists them all"
+        return f"{key} is no option{f'; did you mean {near[0]}?' if near else ''}; `--help` lists them all"
     for value in values:
         if not _fits(schema, key, value):
             return f"{key}={value} has the wrong type; it is: {names_[key]}"
@@ -312,20 +312,20 @@ def _fits(schema: type, key: str, value: Any) -> bool:
 
 
 def _groups() -> set[str]:
-    """Groups of knobs under conf/; conf/hydra/ holds choices of Hydra's own."""
+    """Groups of options under conf/; conf/hydra/ holds choices of Hydra's own."""
     return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
 
 
 @cache
 def _structured(schema: type) -> Any:
-    """The knobs to try values on, whatever was tried before."""
+    """The options to try values on, whatever was tried before."""
     from omegaconf import OmegaConf
 
     return OmegaConf.structured(schema)
 
 
 def _unquoted(value: Any) -> Any:
-    """A value as its knob gets it."""
+    """A value as its option gets it."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, list):
@@ -333,25 +333,25 @@ def _unquoted(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def group_options(group: str) -> list[str]:
+def group_choices(group: str) -> list[str]:
     """Named choices of a group: the files of conf/GROUP, and for devices the table."""
     files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
 
 
 def help_text(script: str) -> str:
-    """What `--help` prints: every knob with its default, unit and meaning, and the named choices of each group."""
+    """What `--help` prints: every option with its default, unit and meaning, and the named choices of each group."""
     schema = SCRIPTS[script]
     lines = [f"{Path(sys.argv[0]).name} KEY=VALUE ...", ""]
     if script == "config":
         lines.append("Named choices (conf/), e.g. data=slimpajama:")
         groups = sorted(_groups())
-        lines += [f"  {group + '=':<12}{' | '.join(group_options(group))}" for group in groups]
+        lines += [f"  {group + '=':<12}{' | '.join(group_choices(group))}" for group in groups]
         lines.append("")
-    lines.append("Knobs:")
-    for name, meaning, value in leaves(schema()):
+    lines.append("Options:")
+    for name, option, value in leaves(schema()):
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        lines.append(f"  {name}={shown}\n      {meaning}")
+        lines.append(f"  {name}={shown}\n      {option.help}")
     sweeps = "Sweeps: add -m and commas, e.g. -m model.dropout=0,0.1. " if script == "config" else ""
     lines += ["", f"{sweeps}More of Hydra: --hydra-help."]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import as_yaml, knobs_of
+from command_line import as_yaml, options_of
 from config import NOT_IDENTITY
 from errors import UserError, reported
 from run.directory import lock, set_aside
@@ -45,7 +45,7 @@ def around(what: str, *, _root_: DictConfig) -> str:
     about = read_json(place) or {}
     chosen = about.get("around") or {}
     if what not in chosen:
-        config = knobs_of(_root_)
+        config = options_of(_root_)
         yaml = as_yaml(config)
         if yaml not in _PLANS:
             _PLANS[yaml] = plan_of(yaml)

@@ -1,4 +1,4 @@
-"""Whatever is typed: no traceback, no run on nonsense, one line a mistake with its mend, status 2, and nothing written.
+"""Whatever is typed: no traceback, no run on nonsense, one line a mistake with its fix, status 2, and nothing written.
 
 Each case runs the script's own command in this process, up to the moment when the first thing would be spent. `make
 test-slow` tries thousands, and some of them as whole processes.
@@ -32,7 +32,7 @@ from tests.fuzz import Answer, Started, answer, commands, finite, sane_commands,
 ROOT = Path(__file__).parents[1]
 PLANNED = 10.0  # seconds of the processor that a plan may take; usually it is a few hundredths
 MODELS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "ffn_hidden", "bigram_rows")
-# What decides a plan; the other knobs are not looked at.
+# What decides a plan; the other options are not looked at.
 OF_A_PLAN = (
     "budget.hours", "budget.flops", "budget.tokens", "budget.steps", "budget.counts", "device.peak_flops", "mfu", "law",
     "data.source", "model.dropout", "model.value_residual", "model.value_embeddings", "model.tie",
@@ -277,7 +277,7 @@ FOUND: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), FOUND, ids=[words[0][:30] for words, _ in FOUND])
-def test_found_and_mended(base: list[str], words: list[str], said: str) -> None:
+def test_found_and_fixed(base: list[str], words: list[str], said: str) -> None:
     lines = typed_train([*base, *words]).refused()
     assert any(said in line for line in lines), lines
 

@@ -1,4 +1,4 @@
-"""The command line: what is refused, how it is said, and that every knob is there for a reason."""
+"""The command line: what is refused, how it is said, and that every option is there for a reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from checks import mistakes
-from command_line import group_options
+from command_line import group_choices
 from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves
 from model.shape import PRESETS
 from tests.copies import copied
@@ -57,7 +57,7 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
         ("law=local", "law=local: outputs/law.json"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_mend(tmp_path: Path, argument: str, said: str) -> None:
+def test_a_mistake_is_one_line_with_its_fix(tmp_path: Path, argument: str, said: str) -> None:
     arguments = [argument] if argument.startswith("budget.hours=") else ["budget.hours=1", argument]
     lines = refused(tmp_path, *arguments)
     assert any(said in line for line in lines), lines
@@ -96,13 +96,13 @@ def test_no_limit_at_all_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "plan.py"])
-def test_help_shows_every_knob_with_its_meaning(script: str) -> None:
+def test_help_shows_every_option_with_its_meaning(script: str) -> None:
     answer = run(script, "--help")
     assert answer.returncode == 0
     schema = {"evaluate.py": EvaluateConfig, "sample.py": SampleConfig}.get(script, Config)
-    for name, meaning, _ in leaves(schema):
+    for name, option, _ in leaves(schema):
         assert f"  {name}=" in answer.stdout
-        assert meaning in answer.stdout
+        assert option.help in answer.stdout
 
 
 def test_evaluate_and_sample_need_a_checkpoint(tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_every_group_choice_composes() -> None:
 
 def test_groups_mirror_the_folders() -> None:
     assert {"budget", "device", "model", "data", "optim", "schedule", "logger"} <= {p.name for p in CONF.iterdir()}
-    assert "a100" in group_options("device")
+    assert "a100" in group_choices("device")
 
 
 @pytest.mark.parametrize("schema", [Config, EvaluateConfig, SampleConfig])
 def test_every_leaf_says_its_meaning(schema: type) -> None:
-    assert all(len(meaning) > 5 for _, meaning, _ in leaves(schema))
+    assert all(len(option.help) > 5 for _, option, _ in leaves(schema))
 
 
 def attribute_chains(path: Path) -> set[str]:
@@ -147,8 +147,8 @@ def attribute_chains(path: Path) -> set[str]:
     return chains
 
 
-def test_every_knob_is_read_by_the_code() -> None:
-    """A knob that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
+def test_every_option_is_read_by_the_code() -> None:
+    """An option that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
     DataSpec, optim -> OptimSettings) are read by the class that has the same field."""
     from dataclasses import fields
 
