@@ -117,7 +117,7 @@ def _knobs_section(sweep: Sweep) -> str:
     if not sweep.groups or not keys:
         return ""
     return page.section(
-        f"{sweep.metric.capitalize()} against each knob", page.gallery(_against(sweep, key) for key in keys)
+        f"{sweep.metric.capitalize()} against each option", page.gallery(_against(sweep, key) for key in keys)
     )
 
 
@@ -256,8 +256,8 @@ def _parallel_section(sweep: Sweep) -> str:
     def ticks(axes: Axes) -> None:
         axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), sweep.metric])
 
-    picture = curves.picture(f"Every run through its knobs to its {sweep.metric}", "", draw, ticks)
-    return page.section("All knobs together", page.gallery([picture]))
+    picture = curves.picture(f"Every run through its options to its {sweep.metric}", "", draw, ticks)
+    return page.section("All options together", page.gallery([picture]))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

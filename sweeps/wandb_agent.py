@@ -49,7 +49,7 @@ def sweep_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     fixed = [f"{key}={values[0]}" for key, values in told.items() if len(values) == 1]
     parameters = {key: {"values": list(map(plain, values))} for key, values in told.items() if len(values) > 1}
     if not parameters:
-        raise UserError(f"sweep {name} sweeps nothing; give a knob several values, e.g. seed=1,2,3")
+        raise UserError(f"sweep {name} sweeps nothing; give an option several values, e.g. seed=1,2,3")
     mode = ["hydra.mode=RUN", "wandb.mode=online"]  # one job; wandb counts it as run when it hears of it
     file = {
         "program": "train.py",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
+import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from checks import mistakes
-from command_line import group_choices
+from command_line import group_choices, groups
 from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves
 from model.shape import PRESETS
 from tests.copies import copied
@@ -97,7 +100,7 @@ def test_no_limit_at_all_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "plan.py"])
 def test_help_shows_every_option_with_its_meaning(script: str) -> None:
-    answer = run(script, "--help")
+    answer = run(script, "--help", "all")
     assert answer.returncode == 0
     schema = {"evaluate.py": EvaluateConfig, "sample.py": SampleConfig}.get(script, Config)
     for name, option, _ in leaves(schema):
@@ -150,8 +153,6 @@ def attribute_chains(path: Path) -> set[str]:
 def test_every_option_is_read_by_the_code() -> None:
     """An option that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
     DataSpec, optim -> OptimSettings) are read by the class that has the same field."""
-    from dataclasses import fields
-
     from data.sources import DataSpec
     from model.recipe import OptimSettings
     from model.shape import Shape
@@ -181,3 +182,74 @@ def test_every_option_is_read_by_the_code() -> None:
             tail = ".".join(name.split(".")[-2:]) if "." in name else f"config.{name}"
             group_alias = re.sub(r"^eval\.", "evals.", tail)
             assert name in handed_on or tail in last_two or group_alias in last_two, f"{name} is read nowhere"
+
+
+@pytest.mark.parametrize("script", ["train.py", "plan.py", "evaluate.py", "sample.py"])
+def test_help_is_a_page_that_a_person_reads(script: str) -> None:
+    page = run(script, "--help").stdout
+    assert len(page.splitlines()) < 60
+    assert f"usage: {script} " in page
+    assert page.count(f"  {script} ") >= 2  # examples
+    assert max(map(len, page.splitlines())) <= 140
+
+
+def test_help_names_every_group_and_its_choices() -> None:
+    page = run("train.py", "--help").stdout
+    for leaf in fields(Config):
+        if is_dataclass(leaf.default_factory):
+            assert f"\n  {leaf.name} " in page
+            assert str(leaf.default_factory.__doc__).splitlines()[0] in page
+    for group in groups():
+        assert f"{group}= {' | '.join(group_choices(group))[:40]}" in page
+    assert sum(option.common for _, option, _ in leaves(Config)) == 10
+
+
+def test_help_of_a_group_shows_its_options_and_no_others() -> None:
+    page = run("train.py", "--help", "optim").stdout
+    for name, _, _ in leaves(Config):
+        assert (f"\n  {name}=" in page) == name.startswith("optim."), name
+    assert "allowed: [0, 1)" in page
+    assert "schedule=" not in page
+    assert "\n  seed=1337" in run("plan.py", "--help", "general").stdout
+    assert "\n  data.path=null" in run("evaluate.py", "--help", "data").stdout
+
+
+def test_help_of_an_unknown_group_is_one_line(tmp_path: Path) -> None:
+    (line,) = refused(tmp_path, "--help", "optin")
+    assert "did you mean optim?" in line
+    assert "general, budget, device" in line
+
+
+def test_help_loads_neither_torch_nor_hydra() -> None:
+    words = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"]
+    answer = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+    assert answer.returncode == 0
+    assert "config" in imported
+    assert not {"torch", "hydra", "omegaconf", "matplotlib"} & imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("--cfg", "job", "budget.hours=1"), "hours: 1.0"),
+        (("--cfg", "job", "--resolve", "-p", "optim"), "learning_rate: null"),
+        (("--cfg", "job", "-cn", "seeds", "-cd", str(ROOT / "sweeps")), "name: seeds"),
+        (("--info", "defaults", "budget.hours=1"), "config_schema"),
+        (("--hydra-help",), "--multirun"),
+        (("--shell-completion", "install=bash"), "complete"),
+    ],
+)
+def test_what_hydra_shows_is_still_shown(tmp_path: Path, arguments: tuple[str, ...], shown: str) -> None:
+    answer = run("train.py", *arguments, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert shown in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_completes_options(tmp_path: Path) -> None:
+    typed = "train.py optim.learn"
+    environment = {**os.environ, "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_": "python"}
+    words = [sys.executable, str(ROOT / "train.py"), "--shell-completion", "query=bash"]
+    answer = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "optim.learning_rate=" in answer.stdout, answer.stderr
