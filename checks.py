@@ -11,10 +11,8 @@ from budget.devices import BY_NAME
 from budget.laws import LOCAL, load_law
 from config import (
     HALVING_RUNGS,
-    SIZE,
     Config,
     EvaluateConfig,
-    ModelConfig,
     closest,
     identity,
     leaves,
@@ -133,18 +131,7 @@ def _run_mistakes(config: Config) -> list[str]:
             f"eval.every={config.eval.every:g} evaluates no job before sweep.prune=halving compares them at"
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
-    return found + _size_mistakes(config.model) + _law_mistakes(config) + template(config).mistakes()
-
-
-def _size_mistakes(model: ModelConfig) -> list[str]:
-    """What is wrong with model.size."""
-    if model.size is None:
-        return []
-    if not SIZE.fullmatch(model.size):
-        return [f"model.size={model.size} is not LAYERSxWIDTH, e.g. 12x768"]
-    if model.n_layer is not None or model.n_embd is not None:
-        return [f"model.size={model.size} stands for model.n_layer and model.n_embd; give the one or the others"]
-    return []
+    return found + _law_mistakes(config) + template(config).mistakes()
 
 
 def _law_mistakes(config: Config) -> list[str]:

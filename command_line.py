@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from budget.devices import BY_NAME
 from checks import mistakes
-from config import CONF, SCRIPTS, Config, Option, closest, expand, leaves
+from config import CONF, SCRIPTS, Config, Option, closest, leaves, removed_line
 from errors import MachineError, UserError, reported
 from private import given_away
 from run.signals import Interrupted
@@ -38,19 +38,20 @@ def options_of(composed: Any) -> Any:
         OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
     except OmegaConfBaseException as error:  # of a value that stands for another one
         raise as_user_error(error) from None
-    if isinstance(config, Config):
-        config = expand(config)
     if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
         raise UserError(*wrong)
     return config
 
 
 def as_user_error(error: BaseException) -> UserError:
-    """What Hydra or OmegaConf refused, in one line; the line of ours where it was a resolver of ours that did."""
+    """What Hydra or OmegaConf refused, in one line; our own line where it was a resolver of ours, or an option that was
+    removed."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
+        if gone := removed_line(str(getattr(cause, "full_key", ""))):
+            return UserError(gone)
         cause = cause.__cause__ or cause.__context__  # OmegaConf takes the first one away
     return UserError(" ".join(str(error).split()))
 
@@ -202,6 +203,8 @@ def _override_mistake(schema: type, text: str, override: Any, key: str) -> str |
         if unknown:
             return f"{key}={unknown[0]} is not known; allowed: {', '.join(choices)}{closest(unknown[0], choices)}"
         return None
+    if gone := removed_line(key):
+        return gone
     if key not in options:
         near = difflib.get_close_matches(key, options, n=1) or [n for n in options if n.endswith(f".{key}")]
         return f"{key} is no option{f'; did you mean {near[0]}?' if near else ''}; `--help all` lists them"

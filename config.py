@@ -10,7 +10,6 @@ What model/shape.py and model/schedule.py check themselves (sizes, blocks, shape
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -22,8 +21,6 @@ from model.recipe import AUTO, OPTIMIZERS, OptimSettings
 from model.shape import PLAIN, PRESETS, Shape
 
 CONF = Path(__file__).parent / "conf"
-
-SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,5})")  # model.size
 
 # Shares of a budget at which successive halving (Jamieson & Talwalkar 2016) keeps the better half of a sweep's jobs.
 HALVING_RUNGS = (0.25, 0.5)
@@ -146,9 +143,6 @@ LARGER = "from 1e14 FLOPs on, or where only steps are given"
 class ModelConfig:
     """Sizes and architecture; the plan chooses what is left at null."""
 
-    size: str | None = option(
-        None, "n_layer and n_embd in one, e.g. 12x768, so that a sweep can change both together", identity=False
-    )
     n_layer: int | None = option(None, "blocks; null: planned", common=True)
     n_head: int | None = option(None, "attention heads; null: one per 64 of width (128 from width 1024)")
     n_embd: int | None = option(None, "width; null: planned", common=True)
@@ -172,9 +166,6 @@ class ModelConfig:
     rope_theta: float = option(10000.0, "base of the rotary frequencies")
     embed_norm: bool = option(True, "normalise embeddings before the first block")
     x0_shortcut: bool | None = option(None, f"give every block the embedding again, in learned shares; null: {LARGER}")
-    value_residual: bool = option(
-        False, "mix the first block's values into those of every later one, in learned shares"
-    )
     value_embeddings: bool = option(False, "add an embedding of the token to the values of every second block")
     bigram_rows: int | None = option(
         None,
@@ -245,17 +236,8 @@ class OptimConfig:
     )
     # float32: with less, 0 / 0 for what had no gradient
     eps: float = option(1e-8, "added to the denominator of Adam", low=1e-30, high=1)
-    embedding_rate: float = option(
-        1.0, "learning rate of embeddings, as a multiple of optim.learning_rate", low=0, high=1e4
-    )
     table_rate: float = option(
         0.3, "learning rate of tables for bigrams and values, as a multiple of optim.learning_rate", low=0, high=1e4
-    )
-    head_rate: float = option(
-        1.0, "learning rate of an untied vocabulary matrix, as a multiple of optim.learning_rate", low=0, high=1e4
-    )
-    vector_rate: float = option(
-        1.0, "learning rate of norms, biases and scalars, as a multiple of optim.learning_rate", low=0, high=1e4
     )
     momentum: float = option(
         0.95, "muon: decay of the momentum, risen to over the first 8 % of the budget", low=0, high=1, exclusive="high"
@@ -356,16 +338,6 @@ class CheckpointConfig:
 
 
 @dataclass
-class SamplesConfig:
-    """The texts that the finished model writes for the report."""
-
-    prompts: list[str] = option(["def ", "import ", "The "], "prompts continued by the finished model, for the report")
-    tokens: int = option(64, "longest continuation, tokens; 0: no samples", low=0, high=1e6)
-    temperature: float = option(0.8, "sampling temperature; 0: the likeliest token", low=0, high=100)
-    top_k: int = option(50, "sample among this many likeliest tokens", low=1, high=1e9)
-
-
-@dataclass
 class WandbConfig:
     """Logging to Weights & Biases; off unless asked for."""
 
@@ -406,7 +378,6 @@ class SweepConfig:
     prune_from: float = option(
         0.25, "share of its budget before which no job is stopped for falling behind", low=0, high=0.9, exclusive="low"
     )
-    known: str | None = option(None, "what is known about the swept options, shown beside what the sweep found")
     retries: int = option(1, "how often a job that was killed or failed is started again", low=0, high=100)
 
 
@@ -427,7 +398,6 @@ class Config:
     schedule: ScheduleConfig = group(ScheduleConfig)
     eval: EvalConfig = group(EvalConfig)
     checkpoint: CheckpointConfig = group(CheckpointConfig, identity=False)
-    samples: SamplesConfig = group(SamplesConfig)
     wandb: WandbConfig = group(WandbConfig, identity=False)
     plan: PlanConfig = group(PlanConfig)
     sweep: SweepConfig = group(SweepConfig, identity=False)
@@ -518,6 +488,39 @@ class SampleConfig:
 SCRIPTS: dict[str, type] = {"config": Config, "evaluate": EvaluateConfig, "sample": SampleConfig}
 
 
+@dataclass(frozen=True)
+class Removed:
+    """An option of earlier versions: the value it had unless it was set, and what to do instead. `identity` as in `Option`."""
+
+    value: Any
+    advice: str
+    identity: bool = True
+
+
+OWN_RATE = "all but tables learn at optim.learning_rate; optim.table_rate is the rate of tables"
+OWN_SAMPLES = "the report shows three short samples; sample.py writes any others"
+REMOVED_OPTIONS = {
+    "model.size": Removed(None, "set model.n_layer and model.n_embd", identity=False),
+    "model.value_residual": Removed(False, "model.value_embeddings=true is the nearest to it"),
+    "optim.embedding_rate": Removed(1.0, OWN_RATE),
+    "optim.head_rate": Removed(1.0, OWN_RATE),
+    "optim.vector_rate": Removed(1.0, OWN_RATE),
+    "samples.prompts": Removed(["def ", "import ", "The "], OWN_SAMPLES),
+    "samples.tokens": Removed(64, OWN_SAMPLES),
+    "samples.temperature": Removed(0.8, OWN_SAMPLES),
+    "samples.top_k": Removed(50, OWN_SAMPLES),
+    "sweep.known": Removed(None, "write it into a comment of the sweep's file", identity=False),
+}
+
+
+def removed_line(name: str) -> str | None:
+    """The error message for an option of earlier versions, or for a group of which nothing is left."""
+    gone = REMOVED_OPTIONS.get(name)
+    if name not in (leaf.name for leaf in fields(Config)):
+        gone = gone or next((each for key, each in REMOVED_OPTIONS.items() if key.startswith(f"{name}.")), None)
+    return None if gone is None else f"{name} was removed; leave it out: {gone.advice}"
+
+
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
     """(dotted name, option, value) of every option; `tree` is a config dataclass or an instance of one."""
     hints = get_type_hints(tree if isinstance(tree, type) else type(tree))
@@ -528,14 +531,6 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Option, Any]]:
         else:
             value = None if isinstance(tree, type) else getattr(tree, leaf.name)
             yield f"{prefix}{leaf.name}", leaf.metadata["option"], value
-
-
-def expand(config: Config) -> Config:
-    """The configuration with model.size written as the two options it stands for, so that both ways are the same run."""
-    found = SIZE.fullmatch(config.model.size or "")
-    if not found or config.model.n_layer is not None or config.model.n_embd is not None:
-        return config
-    return replace(config, model=replace(config.model, size=None, n_layer=int(found[1]), n_embd=int(found[2])))
 
 
 def _outside_identity() -> Iterator[str]:
@@ -554,8 +549,8 @@ NOT_IDENTITY = tuple(_outside_identity())
 def identity(config: Config) -> dict[str, Any]:
     """The options that decide what is trained; their hash names the run's folder.
 
-    The same command must lead to the same hash in every later version, as users' folders are named by it. So an
-    option that is `added_later` counts only where it is not at its default.
+    The same command must lead to the same hash in every later version, as users' folders are named by it. So a removed
+    option still counts with the value it had, and one that is `added_later` counts only where it is not at its default.
     """
     content = asdict(config)
     for name in NOT_IDENTITY:
@@ -566,6 +561,10 @@ def identity(config: Config) -> dict[str, Any]:
         if rules.added_later and rules.identity and value == defaults[name]:
             node, leaf = _node(content, name)
             del node[leaf]
+    for name, gone in REMOVED_OPTIONS.items():
+        if gone.identity:
+            node, leaf = _node(content, name)
+            node[leaf] = gone.value
     if config.data.path is not None:
         content["data"]["path"] = str(Path(config.data.path).resolve())
     return content

@@ -62,7 +62,6 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "short context, scored in its own": ("model.block_size=256",),
 }
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "value residual": ("model.value_residual=true",),
     "value embeddings": ("model.value_embeddings=true",),
     "NorMuon": ("optim.normuon=true",),
     "cautious decay": ("optim.cautious=true",),
@@ -75,7 +74,6 @@ WITH: dict[str, tuple[str, ...]] = {
     "Muon": ("optim=muon",),
     "bigram table": ("model.bigram_rows=262144",),
     "head of its own, embedding norm": ("model.tie=false", "model.embed_norm=true"),
-    "value residual": ("model.value_residual=true",),
     "value embeddings": ("model.value_embeddings=true",),
     "x0 shortcut": ("model.x0_shortcut=true",),
     "query and key norm": ("model.qk_norm=true",),

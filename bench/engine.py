@@ -164,7 +164,7 @@ def other_in_the_loop(shape: Shape, sequences: int) -> float | None:
             *(sys.executable, "-m", "bench.loop", f"{place}/loop.json", f"budget.steps={LOOP_STEPS}", "probe=false"),
             *("mfu=0.3", "model=modern", "optim=muon", f"optim.batch_tokens={sequences * shape.block_size}"),
             *(f"model.{key}={value}" for key, value in sizes.items()),
-            *("samples.prompts=[]", "eval.every=0", "eval.tokens=4096", f"output_dir={place}"),
+            *("eval.every=0", "eval.tokens=4096", f"output_dir={place}"),
         ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:

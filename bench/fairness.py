@@ -52,9 +52,9 @@ def verdict(jobs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    lengths = ",".join(str(20 + i) for i in range(JOBS))
+    keys = ",".join(f"text_{i}" for i in range(JOBS))
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "train.py", "-m", f"samples.tokens={lengths}", f"budget.hours={HOURS}"]
+        command = [sys.executable, "train.py", "-m", f"data.text_key={keys}", f"budget.hours={HOURS}"]
         subprocess.run([*command, *SAME, f"output_dir={place}", "name=fairness"], cwd=ROOT, check=True)
         results = sorted(Path(place).glob("fairness-*/result.json"), key=lambda path: path.stat().st_mtime)
         jobs = [figures(json.loads(path.read_text())) for path in results]

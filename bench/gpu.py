@@ -160,7 +160,7 @@ def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
     command = [
         *(sys.executable, "train.py", "data=stdlib", f"data.tokenizer={TEXT.tokenizer}"),
         *(f"data.validation_fraction={TEXT.validation_fraction}", f"device={machine.device.type}"),
-        *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
+        *("eval.every=0", "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
         *(f"output_dir={place}", f"name={name}"),
     ]
     subprocess.run(command, cwd=ROOT, check=True)

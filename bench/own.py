@@ -22,7 +22,7 @@ from run.machine import Machine
 ROOT = Path(__file__).parents[1]
 TOKENIZER = "bpe-4096"
 # Always as many, however slow the machine or the model is: of fewer, the tokens would be others.
-SCORED = ("samples.prompts=[]", "eval.every=0", "eval.tokens=65536", "eval.max_fraction=1")
+SCORED = ("eval.every=0", "eval.tokens=65536", "eval.max_fraction=1")
 
 
 def corpus_in(folder: str) -> Corpus:
@@ -37,7 +37,7 @@ def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[st
     command = [
         *(sys.executable, "train.py", "data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}"),
         "data.max_bytes=null",  # as the comparison prepared it for the peer, so that no run has to prepare it anew
-        *("samples.prompts=[]", "eval.every=0", "eval.tokens=16384"),
+        *("eval.every=0", "eval.tokens=16384"),
         *(f"seed={seed}", f"output_dir={place / name}", *arguments),
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -54,7 +54,7 @@ def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
     """The folder of a run of train.py, which is started unless it is finished."""
     common = [
         *("data=slimpajama", f"data.path={corpus}", f"data.tokenizer={TOKENIZER}", f"model.block_size={BLOCK}"),
-        *(f"eval.tokens={EVAL_TOKENS}", "eval.max_fraction=0.3", "samples.prompts=[]", f"output_dir={place}"),
+        *(f"eval.tokens={EVAL_TOKENS}", "eval.max_fraction=0.3", f"output_dir={place}"),
     ]
     command = [sys.executable, "train.py", *common, f"name={name}", *arguments]
     print(f"\n$ {' '.join(command[1:])}", flush=True)

@@ -143,7 +143,7 @@ def our_losses(place: Path, weights: dict[str, Tensor], batches: list[tuple[Tens
         *("train.py", "model=classic", "optim=adamw", "data=text", f"data.path={text}", "data.tokenizer=bytes"),
         *(f"model.{key}={value}" for key, value in SIZES.items()),
         *(f"budget.steps={STEPS}", f"optim.batch_tokens={BATCH * SIZES['block_size']}", "schedule=constant"),
-        *("schedule.warmup=0", f"optim.learning_rate={RATE}", f"optim.weight_decay={DECAY}", "samples.prompts=[]"),
+        *("schedule.warmup=0", f"optim.learning_rate={RATE}", f"optim.weight_decay={DECAY}"),
         *(
             f"optim.beta1={BETAS[0]}",
             f"optim.beta2={BETAS[1]}",

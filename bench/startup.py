@@ -27,7 +27,7 @@ STEADY = 0.1  # of the typical step's length above it
 
 def start_of(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, float]:
     """Seconds from the process' start to the end of its first step, and steps until they are as short as most are."""
-    common = ("samples.prompts=[]", "eval.every=0", "eval.tokens=4096", f"budget.hours={HOURS}", f"output_dir={place}")
+    common = ("eval.every=0", "eval.tokens=4096", f"budget.hours={HOURS}", f"output_dir={place}")
     command = [sys.executable, "train.py", *common, f"name={name}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

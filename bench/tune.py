@@ -64,7 +64,7 @@ class Row:
     def arguments(self) -> list[str]:
         """Of train.py."""
         return [
-            *("model=modern", f"model.size={self.shape.n_layer}x{self.shape.n_embd}"),
+            *("model=modern", f"model.n_layer={self.shape.n_layer}", f"model.n_embd={self.shape.n_embd}"),
             *(f"model.{knob}={getattr(self.shape, knob)}" for knob in ("block_size", "bigram_rows", *PLAIN)),
             *(f"optim={self.optimizer}", f"schedule={self.schedule}"),
             *(f"optim.batch_tokens={self.batch_tokens}", f"optim.learning_rate={self.learning_rate:.4g}"),

@@ -12,18 +12,14 @@ MOMENTUM_START, MOMENTUM_WARMUP = 0.85, 0.08
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """`embedding_rate`, `table_rate`, `head_rate`, `vector_rate`: learning rates of the matrices that tokens and positions
-    are looked up in, of the tables for bigrams and values, of a vocabulary matrix of its own at the end, and of norms,
-    biases and scalars, as multiples of that of the matrices in the blocks. `momentum`, `normuon` and `cautious` are Muon's."""
+    """`table_rate`: the learning rate of the tables for bigrams and values, as a multiple of that of everything else.
+    `momentum`, `normuon` and `cautious` are Muon's."""
 
     name: str = "adamw"  # or AUTO, until the plan has chosen
     eps: float = 1e-8
-    embedding_rate: float = 1.0
     table_rate: float = (
         0.3  # of 0.3, 1 and 3 the best at 7e12 FLOPs; not all else was alike (bench/results/tuning.json)
     )
-    head_rate: float = 1.0
-    vector_rate: float = 1.0
     momentum: float = 0.95
     normuon: bool = False
     cautious: bool = False

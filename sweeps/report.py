@@ -99,12 +99,11 @@ def _headline(sweep: Sweep, force: bool) -> str:
     boxes = "".join(f"<div><dt>{page.text(label)}</dt><dd>{page.text(value)}</dd></div>" for label, value in tiles)
     kind = "finished" if done == len(asked_for) else "stopped"
     lines = "".join(f"<p>{page.text(line)}</p>" for line in verdict(sweep, force))
-    known = f'<p class="note">Known so far: {page.text(sweep.known)}</p>' if sweep.known else ""
     again = ""
     if best:
         again = f"<p>The best one alone:</p><pre>{page.text(sweep.command_of(best[0].rows[0]))}</pre>"
     return (
-        f'<header class="{kind}"><h1>Sweep {page.text(sweep.name)}</h1><dl class="tiles">{boxes}</dl>{lines}{known}{again}'
+        f'<header class="{kind}"><h1>Sweep {page.text(sweep.name)}</h1><dl class="tiles">{boxes}</dl>{lines}{again}'
         "</header>"
     )
 

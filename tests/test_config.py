@@ -7,15 +7,26 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from checks import mistakes
-from command_line import group_choices, groups
-from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves
+from command_line import group_choices, groups, options_of, register_schemas
+from config import (
+    CONF,
+    REMOVED_OPTIONS,
+    SCRIPTS,
+    Config,
+    EvaluateConfig,
+    SampleConfig,
+    identity,
+    leaves,
+    option,
+)
 from model.shape import PRESETS
+from run.directory import run_name
 from tests.copies import copied
 
 ROOT = Path(__file__).parents[1]
@@ -103,9 +114,9 @@ def test_help_shows_every_option_with_its_meaning(script: str) -> None:
     answer = run(script, "--help", "all")
     assert answer.returncode == 0
     schema = {"evaluate.py": EvaluateConfig, "sample.py": SampleConfig}.get(script, Config)
-    for name, option, _ in leaves(schema):
+    for name, each, _ in leaves(schema):
         assert f"  {name}=" in answer.stdout
-        assert option.help in answer.stdout
+        assert each.help in answer.stdout
 
 
 def test_evaluate_and_sample_need_a_checkpoint(tmp_path: Path) -> None:
@@ -138,7 +149,7 @@ def test_groups_mirror_the_folders() -> None:
 
 @pytest.mark.parametrize("schema", [Config, EvaluateConfig, SampleConfig])
 def test_every_leaf_says_its_meaning(schema: type) -> None:
-    assert all(len(option.help) > 5 for _, option, _ in leaves(schema))
+    assert all(len(each.help) > 5 for _, each, _ in leaves(schema))
 
 
 def attribute_chains(path: Path) -> set[str]:
@@ -201,7 +212,7 @@ def test_help_names_every_group_and_its_choices() -> None:
             assert str(leaf.default_factory.__doc__).splitlines()[0] in page
     for group in groups():
         assert f"{group}= {' | '.join(group_choices(group))[:40]}" in page
-    assert sum(option.common for _, option, _ in leaves(Config)) == 10
+    assert sum(each.common for _, each, _ in leaves(Config)) == 10
 
 
 def test_help_of_a_group_shows_its_options_and_no_others() -> None:
@@ -253,3 +264,59 @@ def test_a_shell_completes_options(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "train.py"), "--shell-completion", "query=bash"]
     answer = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert "optim.learning_rate=" in answer.stdout, answer.stderr
+
+
+TYPED = {
+    ("budget.hours=0.05",): "run-2e718038",
+    ("budget.hours=3", "data=slimpajama", "device=a100"): "run-e735f119",
+    (
+        *("budget.steps=60", "model=classic", "model.n_layer=2", "model.n_embd=64", "optim=muon", "schedule=wsd"),
+        "name=mine",
+    ): "mine-df2c4e39",
+    (
+        *("budget.flops=1e15", "model.value_embeddings=true", "optim.table_rate=1", "seed=2", "data.tokenizer=bytes"),
+        "wandb.mode=offline",
+    ): "run-2eef5457",
+}
+
+
+@pytest.mark.parametrize(("words", "folder"), TYPED.items(), ids=TYPED.values())
+def test_a_command_finds_the_run_that_earlier_versions_made(words: tuple[str, ...], folder: str) -> None:
+    """The names are in users' folders: never change them here."""
+    from hydra import compose, initialize_config_dir
+
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = options_of(compose("config", list(words)))
+    assert run_name(config.name, identity(config)) == folder
+
+
+def test_the_defaults_keep_their_hash() -> None:
+    assert run_name("run", identity(Config())) == "run-92ca6783"
+
+
+def test_an_option_that_is_added_later_changes_no_hash_at_its_default() -> None:
+    @dataclass
+    class Later(Config):
+        extra: int = option(3, "of a later version", added_later=True)
+
+    assert identity(Later()) == identity(Config())
+    assert identity(Later(extra=4)) == {**identity(Config()), "extra": 4}
+
+
+@pytest.mark.parametrize("name", REMOVED_OPTIONS)
+def test_a_removed_option_says_what_to_do_instead(tmp_path: Path, name: str) -> None:
+    (line,) = refused(tmp_path, "budget.hours=1", f"{name}=1")
+    assert f"{name} was removed; leave it out: " in line
+    assert name not in [each for each, _, _ in leaves(Config)]
+
+
+def test_a_removed_option_in_a_file_says_so_too(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    head = "defaults:\n  - config\n  - _self_\nbudget: {hours: 1}\n"
+    for number, text in enumerate(("model: {size: 2x64}\n", "sweep:\n  known: nothing\n", "samples: {tokens: 3}\n")):
+        (folder / f"own{number}.yaml").write_text(head + text)
+        answer = run("train.py", "-cd", str(folder), "-cn", f"own{number}", cwd=tmp_path)
+        assert answer.returncode == 2, answer.stdout
+        assert "was removed; leave it out" in answer.stderr, answer.stderr

@@ -37,7 +37,7 @@ from tests.test_train import points, result_of
 # The batch and the rates are free, and the assumed speed is far from true: 100 % of a peak many times the real one.
 WRONG = (
     "optim.batch_tokens=null", "optim.learning_rate=null", "optim.weight_decay=null", "mfu=1.0",
-    "device.peak_flops=1e12", "budget.hours=0.005", "eval.every=0", "samples.prompts=[]",
+    "device.peak_flops=1e12", "budget.hours=0.005", "eval.every=0",
 )  # fmt: skip
 
 
