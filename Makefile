@@ -35,7 +35,7 @@ help:  ## this list
 	@echo "  WANDB=$(WANDB) | offline | online"
 	@echo "  NAME=$(NAME)       first part of the run's folder"
 	@echo "  PROJECT=$(PROJECT)  wandb project of make dashboard; ENTITY= its team or user"
-	@echo "  ARGS=          any knob, e.g. ARGS=\"model.dropout=0.1\"; python train.py --help lists them"
+	@echo "  ARGS=          any option, e.g. ARGS=\"model.dropout=0.1\"; python train.py --help all lists them"
 	@echo "  WORKERS=$(WORKERS)      processes of make test; a whole run takes a core each"
 	@echo "  PYTHON=$(PYTHON) what .venv is made with, 3.11 or 3.12 (3.13: untested)"
 	@echo

@@ -10,14 +10,9 @@ from typing import Any
 from budget.devices import BY_NAME
 from budget.laws import LOCAL, load_law
 from config import (
-    ALLOWED,
     HALVING_RUNGS,
-    PATHS,
-    RANGES,
-    SIZE,
     Config,
     EvaluateConfig,
-    ModelConfig,
     closest,
     identity,
     leaves,
@@ -35,32 +30,27 @@ MOST_EVALUATIONS = 10_000  # on the way of one run
 def mistakes(config: Any) -> list[str]:
     """Every impossible value and combination of a configuration, one line each."""
     found = []
-    for name, help_text, value in leaves(config):
+    for name, option, value in leaves(config):
         if value is None:
             continue
-        if isinstance(value, str) and (wrong := _bad_text(value) or (_bad_path(value) if name in PATHS else None)):
-            found.append(f"{name}={value!r} {wrong} ({help_text})")
-            continue
-        if name in ALLOWED and value not in ALLOWED[name]:
-            found.append(
-                f"{name}={value} is not known; allowed: {', '.join(ALLOWED[name])}{closest(value, ALLOWED[name])}"
-            )
-        if name in RANGES:
-            low, high, with_low, with_high = RANGES[name]
-            if not (low < value < high or (with_low and value == low) or (with_high and value == high)):
-                bracket = f"{'[' if with_low else '('}{low:g}, {high:g}{']' if with_high else ')'}"
-                found.append(f"{name}={value} is out of range; allowed: {bracket} ({help_text})")
+        if isinstance(value, str) and (wrong := _bad_text(value) or (_bad_path(value) if option.path else None)):
+            found.append(f"{name}={value!r} {wrong} ({option.help})")
+        elif option.choices and value not in option.choices:
+            near = closest(value, option.choices)
+            found.append(f"{name}={value} is not known; allowed: {', '.join(option.choices)}{near}")
+        elif option.range and not option.in_range(value):
+            found.append(f"{name}={value} is out of range; allowed: {option.range} ({option.help})")
     found += _run_mistakes(config) if isinstance(config, Config) else _model_mistakes(config)
-    by_knob: dict[str, str] = {}
+    by_option: dict[str, str] = {}
     for line in found:  # a value may be wrong in several ways; the first says it
-        by_knob.setdefault(line.partition("=")[0], line)
-    return list(by_knob.values())
+        by_option.setdefault(line.partition("=")[0], line)
+    return list(by_option.values())
 
 
 def _bad_text(value: str) -> str | None:
-    """What no knob that is a text may be: names, paths and keys all need a sign that can be seen."""
+    """What no option that is a text may be: names, paths and keys all need a sign that can be seen."""
     if not value.strip():
-        return "is empty; leave the knob out, or give it a value"
+        return "is empty; leave the option out, or give it a value"
     try:
         value.encode("utf-8", "surrogateescape")  # bytes that are no UTF-8 may be the name of a file
     except UnicodeEncodeError:
@@ -141,18 +131,7 @@ def _run_mistakes(config: Config) -> list[str]:
             f"eval.every={config.eval.every:g} evaluates no job before sweep.prune=halving compares them at"
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
-    return found + _size_mistakes(config.model) + _law_mistakes(config) + template(config).mistakes()
-
-
-def _size_mistakes(model: ModelConfig) -> list[str]:
-    """What is wrong with model.size."""
-    if model.size is None:
-        return []
-    if not SIZE.fullmatch(model.size):
-        return [f"model.size={model.size} is not LAYERSxWIDTH, e.g. 12x768"]
-    if model.n_layer is not None or model.n_embd is not None:
-        return [f"model.size={model.size} stands for model.n_layer and model.n_embd; give the one or the others"]
-    return []
+    return found + _law_mistakes(config) + template(config).mistakes()
 
 
 def _law_mistakes(config: Config) -> list[str]:

@@ -1,82 +1,31 @@
-"""From the command line to a checked configuration, and from a failure to one line: the only file that knows Hydra."""
+"""From the command line to a checked configuration, and from a failure to one line: the only file that knows Hydra.
+
+Four parts, each of which uses only those before it: composed configurations, checks of the command line, help pages, launch.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
 import sys
+import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from budget.devices import BY_NAME
 from checks import mistakes
-from config import CONF, SCRIPTS, Config, closest, expand, leaves
+from config import CONF, SCRIPTS, Config, Option, closest, leaves, removed_line
 from errors import MachineError, UserError, reported
 from private import given_away
 from run.signals import Interrupted
 
-# How many turns GNU's OpenMP runtime, torch's on Linux, spins before a waiting thread sleeps. Its default makes a step several
-# times as long once another process is busy; 0 costs a third on an idle machine. 3000 turns, about 10 microseconds, come near
-# the better of the two in both cases (docs/performance.md). Read when the runtime is loaded.
-BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
+# -- composed configurations -------------------------------------------------------------------------------------------
 
 
-def launch(task: Callable[[Any], None], script: str, isolated: bool = False) -> None:
-    """Run `task(config)` under Hydra with the knobs of `script` (a key of SCRIPTS) from the command line.
-
-    isolated: in a multirun, every job is a process of its own. Mistakes of the user's end with status 2, faults of the
-    machine with status 1, each in one line on standard error.
-    """
-    if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
-        print(help_text(script))
-        return
-    for name, value in BEFORE_TORCH.items():
-        os.environ.setdefault(name, value)
-    with reported():
-        _launch(Task(task, script, isolated))
-
-
-def leave(status: int = 0) -> NoReturn:
-    """End the process with everything said, without taking the interpreter apart: that costs up to a second, and a thread
-    of torch.distributed that is still alive then aborts the process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-class Task:
-    """What Hydra calls with a composed configuration. Pickled by launchers that start processes of their own, it leaves the
-    script's function behind: there a job is a process of train.py."""
-
-    def __init__(self, function: Callable[[Any], None] | None, script: str, isolated: bool) -> None:
-        self.function, self.script, self.isolated = function, script, isolated
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Task, (None, self.script, self.isolated)
-
-    def __call__(self, composed: Any) -> Any:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        hydra = HydraConfig.get()
-        if self.isolated and hydra.mode == RunMode.MULTIRUN:
-            from sweeps.jobs import job_of
-            from sweeps.local import run_alone
-
-            job = job_of(knobs_of(composed), int(hydra.job.num), list(hydra.overrides.task), hydra.sweep.dir)
-            return run_alone(job)
-        assert self.function is not None
-        with reported():  # inside Hydra, which would put a report of its own around any exception
-            config = knobs_of(composed)
-            if isinstance(config, Config):
-                label_as_job(config)
-            self.function(config)
-        return None
-
-
-def knobs_of(composed: Any) -> Any:
+def options_of(composed: Any) -> Any:
     """The checked configuration of what Hydra composed; raises UserError with every mistake."""
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
@@ -88,65 +37,27 @@ def knobs_of(composed: Any) -> Any:
         config = OmegaConf.to_object(plain)
         OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
     except OmegaConfBaseException as error:  # of a value that stands for another one
-        raise mistake(error) from None
-    if isinstance(config, Config):
-        config = expand(config)
+        raise as_user_error(error) from None
     if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
         raise UserError(*wrong)
     return config
 
 
-def mistake(error: BaseException) -> UserError:
-    """What Hydra or OmegaConf refused, in one line; the line of ours where it was a resolver of ours that did."""
+def as_user_error(error: BaseException) -> UserError:
+    """What Hydra or OmegaConf refused, in one line; our own line where it was a resolver of ours, or an option that was
+    removed."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
+        if gone := removed_line(str(getattr(cause, "full_key", ""))):
+            return UserError(gone)
         cause = cause.__cause__ or cause.__context__  # OmegaConf takes the first one away
     return UserError(" ".join(str(error).split()))
 
 
-def _launch(task: Task) -> None:
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    register_schemas()
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
-    check_command_line(task.script)
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise mistake(error) from None
-    except ValueError as error:
-        if "No trials are completed" not in str(error):  # what Optuna says, once it has tried them all
-            raise
-        raise MachineError("no trial of the study has finished; the table says why") from None
-    except Interrupted as stop:
-        print(f"sweep   stopped by {stop.name}; the same command goes on with what is left", flush=True)
-        sys.exit(stop.exit_status)
-    finally:
-        if task.isolated:
-            _end_of_sweep()
-
-
-def current_sweep() -> Path | None:
-    """The folder of the sweep that this process launched, if it did."""
-    record = sys.modules.get("sweeps.record")
-    return None if record is None else record.CURRENT
-
-
-def _end_of_sweep() -> None:
-    """The table and the report, whatever the sweep ended with; only where there was one."""
-    if sweep := current_sweep():
-        from sweeps.report import conclude
-
-        conclude(sweep)
-
-
 def register_schemas() -> None:
-    """Tell Hydra the knobs of every script, and the device table."""
+    """Tell Hydra the options of every script, and the device table."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -156,21 +67,35 @@ def register_schemas() -> None:
         store.store(group="device", name=device, node={"name": device})
 
 
-def label_as_job(config: Config) -> None:
-    """Let wandb know a job of a sweep that an agent of its own starts (-cn NAME hydra.mode=RUN) by its name as its
-    group, and by tags: that name and what the job was told. Where a group is given, by the user or the sweep, it stays."""
-    from hydra.core.hydra_config import HydraConfig
+def groups() -> set[str]:
+    """Groups of options under conf/; conf/hydra/ holds choices of Hydra's own."""
+    return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
 
-    hydra = HydraConfig.get()
-    if hydra.job.config_name in SCRIPTS or config.wandb.group:
-        return
-    told = [text for text in hydra.overrides.task if not text.startswith(("wandb.", "output"))]
-    config.wandb.group = config.name
-    config.wandb.tags = list(dict.fromkeys([*config.wandb.tags, config.name, *told]))
+
+def package_of(group: str) -> str:
+    """The options that the named choices of a group set: its own, unless its files name another package."""
+    first = min((CONF / group).glob("*.yaml")).read_text().partition("\n")[0]
+    return first.removeprefix("# @package ") if first.startswith("# @package ") else group
+
+
+def group_choices(group: str) -> list[str]:
+    """Named choices of a group: the files of conf/GROUP, and for devices the table."""
+    files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
+
+
+def as_yaml(config: Any) -> str:
+    """The resolved configuration as YAML, with the names of the command line."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+# -- checks of the command line ----------------------------------------------------------------------------------------
 
 
 def check_command_line(script: str) -> None:
-    """Refuse every override that names no knob or has the wrong type, all of them together with the impossible values
+    """Refuse every override that names no option or has the wrong type, all of them together with the impossible values
     of the others, before Hydra stops at the first."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -179,6 +104,8 @@ def check_command_line(script: str) -> None:
         raise UserError(*secrets)
     arguments = flags_of(sys.argv[1:])
     _check_flags(arguments)
+    if arguments.shell_completion:  # its words are install=SHELL, query=SHELL: not options
+        return
     parser, good, wrong = OverridesParser.create(), [], []
     for text in arguments.overrides:
         try:
@@ -229,12 +156,12 @@ def names_several(flags: Any) -> bool:
 def _refuse_flags(message: str) -> NoReturn:
     """What argparse calls instead of printing how a command that is not ours is used."""
     apart = message.startswith("unrecognized arguments: ") and "=" in message and " -" not in message
-    mend = (
+    hint = (
         "flags (-m, -cd, -cn) go before or after all KEY=VALUE, not between them"
         if apart
-        else ("knobs are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
+        else ("options are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
     )
-    raise UserError(f"{message}; {mend}")
+    raise UserError(f"{message}; {hint}")
 
 
 def _check_flags(arguments: Any) -> None:
@@ -265,23 +192,25 @@ def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
 
 def _override_mistake(schema: type, text: str, override: Any, key: str) -> str | None:
     """What is wrong with one override, or None."""
-    groups = _groups() if schema is SCRIPTS["config"] else set()  # the other scripts have knobs alone
-    names_ = {name: help_text for name, help_text, _ in leaves(schema)}
+    named = groups() if schema is SCRIPTS["config"] else set()  # the other scripts have options alone
+    options = {name: option for name, option, _ in leaves(schema)}
     values = [_unquoted(value) for value in _values_of(override)]
     if override.is_add() or override.is_delete() or override.is_force_add():
-        return f"{text!r} adds or removes a knob; every knob is there already: write {key}=VALUE"
-    if key in groups and key not in names_:
-        options = group_options(key)
-        unknown = [value for value in values if str(value) not in options]
+        return f"{text!r} adds or removes an option; every option is there already: write {key}=VALUE"
+    if key in named and key not in options:
+        choices = group_choices(key)
+        unknown = [value for value in values if str(value) not in choices]
         if unknown:
-            return f"{key}={unknown[0]} is not known; allowed: {', '.join(options)}{closest(unknown[0], options)}"
+            return f"{key}={unknown[0]} is not known; allowed: {', '.join(choices)}{closest(unknown[0], choices)}"
         return None
-    if key not in names_:
-        near = difflib.get_close_matches(key, names_, n=1) or [n for n in names_ if n.endswith(f".{key}")]
-        return f"{key} is no knob{f'; did you mean {near[0]}?' if near else ''}; `--help` lists them all"
+    if gone := removed_line(key):
+        return gone
+    if key not in options:
+        near = difflib.get_close_matches(key, options, n=1) or [n for n in options if n.endswith(f".{key}")]
+        return f"{key} is no option{f'; did you mean {near[0]}?' if near else ''}; `--help all` lists them"
     for value in values:
         if not _fits(schema, key, value):
-            return f"{key}={value} has the wrong type; it is: {names_[key]}"
+            return f"{key}={value} has the wrong type; it is: {options[key].help}"
     return None
 
 
@@ -310,21 +239,16 @@ def _fits(schema: type, key: str, value: Any) -> bool:
     return True
 
 
-def _groups() -> set[str]:
-    """Groups of knobs under conf/; conf/hydra/ holds choices of Hydra's own."""
-    return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
-
-
 @cache
 def _structured(schema: type) -> Any:
-    """The knobs to try values on, whatever was tried before."""
+    """The options to try values on, whatever was tried before."""
     from omegaconf import OmegaConf
 
     return OmegaConf.structured(schema)
 
 
 def _unquoted(value: Any) -> Any:
-    """A value as its knob gets it."""
+    """A value as its option gets it."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, list):
@@ -332,32 +256,207 @@ def _unquoted(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def group_options(group: str) -> list[str]:
-    """Named choices of a group: the files of conf/GROUP, and for devices the table."""
-    files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
+# -- help pages --------------------------------------------------------------------------------------------------------
 
 
-def help_text(script: str) -> str:
-    """What `--help` prints: every knob with its default, unit and meaning, and the named choices of each group."""
+GENERAL, ALL = "general", "all"  # topics of `--help` besides the groups
+WIDTH = 110  # columns of a help page
+
+
+def asked_for_help(arguments: list[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def help_page(script: str, program: str, arguments: list[str]) -> str:
+    """What `--help` prints: an overview, or with `--help GROUP` (or all) options in full. Raises UserError for an unknown
+    group."""
+    words = arguments[1 + min(arguments.index(flag) for flag in ("--help", "-h") if flag in arguments) :]
+    topic = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
     schema = SCRIPTS[script]
-    lines = [f"{Path(sys.argv[0]).name} KEY=VALUE ...", ""]
-    if script == "config":
-        lines.append("Named choices (conf/), e.g. data=slimpajama:")
-        groups = sorted(_groups())
-        lines += [f"  {group + '=':<12}{' | '.join(group_options(group))}" for group in groups]
-        lines.append("")
-    lines.append("Knobs:")
-    for name, meaning, value in leaves(schema()):
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        lines.append(f"  {name}={shown}\n      {meaning}")
-    sweeps = "Sweeps: add -m and commas, e.g. -m model.dropout=0,0.1. " if script == "config" else ""
-    lines += ["", f"{sweeps}More of Hydra: --hydra-help."]
-    return "\n".join(lines)
+    common = [leaf for leaf in leaves(schema()) if leaf[1].common]
+    if topic is None and common:
+        return "\n".join([*_usage(schema, program), "", *_overview(schema, common, program)])
+    if topic is None or topic == ALL:
+        return "\n".join(
+            [*_usage(schema, program), *(line for each in _topics(schema) for line in _in_full(schema, each))]
+        )
+    if topic not in _topics(schema):
+        allowed = (*_topics(schema), ALL)
+        raise UserError(f"--help {topic} is not known; allowed: {', '.join(allowed)}{closest(topic, allowed)}")
+    return "\n".join(_in_full(schema, topic)[1:])
 
 
-def as_yaml(config: Any) -> str:
-    """The resolved configuration as YAML, with the names of the command line."""
-    from omegaconf import OmegaConf
+def _topics(schema: type) -> dict[str, str]:
+    """Each group of options with the sentence of its dataclass; GENERAL holds those without a group."""
+    hints = get_type_hints(schema)
+    found = {leaf.name: _sentence(hints[leaf.name]) for leaf in fields(schema) if is_dataclass(hints[leaf.name])}
+    return {GENERAL: "Options without a group.", **found}
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+def _sentence(schema: Any) -> str:
+    return " ".join(str(schema.__doc__).partition("\n\n")[0].split())
+
+
+def _usage(schema: type, program: str) -> list[str]:
+    """The first sentence of the schema's docstring, the usage line and the docstring's examples."""
+    examples = [line.strip() for line in str(schema.__doc__).splitlines() if line.strip().startswith("PROGRAM ")]
+    flags = " [-m]" if schema is Config else ""
+    lines = [_sentence(schema), "", f"usage: {program} OPTION=VALUE ...{flags}", ""]
+    return [*lines, *(f"  {line.replace('PROGRAM', program, 1)}" for line in examples)]
+
+
+def _overview(schema: type, common: list[tuple[str, Option, Any]], program: str) -> list[str]:
+    """The options that most people set first, and a line for each group with its named choices."""
+    lines = ["Options that most people set first:"]
+    for name, option, value in common:
+        lines += _columns(f"{name}={_shown(value)}", option.help, 26)
+    lines += ["", f"Groups of options; `{program} --help GROUP` lists one, `{program} --help all` everything:"]
+    for topic, sentence in _topics(schema).items():
+        lines += _columns(topic, sentence, 12)
+        for group in sorted(groups()):
+            if package_of(group) == topic:
+                lines += _columns("", f"{group}= {' | '.join(group_choices(group))}", 12)
+    return [*lines, "", "Only show the configuration: --cfg job. More of Hydra: --hydra-help."]
+
+
+def _in_full(schema: type, topic: str) -> list[str]:
+    """Every option of a group with its default, meaning and range."""
+    prefix = "" if topic == GENERAL else f"{topic}."
+    lines = ["", f"{topic}: {_topics(schema)[topic]}"]
+    if schema is Config:
+        named = [group for group in sorted(groups()) if package_of(group) == topic]
+        lines += [f"  {group}= {' | '.join(group_choices(group))}" for group in named]
+    for name, option, value in leaves(schema()):
+        if name.startswith(prefix) and "." not in name.removeprefix(prefix):
+            allowed = f"; allowed: {option.range}" if option.range else ""
+            lines += [f"  {name}={_shown(value)}", f"      {option.help}{allowed}"]
+    return lines
+
+
+def _columns(left: str, right: str, width: int) -> list[str]:
+    """Two columns, the right one wrapped; a left one that is too wide has a line of its own."""
+    wrapped = textwrap.wrap(right, WIDTH - width - 2, break_on_hyphens=False)
+    if len(left) >= width:
+        return [f"  {left}", *(f"  {'':<{width}}{line}" for line in wrapped)]
+    return [f"  {left if number == 0 else '':<{width}}{line}" for number, line in enumerate(wrapped)]
+
+
+def _shown(value: Any) -> str:
+    """A default as it would be typed."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# -- launch ------------------------------------------------------------------------------------------------------------
+
+
+# How many turns GNU's OpenMP runtime, torch's on Linux, spins before a waiting thread sleeps. Its default makes a step several
+# times as long once another process is busy; 0 costs a third on an idle machine. 3000 turns, about 10 microseconds, come near
+# the better of the two in both cases (docs/performance.md). Read when the runtime is loaded.
+BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
+
+
+@dataclass(frozen=True)
+class SweepFunctions:
+    """What a script that sweeps hands to `launch`; functions of modules, as launchers pickle them.
+
+    run_job(configuration, number, overrides, folder of the sweep): run one job in a process of its own, for launchers that
+    are not stint's; returns the sweep's metric. conclude(): write what is known about the sweep that this process started,
+    if it did, whatever it ended with.
+    """
+
+    run_job: Callable[[Any, int, list[str], str], float | None]
+    conclude: Callable[[], None]
+
+
+def launch(task: Callable[[Any], None], script: str, sweep: SweepFunctions | None = None) -> None:
+    """Run `task(config)` under Hydra with the options of `script` (a key of SCRIPTS) from the command line.
+
+    sweep: in a multirun, every job is a process of its own, started by these functions. Mistakes of the user's end with
+    status 2, faults of the machine with status 1, each in one line on standard error.
+    """
+    if asked_for_help(sys.argv[1:]):
+        with reported():
+            print(help_page(script, Path(sys.argv[0]).name, sys.argv[1:]))
+        return
+    for name, value in BEFORE_TORCH.items():
+        os.environ.setdefault(name, value)
+    with reported():
+        _launch(Task(task, script, sweep))
+
+
+def leave(status: int = 0) -> NoReturn:
+    """End the process with everything said, without taking the interpreter apart: that costs up to a second, and a thread
+    of torch.distributed that is still alive then aborts the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class Task:
+    """What Hydra calls with a composed configuration. Pickled by launchers that start processes of their own, it leaves the
+    script's function behind: there a job is a process of train.py."""
+
+    def __init__(self, function: Callable[[Any], None] | None, script: str, sweep: SweepFunctions | None) -> None:
+        self.function, self.script, self.sweep = function, script, sweep
+
+    @property
+    def isolated(self) -> bool:
+        """Whether every job of a sweep is a process of its own."""
+        return self.sweep is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Task, (None, self.script, self.sweep)
+
+    def __call__(self, composed: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra = HydraConfig.get()
+        if self.sweep is not None and hydra.mode == RunMode.MULTIRUN:
+            job = int(hydra.job.num), list(hydra.overrides.task), str(hydra.sweep.dir)
+            return self.sweep.run_job(options_of(composed), *job)
+        assert self.function is not None
+        with reported():  # inside Hydra, which would put a report of its own around any exception
+            config = options_of(composed)
+            if isinstance(config, Config):
+                label_as_job(config)
+            self.function(config)
+        return None
+
+
+def _launch(task: Task) -> None:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schemas()
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
+    check_command_line(task.script)
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_user_error(error) from None
+    except ValueError as error:
+        if "No trials are completed" not in str(error):  # what Optuna says, once it has tried them all
+            raise
+        raise MachineError("no trial of the study has finished; the table says why") from None
+    except Interrupted as stop:
+        print(f"sweep   stopped by {stop.name}; the same command goes on with what is left", flush=True)
+        sys.exit(stop.exit_status)
+    finally:
+        if task.sweep is not None:
+            task.sweep.conclude()
+
+
+def label_as_job(config: Config) -> None:
+    """Let wandb know a job of a sweep that an agent of its own starts (-cn NAME hydra.mode=RUN) by its name as its
+    group, and by tags: that name and what the job was told. Where a group is given, by the user or the sweep, it stays."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    if hydra.job.config_name in SCRIPTS or config.wandb.group:
+        return
+    told = [text for text in hydra.overrides.task if not text.startswith(("wandb.", "output"))]
+    config.wandb.group = config.name
+    config.wandb.tags = list(dict.fromkeys([*config.wandb.tags, config.name, *told]))

@@ -15,7 +15,19 @@ from run.headline import headline
 from run.history import Records, read_metrics
 from run.record import SCHEMA, environment, git_commit
 from run.watch import slow_spells
-from session import Session, Trainer, evaluate, insist, save, set_status, timed, write_report_of, write_sample
+from session import (
+    SAMPLE_PROMPTS,
+    SAMPLE_TOKENS,
+    Session,
+    Trainer,
+    evaluate,
+    insist,
+    save,
+    set_status,
+    timed,
+    write_report_of,
+    write_sample,
+)
 from settle import why_off
 
 EXIT_S = 0.3  # from the last file written to the end of the process
@@ -27,7 +39,7 @@ def rehearse(session: Session, trainer: Trainer) -> None:
     is found now. Refuses a budget in which not even one step fits."""
     from data.loader import EvalRange
 
-    clock, shape, config = session.clock, trainer.shape, session.config
+    clock, shape = session.clock, trainer.shape
     git_commit()  # kept from now on: of the code as it is, and its second is not spent at the end
     with session.signals.deferred():
         save(session, trainer, final=False)
@@ -39,7 +51,7 @@ def rehearse(session: Session, trainer: Trainer) -> None:
     limit_s = clock.limits.seconds
     if limit_s is not None:
         shrink_evaluations(session, trainer, limit_s)
-    trainer.samples_s = sample_s * config.samples.tokens * len(config.samples.prompts)
+    trainer.samples_s = sample_s * SAMPLE_TOKENS * len(SAMPLE_PROMPTS)
     keep_time(session, trainer)
     left, tightest = clock.steps_left(trainer.state.step, trainer.state.tokens, trainer.state.flops, trainer.cost)
     if left == 0 and trainer.state.step == 0:
@@ -117,8 +129,8 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
         with clock.charge("eval"):
             figures = evaluate(session, trainer, trainer.final)
             refuse_no_number(trainer, figures)
-            for prompt in session.config.samples.prompts if session.config.samples.tokens else []:
-                session.samples.append(write_sample(session, trainer, prompt, session.config.samples.tokens))
+            for prompt in SAMPLE_PROMPTS:
+                session.samples.append(write_sample(session, trainer, prompt))
                 session.signals.check()
     result = record(session, trainer, "finished", stopped_by, figures)
     session.dashboard.summary(headline(result))

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from training.objectives import Objective
     from training.step import TrainingStep
 
+# What the finished model writes for the report; sample.py writes any other text.
+SAMPLE_PROMPTS = ("def ", "import ", "The ")
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 64, 0.8, 50
 RETRY_S = 1.0  # a network file system that has refused is asked once more after this long
 
 Result = TypeVar("Result")
@@ -159,18 +162,18 @@ def halve_micro_batch(session: Session, trainer: Trainer) -> None:
     trainer.metrics.write({"event": "note", "step": step, "text": text})
 
 
-def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int) -> dict[str, str]:
-    """Text that the model writes after `prompt`."""
+def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int = SAMPLE_TOKENS) -> dict[str, str]:
+    """Text that the model writes after `prompt`, at most `tokens` long."""
     from model.sampling import generate
 
-    tokenizer, samples = trainer.corpus.tokenizer, session.config.samples
+    tokenizer = trainer.corpus.tokenizer
     ids = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]
     written = generate(
         trainer.model,
         ids,
         tokens,
-        temperature=samples.temperature,
-        top_k=samples.top_k,
+        temperature=SAMPLE_TEMPERATURE,
+        top_k=SAMPLE_TOP_K,
         seed=session.config.seed,
         eot=tokenizer.eot,
         n_vocab=tokenizer.n_vocab,

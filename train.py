@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from assemble import build, compile_model, initial_model
 from budget.clock import BudgetClock, Heartbeat, read_ledger
 from budget.flops import flops_per_token
-from command_line import as_yaml, current_sweep, launch, leave
+from command_line import SweepFunctions, as_yaml, launch, leave
 from config import Config, identity
 from data.prepare import prepare
 from errors import FULL_DISK, MachineError, UserError
@@ -53,6 +53,7 @@ from session import (
     write_report_of,
 )
 from settle import saved_plan, settle_plan
+from sweeps.launching import conclude_sweep, current_sweep, run_job
 
 if TYPE_CHECKING:
     import torch
@@ -419,7 +420,7 @@ def command() -> None:
     and of the time that is left after a signal."""
     status = 0
     try:
-        launch(main, "config", isolated=True)
+        launch(main, "config", SweepFunctions(run_job, conclude_sweep))
     except SystemExit as stop:
         if not isinstance(stop.code, int) or stop.code <= SIGNALLED:  # a mistake, or a word of Hydra's: no hurry
             raise

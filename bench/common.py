@@ -16,7 +16,7 @@ from json_io import write_json
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 TOKENIZER = "bpe-4096"
-TRAIN_ONLY = ("samples.prompts=[]", "eval.every=0")  # no samples, no interim evaluations
+TRAIN_ONLY = ("eval.every=0",)  # no interim evaluations
 
 
 def argument_parser(description: str | None, corpus: bool = False) -> argparse.ArgumentParser:

@@ -53,7 +53,7 @@ def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
     """The folder of a run of train.py, which is started unless it is finished."""
     options = [
         *(*corpus_options(corpus, TOKENIZER), f"model.block_size={BLOCK}", f"eval.tokens={EVAL_TOKENS}"),
-        *("eval.max_fraction=0.3", "samples.prompts=[]", f"output_dir={place}", f"name={name}", *arguments),
+        *("eval.max_fraction=0.3", f"output_dir={place}", f"name={name}", *arguments),
     ]
     print("\n$ train.py", *options, flush=True)
     if run_script("train.py", options, capture=False).returncode:

@@ -1,7 +1,7 @@
 """A decoder-only transformer: pre-norm blocks of causal attention and a feed-forward part, on a residual stream.
 
 Letters in shape comments: B sequences, T tokens each, D = n_embd, H = n_head, S = D / H (head size), V = vocab_size.
-Every variant is a knob of `Shape`; a new norm, activation or initialisation is one function and one line in a table.
+Every variant is an option of `Shape`; a new norm, activation or initialisation is one function and one line in a table.
 Weights are float32; a lower precision comes from the caller's autocast.
 
 What each part changes in the loss of a small model is in docs/performance.md, "One part more or less".
@@ -24,7 +24,6 @@ from model.shape import Shape
 LAYERNORM_EPS = 1e-5  # GPT-2
 RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
 INIT_STD = 0.02  # GPT-2
-VALUE_SHARE = 0.5  # of the first block's values, at the start (Zhou et al. 2024)
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -79,7 +78,6 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.n_head, self.qk_norm, self.dropout = shape.n_head, shape.qk_norm, shape.dropout
-        self.value_residual = shape.value_residual
         self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd, bias=shape.bias)
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=shape.bias)
 
@@ -87,19 +85,15 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        first: Tensor | None = None,
-        share: Tensor | None = None,
         values: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is written to the residual stream, (B, T, D), and from the first block, where the others mix them in, its
-        values, (B, H, T, S): `first`, with their `share`. `values` (B, T, D) are added; `documents` as in `attend`."""
+    ) -> Tensor:
+        """What is written to the residual stream, (B, T, D). `values` (B, T, D) are added to the block's own; `documents` as in
+        `attend`."""
         B, T, D = x.shape
         qk, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).split((2, 1))  # (.., B, H, T, S)
         v = v[0]
-        if first is not None and share is not None:
-            v = v + share * (first - v)  # Zhou et al. 2024, arXiv:2410.17897
-        if values is not None:  # modded-nanogpt's
+        if values is not None:  # modded-nanogpt's value embeddings
             v = v + values.view(B, T, self.n_head, -1).transpose(1, 2)
         if self.qk_norm:
             # Bounds the attention logits by sqrt(S) (Henry et al. 2020, arXiv:2010.04245). Free of parameters, so
@@ -111,9 +105,7 @@ class Attention(nn.Module):
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
         dropout = self.dropout if self.training else 0.0
         y = attend(qk[0], qk[1], v, documents, dropout)
-        # Only what somebody reads: of a block compiled alone, every output has a gradient, made of zeros where there is none.
-        handed_on = v if self.value_residual and first is None else None
-        return self.out(y.transpose(1, 2).reshape(B, T, D)), handed_on
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
@@ -138,15 +130,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
-        first: Tensor | None = None,
-        share: Tensor | None = None,
         values: Tensor | None = None,
         documents: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Tensor:
         """The residual stream (B, T, D) after the block; the rest as in `Attention`."""
-        y, v = self.attention(self.attention_norm(x), rotary, first, share, values, documents)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), v
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, values, documents))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class GPT(nn.Module):
@@ -176,8 +165,6 @@ class GPT(nn.Module):
             }
         )
         self.shares = nn.Parameter(torch.tensor([[1.0, 0.0]] * shape.n_layer)) if shape.x0_shortcut else None
-        mixed = shape.value_residual and shape.n_layer > 1
-        self.value_shares = nn.Parameter(torch.full((shape.n_layer - 1,), VALUE_SHARE)) if mixed else None
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
         self.norm = NORMS[shape.norm](shape)
@@ -213,14 +200,11 @@ class GPT(nn.Module):
         documents = starts
         if documents is None and self.shape.eot is not None:
             documents = document_mask(tokens, self.shape.eot)
-        first = None
         for layer, block in enumerate(self.blocks):
             if self.shares is not None:
                 x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
             values = self.value_tables[str(layer)](tokens) if str(layer) in self.value_tables else None
-            share = None if first is None or self.value_shares is None else self.value_shares[layer - 1]
-            x, v = block(x, rotary, first, share, values, documents)
-            first = v if first is None else first
+            x = block(x, rotary, values, documents)
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -249,7 +233,7 @@ def initialise_gpt2(model: GPT) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or name.startswith(("bigrams.", "value_tables.")):
             nn.init.zeros_(parameter)
-        elif name in ("shares", "value_shares"):
+        elif name == "shares":
             continue
         elif parameter.ndim == 2:
             scale = 1 / math.sqrt(2 * model.shape.n_layer) if is_residual_output(name) else 1.0

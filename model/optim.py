@@ -34,14 +34,7 @@ def parameter_groups(
     """Every trainable parameter in exactly one group, by its role. Matrices decay, embeddings, which are matrices in
     GPT-2 and nanoGPT, among them; vectors and the tables beside them do not. `lr_scale` multiplies the scheduled learning
     rate."""
-    scales = {
-        "matrix": 1.0,
-        "table": settings.table_rate,
-        "embedding": settings.embedding_rate,
-        "head": settings.head_rate,
-        "vector": settings.vector_rate,
-    }
-    members: dict[str, list[Tensor]] = {each: [] for each in scales}
+    members: dict[str, list[Tensor]] = {each: [] for each in ("matrix", "table", "embedding", "head", "vector")}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             members[role(name, parameter)].append(parameter)
@@ -50,7 +43,7 @@ def parameter_groups(
             "role": each,
             "params": params,
             "weight_decay": 0.0 if each in ("vector", "table") else weight_decay,
-            "lr_scale": scales[each],
+            "lr_scale": settings.table_rate if each == "table" else 1.0,
             "algorithm": "table" if each == "table" else "adamw",
             "betas": betas,
             "eps": settings.eps,

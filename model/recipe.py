@@ -12,16 +12,12 @@ MOMENTUM_START, MOMENTUM_WARMUP = 0.85, 0.08
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """`embedding_rate`, `table_rate`, `head_rate`, `vector_rate`: learning rates of the matrices that tokens and positions
-    are looked up in, of the tables for bigrams and values, of a vocabulary matrix of its own at the end, and of norms,
-    biases and scalars, as multiples of that of the matrices in the blocks. `momentum`, `normuon` and `cautious` are Muon's."""
+    """`table_rate`: the learning rate of the tables for bigrams and values, as a multiple of that of everything else.
+    `momentum`, `normuon` and `cautious` are Muon's."""
 
     name: str = "adamw"  # or AUTO, until the plan has chosen
     eps: float = 1e-8
-    embedding_rate: float = 1.0
     table_rate: float = 0.3  # bench/results/tuning.json
-    head_rate: float = 1.0
-    vector_rate: float = 1.0
     momentum: float = 0.95
     normuon: bool = False
     cautious: bool = False

@@ -23,9 +23,10 @@ LARGEST = {
     "ffn_hidden": 1 << 20,
     "bigram_rows": 1 << 28,
 }
+REMOVED_KEYS = {"value_residual": False}  # of shapes that earlier versions wrote
 ROPE_THETA, SOFTCAP = (1.0, 1e12), (0.01, 1e6)  # beyond, float32 divides by 0 or overflows
 
-# Combinations of the knobs below and nothing else; conf/model/*.yaml names the same ones.
+# Combinations of the options below and nothing else; conf/model/*.yaml names the same ones.
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": {"position": "learned", "norm": "layernorm", "activation": "gelu", "initialisation": "gpt2"},
     "llama": {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "initialisation": "gpt2"},
@@ -41,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Five knobs of `modern` that bought nothing in five minutes of a CPU and less, as they are without it (budget/rules.py).
+# Five options of `modern` that bought nothing in five minutes of a CPU and less, as they are without it (budget/rules.py).
 PLAIN: dict[str, Any] = {
     "norm": "layernorm",
     "activation": "gelu",
@@ -79,7 +80,6 @@ class Shape:
     rope_theta: float = 10000.0
     embed_norm: bool = False
     x0_shortcut: bool = False
-    value_residual: bool = False
     value_embeddings: bool = False
     bigram_rows: int = 0
     softcap: float = 0.0
@@ -192,7 +192,6 @@ class Shape:
         learned = self.block_size * self.n_embd if positions and self.position == "learned" else 0
         shares = 2 * self.n_layer if self.x0_shortcut else 0
         blocks = self.non_vocab_parameters() + self.n_layer * (2 * norm + linear_biases)
-        shares += self.n_layer - 1 if self.value_residual else 0
         return blocks + norm + vocabulary + learned + shares + self.table_parameters()
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,7 +200,14 @@ class Shape:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Shape:
-        """The inverse of `to_dict`; raises UserError on an unknown or a missing key, all of them at once."""
+        """The inverse of `to_dict`; raises UserError on an unknown or a missing key, all of them at once. A removed key is
+        read over where it holds the value that it had unless it was set."""
+        for key, off in REMOVED_KEYS.items():
+            if values.get(key, off) != off:
+                raise UserError(
+                    f"the model was trained with {key}={values[key]}, which was removed; use the version that made it"
+                )
+        values = {key: value for key, value in values.items() if key not in REMOVED_KEYS}
         known = {field.name for field in fields(cls)}
         required = [field.name for field in fields(cls) if field.default is MISSING]
         wrong = [

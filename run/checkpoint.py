@@ -253,7 +253,7 @@ def check_shapes(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origi
         name = different[0]
         raise UserError(
             f"{origin} is of a model of another shape: {name} is {theirs.get(name, 'absent')} there and"
-            f" {own.get(name, 'absent')} here ({len(different)} tensors differ); use the model.* knobs it was made with"
+            f" {own.get(name, 'absent')} here ({len(different)} tensors differ); use the model.* options it was made with"
             " or fresh=true"
         )
 

@@ -8,6 +8,7 @@ in the same proportions around what the plan chooses.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -43,22 +44,35 @@ def published(plan: Plan) -> bool:
 
 
 def depths(plan: Plan) -> list[str]:
-    """The planned width with 8, 12, 18 and 24 eighteenths of the planned depth, all different."""
+    """8, 12, 18 and 24 eighteenths of the planned depth, all different."""
     if published(plan):
-        return [f"{layers}x{PUBLISHED_WIDTH}" for layers in PUBLISHED_DEPTHS]
+        return [str(layers) for layers in PUBLISHED_DEPTHS]
     base = max(3, int(plan["n_layer"]))  # of less, the quarters would fall together
     layers = [max(1, round(base * each / PUBLISHED_BEST)) for each in PUBLISHED_DEPTHS]
-    return [f"{each}x{plan['n_embd']}" for each in dict.fromkeys(layers)]
+    return [str(each) for each in dict.fromkeys(layers)]
+
+
+def depths_width(plan: Plan) -> list[str]:
+    return [str(PUBLISHED_WIDTH if published(plan) else plan["n_embd"])]
+
+
+def layers_of(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
+    return [shape.split("x")[0] for shape in shapes(plan)]
+
+
+def widths_of(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
+    """What every job finds its own width by, from its depth."""
+    return [f"${{width_of:{','.join(shapes(plan))}}}"]
 
 
 def width_depth(plan: Plan) -> list[str]:
-    """Shapes of nearly the same 12 n_layer n_embd^2, from deep and narrow to wide and flat."""
+    """Shapes of nearly the same 12 n_layer n_embd^2, from deep and narrow to wide and flat; one of each depth."""
     if published(plan):
         return list(PUBLISHED_SAME)
     base = max(8 * 64**2, int(plan["n_layer"]) * int(plan["n_embd"]) ** 2)  # of less, 64 wide is the only width
     shapes = [(round(base / width**2), width) for width in range(64, 2049, 64)]
     good = [(layers, width) for layers, width in shapes if layers and abs(layers * width**2 / base - 1) <= 0.15]
-    return [f"{layers}x{width}" for layers, width in good if layers <= 64]
+    return [f"{layers}x{width}" for layers, width in dict(good).items() if layers <= 64]
 
 
 def learning_rates(plan: Plan) -> list[str]:
@@ -77,24 +91,29 @@ def isoflop_budgets(plan: Plan) -> list[str]:
 
 
 def isoflop_sizes(plan: Plan) -> list[str]:
-    """Five shapes of about a quarter to four times the planned blocks, each a factor of two from the next."""
+    """The planned shape and those nearest to a quarter, half, twice and four times its blocks, each of another depth; where
+    none is within a factor of 1.5, it is left out."""
     base = int(plan["n_layer"]) * int(plan["n_embd"]) ** 2
-    found = []
-    for factor in FACTORS:
-        shapes = [
-            (layers, width) for width in range(64, 4097, 64) for layers in range(1, 65) if 16 <= width / layers <= 128
-        ]
-        best = min(shapes, key=lambda s: (abs(s[0] * s[1] ** 2 / (factor * base) - 1), abs(s[1] / s[0] - 64)))
-        found.append(f"{best[0]}x{best[1]}")
-    return list(dict.fromkeys(found))
+    shapes = [
+        (layers, width) for width in range(64, 4097, 64) for layers in range(1, 65) if 16 <= width / layers <= 128
+    ]
+    found = {int(plan["n_layer"]): int(plan["n_embd"])}
+    for factor in (0.25, 4.0, 0.5, 2.0):
+        free = [(layers, width) for layers, width in shapes if layers not in found]
+        off = {(layers, width): abs(math.log2(layers * width**2 / (factor * base))) for layers, width in free}
+        # Within 15 % of the size, the usual proportions count more than the size.
+        best = min(free, key=lambda shape: (max(off[shape], 0.2), abs(shape[1] / shape[0] - 64)))
+        if off[best] < math.log2(1.5) + 0.01:
+            found[best[0]] = best[1]
+    return [f"{layers}x{width}" for layers, width in sorted(found.items(), key=lambda shape: shape[0] * shape[1] ** 2)]
 
 
-def baseline_sizes(plan: Plan) -> list[str]:
+def baseline_depths(plan: Plan) -> list[str]:
     """24 and 18 layers; elsewhere four and three thirds of the planned depth."""
     if published(plan):
-        return ["24x768", "18x768"]
+        return ["24", "18"]
     base = max(3, int(plan["n_layer"]))
-    return [f"{round(base * 4 / 3)}x{plan['n_embd']}", f"{base}x{plan['n_embd']}"]
+    return [str(round(base * 4 / 3)), str(base)]
 
 
 def baseline_batch(plan: Plan) -> list[str]:
@@ -105,8 +124,8 @@ def baseline_block(plan: Plan) -> list[str]:
     return [str(PUBLISHED_BLOCK if published(plan) else plan["block_size"])]
 
 
-def of_the_block(knob: str, plan: Plan) -> list[str]:
-    return [str(plan["block"][knob])]
+def of_the_block(name: str, plan: Plan) -> list[str]:
+    return [str(plan["block"][name])]
 
 
 def eval_tokens(plan: Plan) -> list[str]:
@@ -119,25 +138,29 @@ def eval_tokens(plan: Plan) -> list[str]:
 
 # One value each: what a job's own measurements would choose a little differently each time is the same in all jobs of a sweep.
 FIXED = (
-    *("size", "batch", "optimizer", "learning_rate", "block_size", "bigram_rows", *PLAIN),
+    *("n_layer", "n_embd", "depths_width", "batch", "optimizer", "learning_rate", "block_size", "bigram_rows", *PLAIN),
     *("eval_tokens", "baseline_batch", "baseline_block"),
 )
 VALUES: dict[str, Callable[[Plan], list[str]]] = {
-    "size": lambda plan: [f"{plan['n_layer']}x{plan['n_embd']}"],
+    "n_layer": lambda plan: [str(plan["n_layer"])],
+    "n_embd": lambda plan: [str(plan["n_embd"])],
     "batch": lambda plan: [str(plan["batch_tokens"])],
     "optimizer": lambda plan: [str(plan["optimizer"])],
     "learning_rate": lambda plan: [str(plan["learning_rate"])],
     "block_size": lambda plan: [str(plan["block_size"])],
     "bigram_rows": lambda plan: [str(plan["bigram_rows"])],
-    **{knob: partial(of_the_block, knob) for knob in PLAIN},
+    **{name: partial(of_the_block, name) for name in PLAIN},
     "eval_tokens": eval_tokens,
     "depths": depths,
-    "width_depth": width_depth,
+    "depths_width": depths_width,
+    "width_depth_layers": partial(layers_of, width_depth),
+    "width_depth_widths": partial(widths_of, width_depth),
     "learning_rates": learning_rates,
     "batches": batches,
     "isoflop_budgets": isoflop_budgets,
-    "isoflop_sizes": isoflop_sizes,
-    "baseline_sizes": baseline_sizes,
+    "isoflop_layers": partial(layers_of, isoflop_sizes),
+    "isoflop_widths": partial(widths_of, isoflop_sizes),
+    "baseline_depths": baseline_depths,
     "baseline_batch": baseline_batch,
     "baseline_block": baseline_block,
 }

@@ -120,9 +120,19 @@ class JobFailed(MachineError):
 
 def job_of(config: Config, number: int, overrides: list[str], sweep_dir: str) -> Job:
     """The job of one configuration, its file written."""
-    job = Job(number, tuple(overrides), Path(sweep_dir).absolute() / "jobs", config)
+    given = tuple(_resolved(config, override) for override in overrides)
+    job = Job(number, given, Path(sweep_dir).absolute() / "jobs", config)
     job.write()
     return job
+
+
+def _resolved(config: Config, override: str) -> str:
+    """An override with the value that it led to where it stands for another one: the job's label and command show it."""
+    key, _, value = override.partition("=")
+    if not value.startswith(("${", "$\\{")):  # Hydra's basic sweeper escapes it
+        return override
+    group, _, leaf = key.partition(".")
+    return f"{key}={getattr(getattr(config, group), leaf) if leaf else getattr(config, group)}"
 
 
 def anew(job: Job) -> Job:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import as_yaml, knobs_of
+from command_line import as_yaml, options_of
 from config import NOT_IDENTITY
 from errors import UserError, reported
 from json_io import read_json, write_json
@@ -29,10 +29,9 @@ _LOCK: IO[str] | None = None
 
 
 def around(what: str, *, _root_: DictConfig) -> str:
-    """`${around:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1x64,2x64,3x64".
+    """`${around:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1,2,4".
 
-    What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. The size is "null"
-    where the user has given the depth or the width. Raises UserError.
+    What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. Raises UserError.
     """
     if what not in VALUES:
         raise UserError(f"${{around:{what}}} is not known; allowed: {', '.join(VALUES)}")
@@ -45,15 +44,25 @@ def around(what: str, *, _root_: DictConfig) -> str:
     about = read_json(place) or {}
     chosen = about.get("around") or {}
     if what not in chosen:
-        config = knobs_of(_root_)
+        config = options_of(_root_)
         yaml = as_yaml(config)
         if yaml not in _PLANS:
             _PLANS[yaml] = plan_of(yaml)
-        sized = what == "size" and (config.model.n_layer or config.model.n_embd)
-        chosen[what] = "null" if sized else ",".join(VALUES[what](_PLANS[yaml]))
+        chosen[what] = ",".join(VALUES[what](_PLANS[yaml]))
         if about:
             write_json(place, about | {"around": chosen})
     return str(chosen[what])
+
+
+def width_of(*shapes: str, _root_: DictConfig) -> int | str:
+    """`${width_of:2x64,4x128}` in the override of a job: the width that goes with its depth, so that a sweep over pairs of the
+    two is one over depths. It stands for itself until a job has its depth. Raises UserError for a depth without a width."""
+    depth, widths = OmegaConf.select(_root_, "model.n_layer"), dict(shape.split("x") for shape in shapes)
+    if depth is None:
+        return f"${{width_of:{','.join(shapes)}}}"
+    if str(depth) not in widths:
+        raise UserError(f"model.n_layer={depth} is not a depth of this sweep; allowed: {', '.join(widths)}")
+    return int(widths[str(depth)])
 
 
 def slurm_minutes(*, _root_: DictConfig) -> int:
@@ -74,6 +83,7 @@ def direction(*, _root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("around", around, replace=True)
 OmegaConf.register_new_resolver("direction", direction, replace=True)
+OmegaConf.register_new_resolver("width_of", width_of, replace=True)
 OmegaConf.register_new_resolver("slurm_minutes", slurm_minutes, replace=True)
 
 
@@ -122,7 +132,7 @@ def settings_of(config: DictConfig) -> str:
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
     shared = {str(key): value for key, value in plain.items() if key != "hydra" and not _beside_the_point(str(key))}
-    for group, leaf in (name.split(".") for name in NOT_IDENTITY if "." in name and name != "model.size"):
+    for group, leaf in (name.split(".") for name in NOT_IDENTITY if "." in name):
         shared[group].pop(leaf, None)
     return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -131,8 +141,7 @@ def definition_of(config: DictConfig) -> dict[str, Any]:
     """What makes a sweep another one: its knobs, as the sweep's file and the command line give them."""
     overrides = [each for each in config.hydra.overrides.task if not _beside_the_point(each.split("=")[0])]
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
-    known = config.get("sweep", {}).get("known")
-    return {"overrides": sorted(overrides), "params": params, "known": known, "settings": settings_of(config)}
+    return {"overrides": sorted(overrides), "params": params, "settings": settings_of(config)}
 
 
 def swept_keys(config: DictConfig) -> list[str]:
@@ -144,7 +153,7 @@ def swept_keys(config: DictConfig) -> list[str]:
 
 
 def _beside_the_point(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY if name != "model.size")
+    return any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY)
 
 
 def single_run_command() -> list[str]:

@@ -87,7 +87,6 @@ def render(sweep: Sweep, force: bool = False) -> str:
         outcome="finished" if done == len(asked_for) else "stopped",
         tiles=tiles,
         verdict=verdict(sweep, force),
-        known=sweep.known,
         best_command=sweep.command_of(best[0].rows[0]) if best else "",
         metric=sweep.metric,
         knob_pictures=_knob_pictures(sweep),
@@ -232,7 +231,7 @@ def _parallel_pictures(sweep: Sweep) -> list[curves.Picture]:
     def ticks(axes: Axes) -> None:
         axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), sweep.metric])
 
-    return [curves.picture(f"Every run through its knobs to its {sweep.metric}", "", draw, ticks)]
+    return [curves.picture(f"Every run through its options to its {sweep.metric}", "", draw, ticks)]
 
 
 def main() -> None:

@@ -90,7 +90,6 @@ class Sweep:
     folder: Path
     name: str
     metric: str
-    known: str | None
     command: list[str]
     rows: list[Row]
     noise: float | None
@@ -158,8 +157,7 @@ def read_sweep(folder: Path) -> Sweep:
     noise, noise_from, freedom = noise_of(rows)
     if noise is None:
         noise, noise_from, freedom = noise_of_sibling(folder, metric, rows)
-    known = (about.get("definition") or {}).get("known")
-    return Sweep(folder, about["name"], metric, known, about["command"], rows, noise, noise_from, freedom, keys)
+    return Sweep(folder, about["name"], metric, about["command"], rows, noise, noise_from, freedom, keys)
 
 
 def _parts(override: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from command_line import mistake, register_schemas
+from command_line import as_user_error, register_schemas
 from config import CONF, closest
 from errors import UserError, reported
 from sweeps.table import HIGHER_IS_BETTER
@@ -49,7 +49,7 @@ def sweep_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     fixed = [f"{key}={values[0]}" for key, values in told.items() if len(values) == 1]
     parameters = {key: {"values": list(map(plain, values))} for key, values in told.items() if len(values) > 1}
     if not parameters:
-        raise UserError(f"sweep {name} sweeps nothing; give a knob several values, e.g. seed=1,2,3")
+        raise UserError(f"sweep {name} sweeps nothing; give an option several values, e.g. seed=1,2,3")
     mode = ["hydra.mode=RUN", "wandb.mode=online"]  # one job; wandb counts it as run when it hears of it
     file = {
         "program": "train.py",
@@ -115,7 +115,7 @@ def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             swept = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
             wandb, sweep = (OmegaConf.to_container(config[group], resolve=True) for group in ("wandb", "sweep"))
     except (HydraException, OmegaConfBaseException) as error:
-        raise mistake(error) from None
+        raise as_user_error(error) from None
     return {"hydra": {"sweeper": swept}, "wandb": wandb, "sweep": sweep}
 
 

@@ -55,7 +55,6 @@ TINY = (
     "plan.max_epochs=1e6",
     "eval.tokens=2000",
     "eval.interim_tokens=500",
-    "samples.tokens=8",
     "device.threads=1",
     "device.name=cpu",
     "device.peak_flops=1e11",  # else measured in a quarter of a second

@@ -1,4 +1,4 @@
-"""Commands that nobody should type: strategies made from config.py's own tables, and a script's command in this process."""
+"""Commands that nobody should type: strategies made from the options in config.py, and a script's command in this process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from command_line import group_options
-from config import ALLOWED, CONF, PATHS, RANGES
+from command_line import group_choices
+from config import CONF, SCRIPTS, Option, leaves
 from model.shape import LARGEST
 
+OPTIONS: dict[str, Option] = {name: option for schema in SCRIPTS.values() for name, option, _ in leaves(schema)}
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
 NUMBERS = (
     "nan", "inf", "-inf", "-0.0", "0", "-1", "1", "2", "1.5", ".5", "1e3", "1e400", "1e-400", "5e-324", "-5e-324",
@@ -42,7 +43,7 @@ OUTSIDE = re.compile(r"\.\.|\$|~|(^|[\s'\"=,\[(])/")
 
 
 def kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, type) of every knob."""
+    """(dotted name, type) of every option."""
     for name, kind in get_type_hints(schema).items():
         if is_dataclass(kind):
             yield from kinds(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
@@ -51,15 +52,16 @@ def kinds(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def tunable(schema: type) -> list[str]:
-    """The knobs that are a number, a switch or one of a few words."""
-    return [name for name, kind in kinds(schema) if name in ALLOWED or re.search("int|float|bool", str(kind))]
+    """The options that are a number, a switch or one of a few words."""
+    return [name for name, kind in kinds(schema) if OPTIONS[name].choices or re.search("int|float|bool", str(kind))]
 
 
 def edges(name: str) -> list[str]:
-    """The ends of a knob's range, what is just inside and just outside of them, and something between."""
-    if name not in RANGES:
+    """The ends of an option's range, what is just inside and just outside of them, and something between."""
+    option = OPTIONS.get(name)
+    if option is None or option.low is None or option.high is None:
         return ["0", "1", "0.5"]
-    low, high = (float(end) for end in RANGES[name][:2])
+    low, high = float(option.low), float(option.high)
     near = [math.nextafter(end, to) for end in (low, high) for to in (-math.inf, math.inf)]
     whole = [str(int(end) + step) for end in (low, high) for step in (-1, 0, 1)]
     return [*map(repr, (low, high, (low + high) / 2, math.sqrt(abs(low * high)) or 0.5, *near)), *whole]
@@ -78,8 +80,9 @@ def quoted(text: str) -> str:
 
 
 def values(name: str, kind: Any) -> st.SearchStrategy[str]:
-    """Values of one knob as they would be typed, most of them wrong."""
-    choices = [*ALLOWED.get(name, ()), *(word[:-1] for word in ALLOWED.get(name, ()))]
+    """Values of one option as they would be typed, most of them wrong."""
+    allowed = OPTIONS[name].choices if name in OPTIONS else ()
+    choices = [*allowed, *(word[:-1] for word in allowed)]
     own = (
         edges(name) if re.search("int|float", str(kind)) else [*choices, "bytes", "bpe-300", "bpe-x", "gtp2", "cuda:9"]
     )
@@ -93,18 +96,19 @@ def values(name: str, kind: Any) -> st.SearchStrategy[str]:
 
 
 def sane_values(name: str, kind: Any) -> st.SearchStrategy[str]:
-    """Values that the tables in config.py allow: extreme ones, on purpose."""
-    shown = str(kind)
-    if name in ALLOWED:
-        return st.sampled_from(ALLOWED[name])
+    """Values that the options allow: extreme ones, on purpose."""
+    shown, option = str(kind), OPTIONS[name]
+    if option.choices:
+        return st.sampled_from(option.choices)
     if "bool" in shown:
         return st.sampled_from(["true", "false"])
-    low, high, _, with_high = RANGES.get(name, (0.0, 1.0, True, False))
+    bounded = option.low is not None and option.high is not None
+    low, high = (option.low, option.high) if bounded else (0.0, 1.0)
     if "int" in shown:
-        least, most = max(1, int(low)), int(high) if name in RANGES else LARGEST.get(name.partition(".")[2], 1 << 14)
+        least, most = max(1, int(low)), int(high) if bounded else LARGEST.get(name.partition(".")[2], 1 << 14)
         usual = st.integers(0, 10).map(lambda power: min(most, max(least, 1 << power)))
         return st.one_of(usual, usual, st.integers(least, most), st.sampled_from([least, most])).map(str)
-    low, high = low or 1e-300, high if with_high else math.nextafter(high, 0)
+    low, high = low or 1e-300, high if bounded and option.exclusive != "high" else math.nextafter(high, 0)
     powers = st.floats(-300, 300).map(lambda power: 10**power)
     usual = st.floats(-4, 4).map(lambda power: 10**power)
     return st.one_of(usual, usual, powers, st.floats(low, high)).map(lambda x: min(high, max(low, x))).map(repr)
@@ -112,7 +116,7 @@ def sane_values(name: str, kind: Any) -> st.SearchStrategy[str]:
 
 @st.composite
 def keys(draw: st.DrawFn, names: list[str]) -> str:
-    """A knob, or what a slip of the finger makes of one."""
+    """An option, or what a slip of the finger makes of one."""
     name = draw(st.sampled_from(names))
     if draw(st.integers(0, 9)):
         return name
@@ -142,8 +146,8 @@ def arguments(draw: st.DrawFn, schema: type) -> str:
         return draw(st.sampled_from(FLAGS))
     if what == 2:
         group = draw(st.sampled_from(GROUPS))
-        options = st.sampled_from(group_options(group))
-        return f"{group}={draw(st.one_of(options, options.map(lambda name: name[1:]), st.sampled_from(SHAPES)))}"
+        choices = st.sampled_from(group_choices(group))
+        return f"{group}={draw(st.one_of(choices, choices.map(lambda name: name[1:]), st.sampled_from(SHAPES)))}"
     key = draw(keys(list(known)))
     prefix = draw(st.sampled_from(["", "+", "++", "~"])) if what == 3 else ""
     return f"{prefix}{key}={draw(values(key if key in known else 'seed', known.get(key, int)))}"
@@ -152,7 +156,8 @@ def arguments(draw: st.DrawFn, schema: type) -> str:
 def leads_outside(word: str) -> bool:
     """Whether a test must not go there: an absolute path, the folder above, somebody's home, what a variable holds."""
     key, _, value = word.lstrip("+~").partition("=")
-    return key.startswith((*PATHS, "hydra")) and OUTSIDE.search(value) is not None
+    paths = [name for name, option in OPTIONS.items() if option.path]
+    return key.startswith((*paths, "hydra")) and OUTSIDE.search(value) is not None
 
 
 def commands(schema: type, most: int = 4) -> st.SearchStrategy[list[str]]:
@@ -164,7 +169,7 @@ def commands(schema: type, most: int = 4) -> st.SearchStrategy[list[str]]:
 
 @st.composite
 def sane_commands(draw: st.DrawFn, schema: type, names: list[str], most: int = 5) -> list[str]:
-    """Some knobs at values that are allowed."""
+    """Some options at values that are allowed."""
     known = dict(kinds(schema))
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=most, unique=True))
     return [f"{name}={draw(sane_values(name, known[name]))}" for name in chosen]

@@ -1,4 +1,4 @@
-"""Whatever is typed: no traceback, no run on nonsense, one line a mistake with its mend, status 2, and nothing written.
+"""Whatever is typed: no traceback, no run on nonsense, one line a mistake with its fix, status 2, and nothing written.
 
 Each case runs the script's own command in this process, up to the moment when the first thing would be spent. `make
 test-slow` tries thousands, and some of them as whole processes.
@@ -32,10 +32,10 @@ from tests.fuzz import Answer, Started, answer, commands, finite, sane_commands,
 ROOT = Path(__file__).parents[1]
 PLANNED = 10.0  # seconds of the processor that a plan may take; usually it is a few hundredths
 MODELS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "ffn_hidden", "bigram_rows")
-# What decides a plan; the other knobs are not looked at.
+# What decides a plan; the other options are not looked at.
 OF_A_PLAN = (
     "budget.hours", "budget.flops", "budget.tokens", "budget.steps", "budget.counts", "device.peak_flops", "mfu", "law",
-    "data.source", "model.dropout", "model.value_residual", "model.value_embeddings", "model.tie",
+    "data.source", "model.dropout", "model.value_embeddings", "model.tie",
     *(f"model.{name}" for name in MODELS),
     "optim.name", "optim.learning_rate", "optim.weight_decay", "optim.beta2", "optim.batch_tokens", "schedule.warmup",
     "plan.aspect_min", "plan.aspect_max", "plan.max_epochs", "plan.corpus_tokens", "explain", "output",
@@ -139,12 +139,12 @@ def test_a_few_steps_with_extreme_settings_end_or_are_said_to_diverge(
     base: list[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """What is allowed may be a bad idea; it is no crash."""
-    groups = ("optim", "schedule", "eval", "checkpoint", "samples", "budget.counts")
+    groups = ("optim", "schedule", "eval", "checkpoint", "budget.counts")
     small = ("model.dropout", "model.bias", "model.tie", "model.qk_norm", "model.rope_theta", "model.softcap")
     chosen = [name for name in tunable(Config) if name.startswith(groups) or name in small]
-    names = [name for name in chosen if name not in ("samples.tokens", "optim.batch_tokens")]
+    names = [name for name in chosen if name != "optim.batch_tokens"]
     sizes = ["model.n_layer=1", "model.n_embd=16", "model.n_head=1", "model.block_size=16", "model.bigram_rows=32"]
-    quick = [*sizes, "optim.batch_tokens=64", "samples.tokens=2", "eval.interim_tokens=64", "plan.max_epochs=1e9"]
+    quick = [*sizes, "optim.batch_tokens=64", "eval.interim_tokens=64", "plan.max_epochs=1e9"]
     monkeypatch.setattr(train, "build", assemble.build)
 
     @settings(max_examples=number)
@@ -277,7 +277,7 @@ FOUND: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("words", "said"), FOUND, ids=[words[0][:30] for words, _ in FOUND])
-def test_found_and_mended(base: list[str], words: list[str], said: str) -> None:
+def test_found_and_fixed(base: list[str], words: list[str], said: str) -> None:
     lines = typed_train([*base, *words]).refused()
     assert any(said in line for line in lines), lines
 

@@ -1,18 +1,32 @@
-"""The command line: what is refused, how it is said, and that every knob is there for a reason."""
+"""The command line: what is refused, how it is said, and that every option is there for a reason."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
+import sys
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
 from checks import mistakes
-from command_line import group_options
-from config import CONF, SCRIPTS, Config, EvaluateConfig, SampleConfig, leaves
+from command_line import group_choices, groups, options_of, register_schemas
+from config import (
+    CONF,
+    REMOVED_OPTIONS,
+    SCRIPTS,
+    Config,
+    EvaluateConfig,
+    SampleConfig,
+    identity,
+    leaves,
+    option,
+)
 from model.shape import PRESETS
+from run.directory import run_name
 from tests.copies import copied
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +71,7 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
         ("law=local", "law=local: outputs/law.json"),
     ],
 )
-def test_a_mistake_is_one_line_with_its_mend(tmp_path: Path, argument: str, said: str) -> None:
+def test_a_mistake_is_one_line_with_its_fix(tmp_path: Path, argument: str, said: str) -> None:
     arguments = [argument] if argument.startswith("budget.hours=") else ["budget.hours=1", argument]
     lines = refused(tmp_path, *arguments)
     assert any(said in line for line in lines), lines
@@ -96,13 +110,13 @@ def test_no_limit_at_all_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "plan.py"])
-def test_help_shows_every_knob_with_its_meaning(script: str) -> None:
-    answer = run(script, "--help")
+def test_help_shows_every_option_with_its_meaning(script: str) -> None:
+    answer = run(script, "--help", "all")
     assert answer.returncode == 0
     schema = {"evaluate.py": EvaluateConfig, "sample.py": SampleConfig}.get(script, Config)
-    for name, meaning, _ in leaves(schema):
+    for name, each, _ in leaves(schema):
         assert f"  {name}=" in answer.stdout
-        assert meaning in answer.stdout
+        assert each.help in answer.stdout
 
 
 def test_evaluate_and_sample_need_a_checkpoint(tmp_path: Path) -> None:
@@ -130,12 +144,12 @@ def test_every_group_choice_composes() -> None:
 
 def test_groups_mirror_the_folders() -> None:
     assert {"budget", "device", "model", "data", "optim", "schedule", "logger"} <= {p.name for p in CONF.iterdir()}
-    assert "a100" in group_options("device")
+    assert "a100" in group_choices("device")
 
 
 @pytest.mark.parametrize("schema", [Config, EvaluateConfig, SampleConfig])
 def test_every_leaf_says_its_meaning(schema: type) -> None:
-    assert all(len(meaning) > 5 for _, meaning, _ in leaves(schema))
+    assert all(len(each.help) > 5 for _, each, _ in leaves(schema))
 
 
 def attribute_chains(path: Path) -> set[str]:
@@ -147,11 +161,9 @@ def attribute_chains(path: Path) -> set[str]:
     return chains
 
 
-def test_every_knob_is_read_by_the_code() -> None:
-    """A knob that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
+def test_every_option_is_read_by_the_code() -> None:
+    """An option that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
     DataSpec, optim -> OptimSettings) are read by the class that has the same field."""
-    from dataclasses import fields
-
     from data.sources import DataSpec
     from model.recipe import OptimSettings
     from model.shape import Shape
@@ -181,3 +193,130 @@ def test_every_knob_is_read_by_the_code() -> None:
             tail = ".".join(name.split(".")[-2:]) if "." in name else f"config.{name}"
             group_alias = re.sub(r"^eval\.", "evals.", tail)
             assert name in handed_on or tail in last_two or group_alias in last_two, f"{name} is read nowhere"
+
+
+@pytest.mark.parametrize("script", ["train.py", "plan.py", "evaluate.py", "sample.py"])
+def test_help_is_a_page_that_a_person_reads(script: str) -> None:
+    page = run(script, "--help").stdout
+    assert len(page.splitlines()) < 60
+    assert f"usage: {script} " in page
+    assert page.count(f"  {script} ") >= 2  # examples
+    assert max(map(len, page.splitlines())) <= 140
+
+
+def test_help_names_every_group_and_its_choices() -> None:
+    page = run("train.py", "--help").stdout
+    for leaf in fields(Config):
+        if is_dataclass(leaf.default_factory):
+            assert f"\n  {leaf.name} " in page
+            assert str(leaf.default_factory.__doc__).splitlines()[0] in page
+    for group in groups():
+        assert f"{group}= {' | '.join(group_choices(group))[:40]}" in page
+    assert sum(each.common for _, each, _ in leaves(Config)) == 10
+
+
+def test_help_of_a_group_shows_its_options_and_no_others() -> None:
+    page = run("train.py", "--help", "optim").stdout
+    for name, _, _ in leaves(Config):
+        assert (f"\n  {name}=" in page) == name.startswith("optim."), name
+    assert "allowed: [0, 1)" in page
+    assert "schedule=" not in page
+    assert "\n  seed=1337" in run("plan.py", "--help", "general").stdout
+    assert "\n  data.path=null" in run("evaluate.py", "--help", "data").stdout
+
+
+def test_help_of_an_unknown_group_is_one_line(tmp_path: Path) -> None:
+    (line,) = refused(tmp_path, "--help", "optin")
+    assert "did you mean optim?" in line
+    assert "general, budget, device" in line
+
+
+def test_help_loads_neither_torch_nor_hydra() -> None:
+    words = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"]
+    answer = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+    assert answer.returncode == 0
+    assert "config" in imported
+    assert not {"torch", "hydra", "omegaconf", "matplotlib"} & imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("--cfg", "job", "budget.hours=1"), "hours: 1.0"),
+        (("--cfg", "job", "--resolve", "-p", "optim"), "learning_rate: null"),
+        (("--cfg", "job", "-cn", "seeds", "-cd", str(ROOT / "sweeps")), "name: seeds"),
+        (("--info", "defaults", "budget.hours=1"), "config_schema"),
+        (("--hydra-help",), "--multirun"),
+        (("--shell-completion", "install=bash"), "complete"),
+    ],
+)
+def test_what_hydra_shows_is_still_shown(tmp_path: Path, arguments: tuple[str, ...], shown: str) -> None:
+    answer = run("train.py", *arguments, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert shown in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_completes_options(tmp_path: Path) -> None:
+    typed = "train.py optim.learn"
+    environment = {**os.environ, "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_": "python"}
+    words = [sys.executable, str(ROOT / "train.py"), "--shell-completion", "query=bash"]
+    answer = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "optim.learning_rate=" in answer.stdout, answer.stderr
+
+
+TYPED = {
+    ("budget.hours=0.05",): "run-2e718038",
+    ("budget.hours=3", "data=slimpajama", "device=a100"): "run-e735f119",
+    (
+        *("budget.steps=60", "model=classic", "model.n_layer=2", "model.n_embd=64", "optim=muon", "schedule=wsd"),
+        "name=mine",
+    ): "mine-df2c4e39",
+    (
+        *("budget.flops=1e15", "model.value_embeddings=true", "optim.table_rate=1", "seed=2", "data.tokenizer=bytes"),
+        "wandb.mode=offline",
+    ): "run-2eef5457",
+}
+
+
+@pytest.mark.parametrize(("words", "folder"), TYPED.items(), ids=TYPED.values())
+def test_a_command_finds_the_run_that_earlier_versions_made(words: tuple[str, ...], folder: str) -> None:
+    """The names are in users' folders: never change them here."""
+    from hydra import compose, initialize_config_dir
+
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = options_of(compose("config", list(words)))
+    assert run_name(config.name, identity(config)) == folder
+
+
+def test_the_defaults_keep_their_hash() -> None:
+    assert run_name("run", identity(Config())) == "run-92ca6783"
+
+
+def test_an_option_that_is_added_later_changes_no_hash_at_its_default() -> None:
+    @dataclass
+    class Later(Config):
+        extra: int = option(3, "of a later version", added_later=True)
+
+    assert identity(Later()) == identity(Config())
+    assert identity(Later(extra=4)) == {**identity(Config()), "extra": 4}
+
+
+@pytest.mark.parametrize("name", REMOVED_OPTIONS)
+def test_a_removed_option_says_what_to_do_instead(tmp_path: Path, name: str) -> None:
+    (line,) = refused(tmp_path, "budget.hours=1", f"{name}=1")
+    assert f"{name} was removed; leave it out: " in line
+    assert name not in [each for each, _, _ in leaves(Config)]
+
+
+def test_a_removed_option_in_a_file_says_so_too(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    head = "defaults:\n  - config\n  - _self_\nbudget: {hours: 1}\n"
+    for number, text in enumerate(("model: {size: 2x64}\n", "sweep:\n  known: nothing\n", "samples: {tokens: 3}\n")):
+        (folder / f"own{number}.yaml").write_text(head + text)
+        answer = run("train.py", "-cd", str(folder), "-cn", f"own{number}", cwd=tmp_path)
+        assert answer.returncode == 2, answer.stdout
+        assert "was removed; leave it out" in answer.stderr, answer.stderr

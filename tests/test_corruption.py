@@ -102,7 +102,7 @@ def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of its own, with a corpus of its own."""
     here = tmp_path_factory.mktemp("damaged")
     shutil.copytree(place / "texts", here / "texts")
-    return run_here(here, "budget.steps=20", "samples.tokens=0", name="damaged")
+    return run_here(here, "budget.steps=20", name="damaged")
 
 
 def read(call: Callable[[], Any]) -> Any:

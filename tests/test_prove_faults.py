@@ -22,9 +22,7 @@ def small(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs of 150 steps below a folder of their own."""
     often = ("checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
     monkeypatch.setattr(prove_faults, "PLACE", tmp_path)
-    monkeypatch.setattr(
-        prove_faults, "KNOBS", (*TINY, "budget.steps=150", "eval.every=0", *often, "samples.tokens=0", "name=faults")
-    )
+    monkeypatch.setattr(prove_faults, "KNOBS", (*TINY, "budget.steps=150", "eval.every=0", *often, "name=faults"))
     (tmp_path / "texts").symlink_to(place / "texts")
     return tmp_path
 

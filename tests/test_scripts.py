@@ -90,7 +90,7 @@ def test_evaluate_shows_a_table_by_source(model: Path, tmp_path: Path) -> None:
         (("checkpoint={model}", "data.path=nowhere.txt"), "nowhere.txt"),
         (("checkpoint={model}",), "data.path is missing"),
         (("checkpoint={model}", "data.path=x", "device=cpu"), "did you mean device.name?"),
-        (("checkpoint={model}", "data.path=x", "device.compile=on"), "device.compile is no knob"),
+        (("checkpoint={model}", "data.path=x", "device.compile=on"), "device.compile is no option"),
     ],
 )
 def test_evaluate_refuses_in_one_line(model: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -167,7 +167,7 @@ def test_plan_as_json_holds_the_promised_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("knobs", "changed", "source"),
+    ("options", "changed", "source"),
     [
         (("budget.flops=9e13",), PLAIN, "compute"),
         (("budget.flops=2e14",), {}, "compute"),
@@ -177,10 +177,10 @@ def test_plan_as_json_holds_the_promised_keys() -> None:
     ],
 )
 def test_the_block_follows_the_compute_unless_it_is_given(
-    knobs: tuple[str, ...], changed: dict[str, Any], source: str
+    options: tuple[str, ...], changed: dict[str, Any], source: str
 ) -> None:
-    answer = json.loads(script("plan", *knobs, "output=json").stdout)
-    assert answer["block"] == {knob: PRESETS["modern"][knob] for knob in PLAIN} | changed
+    answer = json.loads(script("plan", *options, "output=json").stdout)
+    assert answer["block"] == {name: PRESETS["modern"][name] for name in PLAIN} | changed
     assert answer["source"]["block"] == source
 
 
@@ -188,7 +188,7 @@ def test_a_run_has_the_block_of_its_plan(place: Path) -> None:
     train(place, "budget.flops=2e11", "budget.steps=60", "model.norm=rmsnorm", name="block")
     folder = folder_of(place, "block")
     shape = json.loads((folder / "model.json").read_text())["shape"]
-    assert {knob: shape[knob] for knob in PLAIN} == PLAIN | {"norm": "rmsnorm"}
+    assert {name: shape[name] for name in PLAIN} == PLAIN | {"norm": "rmsnorm"}
     words = "rmsnorm, gelu, gpt2 initialisation"
     assert words in (folder / "log.txt").read_text()
 

@@ -54,7 +54,6 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
         ("on", {}, 1),
         ("regional", {}, 1),
         ("regional", {"value_embeddings": True, "bigram_rows": 50}, 2),  # blocks with values to add, and without
-        ("regional", {"value_residual": True}, 2),  # the first block, and those that mix its values in
         ("regional", {"eot": 9}, 1),
     ],
 )

@@ -27,7 +27,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "classic": PRESETS["classic"],
     "llama": PRESETS["llama"],
     "modern": PRESETS["modern"],
-    "all": {**PRESETS["modern"], "value_residual": True, "value_embeddings": True, "bigram_rows": 50, "softcap": 5.0},
+    "all": {**PRESETS["modern"], "value_embeddings": True, "bigram_rows": 50, "softcap": 5.0},
 }
 EACH = pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 

@@ -103,11 +103,11 @@ def test_a_checkpoint_of_torchs_adamw_goes_on_in_ours_and_the_other_way_round(de
 def test_the_learning_rate_of_a_group_follows_its_scale() -> None:
     optimizer = configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu")
     assert all(group["lr_scale"] == 1.0 for group in optimizer.param_groups)
-    settings = OptimSettings(embedding_rate=3.0, head_rate=0.25, vector_rate=0.5)
-    optimizer = configure_optimizers(build(tie=False), 1e-3, 0.1, (0.9, 0.95), "cpu", settings)
+    settings = OptimSettings(table_rate=0.25)
+    optimizer = configure_optimizers(build(tie=False, bigram_rows=50), 1e-3, 0.1, (0.9, 0.95), "cpu", settings)
     set_schedule(optimizer, 2e-3, 0.5)
     rates = {group["role"]: group["lr"] for group in optimizer.param_groups}
-    assert rates == {"matrix": 2e-3, "embedding": 6e-3, "head": 5e-4, "vector": 1e-3}
+    assert rates == {"matrix": 2e-3, "table": 5e-4, "embedding": 2e-3, "head": 2e-3, "vector": 2e-3}
 
 
 def test_the_state_of_an_optimizer_keeps_the_scales() -> None:

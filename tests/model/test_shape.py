@@ -166,3 +166,10 @@ def test_from_dict_names_every_unknown_and_missing_key() -> None:
 def test_planning_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_shape_of_earlier_versions_is_read_unless_it_used_what_was_removed() -> None:
+    shape = Shape(2, 2, 64, 32, 96)
+    assert Shape.from_dict({**shape.to_dict(), "value_residual": False}) == shape
+    with pytest.raises(UserError, match="value_residual=True, which was removed"):
+        Shape.from_dict({**shape.to_dict(), "value_residual": True})

@@ -16,14 +16,12 @@ SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 
 SHORTCUTS: dict[str, dict[str, Any]] = {
     "embed_norm": {"embed_norm": True},
     "x0_shortcut": {"x0_shortcut": True},
-    "value_residual": {"value_residual": True},
     "value_embeddings": {"value_embeddings": True},
     "bigram_rows": {"bigram_rows": 50},
     "softcap": {"softcap": 5.0},
     "all": {
         "embed_norm": True,
         "x0_shortcut": True,
-        "value_residual": True,
         "value_embeddings": True,
         "bigram_rows": 50,
         "softcap": 5.0,
@@ -34,7 +32,7 @@ EACH = pytest.mark.parametrize("knobs", SHORTCUTS.values(), ids=SHORTCUTS)
 TOKENS = torch.randint(96, (3, 17), generator=torch.Generator().manual_seed(1))
 
 
-OFF = {"tie": True, "embed_norm": False, "x0_shortcut": False, "value_residual": False, "value_embeddings": False}
+OFF = {"tie": True, "embed_norm": False, "x0_shortcut": False, "value_embeddings": False}
 
 
 def build(**knobs: Any) -> GPT:
@@ -98,49 +96,6 @@ def test_tables_start_at_zero_and_shares_at_one_so_nothing_is_changed_at_first()
         changed = build(**SHORTCUTS[knob])
         changed.load_state_dict(build().state_dict(), strict=False)
         assert torch.equal(changed(TOKENS[:, :16]), plain), knob
-
-
-def test_the_values_of_the_first_block_are_mixed_into_those_of_the_others_by_learned_shares(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plain, mixed = randomised(build()), build(value_residual=True)
-    mixed.load_state_dict(plain.state_dict(), strict=False)
-    assert mixed.value_shares is not None
-    with torch.no_grad():
-        mixed.value_shares.zero_()
-    assert torch.equal(mixed(TOKENS[:, :16]), plain(TOKENS[:, :16]))
-
-    shares = torch.tensor([1.0, 0.25])
-    with torch.no_grad():
-        mixed.value_shares.copy_(shares)
-    made: list[torch.Tensor] = []  # the values of each block, as its own projection makes them
-    seen: list[torch.Tensor] = []  # and as its attention has them
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *others: Any) -> torch.Tensor:
-        seen.append(v.transpose(1, 2).flatten(2))
-        return v
-
-    monkeypatch.setattr("model.gpt.attend", attend)
-    for block in mixed.blocks:
-        block.attention.qkv.register_forward_hook(lambda _, __, y: made.append(y[..., 64:]))
-    mixed(TOKENS[:, :16])
-    torch.testing.assert_close(seen[0], made[0])
-    torch.testing.assert_close(seen[1], made[0])
-    torch.testing.assert_close(seen[2], 0.75 * made[2] + 0.25 * made[0])
-
-
-def test_values_leave_the_first_block_alone_and_only_where_they_are_mixed_in() -> None:
-    for mixed, handed_on in ((True, [True, False, False]), (False, [False, False, False])):
-        found: list[bool] = []
-        model = build(value_residual=mixed)
-        for block in model.blocks:
-            block.register_forward_hook(lambda _, __, y, found=found: found.append(y[1] is not None))
-        model(TOKENS[:, :16])
-        assert found == handed_on
-
-
-def test_one_block_has_nothing_to_mix() -> None:
-    assert torch.equal(build(n_layer=1, value_residual=True)(TOKENS[:, :16]), build(n_layer=1)(TOKENS[:, :16]))
 
 
 def test_values_are_added_in_the_last_block_and_every_second_before() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from config import Config
+from errors import UserError
 from model.shape import PLAIN, PRESETS
-from sweeps.around import FIXED, VALUES, width_depth
+from sweeps.around import FIXED, VALUES, isoflop_sizes, width_depth
+from sweeps.jobs import job_of
 
 SMALL = {
     "n_layer": 2,
@@ -32,20 +37,22 @@ LARGE = {
     "batch_tokens": 131072,
     "block_size": 512,
     "bigram_rows": 0,
-    "block": {knob: PRESETS["modern"][knob] for knob in PLAIN},
+    "block": {name: PRESETS["modern"][name] for name in PLAIN},
     "optimizer": "adamw",
 }
 
 
 def test_at_the_competitions_scale_the_published_values_are_taken() -> None:
-    assert VALUES["depths"](LARGE) == ["8x768", "12x768", "18x768", "24x768"]
-    assert VALUES["baseline_sizes"](LARGE) == ["24x768", "18x768"]
+    assert VALUES["depths"](LARGE) == ["8", "12", "18", "24"]
+    assert VALUES["baseline_depths"](LARGE) == ["24", "18"]
+    assert VALUES["depths_width"](LARGE) == ["768"]
     assert VALUES["baseline_batch"](LARGE) == [str(66 * 512)]
     assert VALUES["baseline_block"](LARGE) == ["512"]
 
 
 def test_elsewhere_they_lie_around_the_plan() -> None:
-    assert VALUES["depths"](SMALL) == ["1x128", "2x128", "3x128", "4x128"]
+    assert VALUES["depths"](SMALL) == ["1", "2", "3", "4"]
+    assert VALUES["depths_width"](SMALL) == ["128"]
     assert VALUES["learning_rates"](SMALL) == ["0.0025", "0.005", "0.01", "0.02", "0.04"]
     assert VALUES["batches"](SMALL) == ["256", "512", "1024", "2048", "4096"]
     assert VALUES["baseline_batch"](SMALL) == ["1024"]
@@ -62,7 +69,7 @@ def test_all_jobs_are_scored_on_as_many_tokens_as_the_slowest_can_afford() -> No
 def test_all_are_different_and_more_than_one_where_they_are_swept(what: str, plan: dict[str, Any]) -> None:
     values = VALUES[what](plan)
     assert len(set(values)) == len(values)
-    assert (len(values) == 1) == (what in FIXED)
+    assert (len(values) == 1) == (what in FIXED or what.endswith("_widths"))
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE, SMALL | {"n_layer": 1, "n_embd": 64}], ids=["small", "large", "least"])
@@ -75,10 +82,28 @@ def test_wide_and_deep_have_the_same_blocks(plan: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE], ids=["small", "large"])
-def test_isoflop_sizes_double_and_centre_on_the_plan(plan: dict[str, Any]) -> None:
-    sizes = [tuple(map(int, value.split("x"))) for value in VALUES["isoflop_sizes"](plan)]
+def test_isoflop_sizes_centre_on_the_plan(plan: dict[str, Any]) -> None:
+    sizes = [tuple(map(int, value.split("x"))) for value in isoflop_sizes(plan)]
     ratios = [layers * width**2 / (plan["n_layer"] * plan["n_embd"] ** 2) for layers, width in sizes]
-    assert ratios == pytest.approx([0.25, 0.5, 1, 2, 4], rel=0.13)
+    assert ratios == pytest.approx([0.25, 0.5, 1, 2, 4], rel=0.51)
+    assert 1 in ratios
+    assert len({layers for layers, _ in sizes}) == 5
+
+
+@pytest.mark.parametrize("plan", [SMALL, LARGE, SMALL | {"n_layer": 1, "n_embd": 64}], ids=["small", "large", "least"])
+@pytest.mark.parametrize(("what", "shapes"), [("isoflop", isoflop_sizes), ("width_depth", width_depth)])
+def test_each_depth_of_a_sweep_finds_its_width(plan: dict[str, Any], what: str, shapes: Any) -> None:
+    from sweeps.record import width_of
+
+    (text,) = VALUES[f"{what}_widths"](plan)
+    listed = text.removeprefix("${width_of:").removesuffix("}").split(",")
+    found = []
+    for depth in VALUES[f"{what}_layers"](plan):
+        root = OmegaConf.create({"model": {"n_layer": int(depth)}})
+        found.append(f"{depth}x{width_of(*listed, _root_=root)}")
+    assert found == shapes(plan)
+    with pytest.raises(UserError, match="is not a depth of this sweep"):
+        width_of(*listed, _root_=OmegaConf.create({"model": {"n_layer": 63}}))
 
 
 def test_the_runs_of_a_law_are_of_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,5 +114,13 @@ def test_the_runs_of_a_law_are_of_one_architecture(monkeypatch: pytest.MonkeyPat
     params = wandb_agent.composed("isoflop", ["budget.hours=0.05"])["hydra"]["sweeper"]["params"]
     assert len(params["budget.flops"].split(",")) == 3
     given = {key.removeprefix("model."): str(value) for key, value in params.items() if key.startswith("model.")}
-    del given["size"]
+    del given["n_layer"], given["n_embd"]
     assert given == {"block_size": "64", "bigram_rows": "262144"} | {knob: str(value) for knob, value in PLAIN.items()}
+
+
+def test_a_job_of_pairs_is_labelled_with_both_of_its_sizes(tmp_path: Path) -> None:
+    config = Config()
+    config.model.n_layer, config.model.n_embd, config.output_dir = 2, 128, str(tmp_path)
+    for text in ("${width_of:1x64,2x128}", "$\\{width_of\\:1x64\\,2x128\\}"):
+        job = job_of(config, 0, ["model.n_layer=2", f"model.n_embd={text}"], str(tmp_path))
+        assert job.overrides == ("model.n_layer=2", "model.n_embd=128")

@@ -23,7 +23,7 @@ def sweep_folder(
     """A sweep whose jobs ended with these losses (None: killed); changes: parts of result.json by job number."""
     folder = place / "outputs" / "sweeps" / name
     (folder / "jobs").mkdir(parents=True)
-    about = {"name": name, "definition": {"known": None}, "command": ["python", "train.py"], "around": {}}
+    about = {"name": name, "definition": {}, "command": ["python", "train.py"], "around": {}}
     (folder / "sweep.json").write_text(json.dumps(about))
     for number, (overrides, loss) in enumerate(jobs):
         run = place / "outputs" / f"{name}-{number}"
@@ -194,8 +194,8 @@ def test_hours_say_what_pruning_left(tmp_path: Path) -> None:
 
 
 def test_the_command_of_a_job_can_be_typed(tmp_path: Path) -> None:
-    sweep = read_sweep(sweep_folder(tmp_path, [(['samples.prompts=["a b"]', "seed=1"], 4.0)]))
-    assert sweep.command_of(sweep.rows[0]) == "python train.py 'samples.prompts=[\"a b\"]' seed=1"
+    sweep = read_sweep(sweep_folder(tmp_path, [(['wandb.tags=["a b"]', "seed=1"], 4.0)]))
+    assert sweep.command_of(sweep.rows[0]) == "python train.py 'wandb.tags=[\"a b\"]' seed=1"
 
 
 def test_a_table_holds_one_metric(tmp_path: Path) -> None:

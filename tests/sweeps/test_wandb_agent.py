@@ -73,7 +73,7 @@ SWEEPS = (
         "seed=7",
         "name=groups",
         "model=classic,llama",
-        "samples.prompts=[a,'b c']",
+        "wandb.tags=[a,'b c']",
     ],
     ["budget.steps=5", "seed=7", "name=quoted", "model.dropout=1e-2,null", "data=text", "data.path='a=b,c'"],
 )
