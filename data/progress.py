@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar with an ETA on a terminal, a line every tenth elsewhere."""
+"""How far a preparation is: a bar with an ETA on a terminal, elsewhere a line every tenth of a source that takes a while."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from data.sources import Part, Source
 
+BYTES_PER_LINE = 16 << 20  # of a source, at least: seconds of work
+
 
 class PartsProgress:
     """Progress over the parts of a source, weighted by their sizes. A context manager."""
@@ -19,7 +21,8 @@ class PartsProgress:
         self._source, self._parts, self._log, self._shown = source, parts, log, shown
         self._total = max(1, sum(part.size for part in parts))
         self._before = [0, *itertools.accumulate(part.size for part in parts)]
-        self._title, self._said = title, 0
+        self._title = title
+        self._tenth_shown = self._done_shown = 0
         console = Console()
         self._bar: Progress | None = None
         if shown and console.is_terminal:
@@ -48,6 +51,6 @@ class PartsProgress:
         tenth = 10 * done // self._total
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
-        elif self._shown and tenth > self._said:
-            self._said = tenth
+        elif self._shown and tenth > self._tenth_shown and done >= self._done_shown + BYTES_PER_LINE:
+            self._tenth_shown, self._done_shown = tenth, done
             self._log(f"{self._title}: {10 * tenth} %, {note}")
