@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from data.sources import Part, Source
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 BYTES_PER_LINE = 16 << 20  # of a source, at least: seconds of work
 
@@ -23,13 +25,9 @@ class PartsProgress:
         self._before = [0, *itertools.accumulate(part.size for part in parts)]
         self._title = title
         self._tenth_shown = self._done_shown = 0
-        console = Console()
         self._bar: Progress | None = None
-        if shown and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-            self._bar = Progress(
-                *columns, TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(), console=console
-            )
+        if shown and sys.stdout.isatty():
+            self._bar = _bar()
             self._task = self._bar.add_task(title, total=self._total, note="")
 
     def __enter__(self) -> PartsProgress:
@@ -54,3 +52,18 @@ class PartsProgress:
         elif self._shown and tenth > self._tenth_shown and done >= self._done_shown + BYTES_PER_LINE:
             self._tenth_shown, self._done_shown = tenth, done
             self._log(f"{self._title}: {10 * tenth} %, {note}")
+
+
+def _bar() -> Progress:
+    # rich costs a tenth of a second to import, which a run that finds its corpus prepared need not spend.
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    title, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+    return Progress(title, BarColumn(), TaskProgressColumn(), note, TimeElapsedColumn(), TimeRemainingColumn())

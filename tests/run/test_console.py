@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,28 @@ def test_closed_stdout_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console()
     stream.close()
     console.say("nobody reads this")
+
+
+def test_several_threads_write_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path / "log.txt")
+
+    def write(number: int) -> None:
+        for line in range(50):
+            console.say(f"{number} {line} " + "x" * 200)
+            console.table("", ["a"], [[f"{number} {line} " + "y" * 200]], ruled=False)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [f"{number} {line} {letter * 200}" for number in range(4) for line in range(50) for letter in "xy"]
+    for written in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        assert sorted(line for line in written.splitlines() if line != "a") == sorted(lines)
+
+
+@pytest.mark.parametrize("script", ["train", "plan", "evaluate", "sample"])
+def test_rich_is_imported_only_when_something_is_drawn(script: str) -> None:
+    code = f"import sys, {script}; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert answer.stdout.strip() == "[]", answer.stderr
