@@ -85,6 +85,8 @@ def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
         rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"))
     if plan.alternatives:
         rows.append(("alternatives", _brief_alternatives(plan)))
+    elif plan.source["tokens_per_second"] == "measured":
+        rows.append(("alternatives", "no other shape was measured"))
     return rows
 
 
