@@ -254,14 +254,16 @@ def plan_here(
     overhead_s: float,
     trials: TrialProcess | None,
     say: Callable[[str], None],
+    detail: Callable[[str], None] | None = None,
 ) -> Plan:
-    """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none."""
+    """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none; `say` and `detail` as in
+    `measured_plan`."""
     request = first_request(config, text, machine, overhead_s)
     ways, seconds = machine.ways_to_compile(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)
         prober = DeviceProber(trials, machine, optim_settings(config), optim.micro_batch, probe_s, say)
-        plan = measured_plan(request, prober, ways, say)
+        plan = measured_plan(request, prober, ways, say, detail)
     else:
         if seconds is None and not config.mfu:  # speed decides nothing
             request = replace(request, flops_per_second=None)

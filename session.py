@@ -83,6 +83,7 @@ class Trainer:
     samples_s: float = 0.0  # what writing the samples will take
     saved_at: float = 0.0  # on the clock's scale of spent seconds
     spike: Spike | None = None  # of the loss, while training
+    validation_loss: float | None = None  # of the last interim evaluation
 
 
 def set_status(session: Session, status: str, reason: str) -> None:

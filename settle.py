@@ -13,7 +13,7 @@ from json_io import significant, write_json
 from model.shape import Shape
 from plan import Text, first_request, plan_here, probe_seconds
 from run.console import format_count
-from run.plan_view import show
+from run.plan_view import show, show_briefly
 from session import Session
 
 if TYPE_CHECKING:
@@ -55,11 +55,13 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
     block_size = first_request(session.config, text, machine, overhead_s).template.block_size
     Loader(corpus.train, block_size, 1, 0)  # is the corpus long enough? Before measuring
-    plan = plan_here(session.config, text, machine, overhead_s, trials, session.console.say)
+    console = session.console
+    plan = plan_here(session.config, text, machine, overhead_s, trials, console.say, console.detail)
     if trials is not None:
         trials.close()  # what they hold of the device's memory is free from here on
     require_memory(plan, plan.sized(template(session.config)), machine.free_memory())
-    show(plan, session.console, limits)
+    show(plan, console.for_log(), limits)
+    show_briefly(plan, console, limits)
     content = significant(plan.to_dict(), 10)
     session.run.checkpoints.mkdir(exist_ok=True)
     for path in (session.run.plan_copy, session.run.plan):

@@ -203,13 +203,13 @@ def prepare_corpus(session: Session) -> Corpus:
     with session.clock.off_budget():
         prepared = prepare(spec_of(session.config), log=session.console.say)
         corpus = open_corpus(prepared.folder)
+    left_out = ", ".join(f"{n:,} {what}" for what, n in prepared.left_out.items())
     session.console.say(
         f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
         f" {format_count(corpus.val.n_tokens)} validation tokens"
-        f" ({'prepared' if prepared.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget)"
+        f" ({'prepared' if prepared.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget"
+        f"{f'; documents left out: {left_out}' if left_out else ''})"
     )
-    if prepared.left_out:
-        session.console.say(f"data    left out: {', '.join(f'{n:,} {what}' for what, n in prepared.left_out.items())}")
     if prepared.cut:
         session.console.say(
             f"data    stopped at data.max_bytes={data.max_bytes:,} of text; data.max_bytes=null takes all of it"
@@ -309,9 +309,9 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.progress = progress
             watch.after_step(state.step, state.tokens, clock.accounts())
             late.push(loss, norm, learning_rate)
-            show_progress(session, trainer, bar, late.loss)
             if config.eval.every and int(progress / config.eval.every) > int(before / config.eval.every) and left > 1:
                 interim_evaluation(session, trainer)
+            show_progress(session, trainer, bar, late.loss)
             if any(before < share <= progress for share in REPORTS_AT):
                 rehearse_report(session, trainer)
             if world.broadcast(save_due(session, trainer)) and late.calm():
@@ -379,6 +379,7 @@ def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float
             budget_left_s=clock.seconds_left(),
             eta_s=left * clock.pace.typical + clock.reserve_s,
             loss=loss,
+            validation_loss=trainer.validation_loss,
             learning_rate=trainer.optimizer.param_groups[0]["lr"],
             tokens_per_second=rate,
             mfu=rate * flops_per_token(trainer.shape) / trainer.machine.peak_flops,
@@ -403,7 +404,8 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
     }
     trainer.metrics.write(point)
     session.dashboard.log(point)
-    session.console.say(
+    trainer.validation_loss = figures["loss"]
+    session.console.detail(
         f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {show(figures['bits_per_byte'], '{:.4f}'.format)}"
         f" bits per byte on {figures['tokens']:,} tokens"
     )

@@ -35,6 +35,7 @@ from bench.engine import Step, token_relative
 from bench.own import begin_as_train_does, finished, folder_of, hours_of, run_within
 from model.recipe import OptimSettings
 from model.shape import Shape
+from run.console import Console
 from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
@@ -221,10 +222,12 @@ def main() -> None:
     table, slopes, noise = summary(runs, steps)
     content = {"how": "; ".join(commands), **setting, "slopes": slopes, "noise": noise, "rows": table, "runs": runs}
     write_result(options.output, content)
-    for row in table:
-        figures = (f"{row[key]:+.4f}" if row[key] is not None else "" for key in ("per_token", "worse"))
-        step = "" if row["step"] is None else f"{row['step']:.3f}"
-        print(f"{row['name']:<48}{row['loss']:.4f}  {'  '.join(f'{each:>7}' for each in figures)}  {step:>6}")
+    forms = {"loss": "{:.4f}", "per_token": "{:+.4f}", "worse": "{:+.4f}", "step": "{:.3f}"}
+    rows = [
+        (row["name"], *("-" if row[key] is None else form.format(row[key]) for key, form in forms.items()))
+        for row in table
+    ]
+    Console().table("", ["row", "loss", "per token", "worse", "step"], rows)
     for recipe, deviation in noise.items():
         if deviation is not None:
             print(f"noise of one difference from {recipe}: {deviation:.4f}")

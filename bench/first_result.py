@@ -23,10 +23,9 @@ def main(folder: str) -> None:
     plan.pop("curve")  # for the picture; a hundred points that nobody reads here
     content = {"how": "make train", "result": result, "plan": plan}
     write_result(RESULTS / "make_train.json", content)
-    table = log[log.index("Plan\n") : log.index("Also considered")]
-    ending = log[log.index("Plan against outcome") :]
-    samples = [line[:110] + "..." if len(line) > 113 else line for line in ending.splitlines()]
-    shown = f"{BEGIN}\n```text\n{table}...\n" + "\n".join(samples).rstrip() + f"\n```\n{END}"
+    plan_shown = log[log.index("Plan (in full") :].split("\nnote: ")[0]
+    ending = [line for line in log[log.index("Result\n") :].splitlines() if not line.startswith("sample in full")]
+    shown = f"{BEGIN}\n```text\n{plan_shown}\n...\n" + "\n".join(ending).rstrip() + f"\n```\n{END}"
     readme = ROOT / "README.md"
     text = re.sub(f"{BEGIN}.*?{END}", lambda match: shown, readme.read_text(), flags=re.DOTALL)
     readme.write_text(text)

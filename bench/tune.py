@@ -46,6 +46,7 @@ from budget.rules import bigram_rows_for
 from json_io import write_json
 from model.recipe import OptimSettings
 from model.shape import PLAIN, PRESETS, Shape
+from run.console import Console
 from run.machine import Machine, find_machine
 from run.surroundings import usable_cores
 
@@ -180,12 +181,15 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
         sys.exit(f"the planned run of {minutes:g} minutes failed; its log is below {place}")
     means = {name: statistics.mean(values) for name, values in losses.items()}
     best = min(means, key=means.__getitem__)
-    print(
+    Console().table(
         f"{minutes:g} minutes: planned {plan['n_layer']} x {plan['n_embd']}, batch {plan['batch_tokens']:,}, "
-        f"rate {plan['learning_rate']}, {plan['tokens']:,} tokens"
+        f"rate {plan['learning_rate']}, {plan['tokens']:,} tokens",
+        ["settings", "loss", "against the plan", "speed"],
+        [
+            (name, f"{loss:.4f}", f"{loss - means['as planned']:+.4f}", f"{speeds[name]:.2f}")
+            for name, loss in sorted(means.items(), key=lambda item: item[1])
+        ],
     )
-    for name, loss in sorted(means.items(), key=lambda item: item[1]):
-        print(f"  {name:<24}{loss:.4f}  {loss - means['as planned']:+.4f}  speed {speeds[name]:.2f}", flush=True)
     return {
         "minutes": minutes,
         "threads": threads,

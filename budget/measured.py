@@ -188,15 +188,22 @@ def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, T
         return None
 
 
-def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], say: Callable[[str], None]) -> Plan:
+def measured_plan(
+    request: Request,
+    prober: Prober,
+    ways: Sequence[Compiling],
+    say: Callable[[str], None],
+    detail: Callable[[str], None] | None = None,
+) -> Plan:
     """The plan from what the shapes around the law's optimum were measured to do; from the assumed speed where the time
     did not suffice for a single one. Raises UserError when none of them fits into the memory.
 
     The batch is settled after the first round: all that follows is measured at it and judged by it. `ways`: to compile, the
-    preferred one first.
+    preferred one first. `say` shows what did not go as expected, `detail` (None: `say`) what each trial found.
     """
+    detail = detail or say
     unlimited = replace(request, max_epochs=math.inf)  # before the speed is known nothing is refused
-    trials, tried_with, saturation = first_round(unlimited, prober, say)
+    trials, tried_with, saturation = first_round(unlimited, prober, say, detail)
     if not trials:
         say("no shape could be measured; the plan rests on an assumed speed")
         return make_plan(request)
@@ -205,9 +212,9 @@ def measured_plan(request: Request, prober: Prober, ways: Sequence[Compiling], s
     second_round(prober, choice_of(settled, trials, batch, saturation).ranked, batch, trials)
     confirm(prober, choice_of(settled, trials, batch, saturation).shape, batch, trials)
     for shape in trials:
-        say(f"measured {_shown(shape, trials[shape], batch)}")
+        detail(f"measured {_shown(shape, trials[shape], batch)}")
     plan = plan_of(replace(request, settled_batch=batch), trials, saturation)
-    return compiled_plan(request, plan, prober, ways, trials, saturation, say)
+    return compiled_plan(request, plan, prober, ways, trials, saturation, say, detail)
 
 
 def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
@@ -264,7 +271,9 @@ def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float) -> 
     )
 
 
-def first_round(request: Request, prober: Prober, say: Callable[[str], None]) -> tuple[dict[Shape, Trial], int, float]:
+def first_round(
+    request: Request, prober: Prober, say: Callable[[str], None], detail: Callable[[str], None]
+) -> tuple[dict[Shape, Trial], int, float]:
     """A short trial of each shape of the short list, the most promising first, as far as the time goes; the tokens a step
     they had; and, tried with the first of them, those from which on the device runs at full speed (0: the rules' batch
     will do)."""
@@ -303,7 +312,7 @@ def first_round(request: Request, prober: Prober, say: Callable[[str], None]) ->
             " optim.micro_batch"
         )
     if untried and trials:
-        say(f"no time to try {', '.join(f'{shape.n_layer} x {shape.n_embd}' for shape in untried)}")
+        detail(f"no time to try {', '.join(f'{shape.n_layer} x {shape.n_embd}' for shape in untried)}")
     return trials, batch, saturation
 
 
@@ -377,6 +386,7 @@ def compiled_plan(
     trials: dict[Shape, Trial],
     saturation: float,
     say: Callable[[str], None],
+    detail: Callable[[str], None],
 ) -> Plan:
     """The plan with compilation where it pays: at its measured cost and gain where there is time to measure them, else
     at the expected ones."""
@@ -388,7 +398,7 @@ def compiled_plan(
     source = "expected"
     if prober.seconds_left() > COMPILE_TRY * compiling.cost_s:
         try:
-            compiling, source = try_compiling(plan.sized(request.template), plan, prober, compiling, trials, say)
+            compiling, source = try_compiling(plan.sized(request.template), plan, prober, compiling, trials, detail)
         except (TooLarge, TrialFailed) as error:
             say(f"compilation failed: {error or 'out of memory'}")
             if not compiling.asked:
@@ -415,7 +425,7 @@ def try_compiling(
     prober: Prober,
     compiling: Compiling,
     trials: dict[Shape, Trial],
-    say: Callable[[str], None],
+    detail: Callable[[str], None],
 ) -> tuple[Compiling, str]:
     """Compilation as it was measured; where the time did not suffice, as expected, but no cheaper than what was waited."""
     left = prober.seconds_left()
@@ -424,7 +434,7 @@ def try_compiling(
         return replace(compiling, cost_s=max(compiling.cost_s, 2 * left)), "expected"
     rate = trial.tokens_per_second(plan.batch_tokens)
     speedup = rate / trials[shape].tokens_per_second(plan.batch_tokens)
-    say(
+    detail(
         f"measured compiled: {rate:,.0f} tokens/s, {speedup:.2f} times as fast, after"
         f" {trial.compile_s:.0f} s of compilation"
     )

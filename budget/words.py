@@ -51,12 +51,10 @@ def notes(request: Request, shape: Shape, compute: float, epochs: float | None, 
     stands = standing(request.law, compute)
     if stands == "extrapolated":
         low, high = request.law.measured
+        own = compute < 1e16 and request.law.name in LAWS  # no published law was measured there
+        better = "; runs of your own say more: make law, then law=local" if own else ""
         notes.append(
-            f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated"
-        )
-    if compute < 1e16 and request.law.name in LAWS:
-        notes.append(
-            "below 1e16 FLOPs no published law was measured; runs of your own say more: make law, then law=local"
+            f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated{better}"
         )
     if epochs and epochs > REPEAT_WARNING:
         notes.append(

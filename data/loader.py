@@ -21,9 +21,10 @@ from errors import UserError
 ROUNDS = 8
 ORDERED_AT_ONCE = 4096  # positions; for one at a time the order would cost more than the tokens
 HASH_TOKENS = 1 << 20
-# Tokens in a row of an evaluation: at least a usual context, and many of them in the few hundred thousand that are
-# evaluated. Not the block size, so that models of different block sizes are scored on the same tokens.
-STRETCH = 2048
+# Tokens in a row of an evaluation. Short, because tokens of one document are alike: 16,384 tokens from 128 places of a
+# split are a better sample of it than from 8. Not the block size, so that models of different block sizes are scored on
+# the same tokens.
+STRETCH = 128
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -114,16 +115,20 @@ class Loader:
 
 
 class EvalRange:
-    """Tokens spread evenly over a split, in windows; each of them is predicted exactly once.
+    """Tokens spread evenly over a split, in windows of `block_size`; each of them is predicted exactly once.
 
-    They are stretches of STRETCH tokens in a row with equal gaps between, strung together: a split is often ordered by
-    source, so that its first tokens alone would speak for one source. A token's context is what came before it in its
-    window, end-of-text for the very first: so the first word of the first document counts as well, and the bytes of
-    the text are the bytes of the predicted tokens.
+    The split is cut into stretches of STRETCH tokens, which have a fixed order (`_spread`). A range holds the first of
+    them, so that it is spread evenly whatever its size, and a larger range contains every smaller one. A split is often
+    ordered by source, so that its first tokens alone would speak for one source.
+
+    The windows are those of the whole split, as far as they hold a token of the range; their other targets are -1. The
+    context of a token is what stands before it in its window, the same in a range of any size. It is end-of-text for the
+    very first: so the first word of the first document counts as well, and the bytes of the text are the bytes of the
+    predicted tokens.
 
     Attributes:
         n_tokens: Predicted tokens.
-        n_windows: Windows of `block_size`, the last one perhaps partial.
+        n_windows: Windows with a token of the range. A window longer than a stretch may hold few of them.
         sources: Labels that the source ids of `windows` stand for.
     """
 
@@ -139,7 +144,12 @@ class EvalRange:
         self._ends = np.cumsum([len(shard) for shard in split.shards], dtype=np.int64)
         self._eot = int(split.shards[0][-1]) if eot is None else eot
         self.n_tokens = split.n_tokens if max_tokens is None else min(max_tokens, split.n_tokens)
-        self.n_windows = -(-self.n_tokens // block_size)
+        # The range as pieces [start, stop) of the split, in the split's order, and where in the range each piece ends.
+        self._starts, self._stops = _pieces(self.n_tokens, split.n_tokens)
+        self._piece_ends = np.cumsum(self._stops - self._starts)
+        first, last = self._starts // block_size, (self._stops - 1) // block_size
+        self._windows = np.unique(np.concatenate([np.arange(i, j + 1) for i, j in zip(first, last, strict=True)]))
+        self.n_windows = len(self._windows)
 
     @classmethod
     def from_tokens(
@@ -156,23 +166,23 @@ class EvalRange:
     def windows(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Windows i to j-1: inputs, targets and the source of each target, int64 of shape (j - i, block_size).
 
-        After the end of the range, inputs are end-of-text, targets and sources -1.
+        Targets and sources are -1 where the token is not of the range; inputs are end-of-text after the end of the split.
         """
-        shape = (j - i, self._block_size)
-        positions = self._positions(i * self._block_size, min(j * self._block_size, self.n_tokens))
-        x = np.full(shape, self._eot, dtype=np.int64)
+        window = self._windows[i:j, None] * self._block_size + np.arange(self._block_size)
+        x = np.full(window.shape, self._eot, dtype=np.int64)
         y, sources = np.full_like(x, -1), np.full_like(x, -1)
-        n = len(positions)
-        first = int(i == 0)  # nothing stands before the split's first token
-        x.flat[first:n] = self._tokens(positions[first:] - 1)
-        y.flat[:n], sources.flat[:n] = self._tokens(positions), self._sources(positions)
+        known = (window > 0) & (window < self._split.n_tokens)  # nothing stands before the split's first token
+        x[known] = self._tokens(window[known] - 1)
+        piece = np.searchsorted(self._starts, window, side="right") - 1
+        chosen = window < self._stops[piece]
+        y[chosen], sources[chosen] = self._tokens(window[chosen]), self._sources(window[chosen])
         return x, y, sources
 
     def _positions(self, start: int, stop: int) -> np.ndarray:
         """Where in the split tokens start to stop-1 of the range are."""
         index = np.arange(start, stop, dtype=np.int64)
-        gaps = max(1, -(-self.n_tokens // STRETCH) - 1)
-        return index + (self._split.n_tokens - self.n_tokens) * (index // STRETCH) // gaps
+        piece = np.searchsorted(self._piece_ends, index, side="right")
+        return index + (self._stops - self._piece_ends)[piece]
 
     def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """For each shard that holds some of `positions`: its number, which ones, and where in it they are."""
@@ -202,3 +212,32 @@ class EvalRange:
             positions = self._positions(start, min(start + HASH_TOKENS, self.n_tokens))
             digest.update(self._tokens(positions).astype("<u4").tobytes())
         return digest.hexdigest()
+
+
+def _spread(count: int, n: int) -> np.ndarray:
+    """The first `count` of range(n) in bit-reversed order (van der Corput 1935), int64.
+
+    For every `count` they are spread evenly: at most 2 n / count lie from one to the next. A larger `count` only adds to
+    a smaller one.
+    """
+    bits = max(1, (n - 1).bit_length())
+    # More than half of the numbers of so many bits are below n, and every second one in this order is.
+    candidates = np.arange(min(2 * count, 1 << bits), dtype=np.int64)
+    found = np.zeros_like(candidates)
+    for bit in range(bits):
+        found |= (candidates >> bit & 1) << (bits - 1 - bit)
+    return found[found < n][:count]
+
+
+def _pieces(n_tokens: int, of: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of a range of `n_tokens` in a split of `of` tokens, ascending, int64 each; what adjoins is one piece."""
+    whole = of // STRETCH
+    order = _spread(min(-(-n_tokens // STRETCH), whole), whole)
+    if len(order) * STRETCH < n_tokens:
+        order = np.append(order, whole)  # what is left over at the end of the split comes last
+    starts, stops = order * STRETCH, (order + 1) * STRETCH
+    stops[-1] -= len(order) * STRETCH - n_tokens  # the last one in the order may be taken in part
+    ascending = np.argsort(starts)
+    starts, stops = starts[ascending], stops[ascending]
+    apart = starts[1:] != stops[:-1]
+    return starts[np.r_[True, apart]], stops[np.r_[apart, True]]

@@ -1,12 +1,14 @@
 """What a person sees of a run: lines, tables and one progress line; everything shown is also kept in log.txt.
 
 On a terminal the progress line is redrawn in place and takes at most 80 columns. Anywhere else (a pipe, a job's
-log file) it becomes plain lines, one for each 2 % of progress, so that a long run leaves a log that can be read.
+log file) it becomes plain lines, one for each tenth of progress. `detail` and `for_log` keep in log.txt what most
+people do not want to read each time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -22,11 +24,14 @@ from untrusted import plain
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-LINES_PER_RUN = 50  # plain progress lines from 0 to 100 %: one each 2 %
+LINES_PER_RUN = 10  # plain progress lines from 0 to 100 %: one each tenth
 LINE_WIDTH = 80  # columns; the narrowest terminal in common use
 BAR_WIDTH = (6, 24)  # columns of the bar itself, at least and at most
+TABLE_WIDTH = 10_000  # columns of a table that is no terminal's: nothing is cut or wrapped there
+ETA_DIFFERS = 0.05  # the expected end is shown beside what is left of the budget where they differ by more
 NUMERIC = re.compile(r"[-+~<>≤≥]?[\d.]+(e[-+]?\d+)?\s?[a-zA-Z%/]*|-|—|")
 
 
@@ -40,6 +45,7 @@ class Status:
     budget_left_s: float | None = None
     eta_s: float | None = None
     loss: float | None = None
+    validation_loss: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
@@ -83,18 +89,38 @@ def format_percent(share: float) -> str:
     return f"{math.floor(share * 100 + 1e-9)} %" if math.isfinite(share) else "? %"
 
 
-def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """An aligned text table; a column of numbers is set flush right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    right = _numeric_columns(len(columns), cells)
-    lines = [list(columns), *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    lines.insert(1, ["-" * width for width in widths])
-    text = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([title, *text] if title else text)
+def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> str:
+    """A table as plain text, every value whole; see `Console.table`."""
+    from rich.console import Console as RichConsole
+
+    rich = RichConsole(file=io.StringIO(), force_terminal=False, width=TABLE_WIDTH, color_system=None)
+    with rich.capture() as shown:
+        rich.print(_rich_table(title, columns, rows, ruled))
+    return "\n".join(line.rstrip() for line in shown.get().splitlines())
+
+
+def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool) -> RichTable:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: rich would take the [brackets] of a path or a model's own words for markup.
+    cells = [[Text(_plain(str(cell))) for cell in row] for row in rows]
+    heading = Text(_plain(title), style="bold") if title else None
+    table = Table(
+        title=heading,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if ruled else None,
+        show_edge=False,
+        pad_edge=False,
+        show_header=any(columns),
+    )
+    for i, name in enumerate(columns):
+        numeric = bool(cells) and all(NUMERIC.fullmatch(row[i].plain) for row in cells)
+        table.add_column(Text(_plain(name)), justify="right" if numeric else "left")
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def plain_status(status: Status) -> str:
@@ -102,6 +128,8 @@ def plain_status(status: Status) -> str:
     fields = [f"{status.phase}  {format_percent(status.progress):>5}", f"step {status.step}"]
     if status.loss is not None:
         fields.append(f"loss {status.loss:.3f}")
+    if status.validation_loss is not None:
+        fields.append(f"validation {status.validation_loss:.3f}")
     if status.learning_rate is not None:
         fields.append(f"lr {status.learning_rate:.1e}")
     return "  ".join(fields + _speed_fields(status) + _time_fields(status))
@@ -116,6 +144,8 @@ def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
     tail = _time_fields(status)
     if status.loss is not None:
         tail.append(f"loss {status.loss:.3f}")
+    if status.validation_loss is not None:
+        tail.append(f"val {status.validation_loss:.3f}")
     tail += _speed_fields(status)
     while tail and len("  ".join([head, "", percent, *tail])) + BAR_WIDTH[0] > width:
         tail.pop()
@@ -139,9 +169,17 @@ class Console:
         self._lock = threading.RLock()
         self._rich = self._make_rich() if self._stdout.isatty() else None
 
+    def for_log(self) -> Console:
+        """A console of log.txt alone, for what is shown there in full."""
+        return Console(self._log_path, io.StringIO())
+
     def say(self, text: str) -> None:
         """Show a line (or several)."""
         self._show(text)
+
+    def detail(self, text: str) -> None:
+        """Keep a line (or several) in log.txt without showing it."""
+        self._log(text)
 
     def warn(self, text: str) -> None:
         """Show a line that asks for attention."""
@@ -151,14 +189,15 @@ class Console:
         """Show a line that opens a section."""
         self._show(f"\n{text}", style="bold")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show a table: ruled on a terminal, aligned text elsewhere and in the log."""
-        text = plain_table(title, columns, rows)
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> None:
+        """Show a table; a column of numbers is set flush right. It fits a terminal, and is as wide as its values elsewhere
+        and in the log. No line of names where all columns have none; `ruled=False` leaves out the rule below the names."""
+        text = table_text(title, columns, rows, ruled)
         self._log(text)
         if self._rich is None:
-            self._stdout.write(_plain(text) + "\n")
+            self._stdout.write(text + "\n")
         else:
-            self._rich_table(self._rich, title, columns, rows)
+            self._rich.print(_rich_table(title, columns, rows, ruled))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -213,22 +252,6 @@ class Console:
 
         return RichConsole(file=self._stdout, force_terminal=True)  # type: ignore[arg-type]
 
-    def _rich_table(
-        self, rich: RichConsole, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
-    ) -> None:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        cells = [[_plain(str(cell)) for cell in row] for row in rows]
-        right = _numeric_columns(len(columns), cells)
-        table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
-        for name, flush_right in zip(columns, right, strict=True):
-            table.add_column(Text(name), justify="right" if flush_right else "left")
-        for row in cells:
-            table.add_row(*(Text(cell) for cell in row))
-        rich.print(table)
-
 
 class Progress:
     """The progress line of one Console; `update` is cheap enough for every step."""
@@ -240,7 +263,7 @@ class Progress:
         self._phases: set[str] = set()
 
     def update(self, status: Status) -> None:
-        """Show this moment: at once on a terminal, elsewhere when 2 % have passed or the phase is new among them."""
+        """Show this moment: at once on a terminal, elsewhere when a tenth has passed or the phase is new in it."""
         self._status = status
         bucket = int(status.progress * LINES_PER_RUN + 1e-9) if math.isfinite(status.progress) else self._bucket
         if bucket != self._bucket:
@@ -288,6 +311,7 @@ class _Stdout:
         try:
             text.encode(encoding)
         except UnicodeEncodeError:
+            text = text.replace("─", "-")  # the rules of tables
             return text.encode(encoding, "replace").decode(encoding)
         return text
 
@@ -304,8 +328,9 @@ def _time_fields(status: Status) -> list[str]:
     fields = []
     if status.budget_left_s is not None:
         fields.append(f"left {format_seconds(status.budget_left_s)}")
-    if status.eta_s is not None and status.eta_s != status.budget_left_s:
-        fields.append(f"eta {format_seconds(status.eta_s)}")
+    left, eta = status.budget_left_s, status.eta_s
+    if eta is not None and (left is None or abs(eta - left) > ETA_DIFFERS * left):
+        fields.append(f"eta {format_seconds(eta)}")
     return fields
 
 
@@ -316,10 +341,6 @@ def _speed_fields(status: Status) -> list[str]:
     if status.mfu is not None:
         fields.append(f"MFU {format_percent(status.mfu)}")
     return fields
-
-
-def _numeric_columns(count: int, cells: Sequence[Sequence[str]]) -> list[bool]:
-    return [bool(cells) and all(NUMERIC.fullmatch(row[i]) for row in cells) for i in range(count)]
 
 
 def _plain(text: str) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN_ALTERNATIVES = 7
+BRIEF_ALTERNATIVES = 3
+BRIEF_NOTES = 2
 HIGHEST = 0.12  # of the picture: beyond 12 % above the best loss nothing is worth a look
 
 
@@ -44,6 +46,67 @@ def show(plan: Plan, console: Console, limits: Limits) -> None:
         console.say(f"{left} more within {TIE:.1%} of the expected loss are in plan.json and with output=json")
     for note in plan.notes:
         console.say(f"note: {note}")
+
+
+def show_briefly(plan: Plan, console: Console, limits: Limits) -> None:
+    """The plan in about ten lines: what is trained on how much, at which speed, and what else was considered."""
+    rows = [(f"  {name}", text) for name, text in _brief_rows(plan, limits)]
+    more = len(plan.notes) - BRIEF_NOTES
+    notes = f" with {more} more note{'s' if more > 1 else ''}" if more > 0 else ""
+    console.table(f"Plan (in full{notes}: plan.json, log.txt)", ["", ""], rows, ruled=False)
+    for note in plan.notes[:BRIEF_NOTES]:
+        console.say(f"note: {note}")
+
+
+def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
+    epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
+    layers, heads = (
+        f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((plan.n_layer, "layer"), (plan.n_head, "head"))
+    )
+    table = f" ({format_count(plan.bigram_rows * plan.n_embd)} in the bigram table)" if plan.bigram_rows else ""
+    rows = [
+        ("budget", budget_of(limits)),
+        (
+            "model",
+            f"{layers}, width {plan.n_embd}, {heads}, context {plan.block_size}, vocabulary {plan.vocab_size};"
+            f" {format_count(plan.parameters)} parameters{table}",
+        ),
+        ("training", f"{format_count(plan.tokens)} tokens{epochs}: {plan.steps:,} steps of {plan.batch_tokens:,}"),
+        (
+            "optimizer",
+            f"{plan.optimizer}, learning rate {plan.learning_rate:g}, warm-up {plan.warmup:.1%} of the budget",
+        ),
+    ]
+    if speed := _speed(plan):
+        memory = f", {plan.peak_memory / 2**20:,.0f} MiB" if plan.peak_memory is not None else ""
+        rows.append(("speed", f"{speed}{memory} ({plan.source['tokens_per_second']})"))
+    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
+        low, high = plan.predicted_loss_interval
+        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"))
+    if plan.alternatives:
+        rows.append(("alternatives", _brief_alternatives(plan)))
+    elif plan.source["tokens_per_second"] == "measured":
+        rows.append(("alternatives", "no other shape was measured"))
+    return rows
+
+
+def _brief_alternatives(plan: Plan) -> str:
+    """The closest other shapes, by how much worse they are expected to be."""
+    shown = plan.alternatives[:BRIEF_ALTERNATIVES]
+    texts = []
+    for row in shown:
+        rate = f", {format_count(row.tokens_per_second)} tokens/s" if row.tokens_per_second else ""
+        texts.append(f"{row.n_layer} x {row.n_embd} (loss +{row.worse:.2%}{rate})")
+    more = len(plan.alternatives) - len(shown)
+    return f"{', '.join(texts)}{f' and {more} more' if more else ''} (layers x width)"
+
+
+def _speed(plan: Plan) -> str | None:
+    """Tokens per second, their share of the device's peak and the seconds of training that the budget leaves."""
+    if not plan.tokens_per_second or plan.hours is None:
+        return None
+    mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
+    return f"{format_count(plan.tokens_per_second)} tokens/s{mfu}, {format_seconds(plan.hours * 3600)} of training"
 
 
 def _shown(plan: Plan) -> list[Any]:
@@ -118,9 +181,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         rows.insert(
             2, ("80 % interval", f"{format_count(plan.interval[0])} to {format_count(plan.interval[1])}", plan.law)
         )
-    if plan.tokens_per_second and plan.hours is not None:
-        mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
-        speed = f"{format_count(plan.tokens_per_second)} tokens/s{mfu}, {format_seconds(plan.hours * 3600)} of training"
+    if speed := _speed(plan):
         rows.append(("speed", speed, plan.source["tokens_per_second"]))
     if plan.compiled:
         cost = f"takes {format_seconds(plan.compile_s)}, " if plan.compile_s else ""

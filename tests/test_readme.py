@@ -70,9 +70,9 @@ def test_the_first_result_is_the_one_on_file() -> None:
     shown = README.split("<!-- make train: begin -->")[1].split("<!-- make train: end -->")[0]
     figures = kept["result"]["eval"]
     assert f"validation loss  {figures['loss']:.4f}" in shown
-    assert f"perplexity       {figures['perplexity']:.2f}" in shown
-    assert f"bits per byte    {figures['bits_per_byte']:.4f}" in shown
-    assert f"accuracy         {figures['accuracy']:.2%}" in shown
+    assert f"perplexity {figures['perplexity']:.2f}" in shown
+    assert f"bits per byte {figures['bits_per_byte']:.4f}" in shown
+    assert f"accuracy {figures['accuracy']:.2%}" in shown
     assert kept["how"] == "make train"
 
 

@@ -22,6 +22,7 @@ from data.shards import Split
 from errors import UserError
 from model.shape import PRESETS, Shape
 from plan import Text, first_request
+from run.console import Console
 from run.machine import Machine
 from sealed import seal
 from settle import saved_plan, settle_plan, why_off
@@ -127,7 +128,7 @@ def test_memory_is_counted_without_what_trials_hold(monkeypatch: pytest.MonkeyPa
     tokenizer = SimpleNamespace(n_vocab=4096, name="bytes")
     corpus = SimpleNamespace(train=Split("train", [tokens], [zero], [zero], ["x"]), tokenizer=tokenizer, fingerprint="")
     clock = SimpleNamespace(limits=Limits(flops=1e15))
-    session = SimpleNamespace(clock=clock, config=Config(), console=SimpleNamespace(say=print))
+    session = SimpleNamespace(clock=clock, config=Config(), console=Console())
     trials = SimpleNamespace(close=lambda: ended.append(True))
     with pytest.raises(UserError, match="GiB to train"):
         settle_plan(

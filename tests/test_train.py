@@ -35,10 +35,36 @@ def points(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path) -> Path:
-    """100 steps without interruption."""
-    train(place, "budget.steps=100", "model.dropout=0.1", name="whole")
+def shown(place: Path) -> str:
+    """What 100 steps without interruption print on a pipe."""
+    return train(place, "budget.steps=100", "model.dropout=0.1", name="whole").stdout
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, shown: str) -> Path:
+    """The folder of that run."""
     return folder_of(place, "whole")
+
+
+def test_a_run_prints_one_screen_and_logs_the_rest(shown: str, finished: Path) -> None:
+    lines = shown.splitlines()
+    assert len(lines) <= 40, shown
+    assert sum(line.startswith("train ") for line in lines) <= 11
+    assert "  training " in shown
+    assert any("validation" in line for line in lines if line.startswith("train "))
+    result = json.loads((finished / "result.json").read_text())
+    assert f"validation loss  {result['eval']['loss']:.4f}" in shown
+    assert f"outputs/{finished.name}/report.html" in shown
+    log = (finished / "log.txt").read_text()
+    assert set(lines) - {""} <= set(log.splitlines())
+    for detail in (
+        "warm-up",
+        "beta2",
+        "on 500 tokens",
+        "ending",
+        *(repr(s["prompt"])[1:-1] for s in result["samples"]),
+    ):
+        assert detail in log, "nothing is lost"
 
 
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:

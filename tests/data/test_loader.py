@@ -115,20 +115,48 @@ def test_evaluation_predicts_each_token_once_in_order(sizes: list[int], limit: i
         assert (single == together).all()
 
 
-@pytest.mark.parametrize("block", [48, 64, 5000])
-def test_a_limited_evaluation_is_spread_evenly_over_the_split(block: int) -> None:
+def predicted(found: EvalRange) -> list[int]:
+    """The targets of a range; in `split_of_sizes` a token is its own position."""
+    targets = found.windows(0, found.n_windows)[1]
+    return targets[targets != -1].tolist()
+
+
+@pytest.mark.parametrize("limit", [1, STRETCH, 1000, 16_384, 50_000, 100_001])
+def test_a_limited_evaluation_is_spread_evenly_over_the_split(limit: int) -> None:
+    split = split_of_sizes([30_000, 1, 30_000, 40_000])
+    places = predicted(EvalRange(split, 64, limit))
+    assert len(set(places)) == len(places) == limit
+    assert places == sorted(places)
+    taken = -(-limit // STRETCH)
+    gaps = np.diff([*places, split.n_tokens])
+    assert places[0] == 0
+    assert gaps.max() <= 2 * split.n_tokens / taken
+
+
+def test_a_larger_evaluation_contains_every_smaller_one() -> None:
+    split = split_of_sizes([30_000, 1, 30_000, 40_000])
+    smaller: set[int] = set()
+    for limit in (1, 100, 5 * STRETCH, 5 * STRETCH + 100, 16_384, 16_385, 77_777, 100_000, 100_001):
+        larger = set(predicted(EvalRange(split, 64, limit)))
+        assert smaller < larger
+        smaller = larger
+
+
+@pytest.mark.parametrize("block", [48, 256, 1000, 5000])
+def test_models_of_different_block_sizes_are_scored_on_the_same_tokens(block: int) -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])  # sources a, b, a, b
-    found = EvalRange(split, block, 5 * STRETCH + 100)
-    assert found.n_tokens == 5 * STRETCH + 100
-    x, y, sources = (each.ravel()[: found.n_tokens] for each in found.windows(0, found.n_windows))
-    starts = [int(y[i]) for i in range(0, found.n_tokens, STRETCH)]
-    assert starts[0] == 0
-    assert y[-1] == split.n_tokens - 1
-    assert np.ptp(np.diff(starts)) <= 1
-    assert y.tolist() == [i for start in starts for i in range(start, start + STRETCH)][: found.n_tokens]
-    assert (x[1:] == y[1:] - 1).all()
-    assert sources.tolist() == [int(i == 30_000 or i >= 60_001) for i in y]
-    assert found.fingerprint == EvalRange(split, 128, 5 * STRETCH + 100).fingerprint
+    found, usual = EvalRange(split, block, 5 * STRETCH + 100), EvalRange(split, 64, 5 * STRETCH + 100)
+    assert predicted(found) == predicted(usual)
+    assert found.fingerprint == usual.fingerprint
+    x, y, sources = found.windows(0, found.n_windows)
+    assert (y != -1).any(axis=1).all(), "no window is scored for nothing"
+    for inputs, targets, labels in zip(x, y, sources, strict=True):
+        last = max(targets)
+        start = last // block * block  # the same context as in an evaluation of the whole split
+        assert inputs[max(0, 1 - start) : last - start + 1].tolist() == list(range(max(0, start - 1), last))
+        assert [label for label in labels if label != -1] == [
+            int(t == 30_000 or t >= 60_001) for t in targets if t != -1
+        ]
 
 
 def test_evaluation_fingerprint_is_of_the_tokens_alone() -> None:

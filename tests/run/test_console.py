@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from run.console import Console, Status, bar_status, format_count, format_percent, format_seconds, plain_table
+from run.console import Console, Status, bar_status, format_count, format_percent, format_seconds, table_text
 
 ROOT = Path(__file__).parents[2]
 FULL = Status(
@@ -90,9 +91,18 @@ def test_percent_is_not_rounded_up_to_done() -> None:
     assert [format_percent(share) for share in (0, 0.29, 0.999, 1)] == ["0 %", "29 %", "99 %", "100 %"]
 
 
-def test_plain_table_aligns_numbers_right() -> None:
-    text = plain_table("Shapes", ["name", "tokens"], [["small", "4.19M"], ["x", 12]])
-    assert text.splitlines() == ["Shapes", "name   tokens", "-----  ------", "small   4.19M", "x          12"]
+def test_a_table_aligns_numbers_right() -> None:
+    text = table_text("Shapes", ["name", "tokens"], [["small", "4.19M"], ["x", 12]])
+    assert text.splitlines() == ["Shapes", "name    tokens", "──────────────", "small    4.19M", "x           12"]
+
+
+def test_a_table_outside_a_terminal_keeps_every_value_whole() -> None:
+    long, hostile = "outputs/" + "x" * 300, "[bold]a[/bold] \x1b[31mred\x1b[0m"
+    text = table_text("Runs", ["run", "why"], [[long, hostile]])
+    assert len(text.splitlines()) == 4
+    assert long in text
+    assert "[bold]a[/bold] red" in text
+    assert "\x1b" not in text
 
 
 def test_pipe_gets_plain_text_and_log_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +112,17 @@ def test_pipe_gets_plain_text_and_log_keeps_it(tmp_path: Path, capsys: pytest.Ca
     console.heading("Plan")
     console.table("T", ["a"], [[1]])
     shown = capsys.readouterr().out
-    assert shown == "red alert [bold]x[/bold]\nwarning: low disk\n\nPlan\nT\na\n-\n1\n"
+    assert shown == "red alert [bold]x[/bold]\nwarning: low disk\n\nPlan\nT\na\n─\n1\n"
     assert (tmp_path / "run" / "log.txt").read_text() == shown
+
+
+def test_details_are_in_the_log_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path / "log.txt")
+    console.detail("every trial")
+    console.for_log().table("", ["a", "b"], [[1, 2]], ruled=False)
+    console.say("a summary")
+    assert capsys.readouterr().out == "a summary\n"
+    assert (tmp_path / "log.txt").read_text() == "every trial\na  b\n1  2\na summary\n"
 
 
 def test_unwritable_log_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,14 +136,14 @@ def test_unwritable_log_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "two" in shown
 
 
-def test_plain_progress_is_one_line_for_two_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_is_one_line_a_tenth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(tmp_path / "log.txt")
     with console.progress() as bar:
         for step in range(10_001):
             bar.update(Status(step=step, progress=step / 10_000, loss=4.0, phase="eval" if step % 2 else "train"))
         console.say("said meanwhile")
     lines = capsys.readouterr().out.splitlines()
-    assert 51 <= len(lines) <= 103  # 0, 2 ... 100 %, each phase at most once in each, and what was said
+    assert 11 <= len(lines) <= 23  # 0, 10 ... 100 %, each phase at most once in each, and what was said
     assert lines[0].startswith("train    0 %  step 0  loss 4.000")
     assert lines[-2].startswith("train  100 %  step 10000")
     assert lines == (tmp_path / "log.txt").read_text().splitlines()
@@ -134,9 +153,11 @@ def test_plain_progress_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Console().progress() as bar:
         bar.update(FULL)
         bar.update(Status(progress=float("nan"), loss=float("nan"), phase="compile"))
+        bar.update(Status(step=9, progress=0.5, budget_left_s=60, eta_s=61, validation_loss=3.25))
     assert capsys.readouterr().out.splitlines() == [
         "train   34 %  step 171  loss 4.812  lr 1.9e-03  24.3k tok/s  MFU 41 %  left 1m52s  eta 1m58s",
         "compile    ? %  step 0  loss nan",
+        "train   50 %  step 9  validation 3.250  left 1m00s",
     ]
 
 
@@ -220,8 +241,10 @@ def test_broken_pipe_ends_neither_the_run_nor_its_exit_status(tmp_path: Path) ->
 def test_stdout_that_cannot_encode(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    Console().say("a ± b")
-    assert raw.getvalue() == b"a ? b\n"
+    console = Console()
+    console.say("a ± b")
+    console.table("", ["a"], [["±"]])
+    assert raw.getvalue() == b"a ? b\na\n-\n?\n"
 
 
 def test_closed_stdout_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,3 +253,28 @@ def test_closed_stdout_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console()
     stream.close()
     console.say("nobody reads this")
+
+
+def test_several_threads_write_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(tmp_path / "log.txt")
+
+    def write(number: int) -> None:
+        for line in range(50):
+            console.say(f"{number} {line} " + "x" * 200)
+            console.table("", ["a"], [[f"{number} {line} " + "y" * 200]], ruled=False)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [f"{number} {line} {letter * 200}" for number in range(4) for line in range(50) for letter in "xy"]
+    for written in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        assert sorted(line for line in written.splitlines() if line != "a") == sorted(lines)
+
+
+@pytest.mark.parametrize("script", ["train", "plan", "evaluate", "sample"])
+def test_rich_is_imported_only_when_something_is_drawn(script: str) -> None:
+    code = f"import sys, {script}; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert answer.stdout.strip() == "[]", answer.stderr

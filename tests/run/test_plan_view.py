@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from budget.clock import Limits
+from budget.planner import make_plan
+from run.console import Console
+from run.plan_view import show_briefly
 from run.report import write_report
+from tests.budget.test_planner import request
 from tests.conftest import ROOT
 from tests.copies import copied
 
@@ -70,6 +75,22 @@ def test_the_derivation_is_printed_in_full_on_request() -> None:
     for words in ("chinchilla-table3 (Hoffmann", "porian-refinedweb", "FLOPs a token: 6 x", "Step Law", "Power Lines"):
         assert words in shown
     assert "Power Lines" not in plan("budget.hours=3", "device=a100")
+
+
+def test_a_run_shows_its_plan_in_about_ten_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = ("first", "second", "third")
+    found = make_plan(request(limits=Limits(hours=3), flops_per_second=1e14, corpus_tokens=6e9, notes=notes))
+    show_briefly(found, Console(), Limits(hours=3))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 11
+    assert [line.split()[0] for line in lines[1:7]] == [
+        "budget", "model", "training", "optimizer", "speed", "alternatives",
+    ]  # fmt: skip
+    assert f"width {found.n_embd}" in lines[2]
+    assert f"{found.steps:,} steps of {found.batch_tokens:,}" in lines[3]
+    assert f"{found.alternatives[0].n_layer} x {found.alternatives[0].n_embd}" in lines[6]
+    assert lines[7:] == ["note: first", "note: second"]
+    assert "1 more note:" in lines[0]
 
 
 def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
