@@ -32,7 +32,7 @@ def main(config: EvaluateConfig) -> None:
     figures = score(config, machine)
     leave_world(world)
     if world.rank == 0:
-        print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show(figures)
+        print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show_figures(figures)
 
 
 def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def read_tokens(
     return np.concatenate(parts)[: config.tokens], np.concatenate(owners)[: config.tokens], list(sources)
 
 
-def show(figures: dict[str, Any]) -> None:
+def show_figures(figures: dict[str, Any]) -> None:
     def row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
         return (
             name,

@@ -11,7 +11,7 @@ from errors import UserError
 from json_io import significant, write_json
 from recover import refuse_no_number
 from run.console import format_count, format_seconds
-from run.figures import show
+from run.figures import formatted
 from run.headline import headline
 from run.history import Records, read_metrics
 from run.record import SCHEMA, environment, git_commit
@@ -266,8 +266,8 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
     error = f" ± {figures['loss_se']:.4f}" if figures["loss_se"] is not None else ""
     console.say(f"validation loss  {figures['loss']:.4f}{error} nats per token on {figures['tokens']:,} tokens")
     console.say(
-        f"                 bits per byte {show(figures['bits_per_byte'], '{:.4f}'.format)}, perplexity"
-        f" {show(figures['perplexity'], '{:.2f}'.format)}, accuracy {figures['accuracy']:.2%} of next tokens"
+        f"                 bits per byte {formatted(figures['bits_per_byte'], '{:.4f}'.format)}, perplexity"
+        f" {formatted(figures['perplexity'], '{:.2f}'.format)}, accuracy {figures['accuracy']:.2%} of next tokens"
     )
     console.say(f"stopped by       {result['stopped_by']}{'' if over is None else margin(over)}")
     console.say(f"time             {_shares(result['ledger_s'])}")

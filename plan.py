@@ -26,7 +26,7 @@ from json_io import significant, write_json
 from model.recipe import AUTO
 from model.shape import Shape, padded_vocab
 from run.console import Console, format_count
-from run.plan_view import budget_of, explain, show, write_picture
+from run.plan_view import budget_of, explain_plan, show_plan, write_picture
 from run.prober import DeviceProber, TrialProcess, trial_process
 
 if TYPE_CHECKING:
@@ -348,10 +348,10 @@ def show_one(config: Config) -> None:
     if config.output == "json":
         print(json.dumps(significant(plan.to_dict()), indent=1))
         return
-    show(plan, Console(), limits)
+    show_plan(plan, Console(), limits)
     if config.explain:
         law, shape = law_of(config, config.data.tokenizer), plan.sized(template(config))
-        print("\n" + "\n".join(explain(plan, shape, law, limits, config.plan.corpus_tokens)))
+        print("\n" + "\n".join(explain_plan(plan, shape, law, limits, config.plan.corpus_tokens)))
     if config.plan.folder:
         print(f"written: plan.json and plan.png in {config.plan.folder}")
 

@@ -13,7 +13,7 @@ from json_io import significant, write_json
 from model.shape import Shape
 from plan import Text, first_request, plan_here, probe_seconds
 from run.console import format_count
-from run.plan_view import show, show_briefly
+from run.plan_view import show_plan, show_plan_briefly
 from session import Session
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
     if trials is not None:
         trials.close()  # what they hold of the device's memory is free from here on
     require_memory(plan, plan.sized(template(session.config)), machine.free_memory())
-    show(plan, console.for_log(), limits)
-    show_briefly(plan, console, limits)
+    show_plan(plan, console.for_log(), limits)
+    show_plan_briefly(plan, console, limits)
     content = significant(plan.to_dict(), 10)
     session.run.checkpoints.mkdir(exist_ok=True)
     for path in (session.run.plan_copy, session.run.plan):

@@ -32,7 +32,7 @@ from recover import Diverged, carry_earlier, go_back, peak_rate, refuse_no_numbe
 from run.console import Console, Progress, Status, format_count, format_seconds
 from run.dashboard import Dashboard, open_dashboard, wandb_id
 from run.directory import RunDirectory, full_disk, run_name
-from run.figures import show
+from run.figures import formatted
 from run.headline import headline, knobs
 from run.history import read_metrics
 from run.memory import out_of_memory
@@ -406,7 +406,7 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
     session.dashboard.log(point)
     trainer.validation_loss = figures["loss"]
     session.console.detail(
-        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {show(figures['bits_per_byte'], '{:.4f}'.format)}"
+        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {formatted(figures['bits_per_byte'], '{:.4f}'.format)}"
         f" bits per byte on {figures['tokens']:,} tokens"
     )
 

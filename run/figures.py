@@ -31,7 +31,7 @@ def _standard_error(evaluation: Mapping[str, Any], key: str) -> float | None:
     return derived if math.isfinite(derived) else None
 
 
-def show(value: Any, form: Callable[[float], str]) -> str:
+def formatted(value: Any, form: Callable[[float], str]) -> str:
     """`value` as `form` writes it, or a dash where it is no number."""
     return form(value) if is_number(value) else "–"
 

@@ -33,7 +33,7 @@ BRIEF_NOTES = 2
 HIGHEST = 0.12  # of the picture: beyond 12 % above the best loss nothing is worth a look
 
 
-def show(plan: Plan, console: Console, limits: Limits) -> None:
+def show_plan(plan: Plan, console: Console, limits: Limits) -> None:
     """The plan as tables."""
     console.table("Plan", ["", "", "from"], _rows(plan, limits))
     if plan.alternatives:
@@ -48,7 +48,7 @@ def show(plan: Plan, console: Console, limits: Limits) -> None:
         console.say(f"note: {note}")
 
 
-def show_briefly(plan: Plan, console: Console, limits: Limits) -> None:
+def show_plan_briefly(plan: Plan, console: Console, limits: Limits) -> None:
     """The plan in about ten lines: what is trained on how much, at which speed, and what else was considered."""
     rows = [(f"  {name}", text) for name, text in _brief_rows(plan, limits)]
     more = len(plan.notes) - BRIEF_NOTES
@@ -205,7 +205,7 @@ def _flat(plan: Plan) -> str:
     return f"{format_count(low)} to {format_count(high)} as the law counts"
 
 
-def explain(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
+def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
     """How every number of the plan comes about, a line each."""
     tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
     attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
@@ -270,7 +270,7 @@ def _plain(value: float | str) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def draw(axes: Axes, plan: Mapping[str, Any]) -> None:
+def draw_plan(axes: Axes, plan: Mapping[str, Any]) -> None:
     """Expected loss against size for one budget: the flat region and the laws' spread shaded, the choice starred."""
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -304,7 +304,7 @@ def write_picture(plan: Plan, title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    draw(axes, plan.to_dict())
+    draw_plan(axes, plan.to_dict())
     axes.set_xlabel("parameters (blocks + one vocabulary matrix)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.2)

@@ -19,9 +19,9 @@ import numpy as np
 from json_io import is_number, listing, mapping, number, write_text
 from run import curves, page
 from run.console import format_count, format_seconds
-from run.figures import difference, hours, percent, scientific, show, with_error
+from run.figures import difference, hours, percent, scientific, formatted, with_error
 from run.history import Records, Run, column, finite, median, read_metrics, read_run
-from run.plan_view import draw as draw_plan
+from run.plan_view import draw_plan as draw_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +141,7 @@ def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
     ]
     if not any(is_number(value) for row in rows for value in row[1:3]):
         return []
-    return [(label, show(planned, f), show(got, f), difference(planned, got)) for label, planned, got, f in rows]
+    return [(label, formatted(planned, f), formatted(got, f), difference(planned, got)) for label, planned, got, f in rows]
 
 
 def _off_plan(run: Run) -> list[str]:
@@ -307,7 +307,7 @@ def _plan_notes(run: Run) -> list[str]:
 def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ("n_layer", "n_head", "n_embd", "parameters", "tokens", "tokens_per_second")
     worse = f"+{shape['worse']:.2%}" if is_number(shape.get("worse")) else "–"
-    return (*(show(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
+    return (*(formatted(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
 
 
 def _samples(run: Run) -> list[tuple[str, str]]:

@@ -43,12 +43,12 @@ def conclude(folder: Path) -> None:
     try:
         sweep = read_sweep(folder)
         if sweep.rows:
-            show(sweep, console)
+            show_sweep(sweep, console)
     except Exception as error:  # whatever a plotting library thinks of: the runs are worth more than their picture
         console.warn(f"no report of the sweep: {type(error).__name__}: {error}")
 
 
-def show(sweep: Sweep, console: Console, force: bool = False) -> None:
+def show_sweep(sweep: Sweep, console: Console, force: bool = False) -> None:
     """Print the table and the verdict, and write the files."""
     console.table(f"Sweep {sweep.name}", columns_of(sweep), [cells_of(sweep, row) for row in sweep.rows])
     for line in verdict(sweep, force):
@@ -243,7 +243,7 @@ def main() -> None:
         sweep = read_sweep(folder)
         if not sweep.rows:
             raise UserError(f"{folder} holds no job that has ended")
-        show(sweep, Console(), options.force)
+        show_sweep(sweep, Console(), options.force)
 
 
 if __name__ == "__main__":

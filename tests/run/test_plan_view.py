@@ -10,7 +10,7 @@ import pytest
 from budget.clock import Limits
 from budget.planner import make_plan
 from run.console import Console
-from run.plan_view import show_briefly
+from run.plan_view import show_plan_briefly
 from run.report import write_report
 from tests.budget.test_planner import request
 from tests.conftest import ROOT
@@ -80,7 +80,7 @@ def test_the_derivation_is_printed_in_full_on_request() -> None:
 def test_a_run_shows_its_plan_in_about_ten_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notes = ("first", "second", "third")
     found = make_plan(request(limits=Limits(hours=3), flops_per_second=1e14, corpus_tokens=6e9, notes=notes))
-    show_briefly(found, Console(), Limits(hours=3))
+    show_plan_briefly(found, Console(), Limits(hours=3))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 11
     assert [line.split()[0] for line in lines[1:7]] == [
