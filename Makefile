@@ -63,16 +63,16 @@ plan: $(RUN)  ## what HOURS on DEVICE would buy
 	@$(PY) plan.py budget.hours=$(HOURS) data=$(DATA) model=$(MODEL) device=$(DEVICE) $(ARGS)
 
 law: $(RUN)  ## a scaling law from your own runs, for law=local: RUNS="outputs/*"
-	@$(PY) -m budget.refit $(RUNS) $(ARGS)
+	@$(PY) -m budget.laws.refit $(RUNS) $(ARGS)
 
 doctor: $(RUN)  ## what this machine has, and what will not work on it: ARGS=--json
-	@$(PY) -m run.doctor $(ARGS)
+	@$(PY) -m cli.doctor $(ARGS)
 
 sweep: $(RUN)  ## run sweeps/SWEEP.yaml
 	@$(PY) train.py -cd sweeps -cn $(SWEEP) budget.hours=$(HOURS) data=$(DATA) $(ARGS)
 
 dashboard: $(RUN)  ## a view of the wandb project PROJECT, everything over budget-hours
-	@$(PY) -m run.workspace --project $(PROJECT) $(if $(ENTITY),--entity $(ENTITY)) $(ARGS)
+	@$(PY) -m run.tracking.workspace --project $(PROJECT) $(if $(ENTITY),--entity $(ENTITY)) $(ARGS)
 
 evaluate: $(RUN)  ## score a model: ARGS="checkpoint=outputs/NAME data.path=FILE"
 	@$(PY) evaluate.py $(ARGS)
@@ -93,7 +93,7 @@ lint: $(DEV)  ## ruff, mypy and bandit
 	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive .
 
 audit: $(DEV)  ## are there known holes in the locked packages? asks pypi.org
-	@$(PY) -c "import sys, network; sys.exit(network.why_unreachable('https://pypi.org', 5))" \
+	@$(PY) -c "import sys; from common.network import why_unreachable; sys.exit(why_unreachable('https://pypi.org', 5))" \
 	  || { echo "make audit: nothing was checked; it needs a network"; exit 1; }
 	@$(PY) -m pip_audit --requirement requirements-dev.lock --strict --no-deps --disable-pip --progress-spinner off
 
@@ -103,24 +103,24 @@ format: $(DEV)  ## let ruff format and mend
 
 bench: $(DEV)  ## benchmarks; JSON under bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT BASELINES=LLM_BASELINES
 	$(if $(CORPUS),,$(error make bench: CORPUS is missing; name a folder in SlimPajama's layout, CORPUS=FOLDER))
-	$(if $(CURVES),@$(PY) -m bench.replay $(CURVES),@echo "no CURVES=FILE of published runs: bench.replay is left out")
-	@$(PY) -m bench.engine
-	@$(PY) -m bench.startup
-	$(if $(PEER),@$(PY) -m bench.same_as_nanogpt --peer "$(PEER)",@echo "no PEER=NANOGPT: bench.same_as_nanogpt is left out")
-	$(if $(PEER),@$(PY) -m bench.tune_peer $(CORPUS) --peer "$(PEER)" --at-once)
-	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.against $(CORPUS) --peer "$$peer" || exit 1; done
-	@$(PY) -m bench.ablate $(CORPUS) --at-once
-	@$(PY) -m bench.tune $(CORPUS) --at-once
-	@$(PY) -m bench.table
+	$(if $(CURVES),@$(PY) -m bench.quality.law_extrapolation $(CURVES),@echo "no CURVES=FILE of published runs: bench.quality.law_extrapolation is left out")
+	@$(PY) -m bench.speed.train_step
+	@$(PY) -m bench.speed.startup
+	$(if $(PEER),@$(PY) -m bench.peers.same_as_nanogpt --peer "$(PEER)",@echo "no PEER=NANOGPT: bench.peers.same_as_nanogpt is left out")
+	$(if $(PEER),@$(PY) -m bench.peers.tune_peer $(CORPUS) --peer "$(PEER)" --at-once)
+	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.peers.against $(CORPUS) --peer "$$peer" || exit 1; done
+	@$(PY) -m bench.quality.ablation $(CORPUS) --at-once
+	@$(PY) -m bench.quality.plan_neighbours $(CORPUS) --at-once
+	@$(PY) -m bench.docs.performance_page
 
 bench-gpu: $(DEV)  ## on one GPU, in 8 minutes: speed, and with PEER=NANOGPT time to loss; bench/results/gpu.json
-	@$(PY) -m bench.gpu $(if $(PEER),--peer "$(PEER)") $(ARGS)
+	@$(PY) -m bench.speed.gpu $(if $(PEER),--peer "$(PEER)") $(ARGS)
 
 soak: $(DEV)  ## does anything grow? 30 minutes of training, a million lines of record, 10 GB of corpus
-	@$(PY) -m bench.soak $(ARGS)
+	@$(PY) -m bench.faults.soak $(ARGS)
 
 prove-plan: $(DEV)  ## is the plan right? one and a half hours: CORPUS=FOLDER
-	@$(PY) -m bench.prove_plan $(CORPUS) $(ARGS)
+	@$(PY) -m bench.quality.plan_validation $(CORPUS) $(ARGS)
 
 slurm-up: $(DEV)  ## a Slurm of one node on this machine, for trying and testing sweeps; as root
 	@$(PY) -m tests.slurm_cluster up && echo "to use it: eval \"\$$($(PY) -m tests.slurm_cluster env)\""
@@ -129,8 +129,8 @@ slurm-down:  ## stop it
 	@$(PY) -m tests.slurm_cluster down
 
 prove-faults: $(DEV)  ## is anything ever lost? kills, signals, every other fault; half an hour: ARGS="--kills 20 --signals 14"
-	@$(PY) -m bench.prove_faults $(ARGS)
-	@$(PY) -m bench.reliability
+	@$(PY) -m bench.faults.prove_faults $(ARGS)
+	@$(PY) -m bench.docs.reliability_page
 
 lock:  ## write the locks anew from requirements*.in, in a throw-away environment
 	@for set in requirements requirements-dev; do \

@@ -4,7 +4,7 @@ An option is declared once, with its default, its meaning, the values it may tak
 null means: chosen by the plan or by the device. The groups under conf/ only hold named choices of these options.
 Configuration stops at the entry scripts: the packages receive plain values or small frozen dataclasses.
 
-What model/shape.py and model/schedule.py check themselves (sizes, blocks, shapes of the schedule) is not repeated here.
+What model/config.py and model/optim/lr_schedule.py check themselves (sizes, blocks, shapes of the schedule) is not repeated here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from budget.laws import LAWS, LOCAL
-from budget.planner import ASPECT, MAX_EPOCHS
-from model.recipe import AUTO, OPTIMIZERS, OptimSettings
-from model.shape import PLAIN, PRESETS, Shape
+from budget.laws.published import LAWS, LOCAL
+from budget.planner.plan import ASPECT, MAX_EPOCHS
+from model.config import PLAIN, PRESETS, Shape
+from model.optim.settings import AUTO, OPTIMIZERS, OptimSettings
 
 CONF = Path(__file__).parent / "conf"
 
@@ -288,7 +288,7 @@ class PlanConfig:
     """Limits of the plan, and what plan.py writes."""
 
     law_file: str = option(
-        "outputs/law.json", "law=local: the law of your own runs, from python -m budget.refit", path=True
+        "outputs/law.json", "law=local: the law of your own runs, from python -m budget.laws.refit", path=True
     )
     aspect_min: float = option(
         ASPECT[0],

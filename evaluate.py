@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from command_line import launch, leave
+from cli.launch import launch, leave
+from common.format import format_count
+from common.json_io import significant
 from config import EvaluateConfig
-from data.loader import EvalRange
+from data.eval_windows import EvalRange
 from data.readers import read_documents, source_id
 from data.tokenizer import Tokenizer
-from json_io import significant
-from run.console import Console, format_count
-from run.world import join_world, leave_world, local_device
+from device.distributed import join_world, leave_world, local_device
+from run.report.console import Console
 
 
 def main(config: EvaluateConfig) -> None:
-    from run.machine import find_machine
+    from device.device import find_machine
 
     device, name = config.device, local_device(config.device.name)
     world = join_world(name)
@@ -38,7 +39,7 @@ def main(config: EvaluateConfig) -> None:
 def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
     """The figures, with what they were measured on."""
     from evals.language_model import evaluate
-    from run.finished import load_finished
+    from run.load_model import load_finished
 
     assert config.checkpoint is not None
     finished = load_finished(config.checkpoint, machine.device)

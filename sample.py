@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 
-from command_line import launch
+from cli.launch import launch
 from config import SampleConfig
-from run.console import Console
+from run.report.console import Console
 
 
 def main(config: SampleConfig) -> None:
-    from model.sampling import generate
-    from run.finished import load_finished
-    from run.machine import find_machine
+    from device.device import find_machine
+    from model.generate import generate
+    from run.load_model import load_finished
 
     device = config.device
     machine = find_machine(device.name, device.threads, device.precision, 1.0)

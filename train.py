@@ -9,62 +9,52 @@ from __future__ import annotations
 import errno
 import gc
 import json
-import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from assemble import build, compile_model, initial_model
-from budget.clock import BudgetClock, Heartbeat, read_ledger
-from budget.flops import flops_per_token
-from command_line import SweepFunctions, as_yaml, launch, leave
+from budget.clock import BudgetClock
+from budget.ledger import Heartbeat
+from cli.compose import as_yaml
+from cli.launch import SweepFunctions, launch, leave
+from common.errors import FULL_DISK, MachineError, UserError
+from common.json_io import read_json
+from common.signals import Interrupted, Signals
 from config import Config, identity
-from data.prepare import prepare
-from errors import FULL_DISK, MachineError, UserError
-from finish import finish, keep_time, record, rehearse, rehearse_report
-from json_io import finite, mapping, number, read_json
-from model.schedule import learning_rate_scale
-from plan import check_early, limits_of, spec_of, wants_trials
-from recover import Diverged, carry_earlier, go_back, peak_rate, refuse_no_number, resume
-from run.console import Console, Progress, Status, format_count, format_seconds
-from run.dashboard import Dashboard, open_dashboard, wandb_id
+from device.memory import out_of_memory
+from model.optim.lr_schedule import learning_rate_scale
 from run.directory import RunDirectory, full_disk, run_name
-from run.figures import formatted
-from run.headline import headline, knobs
-from run.history import read_metrics
-from run.memory import out_of_memory
-from run.prober import TrialProcess, trial_process
-from run.signals import Interrupted, Signals
-from run.spikes import LASTING, Spike
-from run.watch import SpeedWatch
-from session import (
-    Session,
-    Trainer,
-    axes,
-    evaluate,
-    forward_backward,
-    has_numbers,
-    save,
-    save_due,
-    set_status,
-    write_report_of,
-)
-from settle import saved_plan, settle_plan
-from sweeps.launching import conclude_sweep, current_sweep, run_job
+from run.report.console import Console
+from run.tracking.fields import headline
+from sweeps.engine.launching import conclude_sweep, current_sweep, run_job
+from training.build import build
+from training.checkpointing import has_numbers, save, save_due
+from training.compile import compile_model
+from training.context import Session, Trainer, set_status, write_report_of
+from training.divergence import Diverged, go_back, peak_rate
+from training.evaluation import interim_evaluation
+from training.finalize import finish, rehearse, rehearse_report
+from training.initialize import initial_model
+from training.metrics import LateMetrics, show_progress
+from training.micro_batching import forward_backward
+from training.plan_run import check_early, limits_of, saved_plan, settle_plan, wants_trials
+from training.result import record
+from training.resume import carry_earlier, resume
+from training.setup import already_finished, dashboard_of, machine_of, prepare_corpus, show_earlier_points
+from training.speed_monitor import SpeedWatch
+from training.trial_client import trial_process
 
 if TYPE_CHECKING:
-    import torch
-
-    from data.shards import Corpus
-    from run.machine import Machine
+    pass
 
 DISK_FAULTS = (*FULL_DISK, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
 SIGNALLED = 128  # exit statuses beyond are those of signals
+
+
 REPORTS_AT = (0.1, 0.5)  # of the budget: early, so that what it needs is loaded; then with half of its curves
-METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
 
 def main(config: Config) -> None:
@@ -94,23 +84,6 @@ def refuse_several_processes() -> None:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: train.py trains on one device; start it without torchrun"
             " (evaluate.py does run on several processes)"
         )
-
-
-def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
-    """Say so, rather than train a finished run again, unless its hours were extended. Raises MachineError for one that
-    diverged, which would only do so again."""
-    status = mapping(read_json(run.status))
-    if status.get("status") not in ("finished", "diverged"):
-        return False
-    spent = read_ledger(run.ledger) or mapping(read_json(run.result))
-    extended = config.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
-    if status["status"] == "finished" and extended:
-        return False
-    said = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
-    if status["status"] == "diverged":
-        raise MachineError(said)
-    console.say(f"{said}, budget.extend_hours=H goes on with H more hours")
-    return True
 
 
 def supervise(session: Session) -> None:
@@ -195,70 +168,6 @@ def train(session: Session) -> None:
         gc.unfreeze()
 
 
-def prepare_corpus(session: Session) -> Corpus:
-    """Token shards of the corpus: a stage before the budget, timed and reported."""
-    from data.shards import open_corpus
-
-    data = session.config.data
-    with session.clock.off_budget():
-        prepared = prepare(spec_of(session.config), log=session.console.say)
-        corpus = open_corpus(prepared.folder)
-    left_out = ", ".join(f"{n:,} {what}" for what, n in prepared.left_out.items())
-    session.console.say(
-        f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
-        f" {format_count(corpus.val.n_tokens)} validation tokens"
-        f" ({'prepared' if prepared.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget"
-        f"{f'; documents left out: {left_out}' if left_out else ''})"
-    )
-    if prepared.cut:
-        session.console.say(
-            f"data    stopped at data.max_bytes={data.max_bytes:,} of text; data.max_bytes=null takes all of it"
-        )
-    return corpus
-
-
-def machine_of(session: Session, trials: TrialProcess | None) -> Machine:
-    """The device that the run computes on; its peak is measured when `trials` have done their loading."""
-    from run.machine import find_machine
-
-    if trials is not None:
-        trials.wait()
-    device = session.config.device
-    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
-    session.console.say(
-        f"device  {machine.name}, {machine.threads} threads, {machine.precision},"
-        f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
-    )
-    return machine
-
-
-def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
-    """The wandb run of this folder; the same one after a resume."""
-    wandb, run = session.config.wandb, session.run
-    dashboard = open_dashboard(
-        mode=wandb.mode,
-        project=wandb.project,
-        entity=wandb.entity,
-        name=run.folder.name,
-        run_id=wandb_id(run.folder),
-        group=wandb.group,
-        tags=wandb.tags,
-        config=knobs(asdict(session.config), trainer.plan.to_dict()),
-        directory=run.folder,
-        timeout_s=wandb.timeout_s,
-        warn=session.console.warn,
-    )
-    dashboard.summary({"status": "running", "reason": ""})
-    return dashboard
-
-
-def show_earlier_points(session: Session) -> None:
-    """Bring the dashboard to where the record is: an earlier process may have had none, or no network."""
-    for point in read_metrics(session.run.folder):
-        if "event" not in point:
-            session.dashboard.log(point)
-
-
 # -- the training loop -------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +187,7 @@ def fit(session: Session, trainer: Trainer) -> str:
     Learning rate and evaluations follow `progress`, the share of the budget spent, never the step. The host reads the
     loss of the step before, so that a GPU is never waited for and never more than one step behind.
     """
-    from model.optim import set_schedule
+    from model.optim.build import set_schedule
 
     config, clock, state, world = session.config, session.clock, trainer.state, session.world
     schedule, step = config.schedule, trainer.training_step
@@ -320,101 +229,6 @@ def fit(session: Session, trainer: Trainer) -> str:
         if not has_numbers(trainer):
             raise Diverged(f"the weights after step {state.step} are no numbers", state.step + 1)
     return tightest
-
-
-class LateMetrics:
-    """Reads the loss of a step once the next one was launched, checks it, and writes it down."""
-
-    def __init__(self, session: Session, trainer: Trainer) -> None:
-        self.session, self.trainer = session, trainer
-        self.loss: float | None = trainer.state.loss
-        self.spike = trainer.spike = Spike(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
-        self._waiting: tuple[Callable[[], list[float]], dict[str, Any]] | None = None
-        self._written = -1.0
-
-    def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        numbers = self.trainer.machine.later(loss, norm)
-        self._waiting = (numbers, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
-
-    def calm(self) -> bool:
-        """Whether the loss, the last step's included, is where it should be: two checkpoints are kept, and no more than one
-        of them may be of weights that are lost, as those after a step show only in the loss of the next."""
-        self.read()
-        return self.spike.calm
-
-    def read(self) -> None:
-        """Raises Diverged when the model is lost: the rest of the budget would be thrown after it."""
-        if self._waiting is None:
-            return
-        numbers, point = self._waiting
-        step, self._waiting = point["step"], None
-        self.loss, norm = numbers()
-        if finite(self.loss) is None:
-            raise Diverged(f"the loss of step {step} is {self.loss}", step)
-        if self.spike.lasts(self.loss):
-            reason = f"the loss of step {step}, {self.loss:.3g}, has been worse than a guess's for long"
-            raise Diverged(reason, step - LASTING + 1)
-        self.trainer.state.loss = self.loss
-        many = step > METRICS_EVERY_STEP
-        if many and point["progress"] - self._written < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
-            return
-        self._written = point["progress"]
-        rate = self.session.clock.tokens_per_second(self.trainer.cost)
-        mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.machine.peak_flops
-        point |= {"loss": self.loss, "grad_norm": norm, "tokens_per_second": rate, "mfu": mfu}
-        self.trainer.metrics.write(point)
-        self.session.dashboard.log(point)
-
-
-def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float | None) -> None:
-    clock, state = session.clock, trainer.state
-    # Anew: the steps that were left before this one, at the pace of now, would be wrong where the pace has changed.
-    left, _ = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
-    rate = clock.tokens_per_second(trainer.cost)
-    bar.update(
-        Status(
-            step=state.step,
-            steps_left=left,
-            progress=clock.progress,
-            budget_left_s=clock.seconds_left(),
-            eta_s=left * clock.pace.typical + clock.reserve_s,
-            loss=loss,
-            validation_loss=trainer.validation_loss,
-            learning_rate=trainer.optimizer.param_groups[0]["lr"],
-            tokens_per_second=rate,
-            mfu=rate * flops_per_token(trainer.shape) / trainer.machine.peak_flops,
-        )
-    )
-
-
-def interim_evaluation(session: Session, trainer: Trainer) -> None:
-    """Score the model on the way; what that takes now says more about the end than the rehearsal did. Raises Diverged where
-    its loss is no number."""
-    with session.clock.charge("eval"):
-        began = session.clock.awake_s()
-        figures = evaluate(session, trainer, trainer.interim)
-        seconds = session.clock.awake_s() - began
-    refuse_no_number(trainer, figures)
-    trainer.window_s = expected_s(trainer.window_s, seconds / trainer.interim.n_windows)
-    keep_time(session, trainer)
-    point = {
-        **axes(session, trainer),
-        **{f"val_{name}": figures[name] for name in ("loss", "bits_per_byte", "accuracy")},
-        "ledger_s": session.clock.accounts(),
-    }
-    trainer.metrics.write(point)
-    session.dashboard.log(point)
-    trainer.validation_loss = figures["loss"]
-    session.console.detail(
-        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {formatted(figures['bits_per_byte'], '{:.4f}'.format)}"
-        f" bits per byte on {figures['tokens']:,} tokens"
-    )
-
-
-def expected_s(before: float, seconds: float) -> float:
-    """What to expect of something that just took so many seconds: no less than that, while a slow spell that is over is
-    forgotten by halves, as time kept for it would be lost to training."""
-    return max(seconds, (before + seconds) / 2)
 
 
 def command() -> None:

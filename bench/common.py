@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from json_io import write_json
+from common.json_io import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"

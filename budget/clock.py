@@ -6,61 +6,32 @@ before any import, and on Linux it goes on while the machine is suspended: a bud
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 
-from json_io import write_text
-from sealed import seal, unsealed
-from untrusted import is_amount, load_json
+from common.monotonic import now, run_start
 
 ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
+
+
 # No standstill is seen in these: one is off the budget, and loading libraries holds up every thread while a disk reads.
 UNWATCHED = ("prepare", "setup")
+
+
 HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much of its accounts
+
+
 RECENT_STEPS = 64  # steps that the estimate of the step time looks back over
+
+
 STANDSTILL_S = 5.0  # nobody looked at the clock for so long, not even the heartbeat: the whole process stood still
+
+
 STALL_FACTOR = 5.0  # a step this many times the median (and a second longer) was a stall, not work
-
-
-def now() -> float:
-    """Seconds of a clock that never goes back; it counts suspended time where the system offers such a clock."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
-
-
-def timestamp() -> str:
-    """The date and time, UTC, for people; never used for arithmetic."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def process_start() -> float:
-    """When this process began, on the scale of now(): from the kernel where it says so, else the time of this call."""
-    try:
-        # Field 22 of /proc/self/stat, in clock ticks since boot; the name in field 2 may hold spaces, so cut behind it.
-        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return now()
-
-
-_runs_begun = 0
-
-
-def run_start() -> float:
-    """When the run being set up began: with the process, or now for a later run in the same process (a sweep)."""
-    global _runs_begun
-    _runs_begun += 1
-    return process_start() if _runs_begun == 1 else now()
 
 
 class Pace:
@@ -271,77 +242,3 @@ class BudgetClock:
             self.ledger["idle"] += stalled
         else:
             self.pace.add(seconds)
-
-
-class Heartbeat:
-    """Writes the ledger to disk once a second from a thread, so that no kill in any phase resets what was spent."""
-
-    def __init__(self, clock: BudgetClock, path: Path, warn: Callable[[str], None]) -> None:
-        self.clock, self.path, self.warn = clock, path, warn
-        self._stop = threading.Event()
-        self._write_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._beat, name="ledger", daemon=True)
-
-    def start(self) -> None:
-        self.write(clean=False)
-        self._thread.start()
-
-    def _beat(self) -> None:
-        warned, said_s = False, self.clock.standstill_s
-        while not self._wait():
-            if self.clock.standstill_s > said_s:
-                stood_s, said_s = self.clock.standstill_s - said_s, self.clock.standstill_s
-                self.warn(
-                    f"the process stood still for {stood_s:.1f} s (suspended, or without a processor); they count"
-                )
-            try:
-                self.write(clean=False)
-            except Exception as error:  # of whatever kind: who keeps the ledger must not die of it
-                if not warned:
-                    self.warn(f"the ledger cannot be written ({error}); a kill now would forget time that was spent")
-                warned = True
-
-    def _wait(self) -> bool:
-        """Until the next beat; whether it was the last. Only meanwhile is a clock that nobody looks at a standstill: while
-        the ledger is written, a slow disk may hold up this thread and the main one together."""
-        self.clock.watched = True
-        ended = self._stop.wait(HEARTBEAT_S)
-        self.clock.accounts()
-        self.clock.watched = False
-        return ended
-
-    def write(self, clean: bool) -> None:
-        with self._write_lock:
-            content = {
-                "schema": 1,
-                "ledger_s": {name: round(seconds, 4) for name, seconds in self.clock.accounts().items()},
-                "standstill_s": round(self.clock.standstill_s, 4),
-                "prepare_s": round(self.clock.prepare_s, 4),
-                "extended_hours": self.clock.limits.extend_hours,
-                "clean": clean,
-                "updated": timestamp(),
-            }
-            # Not flushed to the disk: a beat every few seconds would wait for it, and a kill loses nothing by that.
-            write_text(self.path, json.dumps(seal(content), indent=1), durable=False)
-
-    def close(self) -> None:
-        """Stop beating and write the final ledger, marked as complete."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
-        try:
-            self.write(clean=True)
-        except OSError as error:
-            self.warn(f"the last ledger could not be written ({error}); the one before it counts")
-
-
-def read_ledger(path: Path) -> dict | None:
-    """The ledger that an earlier process left, or None where there is none that can be read."""
-    try:
-        content = unsealed(load_json(path))
-        valid = all(is_amount(content["ledger_s"][name]) for name in ACCOUNTS)
-        amounts = {name: content.get(name) for name in ("extended_hours", "standstill_s")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    known = {name: value if is_amount(value) else 0.0 for name, value in amounts.items()}
-    return {**content, **known, "clean": content.get("clean") is True} if valid else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.shape import Shape
+from model.config import Shape
 
 
 def flops_per_token(shape: Shape) -> float:

@@ -21,16 +21,18 @@ from typing import Any
 
 import numpy as np
 
+from common.cpu import usable_cores
+from common.errors import FULL_DISK, MachineError, UserError
+from common.file_lock import waiting_lock
+from common.json_io import sync_folder, write_json
 from data import shards
 from data.progress import PartsProgress
-from data.sample import sample_texts, split_and_digest
+from data.shard_writer import STATE, Encoded, State, Writer, load_state
 from data.shards import MANIFEST, SPLITS, TOKENIZER
-from data.sources import DataSpec, Part, Source, make_source
+from data.sources.base import DataSpec, Part, Source
+from data.sources.registry import make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
-from data.writer import STATE, Encoded, State, Writer, load_state
-from errors import FULL_DISK, MachineError, UserError
-from file_lock import waiting_lock
-from json_io import sync_folder, write_json
+from data.tokenizer_sample import sample_texts, split_and_digest
 
 # Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
 BATCH_BYTES = 1 << 18
@@ -187,7 +189,7 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
     try:
         writer.state.origin = origin
         if not writer.state.done:
-            workers = spec.workers or shards.usable_cores()
+            workers = spec.workers or usable_cores()
             with PartsProgress(f"preparing {folder.name}", source, parts, progress, log) as shown:
                 _encode_all(spec, source, parts, tokenizer, writer, workers, shown)
             _complete(writer, folder, spec)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from data.sources import Part, Source
+from data.sources.base import Part, Source
 
 if TYPE_CHECKING:
     from rich.progress import Progress

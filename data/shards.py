@@ -8,7 +8,6 @@ source in the manifest's `sources`. A folder is complete when it holds manifest.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from common.checksum import unsealed
+from common.cpu import usable_cores
+from common.errors import UserError
+from common.safe_read import is_count, load_json, member
 from data.tokenizer import Tokenizer
-from errors import UserError
-from sealed import unsealed
-from untrusted import is_count, load_json, member
 
 FORMAT = 1
 MAGIC = b"STINTTOK"
@@ -41,11 +41,6 @@ class ShardCheck:
 
     hash: str
     largest_id: int
-
-
-def usable_cores() -> int:
-    """Cores this process may run on; fewer than the machine has under Slurm or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def token_dtype(itemsize: int) -> np.dtype[Any]:

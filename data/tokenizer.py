@@ -23,9 +23,9 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from errors import UserError
-from json_io import write_text
-from untrusted import is_count, load_json
+from common.errors import UserError
+from common.json_io import write_text
+from common.safe_read import is_count, load_json
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_BPE = 300

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike
 
-from errors import UserError
+from common.errors import UserError
 from evals.scoring import score_tokens
 from model.gpt import GPT
-from model.mode import evaluating
+from model.modes import evaluating
 
 MAX_EXPONENT = math.log(np.finfo(np.float64).max)  # about 709.8: e to a larger power is no float64
 

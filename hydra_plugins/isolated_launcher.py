@@ -1,4 +1,4 @@
-"""Hydra's side of a sweep: turns what the sweeper asks for into jobs of `sweeps.local`. Hydra finds plugins in this folder.
+"""Hydra's side of a sweep: turns what the sweeper asks for into jobs of `sweeps.engine.scheduler`. Hydra finds plugins in this folder.
 
 The class must stay importable by its name, and cheap to import: Hydra imports every plugin at every start.
 """
@@ -42,9 +42,9 @@ class IsolatedLauncher(BasicLauncher):
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.utils import filter_overrides, setup_globals
 
-        from command_line import options_of
-        from sweeps.jobs import job_of
-        from sweeps.pool import run_all
+        from cli.compose import options_of
+        from sweeps.engine.job import job_of
+        from sweeps.engine.pruning import run_all
 
         setup_globals()
         assert self.hydra_context is not None and self.config is not None and task is not None

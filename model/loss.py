@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.mode import precision_of
+from model.modes import precision_of
 
 SLICE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}  # of a slice's logits in float32
 WHOLE_BYTES = {"cpu": 0, "cuda": 1 << 31}  # logits that take no more than this are left to torch

@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from errors import MachineError, UserError
-from json_io import sync_folder, write_json
-from sealed import unsealed
-from untrusted import is_amount, is_count, load_json, member
+from common.checksum import unsealed
+from common.errors import MachineError, UserError
+from common.json_io import sync_folder, write_json
+from common.safe_read import is_amount, is_count, load_json, member
 
 KEPT = 2
 FORMAT = 1

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import IO, Any
 
-from errors import FULL_DISK, MachineError, UserError
-from file_lock import try_lock
+from common.errors import FULL_DISK, MachineError, UserError
+from common.file_lock import try_lock
 
 
 def run_name(name: str, knobs: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from json_io import is_number, mapping, number
-from untrusted import JSON_BYTES, parse_json, read_bytes
+from common.json_io import is_number, mapping, number
+from common.safe_read import JSON_BYTES, parse_json, read_bytes
 
 Records = list[dict[str, Any]]
 METRICS_BYTES = 1 << 30  # some four million points

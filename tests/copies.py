@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 LOADED = (
-    "tests.copies", "train", "torch", "assemble", "data.prepare", "data.tokenizer", "model.gpt", "model.optim", "hydra",
-    "evals.language_model", "run.report", "run.curves", "matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2",
+    "tests.copies", "train", "torch", "training.build", "data.prepare", "data.tokenizer", "model.gpt", "model.optim.build",
+    "hydra", "evals.language_model", "run.report.run_report", "run.report.plots", "matplotlib.figure",
+    "matplotlib.backends.backend_svg", "jinja2",
 )  # fmt: skip
 COPIES = multiprocessing.get_context("forkserver")
 COPIES.set_forkserver_preload(list(LOADED))

@@ -16,9 +16,9 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from command_line import group_choices
+from cli.compose import group_choices
 from config import CONF, SCRIPTS, Option, leaves
-from model.shape import LARGEST
+from model.config import LARGEST
 
 OPTIONS: dict[str, Option] = {name: option for schema in SCRIPTS.values() for name, option, _ in leaves(schema)}
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")

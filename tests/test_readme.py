@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import bench.table
-from bench.table import comparison, medians, with_comparison
-from model.shape import PLAIN, PRESETS
+import bench.docs.performance_page
+from bench.docs.performance_page import comparison, medians, with_comparison
+from model.config import PLAIN, PRESETS
 from tests.conftest import ROOT, TINY, folder_of, train
 
 README = (ROOT / "README.md").read_text()
@@ -77,12 +77,12 @@ def test_the_first_result_is_the_one_on_file() -> None:
 
 
 def test_the_comparison_is_the_one_on_file() -> None:
-    assert with_comparison(README) == README, "python -m bench.table writes it anew"
+    assert with_comparison(README) == README, "python -m bench.docs.performance_page writes it anew"
     assert README.count("| nanoGPT | tuned | 3 |") == 1, "three seeds of the headline"
 
 
 def test_the_comparison_says_which_block_it_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.table, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench.docs.performance_page, "RESULTS", tmp_path)
     said = []
     for block in (PRESETS["modern"], PLAIN):
         model = {knob: block[knob] for knob in PLAIN}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from model.optim import clipped_parameters
+from model.optim.build import clipped_parameters
 
 
 @dataclass

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bench.common import result_of
-from bench.own import finished, run_stint
 from bench.peers.peer import SIZES, TUNED_BATCH, WINDOW, Peer, Ran, rates_beside
+from bench.peers.stint_run import finished, run_stint
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -99,7 +99,7 @@ class Cramming(Peer):
         import torch
 
         from evals.scoring import score_tokens
-        from run.finished import load_finished
+        from run.load_model import load_finished
 
         model = load_finished(str(finished(place, name)), torch.device("cpu")).model
         with np.load(windows) as held:

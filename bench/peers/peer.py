@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from data.loader import EvalRange
+    from data.eval_windows import EvalRange
     from data.shards import Corpus
 
 FORMS = ("shipped", "matched", "tuned")

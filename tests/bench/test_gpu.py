@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 import torch
 
-from bench import gpu
-from bench.own import scored
+from bench.docs.performance_page import gpu as page_section
 from bench.peers.nanogpt import NanoGPT
 from bench.peers.peer import Ran
-from bench.table import gpu as page_section
-from budget.clock import now
+from bench.peers.stint_run import scored
+from bench.speed import gpu
 from budget.flops import flops_per_token
+from common.monotonic import now
 from data.prepare import prepare
 from data.shards import Split, open_corpus
-from model.shape import PRESETS, Shape
-from run.machine import Machine
+from device.device import Machine
+from model.config import PRESETS, Shape
 
 TINY = Shape(1, 1, 64, 32, 128, **PRESETS["llama"])
 CPU = Machine(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
@@ -213,7 +213,7 @@ def test_stint_is_scored_on_the_corpus_that_it_was_trained_on(tmp_path: Path, mo
 def test_without_a_gpu_it_says_so_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench.gpu"])
+    monkeypatch.setattr(sys, "argv", ["bench.speed.gpu"])
     with pytest.raises(SystemExit) as caught:
         gpu.main()
     assert caught.value.code == 2

@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from bench.against import earlier_rounds, parsed
-from bench.peers import PEERS, CheckoutPeer, Cramming, LlmBaselines, NanoGPT, Peer, find_peer
-from bench.peers.peer import FORMS, Ran
-from bench.table import RESULTS, SECTIONS, as_fast
-from data.loader import EvalRange
+from bench.common import RESULTS
+from bench.docs.performance_page import SECTIONS, as_fast
+from bench.peers import PEERS, find_peer
+from bench.peers.against import earlier_rounds, parsed
+from bench.peers.checkout import CheckoutPeer
+from bench.peers.cramming import Cramming
+from bench.peers.llm_baselines import LlmBaselines
+from bench.peers.nanogpt import NanoGPT
+from bench.peers.peer import FORMS, Peer, Ran
+from data.eval_windows import EvalRange
 from data.shards import Corpus, open_corpus
 from tests.conftest import ROOT
 from tests.data.helpers import make, texts, write_jsonl

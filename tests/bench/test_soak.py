@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.soak import Sample, large_corpus, long_record, long_run, points, verdicts, write_corpus
+from bench.faults.soak import Sample, large_corpus, long_record, long_run, points, verdicts, write_corpus
 
 
 def samples(**growth: float) -> list[Sample]:

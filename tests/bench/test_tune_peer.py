@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import tune_peer
-from bench.peers import Peer
+from bench.docs.performance_page import peer_tuning
+from bench.peers import tune_peer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Ran
-from bench.table import peer_tuning
-from bench.tune_peer import rows_of, settings_of
+from bench.peers.peer import Peer, Ran
+from bench.peers.tune_peer import rows_of, settings_of
 from data.shards import open_corpus
 from tests.data.helpers import make, texts, write_jsonl
 

@@ -12,17 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from budget.clock import (
-    ACCOUNTS,
-    HEARTBEAT_S,
-    BudgetClock,
-    Heartbeat,
-    Limits,
-    StepCost,
-    now,
-    process_start,
-    read_ledger,
-)
+from budget.clock import ACCOUNTS, HEARTBEAT_S, BudgetClock, Limits, StepCost
+from budget.ledger import Heartbeat, read_ledger
+from common.monotonic import now, process_start
 
 COST = StepCost(tokens=1000, flops=1e9)
 
@@ -337,7 +329,9 @@ def test_a_second_run_in_a_process_starts_when_it_starts() -> None:
 
 def test_the_clock_starts_with_the_process() -> None:
     """Against the age that the operating system reports (ps), in a process that slept before importing anything."""
-    code = "import time; time.sleep(0.5); from budget.clock import now, process_start; print(now() - process_start())"
+    code = (
+        "import time; time.sleep(0.5); from common.monotonic import now, process_start; print(now() - process_start())"
+    )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import zstandard
 
+from common.errors import UserError
 from data.prepare import PreparedInfo, prepare
-from data.sources import DataSpec
-from errors import UserError
+from data.sources.base import DataSpec
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 CORPUS = SHARED / "corpus" / "slimpajama"

@@ -23,12 +23,12 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from data.prepare import PreparedInfo
 from data.readers import read_documents
 from data.shards import open_corpus
-from errors import UserError
+from tests.cli.test_bad_input import cases
 from tests.data.helpers import make, texts, write_jsonl
-from tests.test_bad_input import cases
 
 GOOD = [{"text": text} for text in texts(30)]  # beside what is strange, so that both sides of the split have text
 MEGABYTE = 1_000_000

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data import hub, readers
+from common.checksum import seal
+from data import readers
 from data.prepare import prepare
 from data.readers import read_documents
 from data.shards import open_corpus, verify
-from data.sources import DataSpec, make_source
+from data.sources import hub
+from data.sources.base import DataSpec
+from data.sources.registry import make_source
 from data.tokenizer import Tokenizer, get_tokenizer
-from sealed import seal
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 FRAME = bytes.fromhex("28b52ffd 00 38")  # magic, nothing optional, a window of 128 KiB

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.loader import STRETCH, EvalRange, Loader, permuted
+from data.eval_windows import STRETCH, EvalRange
+from data.loader import Loader, permuted
 from data.shards import Split, open_corpus
 from tests.data.helpers import make, refused, texts, write_jsonl
 

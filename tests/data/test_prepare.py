@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.errors import MachineError
 from data import prepare as module
-from data.sample import digest_of, sample_texts
+from data.shard_writer import Writer
 from data.shards import open_corpus
-from data.sources import DataSpec, split_of
+from data.sources.base import DataSpec, split_of
 from data.tokenizer import get_tokenizer
-from data.writer import Writer
-from errors import MachineError
+from data.tokenizer_sample import digest_of, sample_texts
 from tests.data.helpers import CORPUS, TIKTOKEN, contents, make, needs_corpus, needs_gpt2, refused, texts, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -347,8 +347,8 @@ def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.sample.SAMPLE_BYTES", 60_000)
-    monkeypatch.setattr("data.sample.PIECE_CHARACTERS", 100)
+    monkeypatch.setattr("data.tokenizer_sample.SAMPLE_BYTES", 60_000)
+    monkeypatch.setattr("data.tokenizer_sample.PIECE_CHARACTERS", 100)
     for number in range(6):
         write_jsonl(tmp_path / "c" / f"{number}.jsonl", [f"{number} {t}" * 20 for t in texts(60, seed=number)])
     source = module.make_source(DataSpec(source="text", path=str(tmp_path / "c"), tokenizer="bytes"))

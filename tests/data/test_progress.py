@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data.progress import BYTES_PER_LINE, PartsProgress
-from data.sources import Part
+from data.sources.base import Part
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import hub, stdlib
+from common.errors import MachineError
+from data.documents import Document
 from data.shards import open_corpus
-from data.sources import DataSpec, Document, make_source
-from errors import MachineError
+from data.sources import hub, stdlib
+from data.sources.base import DataSpec
+from data.sources.registry import make_source
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 LISTING = """
 import hashlib, json
-from data.sources import DataSpec, make_source
+from data.sources.base import DataSpec
+from data.sources.registry import make_source
 source = make_source(DataSpec(source="stdlib", tokenizer="bytes"))
 digest, counts = hashlib.sha256(), {}
 for part in source.parts():
@@ -213,7 +216,7 @@ def test_a_broken_connection_keeps_what_was_read(
     with pytest.raises(MachineError, match=r"peer went away.*same command goes on"):
         make(tmp_path, source="slimpajama", repo=str(local_hub))
     added: list[int] = []
-    from data.writer import Writer
+    from data.shard_writer import Writer
 
     add = Writer.add
     monkeypatch.setattr(

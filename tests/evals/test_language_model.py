@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from errors import UserError
+from common.errors import UserError
 from evals.language_model import evaluate
+from model.config import PRESETS, Shape
 from model.gpt import GPT
-from model.shape import PRESETS, Shape
 
 VOCAB, LENGTH, N_WINDOWS = 64, 16, 11
 SOURCES = ["books", "code", "empty", "news"]

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from errors import UserError
+from common.errors import UserError
 from evals import scoring
 from model import gpt
-from model.gpt import GPT, RMSNORM_EPS, Attention, rotary_tables, rotate
-from model.shape import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
+from model.blocks import Attention
+from model.config import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
+from model.gpt import GPT
+from model.layers import RMSNORM_EPS, rotary_tables, rotate
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}

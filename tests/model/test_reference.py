@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.config import PRESETS, Shape
 from model.gpt import GPT
-from model.shape import PRESETS, Shape
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.gpt import GPT, bigram_ids, rotate
-from model.shape import PRESETS, Shape
+from model.config import PRESETS, Shape
+from model.gpt import GPT
+from model.layers import bigram_ids, rotate
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from errors import UserError
+from common.checksum import seal
+from common.errors import UserError
+from model.config import Shape
 from model.gpt import GPT
-from model.optim import configure_optimizers
-from model.shape import Shape
+from model.optim.build import configure_optimizers
 from run.checkpoint import (
     TrainingState,
     checkpoints,
@@ -24,7 +25,6 @@ from run.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from sealed import seal
 from tests.model.losses import loss_of
 
 SHAPE = Shape(1, 1, 32, 16, 64)
@@ -191,7 +191,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 def test_finished_weights_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import run.checkpoint
-    from errors import MachineError
+    from common.errors import MachineError
 
     model, _ = trained()
     save_weights(tmp_path / "model.safetensors", model)

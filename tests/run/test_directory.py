@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from errors import UserError
-from file_lock import try_lock
+from common.errors import UserError
+from common.file_lock import try_lock
 from run.directory import RunDirectory, full_disk, run_name
 
 ROOT = Path(__file__).parents[2]

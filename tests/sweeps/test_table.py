@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from sweeps.report import render
-from sweeps.table import as_csv, columns_of, hours_of, read_sweep, student, verdict
-from tests.run.test_report import HOSTILE, Page
+from sweeps.engine.report import render
+from sweeps.engine.table import as_csv, columns_of, hours_of, read_sweep, student, verdict
+from tests.run.report.test_run_report import HOSTILE, Page
 
 
 def sweep_folder(

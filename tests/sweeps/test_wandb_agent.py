@@ -15,9 +15,9 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from config import BudgetConfig, Config, WandbConfig
-from run.headline import figures
-from sweeps.jobs import job_of
-from sweeps.wandb_agent import main, sweep_file
+from run.tracking.fields import figures
+from sweeps.engine.job import job_of
+from sweeps.engine.wandb_agent import main, sweep_file
 from tests.conftest import ROOT
 
 # Starts train.py's own command line as often as told, each time with the arguments of one line of standard input, and
@@ -26,7 +26,7 @@ RECORDER = """
 import json, sys
 from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
-from command_line import launch
+from cli.launch import launch
 from run.directory import run_name
 from train import identity
 def record(config):

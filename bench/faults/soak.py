@@ -1,0 +1,306 @@
+"""Does anything grow? A run of half an hour that saves every few seconds, a record of a million lines, a corpus of 10 GB.
+
+    python -m bench.faults.soak                        # all three, about an hour and a half; 40 GB of disk
+    python -m bench.faults.soak run --minutes 2        # one of them, shorter
+    python -m bench.faults.soak corpus --gigabytes 1
+
+Writes bench/results/soak.json, a section for each part, with what was found and whether it is within the limits below. The
+run is watched from outside, once a second, through /proc: Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.common import RESULTS, ROOT, argument_parser, metrics_of, read_result, result_of, write_result
+
+RESULT = RESULTS / "soak.json"
+NAME = "soak"
+CHECKPOINT_S = 3
+FEWEST_STEPS = 10_000
+# The beginning, in which libraries load and memory fills, and the end, in which the last evaluation and the report are made.
+FIRST_SHARE, FIRST_S, LAST_SHARE, LAST_S = 0.2, 180.0, 0.1, 20.0
+# Largest change from the first to the last fifth of what is between.
+FLAT = {"memory_mb": 0.02, "files": 0.0, "threads": 0.0, "disk_mb": 0.05, "tokens_per_second": 0.1}
+KEPT_SAMPLES = 200  # of the run, in the result
+LINES, REPORT_S = 1_000_000, 10.0
+CORPUS_GROWTH = 0.05  # of the peak memory, from a tenth of the corpus to all of it
+FILE_BYTES = 64 << 20
+DOCUMENT_CHARACTERS = 3000
+# A vocabulary of bytes: with 4096 tokens the logits of a batch are 16 MB, and where the allocator puts a block of that size
+# changes a few times in half an hour. Such a step of 4 % hides what would be looked for here.
+TINY = (
+    "data=stdlib", "data.tokenizer=bytes",
+    "model.n_layer=1", "model.n_head=1", "model.n_embd=64", "model.block_size=64", "model.bigram_rows=4096",
+    "optim.batch_tokens=1024", "probe=false", "plan.max_epochs=1e6", "device.name=cpu", "device.threads=1",
+    f"checkpoint.every_s={CHECKPOINT_S}", "checkpoint.max_fraction=1", "eval.every=0.02", f"name={NAME}", "fresh=true",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- a long run
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A process and its folder at a moment; `second` is counted from its start."""
+
+    second: float
+    memory_mb: float
+    files: int
+    threads: int
+    disk_mb: float
+
+
+def sample(process: int, folder: Path, second: float) -> Sample:
+    """Raises OSError when the process is gone."""
+    about = Path(f"/proc/{process}")
+    status = dict(line.split(":", 1) for line in (about / "status").read_text().splitlines())
+    memory_kb = float(status["VmRSS"].split()[0]) if "VmRSS" in status else math.nan
+    opened = len(os.listdir(about / "fd"))  # noqa: PTH208 (a Path for each would only be counted)
+    return Sample(second, memory_kb / 1024, opened, int(status["Threads"]), disk_bytes(folder) / 2**20)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Of all files below a folder, which come and go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def watch(process: subprocess.Popen[bytes], folder: Callable[[], Path | None]) -> list[Sample]:
+    """A sample a second until the process ends."""
+    began, found = time.monotonic(), []
+    while process.poll() is None:
+        where = folder()
+        if where is not None:
+            try:
+                found.append(sample(process.pid, where, time.monotonic() - began))
+            except (OSError, ValueError):  # it has just ended
+                break
+        time.sleep(1.0)
+    return found
+
+
+def steady(samples: list[Sample]) -> list[Sample]:
+    """Those between the beginning and the end."""
+    length = samples[-1].second
+    first = min(FIRST_S, FIRST_SHARE * length)
+    last = length - min(LAST_S, LAST_SHARE * length)
+    return [each for each in samples if first <= each.second <= last]
+
+
+def change(values: list[float], typical: Callable[[list[float]], float]) -> dict[str, float]:
+    """What is typical of the first and of the last fifth of a series, and how far apart the two are."""
+    fifth = max(1, len(values) // 5)
+    first, last = typical(values[:fifth]), typical(values[-fifth:])
+    return {
+        "first": round(first, 3),
+        "last": round(last, 3),
+        "change": round(last / first - 1, 4) if first else math.nan,
+    }
+
+
+def judged(name: str, found: dict[str, float]) -> dict[str, Any]:
+    """With its limit, and whether it is kept; what falls is fine, but for the speed."""
+    drift = -found["change"] if name == "tokens_per_second" else found["change"]
+    return {**found, "limit": FLAT[name], "flat": drift <= FLAT[name]}
+
+
+def verdicts(samples: list[Sample], points: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether each figure stayed as it was. `points`: of metrics.jsonl."""
+    middle = steady(samples)
+    length = samples[-1].second
+    rates = [p["tokens_per_second"] for p in points if 0.2 < p["hours"] * 3600 / length < 0.95]
+    series: dict[str, tuple[list[float], Callable[[list[float]], float]]] = {
+        "memory_mb": ([each.memory_mb for each in middle], statistics.median),
+        "files": ([float(each.files) for each in middle], max),
+        "threads": ([float(each.threads) for each in middle], max),
+        "disk_mb": ([each.disk_mb for each in middle], max),
+        "tokens_per_second": (rates, statistics.median),
+    }
+    return {name: judged(name, change(values, typical)) for name, (values, typical) in series.items() if values}
+
+
+def long_run(minutes: float, work: Path) -> dict[str, Any]:
+    """Train a tiny model for so long, and watch."""
+
+    def folder() -> Path | None:
+        return next(iter((work / "outputs").glob(f"{NAME}-*")), None)
+
+    prepared = f"data.cache_dir={ROOT / 'prepared'}"
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, prepared, f"budget.hours={minutes / 60}"]
+    saved: set[str] = set()
+    with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL) as process:
+
+        def here() -> Path | None:
+            found = folder()
+            if found is not None:
+                saved.update(path.name for path in (found / "checkpoint").glob("step-*"))
+            return found
+
+        samples = watch(process, here)
+    found = folder()
+    if process.returncode or found is None:
+        sys.exit(f"the run ended with status {process.returncode}")
+    result = result_of(found)
+    judgement = verdicts(
+        samples, [point for point in metrics_of(found) if "event" not in point and "tokens_per_second" in point]
+    )
+    steps = result["spent"]["steps"]
+    stride = -(-len(samples) // KEPT_SAMPLES)
+    return {
+        "minutes": minutes,
+        "steps": {"number": steps, "at_least": FEWEST_STEPS, "enough": steps >= FEWEST_STEPS},
+        "checkpoints_seen": len(saved),
+        "overshoot_s": result["spent"]["overshoot_s"],
+        "verdicts": judgement,
+        "flat": all(each["flat"] for each in judgement.values()),
+        "samples": [{k: round(v, 2) for k, v in asdict(each).items()} for each in samples[::stride]],
+    }
+
+
+# ------------------------------------------------------------------------------------------------- a very long record
+
+
+def points(lines: int) -> Iterator[str]:
+    """A record as train.py writes it, of so many steps, with an evaluation at every thousandth."""
+    for step in range(1, lines + 1):
+        axes = {"step": step, "tokens": 1024 * step, "flops": 1e9 * step, "hours": step / 2e5, "progress": step / lines}
+        if step % 1000:
+            rest = {
+                "learning_rate": 1e-3,
+                "loss": 3 + 5 / step,
+                "grad_norm": 1.0,
+                "tokens_per_second": 51234.5,
+                "mfu": 0.31,
+            }
+        else:
+            rest = {"val_loss": 3 + 5 / step, "val_bits_per_byte": 1.5}
+        yield json.dumps({**axes, **rest}) + "\n"
+
+
+def long_record(lines: int, work: Path) -> dict[str, Any]:
+    """Seconds and memory of a report on so many lines."""
+    folder = work / "record"
+    folder.mkdir()
+    with (folder / "metrics.jsonl").open("w") as file:
+        file.writelines(points(lines))
+    code = "import sys; from run.report.run_report import main; main(sys.argv[1:])"
+    seconds, peak_mb = measured(code, [str(folder)])
+    return {
+        "lines": lines,
+        "megabytes": round(disk_bytes(folder) / 2**20),
+        "report_bytes": (folder / "report.html").stat().st_size,
+        "seconds": round(seconds, 2),
+        "limit_s": REPORT_S,
+        "peak_memory_mb": round(peak_mb),
+        "in_time": seconds <= REPORT_S,
+    }
+
+
+def measured(code: str, arguments: list[str]) -> tuple[float, float]:
+    """Seconds and megabytes, at most, of a Python process of its own."""
+    peak = "; print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+    began = time.monotonic()
+    command = [sys.executable, "-c", code + peak, *arguments]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return time.monotonic() - began, int(ended.stdout.split()[-1]) / 1024
+
+
+# -------------------------------------------------------------------------------------------------- a very large corpus
+
+
+def write_corpus(folder: Path, total: int, file_bytes: int = FILE_BYTES) -> list[Path]:
+    """About `total` bytes of JSON lines: Python's own sources in pieces, again and again, each time with words changed, so
+    that no document is a duplicate."""
+    sources = sorted(Path(os.__file__).parent.glob("*.py"))
+    whole = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in sources)
+    pieces = [whole[at : at + DOCUMENT_CHARACTERS] for at in range(0, len(whole), DOCUMENT_CHARACTERS)]
+    draw, written, number, paths = random.Random(0), 0, 0, []
+    while written < total:
+        paths.append(folder / f"part-{len(paths):05}.jsonl")
+        with paths[-1].open("w") as file:
+            while file.tell() < min(file_bytes, total - written):
+                piece, other = pieces[number % len(pieces)], pieces[draw.randrange(len(pieces))]
+                cut = draw.randrange(len(piece))
+                file.write(json.dumps({"text": f"{piece[:cut]} {number} {other[cut:]}"}) + "\n")
+                number += 1
+            written += file.tell()
+    return paths
+
+
+def prepared(paths: list[Path], tokenizer: str, work: Path) -> dict[str, float]:
+    """Seconds and memory of preparing these files."""
+    corpus = work / f"of-{len(paths)}"
+    corpus.mkdir()
+    for path in paths:
+        os.link(path, corpus / path.name)
+    code = (
+        "import sys; from data.prepare import prepare; from data.sources.base import DataSpec; "
+        "prepare(DataSpec(source='text', path=sys.argv[1], tokenizer=sys.argv[2], cache_dir=sys.argv[3]), False, str)"
+    )
+    seconds, peak_mb = measured(code, [str(corpus), tokenizer, str(work / "prepared")])
+    return {
+        "megabytes": round(disk_bytes(corpus) / 2**20),
+        "seconds": round(seconds, 1),
+        "peak_memory_mb": round(peak_mb, 1),
+    }
+
+
+def large_corpus(gigabytes: float, work: Path, tokenizer: str = "bpe-4096") -> dict[str, Any]:
+    """Memory of preparing a corpus, beside that for a tenth of it."""
+    raw = work / "raw"
+    raw.mkdir()
+    total = int(gigabytes * 1e9)
+    paths = write_corpus(raw, total, min(FILE_BYTES, total // 20))
+    small, whole = (prepared(some, tokenizer, work) for some in (paths[: len(paths) // 10], paths))
+    growth = whole["peak_memory_mb"] / small["peak_memory_mb"] - 1
+    return {"tenth": small, "whole": whole, "growth": round(growth, 4), "limit": CORPUS_GROWTH} | {
+        "constant": growth <= CORPUS_GROWTH
+    }
+
+
+def keep(part: str, found: dict[str, Any]) -> None:
+    """Put a part's section into the result, beside those of the others."""
+    content = {"how": "python -m bench.faults.soak"} | read_result(RESULT)
+    content[part] = {"how": f"python -m bench.faults.soak {' '.join(sys.argv[1:])}".strip(), **found}
+    write_result(RESULT, content)
+    print(part, json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("part", nargs="?", choices=["run", "record", "corpus"], help="one part alone")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--lines", type=int, default=LINES)
+    parser.add_argument("--gigabytes", type=float, default=10.0)
+    parser.add_argument("--work", default=None, help="folder for what is large; a temporary one where none is named")
+    options = parser.parse_args()
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "run": lambda work: long_run(options.minutes, work),
+        "record": lambda work: long_record(options.lines, work),
+        "corpus": lambda work: large_corpus(options.gigabytes, work),
+    }
+    for part in [options.part] if options.part else parts:
+        with tempfile.TemporaryDirectory(dir=options.work) as work:
+            keep(part, parts[part](Path(work)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Would the refit have known? Published isoFLOP runs, the three cheapest budgets given, a 68 times larger one asked for.
+
+    python -m bench.quality.law_extrapolation ../shared/reference/scaling_porian_isoflop.csv
+
+The file holds Porian et al. 2024's (arXiv 2406.19146) tuned runs: columns dataset, C, N, D, L. The best size at 3.4e18
+FLOPs, from parabolas through all twelve budgets, is 189M parameters on RefinedWeb and 188M on OpenWebText2.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from bench.common import RESULTS, argument_parser, write_result
+from budget.laws.fit import Point, fit, group
+
+RESULT = RESULTS / "replay.json"
+TARGET = 3.4e18
+TRUTH = {"RefinedWeb": 189e6, "OpenWebText2": 188e6}
+BUDGETS = 3
+GOAL = 0.15
+
+
+def read_points(path: Path) -> dict[str, list[Point]]:
+    """The runs by corpus."""
+    points: dict[str, list[Point]] = {}
+    with path.open() as file:
+        for row in csv.DictReader(file):
+            points.setdefault(row["dataset"], []).append(Point(float(row["N"]), float(row["D"]), float(row["L"])))
+    return points
+
+
+def replay(points: list[Point], truth: float) -> dict[str, Any]:
+    """What the cheapest budgets say about TARGET, with the prior and without."""
+    cheap = [point for each in group(points)[:BUDGETS] for point in each]
+    found = fit(cheap)
+    size = found.law.parameters(TARGET)
+    return {
+        "runs": len(cheap),
+        "budgets": [each.flops for each in found.slices],
+        "best_sizes": [each.parameters for each in found.slices],
+        "predicted": size,
+        "interval_80": found.law.interval(TARGET),
+        "truth": truth,
+        "error": size / truth - 1,
+        "free_exponent": found.free,
+        "flagged_unstable": any("unstable" in warning for warning in found.warnings),
+        "whole_curve": math.exp(fit(points).law.intercept) * TARGET ** fit(points).law.exponent,
+        "goal_met": abs(size / truth - 1) <= GOAL,
+    }
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("path", type=Path)
+    path = parser.parse_args().path
+    if not path.exists():
+        print(f"skipped: {path} is not here")
+        return
+    points = read_points(path)
+    content = {"how": f"python -m bench.quality.law_extrapolation {path}", "target_flops": TARGET}
+    content |= {name: replay(points[name], truth) for name, truth in TRUTH.items()}
+    write_result(RESULT, content)
+    print(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""SlimPajama from the Hugging Face Hub, streamed once into shards. The only module that imports `datasets`.
+
+The Hub's SlimPajama repositories have come and gone (Cerebras/modelzoo#88), so a revision is pinned, fallbacks are
+named, and what was really read is recorded. A part is one data file of the repository, so an interrupted preparation
+goes on within that file, and no shuffle buffer or iterator state is needed (huggingface/datasets#8308).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common.errors import MachineError, UserError
+from common.network import why_unreachable
+from data.documents import Document, Reading
+from data.find_files import homes_of, is_in
+from data.readers import record_of
+from data.sources.base import DataSpec, Part
+
+DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
+ORIGINAL = "cerebras/SlimPajama-627B"
+ORIGINAL_FALLBACK = "gmongaras/SlimPajama-627B_Reupload"
+CONNECT_TIMEOUT_S = 3
+# The Hub does not say how much text a data file holds; SlimPajama-6B's hold about this much.
+NOMINAL_PART_BYTES = 500_000_000
+SPLITS = {"validation": "val", "train": "train"}
+FORMATS = ("csv", "json", "parquet", "text")
+
+
+class HubSource:
+    """A dataset on the Hub (or in a local folder) with a text column; `meta.redpajama_set_name` is the source."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        self._spec = spec
+        self._splits: dict[str, Any] = {}
+        self._label = ""
+        self.consumed = 0
+        first = (spec.repo, spec.revision) if spec.repo else (DEFAULT[0], spec.revision or DEFAULT[1])
+        fallbacks = spec.fallbacks or ((ORIGINAL_FALLBACK,) if first[0] == ORIGINAL else ())
+        self._candidates = [first, *(_parsed(each) for each in fallbacks)]
+        self.identity: dict[str, Any] = {"candidates": [list(each) for each in self._candidates]}
+        if spec.repo and Path(spec.repo).is_dir():
+            files = (path for path in sorted(Path(spec.repo).rglob("*")) if path.is_file())
+            stats = [(path.relative_to(spec.repo).as_posix(), path.stat()) for path in files]
+            self.identity["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+    def open(self, previous: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any]:
+        """Finds the first candidate that is there; one interrupted earlier must be the same again."""
+        tried = [(previous["repo"], previous["revision"])] if previous else self._candidates
+        gone: list[str] = []
+        for repo, revision in tried:
+            reason = self._load(repo, revision)
+            if reason is None:
+                self._label = repo.rstrip("/").rsplit("/", 1)[-1]
+                for each in gone:
+                    log(f"warning: {each}; reading {_name(repo, revision)} instead")
+                return previous or {"repo": repo, "revision": revision, "gone": gone}
+            gone.append(f"{_name(repo, revision)} is not to be had ({reason})")
+        raise UserError(f"{'; '.join(gone)}; name another with data.repo=, or a folder with data.path=")
+
+    def _load(self, repo: str, revision: str | None) -> str | None:
+        """Opens the dataset; returns why not, where another candidate may do better."""
+        if not Path(repo).is_dir() and not _offline():
+            _check_network(repo)
+        from datasets import load_dataset_builder
+        from datasets.exceptions import DatasetNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            builder = load_dataset_builder(repo, revision=revision)
+            _refuse_strange(builder, repo)
+            self._splits = dict(builder.as_streaming_dataset())
+        except DatasetNotFoundError as error:
+            return str(error).splitlines()[0]
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code in (401, 403, 404):
+                return f"HTTP {error.response.status_code}"
+            raise _interrupted(repo, error) from error
+        except ConnectionError as error:
+            if _offline():
+                raise UserError(
+                    f"{_name(repo, revision)} is not in the local cache and HF_HUB_OFFLINE is set; "
+                    "unset it, or give a folder with data.path="
+                ) from error
+            raise _interrupted(repo, error) from error
+        except ValueError as error:
+            raise UserError(f"data.repo={repo}: {str(error).splitlines()[0]}") from error
+        return None
+
+    def parts(self) -> list[Part]:
+        known = {name: split for name, split in SPLITS.items() if name in self._splits}
+        if "train" not in known:
+            raise UserError(f"data.repo={self._label} has no train split (it has: {', '.join(self._splits)})")
+        alone = len(known) == 1
+        return [
+            Part(f"{name}/{index}", NOMINAL_PART_BYTES, None if alone else split)
+            for name, split in known.items()
+            for index in range(self._splits[name].num_shards)
+        ]
+
+    def documents(self, part: Part) -> Iterator[Document | None]:
+        name, index = part.name.split("/")
+        stream = self._splits[name]
+        shard = stream.shard(num_shards=stream.num_shards, index=int(index))
+        reading = Reading(self._spec.text_key, self._spec.bad_documents)
+        try:
+            for number, row in enumerate(shard, start=1):
+                record = record_of(row, f"{self._label} {part.name}: row {number}", reading)
+                yield Document(record.text, record.source or self._label, part.split) if record else None
+        except _network_errors() as error:
+            raise _interrupted(self._label, error) from error
+
+
+def _refuse_strange(builder: Any, repo: str) -> None:
+    """A repository's own README says what its data files are: raises UserError unless they are text in a plain format,
+    and its own. Without this it could name any file of this machine, or of the web, and any decoder."""
+    if builder.name not in FORMATS:
+        raise UserError(f"data.repo={repo} holds {builder.name} data; allowed: {', '.join(FORMATS)}")
+    homes = homes_of(Path(repo)) if Path(repo).is_dir() else None
+    for file in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
+        own = is_in(Path(file), homes) if homes else file.startswith(f"hf://datasets/{repo}@") and "/../" not in file
+        if not own:
+            raise UserError(f"data.repo={repo}: its README names {file}, which is none of its files; take another")
+
+
+def _parsed(name: str) -> tuple[str, str | None]:
+    repo, _, revision = name.partition("@")
+    return repo, revision or None
+
+
+def _name(repo: str, revision: str | None) -> str:
+    return f"{repo}@{revision}" if revision else repo
+
+
+def _offline() -> bool:
+    return any(
+        os.environ.get(key, "").upper() in ("1", "TRUE", "YES", "ON")
+        for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    )
+
+
+def _check_network(repo: str) -> None:
+    """One connection before `datasets` makes its own, which would try again for 23 s without a network. Raises UserError."""
+    if reason := why_unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), CONNECT_TIMEOUT_S):
+        raise UserError(
+            f"no network: {reason}, so {repo} cannot be fetched; give a folder with data.path=, or set HF_HUB_OFFLINE=1 to"
+            " use what is cached"
+        )
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What the layers under `datasets` raise when a connection breaks off, or a file is not there for a while.
+
+    Which HTTP library is below depends on its version; one that raised has been imported.
+    """
+    raised = [("httpx", "HTTPError"), ("aiohttp", "ClientError"), ("requests", "RequestException")]
+    loaded = [getattr(sys.modules[module], name) for module, name in raised if module in sys.modules]
+    return (ConnectionError, TimeoutError, FileNotFoundError, *loaded)
+
+
+def _interrupted(repo: str, error: Exception) -> MachineError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return MachineError(f"the network failed while reading {repo} ({reason}); the same command goes on from here")

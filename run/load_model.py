@@ -1,0 +1,75 @@
+"""A finished run's model, read back: what evaluate.py and sample.py start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from common.checksum import unsealed
+from common.errors import UserError
+from common.json_io import read_json
+from common.safe_read import is_count, member
+from data.tokenizer import Tokenizer
+from model.config import Shape
+from model.gpt import GPT
+from run.checkpoint import check_shapes, file_hash, load_weights
+
+LONGEST_BLOCK = 1 << 20  # tokens; no tensor of a rotary model tells its context, and its tables grow with it
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model with its tokenizer; `about` is model.json."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    about: dict[str, Any]
+
+
+def load_finished(folder: str, device: torch.device) -> Finished:
+    """Load outputs/NAME (or the path of a file in it). Raises UserError in one line for anything that is not a
+    finished, undamaged model."""
+    path = Path(folder)
+    path = path.parent if path.is_file() else path
+    weights, about = path / "model.safetensors", read_json(path / "model.json")
+    if not weights.exists() or not isinstance(about, dict):
+        hint = "; its run is not finished: type its command again" if (path / "checkpoint").exists() else ""
+        raise UserError(f"checkpoint={folder} holds no finished model (model.safetensors and model.json){hint}")
+    try:
+        about = unsealed(about)
+    except ValueError as error:
+        raise UserError(f"{path / 'model.json'} is damaged ({error}); restore it from a copy") from None
+    try:
+        if about.get("sha256") != file_hash(member(path, weights.name)):
+            raise UserError(f"{weights} is damaged: its checksum is not the one in model.json; restore it from a copy")
+        tensors = load_file(weights, device=str(device))
+        shape = _shape(about["shape"], tensors, str(weights))
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as a model ({error})") from None
+    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    if about.get("tokenizer_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of this model; restore it from a copy")
+    if tokenizer.n_vocab > shape.vocab_size:
+        raise UserError(f"{path} holds a tokenizer of {tokenizer.n_vocab} ids and a model of {shape.vocab_size}")
+    with device:
+        model = GPT(shape)
+    load_weights(model, tensors, str(weights))
+    return Finished(model.eval(), tokenizer, about)
+
+
+def _shape(content: Any, tensors: dict[str, torch.Tensor], origin: str) -> Shape:
+    """The shape in model.json, held against the tensors before a model of it is built: a line can ask for terabytes."""
+    shape = Shape.from_dict(content)
+    sizes = (shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.bigram_rows, shape.ffn_hidden or 0)
+    if not all(map(is_count, sizes)) or shape.n_layer > len(tensors) or not is_count(shape.block_size, LONGEST_BLOCK):
+        raise ValueError("the shape in model.json is not that of its weights")
+    if found := shape.mistakes():
+        raise ValueError(found[0])
+    with torch.device("meta"):
+        check_shapes(GPT(shape), tensors, origin)
+    return shape

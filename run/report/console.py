@@ -1,0 +1,321 @@
+"""What a person sees of a run: lines, tables and one progress line; everything shown is also kept in log.txt.
+
+On a terminal the progress line is redrawn in place and takes at most 80 columns. Anywhere else (a pipe, a job's
+log file) it becomes plain lines, one for each tenth of progress. `detail` and `for_log` keep in log.txt what most
+people do not want to read each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from common.format import format_count, format_percent, format_seconds
+from common.redaction import redacted
+from common.safe_read import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+LINES_PER_RUN = 10  # plain progress lines from 0 to 100 %: one each tenth
+
+
+LINE_WIDTH = 80  # columns; the narrowest terminal in common use
+
+
+BAR_WIDTH = (6, 24)  # columns of the bar itself, at least and at most
+
+
+TABLE_WIDTH = 10_000  # columns of a table that is no terminal's: nothing is cut or wrapped there
+
+
+ETA_DIFFERS = 0.05  # the expected end is shown beside what is left of the budget where they differ by more
+
+
+NUMERIC = re.compile(r"[-+~<>≤≥]?[\d.]+(e[-+]?\d+)?\s?[a-zA-Z%/]*|-|—|")
+
+
+@dataclass(frozen=True)
+class Status:
+    """One moment of a run. Seconds end in _s; `progress` and `mfu` are shares in [0, 1]; None is not known (yet)."""
+
+    step: int = 0
+    steps_left: int | None = None
+    progress: float = 0.0
+    budget_left_s: float | None = None
+    eta_s: float | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    phase: str = "train"
+
+
+def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> str:
+    """A table as plain text, every value whole; see `Console.table`."""
+    from rich.console import Console as RichConsole
+
+    rich = RichConsole(file=io.StringIO(), force_terminal=False, width=TABLE_WIDTH, color_system=None)
+    with rich.capture() as shown:
+        rich.print(_rich_table(title, columns, rows, ruled))
+    return "\n".join(line.rstrip() for line in shown.get().splitlines())
+
+
+def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool) -> RichTable:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: rich would take the [brackets] of a path or a model's own words for markup.
+    cells = [[Text(_plain(str(cell))) for cell in row] for row in rows]
+    heading = Text(_plain(title), style="bold") if title else None
+    table = Table(
+        title=heading,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if ruled else None,
+        show_edge=False,
+        pad_edge=False,
+        show_header=any(columns),
+    )
+    for i, name in enumerate(columns):
+        numeric = bool(cells) and all(NUMERIC.fullmatch(row[i].plain) for row in cells)
+        table.add_column(Text(_plain(name)), justify="right" if numeric else "left")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+def plain_status(status: Status) -> str:
+    """The progress as one plain line."""
+    fields = [f"{status.phase}  {format_percent(status.progress):>5}", f"step {status.step}"]
+    if status.loss is not None:
+        fields.append(f"loss {status.loss:.3f}")
+    if status.validation_loss is not None:
+        fields.append(f"validation {status.validation_loss:.3f}")
+    if status.learning_rate is not None:
+        fields.append(f"lr {status.learning_rate:.1e}")
+    return "  ".join(fields + _speed_fields(status) + _time_fields(status))
+
+
+def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
+    """The progress as one line of at most `width` columns; what does not fit is dropped, the least needed first."""
+    from rich.text import Text
+
+    share = min(max(status.progress, 0.0), 1.0) if math.isfinite(status.progress) else 0.0
+    head, percent = status.phase, f"{format_percent(share):>5}"
+    tail = _time_fields(status)
+    if status.loss is not None:
+        tail.append(f"loss {status.loss:.3f}")
+    if status.validation_loss is not None:
+        tail.append(f"val {status.validation_loss:.3f}")
+    tail += _speed_fields(status)
+    while tail and len("  ".join([head, "", percent, *tail])) + BAR_WIDTH[0] > width:
+        tail.pop()
+    room = width - len("  ".join([head, "", percent, *tail]))
+    bar = max(0, min(BAR_WIDTH[1], room))
+    done = round(bar * share)
+    line = Text(f"{head}  ", style="bold", no_wrap=True, overflow="crop", end="")
+    line.append("━" * done, style="not bold green").append("━" * (bar - done), style="not bold bright_black")
+    line.append("  ".join([f" {percent}", *tail]), style="not bold")
+    line.truncate(width)
+    return line
+
+
+class Console:
+    """The terminal (or the pipe) and log.txt. Safe to use from several threads; no failure to show a line raises."""
+
+    def __init__(self, log_path: Path | None = None, stream: IO[str] | None = None) -> None:
+        self._stdout = _Stdout(stream or sys.stdout)
+        self._log_path = log_path
+        self._log_failed = False
+        self._lock = threading.RLock()
+        self._rich = self._make_rich() if self._stdout.isatty() else None
+
+    def for_log(self) -> Console:
+        """A console of log.txt alone, for what is shown there in full."""
+        return Console(self._log_path, io.StringIO())
+
+    def say(self, text: str) -> None:
+        """Show a line (or several)."""
+        self._show(text)
+
+    def detail(self, text: str) -> None:
+        """Keep a line (or several) in log.txt without showing it."""
+        self._log(text)
+
+    def warn(self, text: str) -> None:
+        """Show a line that asks for attention."""
+        self._show(f"warning: {text}", style="yellow")
+
+    def heading(self, text: str) -> None:
+        """Show a line that opens a section."""
+        self._show(f"\n{text}", style="bold")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> None:
+        """Show a table; a column of numbers is set flush right. It fits a terminal, and is as wide as its values elsewhere
+        and in the log. No line of names where all columns have none; `ruled=False` leaves out the rule below the names."""
+        text = table_text(title, columns, rows, ruled)
+        self._log(text)
+        if self._rich is None:
+            self._stdout.write(text + "\n")
+        else:
+            self._rich.print(_rich_table(title, columns, rows, ruled))
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Show a progress line until the block is left; lines said meanwhile appear above it."""
+        bar = Progress(self)
+        if self._rich is None:
+            yield bar
+            return
+        from rich.live import Live
+
+        # The bar reaches the log as plain lines; rich redraws it at its own pace, whatever the rate of the steps.
+        with Live(console=self._rich, get_renderable=bar.render, refresh_per_second=4, vertical_overflow="crop"):
+            yield bar
+
+    def progress_line(self, text: str) -> None:
+        """One plain progress line: to the log always, to stdout where no bar can be drawn."""
+        self._log(text)
+        if self._rich is None:
+            self._stdout.write(_plain(text) + "\n")
+
+    @property
+    def width(self) -> int:
+        """Columns a progress line may take."""
+        return min(LINE_WIDTH, self._rich.width - 1) if self._rich is not None else LINE_WIDTH
+
+    def _show(self, text: str, style: str | None = None) -> None:
+        self._log(text)
+        self._print(text, style)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        if self._rich is None:
+            self._stdout.write(_plain(text) + "\n")
+            return
+        # No markup and no highlighting: what is shown may be a path, a config or a model's own words.
+        self._rich.print(_plain(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _log(self, text: str) -> None:
+        if self._log_path is None:
+            return
+        try:
+            with self._lock:
+                self._log_path.parent.mkdir(parents=True, exist_ok=True)
+                with self._log_path.open("a", encoding="utf-8", errors="replace") as log:
+                    log.write(_plain(text) + "\n")
+        except OSError as error:
+            if not self._log_failed:
+                self._log_failed = True
+                self._print(f"warning: {self._log_path} cannot be written ({error}); the run goes on", "yellow")
+
+    def _make_rich(self) -> RichConsole:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(file=self._stdout, force_terminal=True)  # type: ignore[arg-type]
+
+
+class Progress:
+    """The progress line of one Console; `update` is cheap enough for every step."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._bucket = -1
+        self._phases: set[str] = set()
+
+    def update(self, status: Status) -> None:
+        """Show this moment: at once on a terminal, elsewhere when a tenth has passed or the phase is new in it."""
+        self._status = status
+        bucket = int(status.progress * LINES_PER_RUN + 1e-9) if math.isfinite(status.progress) else self._bucket
+        if bucket != self._bucket:
+            self._bucket = bucket
+            self._phases.clear()
+        if status.phase not in self._phases:
+            self._phases.add(status.phase)
+            self._console.progress_line(plain_status(status))
+
+    def render(self) -> Text:
+        """The line as rich draws it."""
+        return bar_status(self._status or Status(phase="start"), self._console.width)
+
+
+class _Stdout:
+    """Standard output that outlives its reader: `train.py | head` or a closed terminal must not end a run."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        if not self._gone:
+            try:
+                self._stream.write(self._encodable(text))
+                self._stream.flush()
+            except (OSError, ValueError):  # ValueError: the stream was closed
+                self._go_quiet()
+        return len(text)
+
+    def flush(self) -> None:
+        """Every write is flushed already."""
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:  # encoding, fileno, ...: rich asks for some of them
+        return getattr(self._stream, name)
+
+    def _encodable(self, text: str) -> str:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            text = text.replace("─", "-")  # the rules of tables
+            return text.encode(encoding, "replace").decode(encoding)
+        return text
+
+    def _go_quiet(self) -> None:
+        self._gone = True
+        # Python flushes stdout once more at exit and would end with status 120; /dev/null takes what is buffered.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def _time_fields(status: Status) -> list[str]:
+    fields = []
+    if status.budget_left_s is not None:
+        fields.append(f"left {format_seconds(status.budget_left_s)}")
+    left, eta = status.budget_left_s, status.eta_s
+    if eta is not None and (left is None or abs(eta - left) > ETA_DIFFERS * left):
+        fields.append(f"eta {format_seconds(eta)}")
+    return fields
+
+
+def _speed_fields(status: Status) -> list[str]:
+    fields = []
+    if status.tokens_per_second is not None:
+        fields.append(f"{format_count(status.tokens_per_second)} tok/s")
+    if status.mfu is not None:
+        fields.append(f"MFU {format_percent(status.mfu)}")
+    return fields
+
+
+def _plain(text: str) -> str:
+    return redacted(plain(text))

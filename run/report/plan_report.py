@@ -1,0 +1,313 @@
+"""A plan as people read it: tables, a derivation in full, a picture of what else would have been as good."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budget.clock import Limits
+from budget.laws.published import LAWS, Law, unique_worth
+from budget.planner.hyperparameters import (
+    MUON_GAIN,
+    REPEATS_WITH_DROPOUT,
+    WARMUP_RANGE,
+    critical_batch,
+    largest_batch,
+    learning_rates,
+    muon_overhead,
+    rate_range,
+    weight_decay_range,
+)
+from budget.planner.plan import Plan
+from budget.planner.planner import FLAT, TIE, step_rule
+from common.format import format_count, format_seconds
+from model.config import Shape
+from run.report.console import Console
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN_ALTERNATIVES = 7
+BRIEF_ALTERNATIVES = 3
+BRIEF_NOTES = 2
+HIGHEST = 0.12  # of the picture: beyond 12 % above the best loss nothing is worth a look
+
+
+def show_plan(plan: Plan, console: Console, limits: Limits) -> None:
+    """The plan as tables."""
+    console.table("Plan", ["", "", "from"], _rows(plan, limits))
+    if plan.alternatives:
+        console.table(
+            "Also considered", ["layers", "width", "parameters", "tokens", "tokens/s", "loss", "why not"], _others(plan)
+        )
+    close = sum(row.worse < TIE for row in plan.alternatives)
+    left = close - sum(row.worse < TIE for row in _shown(plan))
+    if left > 0:
+        console.say(f"{left} more within {TIE:.1%} of the expected loss are in plan.json and with output=json")
+    for note in plan.notes:
+        console.say(f"note: {note}")
+
+
+def show_plan_briefly(plan: Plan, console: Console, limits: Limits) -> None:
+    """The plan in about ten lines: what is trained on how much, at which speed, and what else was considered."""
+    rows = [(f"  {name}", text) for name, text in _brief_rows(plan, limits)]
+    more = len(plan.notes) - BRIEF_NOTES
+    notes = f" with {more} more note{'s' if more > 1 else ''}" if more > 0 else ""
+    console.table(f"Plan (in full{notes}: plan.json, log.txt)", ["", ""], rows, ruled=False)
+    for note in plan.notes[:BRIEF_NOTES]:
+        console.say(f"note: {note}")
+
+
+def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
+    epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
+    layers, heads = (
+        f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((plan.n_layer, "layer"), (plan.n_head, "head"))
+    )
+    table = f" ({format_count(plan.bigram_rows * plan.n_embd)} in the bigram table)" if plan.bigram_rows else ""
+    rows = [
+        ("budget", budget_of(limits)),
+        (
+            "model",
+            f"{layers}, width {plan.n_embd}, {heads}, context {plan.block_size}, vocabulary {plan.vocab_size};"
+            f" {format_count(plan.parameters)} parameters{table}",
+        ),
+        ("training", f"{format_count(plan.tokens)} tokens{epochs}: {plan.steps:,} steps of {plan.batch_tokens:,}"),
+        (
+            "optimizer",
+            f"{plan.optimizer}, learning rate {plan.learning_rate:g}, warm-up {plan.warmup:.1%} of the budget",
+        ),
+    ]
+    if speed := _speed(plan):
+        memory = f", {plan.peak_memory / 2**20:,.0f} MiB" if plan.peak_memory is not None else ""
+        rows.append(("speed", f"{speed}{memory} ({plan.source['tokens_per_second']})"))
+    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
+        low, high = plan.predicted_loss_interval
+        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"))
+    if plan.alternatives:
+        rows.append(("alternatives", _brief_alternatives(plan)))
+    elif plan.source["tokens_per_second"] == "measured":
+        rows.append(("alternatives", "no other shape was measured"))
+    return rows
+
+
+def _brief_alternatives(plan: Plan) -> str:
+    """The closest other shapes, by how much worse they are expected to be."""
+    shown = plan.alternatives[:BRIEF_ALTERNATIVES]
+    texts = []
+    for row in shown:
+        rate = f", {format_count(row.tokens_per_second)} tokens/s" if row.tokens_per_second else ""
+        texts.append(f"{row.n_layer} x {row.n_embd} (loss +{row.worse:.2%}{rate})")
+    more = len(plan.alternatives) - len(shown)
+    return f"{', '.join(texts)}{f' and {more} more' if more else ''} (layers x width)"
+
+
+def _speed(plan: Plan) -> str | None:
+    """Tokens per second, their share of the device's peak and the seconds of training that the budget leaves."""
+    if not plan.tokens_per_second or plan.hours is None:
+        return None
+    mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
+    return f"{format_count(plan.tokens_per_second)} tokens/s{mfu}, {format_seconds(plan.hours * 3600)} of training"
+
+
+def _shown(plan: Plan) -> list[Any]:
+    """The closest alternatives, and the last two, which are clearly smaller and larger."""
+    rows = plan.alternatives
+    return rows if len(rows) <= SHOWN_ALTERNATIVES else [*rows[: SHOWN_ALTERNATIVES - 2], *rows[-2:]]
+
+
+def _others(plan: Plan) -> list[tuple[object, ...]]:
+    return [
+        (
+            row.n_layer,
+            row.n_embd,
+            format_count(row.parameters),
+            format_count(row.tokens),
+            format_count(row.tokens_per_second) if row.tokens_per_second else "-",
+            f"+{row.worse:.2%}",
+            row.reason,
+        )
+        for row in _shown(plan)
+    ]
+
+
+def budget_of(limits: Limits) -> str:
+    """The limits in words."""
+    given = (
+        (limits.seconds, f"{format_seconds(limits.seconds or 0)} of wall clock"),
+        (limits.flops, f"{limits.flops or 0:.3g} FLOPs"),
+        (limits.tokens, f"{format_count(limits.tokens or 0)} tokens"),
+        (limits.steps, f"{limits.steps} steps"),
+    )
+    return ", ".join(text for value, text in given if value is not None)
+
+
+def block_in_words(block: dict[str, Any]) -> str:
+    """A plan's block, e.g. "layernorm, gelu, gpt2 initialisation"; what is off is not named."""
+    names = {"initialisation": "{} initialisation", "qk_norm": "query and key norm", "x0_shortcut": "x0 shortcut"}
+    return ", ".join(names.get(knob, "{}").format(value) for knob, value in block.items() if value)
+
+
+def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
+    epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
+    low, high = (format_count(size) for size in plan.bracket)
+    rates = [f"{rate:.2g}" for rate in plan.learning_rate_spread]
+    rows = [
+        ("budget", budget_of(limits), "given"),
+        (
+            "law",
+            f"{format_count(plan.optimum['parameters'])} parameters, {format_count(plan.optimum['tokens'])} tokens"
+            f" for {plan.optimum['flops']:.3g} FLOPs; all laws {low} to {high}",
+            f"{plan.law}, {plan.standing}",
+        ),
+        ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
+        ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
+        ("within 1 %", _flat(plan), plan.source["flat"]),
+        *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),
+        ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
+        ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
+        ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
+        ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
+        ("optimizer", plan.optimizer, plan.source["optimizer"]),
+        ("learning rate", f"{plan.learning_rate:g} (rules say {rates[0]} to {rates[1]})", plan.source["learning_rate"]),
+        ("warm-up", f"{plan.warmup:.1%} of the budget", plan.source["warmup"]),
+        ("weight decay", f"{plan.weight_decay:g}", plan.source["weight_decay"]),
+        ("beta2", f"{plan.beta2:g}", plan.source["beta2"]),
+        ("dropout", f"{plan.dropout:g}", plan.source["dropout"]),
+    ]
+    if plan.bigram_rows:
+        entries = format_count(plan.bigram_rows * plan.n_embd)
+        rows.insert(7, ("bigram table", f"{plan.bigram_rows:,} rows, {entries} of the parameters, no FLOPs", "compute"))
+    if plan.interval is not None:
+        rows.insert(
+            2, ("80 % interval", f"{format_count(plan.interval[0])} to {format_count(plan.interval[1])}", plan.law)
+        )
+    if speed := _speed(plan):
+        rows.append(("speed", speed, plan.source["tokens_per_second"]))
+    if plan.compiled:
+        cost = f"takes {format_seconds(plan.compile_s)}, " if plan.compile_s else ""
+        gain = f"{plan.compile_speedup:.2f} times as fast" if plan.compile_speedup else "asked for"
+        region = ", block by block" if plan.regional else ""
+        rows.append(("torch.compile", cost + gain + region, plan.source.get("compile", "expected")))
+    if plan.peak_memory is not None:
+        memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences at once"
+        rows.append(("memory", memory, "measured"))
+    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
+        low_loss, high_loss = plan.predicted_loss_interval
+        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low_loss:.4f} to {high_loss:.4f}, 80 %)", plan.law))
+    return rows
+
+
+def _flat(plan: Plan) -> str:
+    """The sizes that are as good to within FLAT."""
+    low, high = plan.flat
+    if low == high:
+        return "no other size of the grid"
+    return f"{format_count(low)} to {format_count(high)} as the law counts"
+
+
+def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
+    """How every number of the plan comes about, a line each."""
+    tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
+    attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
+    lines = [
+        f"budget: {budget_of(limits)}",
+        f"law {law.name} ({law.source}): N = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from"
+        f" {law.measured[0]:.2g} to {law.measured[1]:.2g} FLOPs; at {compute:.3g} it is {plan.standing}",
+        "what the laws say for these FLOPs: "
+        + ", ".join(f"{name} {format_count(other.parameters(plan.flops))}" for name, other in LAWS.items()),
+    ]
+    if plan.hours is not None and plan.tokens_per_second:
+        lines.append(
+            f"tokens: {format_seconds(plan.hours * 3600)} of training x {plan.tokens_per_second:,.0f} tokens/s"
+            f" ({plan.source['tokens_per_second']}); the rest of the hours is set-up, evaluation and saving"
+        )
+    table = f"{plan.bigram_rows:,} rows" if plan.bigram_rows else "none"
+    lines += [
+        f"context: {plan.block_size} tokens, bigram table: {table}, block: {block_in_words(plan.block)}; given, or by the"
+        " compute: budget/planner/hyperparameters.py",
+        f"score: loss ~ C^-slope exp(curvature (ln N / (centre N*))^2) with C = 6 N x tokens' worth (the three:"
+        f" {plan.source['flat']}); within {FLAT:.0%}:"
+        f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
+        f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
+        f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
+        f"tokens' worth: {unique_worth(tokens, corpus_tokens) / tokens:.1%} of new ones"
+        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
+        *_explain_rules(plan, shape, limits),
+    ]
+    return lines
+
+
+def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
+    """How batch and rates come about; what the user fixed needs no rule."""
+    tokens, parameters = plan.tokens, plan.parameters_law
+    rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
+    epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
+    rule = step_rule(limits, plan.optimizer)
+    lowest, highest = weight_decay_range(parameters)
+    slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
+    rules = {
+        "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.few} where {rule.small_batch:,} tokens need"
+        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
+        "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
+        f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
+        "learning_rate": f"{rates}; Step Law's within {slowest:.2g} to {fastest:.2g}",
+        "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {lowest:g} to {highest:g} (Power Lines)",
+        "warmup": f"N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
+        "beta2": "0.99 below 2^18 tokens a step, else 0.95 (Porian et al. 2024)",
+        "dropout": f"0.1 beyond {REPEATS_WITH_DROPOUT:g} epochs; {epochs}",
+    }
+    return [
+        f"{name.replace('_', ' ')}: {_plain(getattr(plan, name))}, {'given' if plan.source[name] == 'fixed' else rule}"
+        for name, rule in rules.items()
+    ]
+
+
+def _plain(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def draw_plan(axes: Axes, plan: Mapping[str, Any]) -> None:
+    """Expected loss against size for one budget: the flat region and the laws' spread shaded, the choice starred."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    sizes = [size for size, _ in plan["curve"]]
+    worse = [100 * value for _, value in plan["curve"]]
+    chosen = plan["parameters_law"]
+    axes.axvspan(*plan["bracket"], color="#f97316", alpha=0.13, linewidth=0, label="the laws' best sizes")
+    axes.axvspan(*plan["flat"], color="#16a34a", alpha=0.13, linewidth=0, label=f"within {FLAT:.0%}")
+    axes.plot(sizes, worse, color="#3b82f6", linewidth=1.4)
+    height = dict(plan["curve"]).get(chosen, min(worse) / 100)  # above 0 where the user fixed the size
+    rows = [row for row in plan["alternatives"] if row.get("parameters_law")]
+    heights = [100 * ((1 + height) * (1 + row["worse"]) - 1) for row in rows]
+    axes.scatter([row["parameters_law"] for row in rows], heights, s=12, color="#64748b", zorder=3)
+    axes.plot([chosen], [100 * height], marker="*", markersize=13, color="#f97316", linestyle="none", label="chosen")
+    inside = [size for size, value in plan["curve"] if value <= HIGHEST] or sizes
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda size, _: format_count(size))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(0.8 * min([*inside, plan["bracket"][0]]), 1.25 * max([*inside, plan["bracket"][1]]))
+    axes.set_ylim(-0.4, 100 * max(HIGHEST, 1.1 * height))
+    axes.set_ylabel("% above the best expected loss")
+    axes.legend(loc="upper center", fontsize=8)
+
+
+def write_picture(plan: Plan, title: str, path: Path) -> None:
+    """plan.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    draw_plan(axes, plan.to_dict())
+    axes.set_xlabel("parameters (blocks + one vocabulary matrix)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,366 @@
+"""One self-contained HTML page about a run: what was planned, what came out, and where each second went.
+
+    python -m run.report.run_report outputs/NAME
+
+The page needs nothing but itself (no script, no font, no picture from elsewhere) and reads the run's own files. A
+run that was stopped, killed or diverged has fewer of them; the page then says so and shows what there is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.format import format_count, format_seconds
+from common.json_io import is_number, listing, mapping, number, write_text
+from run.history import Records, Run, column, finite, median, read_metrics, read_run
+from run.report import html as page
+from run.report import plots as curves
+from run.report.format_figures import difference, formatted, hours, percent, scientific, with_error
+from run.report.plan_report import draw_plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ACCOUNT_COLOURS = {
+    "setup": "#8b5cf6",
+    "compile": "#ec4899",
+    "data": "#eab308",
+    "train": "#3b82f6",
+    "eval": "#16a34a",
+    "checkpoint": "#f97316",
+    "idle": "#94a3b8",
+}
+METRICS = (("loss", "Loss, nats/token", 4), ("perplexity", "Perplexity", 2), ("bits_per_byte", "Bits per byte", 4))
+STATUS_WORDS = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "diverged": "diverged",
+    "failed": "failed",
+    "running": "not ended",
+}
+
+
+def write_report(folder: Path, records: Records | None = None) -> Path:
+    """Write folder/report.html and return its path.
+
+    records: what read_metrics(folder) returns, where the caller has it at hand. The file appears whole or not at
+    all. Raises OSError when it cannot be written.
+    """
+    page = render(read_run(folder, read_metrics(folder) if records is None else records))
+    path = folder / "report.html"
+    write_text(path, page, several_writers=True)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page. templates/run.html says what is shown where, and leaves out the sections without data."""
+    return page.render(
+        "run.html",
+        title=run.name,
+        outcome=run.outcome if run.outcome in STATUS_WORDS else "unknown",
+        tiles=_tiles(run),
+        remarks=_remarks(run),
+        shape=_shape(run),
+        comparison=_comparison(run),
+        off_plan=_off_plan(run),
+        budget=_budget(run),
+        loss_pictures=_loss_pictures(run),
+        schedule_pictures=_schedule_pictures(run),
+        ledger=_ledger(run),
+        ledger_total=format_seconds(sum(run.ledger.values())),
+        throughput_pictures=_throughput_pictures(run),
+        peak=_peak(run),
+        plan_pictures=_plan_pictures(run),
+        alternatives=_alternatives(run),
+        plan_notes=_plan_notes(run),
+        samples=_samples(run),
+        events=_events(run),
+        config=run.config,
+        facts=[(key, _value(value)) for part in ("data", "environment") for key, value in run.part(part).items()],
+        **_sources(run),
+    )
+
+
+# What the template shows, from top to bottom: rows, paragraphs and pictures. Each is empty where the run has none.
+
+
+def _tiles(run: Run) -> list[tuple[str, str]]:
+    evaluation = run.part("eval")
+    tiles = [("Status", STATUS_WORDS.get(run.outcome, run.outcome))]
+    if run.result.get("stopped_by"):
+        tiles.append(("Stopped by", str(run.result["stopped_by"])))
+    tiles += [(label, with_error(evaluation, key, digits)) for key, label, digits in METRICS if key in evaluation]
+    if "accuracy" in evaluation:
+        tiles.append(("Next-token accuracy", with_error(evaluation, "accuracy", 2, percent=True)))
+    if not evaluation and run.validation:
+        tiles.append(("Last validation loss", with_error(run.validation[-1], "val_loss", 4)))
+    return tiles
+
+
+def _remarks(run: Run) -> list[str]:
+    remarks = []
+    reason = run.status.get("reason")
+    if reason and run.outcome != "finished":
+        remarks.append(f"Reason: {reason}")
+    if not run.result:
+        remarks.append("There is no result.json: the run was stopped before its final evaluation, or is still going.")
+    if run.went_on:
+        remarks.append(f"The figures are those of an earlier end; the run went on to step {run.last['step']}.")
+    loss = column(run.points, "loss")
+    if len(loss) and not np.isfinite(loss).all():
+        bad = np.flatnonzero(~np.isfinite(loss))
+        step = run.points[int(bad[0])].get("step")
+        remarks.append(f"The training loss was not a finite number at {len(bad)} points, first at step {step}.")
+    extended = number(run.result.get("extended_hours"), 0)
+    if extended:
+        remarks.append(f"The budget was extended by {format_seconds(extended * 3600)} after the start.")
+    evaluated = run.part("eval")
+    if evaluated.get("tokens"):
+        split = evaluated.get("split", "validation")
+        remarks.append(f"Evaluated on {format_count(number(evaluated['tokens'], 0))} tokens of the split {split}.")
+    return remarks
+
+
+def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
+    """The rows of plan against outcome."""
+    plan, spent, last = run.plan, run.part("spent"), run.last
+    speed = run.part("throughput") or {key: median(run.points, key) for key in ("tokens_per_second", "mfu")}
+    rows: list[tuple[str, Any, Any, Callable[[float], str]]] = [
+        ("Tokens", plan.get("tokens"), spent.get("tokens", last.get("tokens")), format_count),
+        ("Steps", plan.get("steps"), spent.get("steps", last.get("step")), format_count),
+        ("Time", plan.get("hours"), spent.get("hours", last.get("hours")), hours),
+        ("Tokens/s", plan.get("tokens_per_second"), speed.get("tokens_per_second"), format_count),
+        ("FLOPs", plan.get("flops"), spent.get("flops", last.get("flops")), scientific),
+        ("MFU", plan.get("mfu"), speed.get("mfu"), percent),
+        ("Loss", plan.get("predicted_loss"), run.part("eval").get("loss"), lambda value: f"{value:.4f}"),
+    ]
+    if not any(is_number(value) for row in rows for value in row[1:3]):
+        return []
+    return [
+        (label, formatted(planned, f), formatted(got, f), difference(planned, got)) for label, planned, got, f in rows
+    ]
+
+
+def _off_plan(run: Run) -> list[str]:
+    """Why the tokens were off plan."""
+    return [f"Off plan: {reason}." for reason in listing(run.part("plan").get("why_off"))]
+
+
+def _shape(run: Run) -> list[str]:
+    shape = run.part("model") or run.plan
+    if "n_layer" not in shape:
+        return []
+    names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+    parts = [f"{name} {shape[name]}" for name in names if name in shape]
+    if is_number(shape.get("parameters")):
+        parts.insert(0, f"{format_count(shape['parameters'])} parameters")
+    if is_number(shape.get("parameters_law")):
+        parts.insert(1, f"{format_count(shape['parameters_law'])} as scaling laws count them")
+    return [f"Model: {', '.join(parts)}.{_law_line(run.plan)}"]
+
+
+def _law_line(plan: Mapping[str, Any]) -> str:
+    best = mapping(plan.get("optimum"))
+    sizes = [f"{format_count(best[key])} {key}" for key in ("parameters", "tokens") if is_number(best.get(key))]
+    optimum = f", whose own optimum is {' and '.join(sizes)}" if sizes else ""
+    return f" Law: {plan['law']}{optimum}." if plan.get("law") else ""
+
+
+def _budget(run: Run) -> list[str]:
+    budget, spent = run.part("budget"), run.part("spent")
+    limits = [f"{key} {value:g}" for key, value in budget.items() if is_number(value) and value]
+    parts = [f"Budget: {', '.join(limits)}"] if limits else []
+    if budget.get("counts"):
+        parts.append(f"counting {budget['counts']}")
+    if is_number(spent.get("overshoot_s")):
+        over = spent["overshoot_s"]
+        parts.append(f"{format_seconds(abs(over))} {'past the limit' if over > 0 else 'left over'}")
+    if is_number(spent.get("training_hours")):
+        parts.append(f"{hours(spent['training_hours'])} of it training")
+    if is_number(spent.get("flops_6nd")):
+        parts.append(f"{scientific(spent['flops_6nd'])} FLOPs by 6ND")
+    if is_number(run.result.get("prepare_s")):
+        parts.append(f"{format_seconds(run.result['prepare_s'])} of data preparation before the clock")
+    return [f"{'; '.join(parts)}."] if parts else []
+
+
+def _loss_pictures(run: Run) -> list[curves.Picture]:
+    if not run.points and not run.validation:
+        return []
+    return [
+        curves.picture(
+            "Loss against tokens", "tokens", lambda axes: _draw_loss(axes, run, "tokens"), curves.axis(format_count)
+        ),
+        curves.picture(
+            "Loss against budget time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), curves.time_axis
+        ),
+    ]
+
+
+def _draw_loss(axes: Axes, run: Run, key: str) -> None:
+    x, loss = finite(column(run.points, key), column(run.points, "loss"))
+    if len(x):
+        axes.plot(*curves.thin(x, loss), color=curves.BLUE, alpha=0.3, linewidth=0.8)
+        axes.plot(*curves.thin(x, curves.smooth(loss)), color=curves.BLUE, linewidth=1.6, label="training, smoothed")
+    val_x, val = finite(column(run.validation, key), column(run.validation, "val_loss"))
+    if len(val_x):
+        style = {"marker": "o", "markersize": 3.5} if len(val_x) <= 100 else {}
+        axes.plot(*curves.thin(val_x, val), color=curves.ORANGE, linewidth=1.2, label="validation", **style)  # type: ignore[arg-type]
+    if len(x) or len(val_x):
+        axes.legend()
+        axes.set_ylim(*_loss_limits(np.concatenate([loss, val])))
+    axes.set_ylabel("nats/token")
+
+
+def _loss_limits(values: np.ndarray) -> tuple[float, float]:
+    # One spike to 1e9 must not flatten the rest: nothing above twice the first losses is of interest.
+    low = float(values.min())
+    high = min(float(values.max()), 2 * float(np.median(values[:10])))
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _schedule_pictures(run: Run) -> list[curves.Picture]:
+    rate = column(run.points, "learning_rate")
+    if not np.isfinite(rate).any():
+        return []
+
+    def draw(key: str) -> Callable[[Axes], None]:
+        def on(axes: Axes) -> None:
+            axes.plot(*curves.thin(*finite(column(run.points, key), rate)), color=curves.GREEN, linewidth=1.6)
+            axes.set_ylim(0, 1.08 * float(np.nanmax(rate)) or 1)
+
+        return on
+
+    return [
+        curves.picture(
+            "Learning rate against progress", "share of the budget spent", draw("progress"), curves.axis(percent)
+        ),
+        curves.picture("Learning rate against step", "step", draw("step"), curves.axis(format_count)),
+    ]
+
+
+def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
+    """Account, time, share and colour."""
+    total = sum(run.ledger.values())
+    return [
+        (account, format_seconds(seconds), f"{seconds / total:.1%}", ACCOUNT_COLOURS.get(account, "#64748b"))
+        for account, seconds in run.ledger.items()
+        if total
+    ]
+
+
+def _throughput_pictures(run: Run) -> list[curves.Picture]:
+    hours, rate = finite(column(run.points, "hours"), column(run.points, "tokens_per_second"))
+    if not len(hours):
+        return []
+
+    def draw(axes: Axes) -> None:
+        axes.plot(*curves.thin(hours, rate), color=curves.BLUE, alpha=0.3, linewidth=0.8)
+        axes.plot(*curves.thin(hours, curves.smooth(rate)), color=curves.BLUE, linewidth=1.6)
+        axes.set_ylim(0, 1.15 * float(np.percentile(rate, 99)) or 1)
+        axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
+        axes.set_ylabel("tokens/s")
+
+    return [curves.picture("Throughput over time", "time spent", draw, curves.time_axis)]
+
+
+def _peak(run: Run) -> list[str]:
+    speed = run.part("throughput")
+    if not is_number(speed.get("peak_flops")):
+        return []
+    source = speed.get("peak_flops_source", "unknown source")
+    return [f"Peak of the device: {format_count(speed['peak_flops'])} FLOP/s ({source})."]
+
+
+def _sources(run: Run) -> dict[str, Any]:
+    """The table of the evaluation by source; its columns are whatever was measured."""
+    found = mapping(run.part("eval").get("by_source"))
+    figures = {name: mapping(value) or {"loss": value} for name, value in found.items()}
+    columns = list(dict.fromkeys(key for value in figures.values() for key in value))
+    return {
+        "source_heads": ["Source", *(key.replace("_", " ").capitalize() for key in columns)],
+        "sources": [(name, *(_figure(key, value.get(key)) for key in columns)) for name, value in figures.items()],
+    }
+
+
+def _alternatives(run: Run) -> list[tuple[str, ...]]:
+    alternatives = [a for a in listing(run.plan.get("alternatives")) if isinstance(a, dict)]
+    return [_alternative(shape) for shape in ({**run.plan, "reason": "chosen"}, *alternatives)] if alternatives else []
+
+
+def _plan_pictures(run: Run) -> list[curves.Picture]:
+    if not run.plan.get("curve"):
+        return []
+    title = "Expected loss against size for this budget"
+    return [curves.picture(title, "parameters", lambda axes: draw_plan(axes, run.plan), lambda _: None)]
+
+
+def _plan_notes(run: Run) -> list[str]:
+    basis = "; ".join(f"{key}: {_value(value)}" for key, value in mapping(run.plan.get("source")).items())
+    return [f"The plan rests on: {basis}."] * bool(basis) + [str(note) for note in listing(run.plan.get("notes"))]
+
+
+def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = ("n_layer", "n_head", "n_embd", "parameters", "tokens", "tokens_per_second")
+    worse = f"+{shape['worse']:.2%}" if is_number(shape.get("worse")) else "–"
+    return (*(formatted(shape.get(key), format_count) for key in counts), worse, str(shape.get("reason", "")))
+
+
+def _samples(run: Run) -> list[tuple[str, str]]:
+    """Prompt and continuation."""
+    samples = [s for s in listing(run.result.get("samples")) if isinstance(s, dict)]
+    pairs = [(str(s.get("prompt", "")), str(s.get("text", ""))) for s in samples]
+    return [(prompt, text.removeprefix(prompt)) for prompt, text in pairs]
+
+
+def _events(run: Run) -> list[str]:
+    # Every run opens with a resume at step 0; only those that took something back or went on are news.
+    events = run.events[1:] if run.events and run.events[0].get("step") == 0 else run.events
+    return [
+        f"resumed at step {event.get('step')}"
+        if event["event"] == "resume"
+        else str(event.get("text") or json.dumps(event))
+        for event in events
+    ]
+
+
+# Figures.
+
+
+def _figure(key: str, value: Any) -> str:
+    if not is_number(value):
+        return "–" if value is None else _value(value)
+    if key.startswith("accuracy"):
+        return f"{value:.2%}"
+    return format_count(value) if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the report of each folder named on the command line."""
+    folders = [Path(argument) for argument in arguments]
+    missing = [folder for folder in folders if not folder.is_dir()]
+    if missing or not folders:
+        for folder in missing:
+            print(f"no run in {folder}: there is no such folder", file=sys.stderr)
+        print("usage: python -m run.report.run_report outputs/NAME [outputs/OTHER ...]", file=sys.stderr)
+        return 2
+    for folder in folders:
+        print(write_report(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

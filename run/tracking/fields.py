@@ -1,0 +1,81 @@
+"""What a dashboard shows of a run: its knobs under the names of the command line, and the figures that stand for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.json_io import is_number, mapping
+from common.redaction import is_secret
+
+SHOWN_OF_PLAN = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "block_size",
+    "bigram_rows",
+    "parameters",
+    "tokens",
+    "steps",
+    "batch_tokens",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "warmup",
+    "beta2",
+    "dropout",
+)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}: the names that the command line uses."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def public_config(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The flattened config without the entries whose name says that they are secret."""
+    return {key: value for key, value in flatten(nested).items() if not any(map(is_secret, key.split(".")))}
+
+
+def figures(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """{"eval": {"loss": 3.5}} -> {"eval_loss": 3.5}, less what is empty: wandb sorts and filters only by names that are
+    made of letters, digits and underscores (docs.wandb.ai, "Metric naming constraints")."""
+    return {re.sub(r"\W", "_", key): value for key, value in flatten(nested).items() if value not in (None, {})}
+
+
+def knobs(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run on wandb: every knob, and under `planned` what the plan chose where a knob was left open."""
+    planned = {name: plan[name] for name in SHOWN_OF_PLAN if name in plan}
+    return {**config, "planned": planned | mapping(plan.get("block"))}
+
+
+def headline(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands for a run on wandb: of result.json the scores, what was spent on what, and the plan, under the same
+    names; `off_plan` is how far what was reached is from what was planned, as a share of the plan."""
+    scores, spent, plan = (mapping(result.get(name)) for name in ("eval", "spent", "plan"))
+    budget, rates = mapping(result.get("budget")), mapping(result.get("throughput"))
+    hours = budget.get("hours")
+    pairs = {
+        "tokens": (plan.get("predicted_tokens"), spent.get("tokens")),
+        "tokens_per_second": (plan.get("predicted_tokens_per_second"), rates.get("tokens_per_second")),
+        "loss": (plan.get("predicted_loss"), scores.get("loss")),
+        "hours": (hours and hours + (result.get("extended_hours") or 0.0), spent.get("hours")),
+    }
+    whole = ("status", "stopped_by", "eval", "spent", "ledger_s", "throughput", "budget")
+    return {
+        **{name: result[name] for name in whole if result.get(name) is not None},
+        "model": {"parameters": mapping(result.get("model")).get("parameters")},
+        "plan": {name: value for name, value in plan.items() if is_number(value)},
+        "why_off_plan": "; ".join(plan.get("why_off") or ()) or None,
+        "off_plan": {
+            n: reached / planned - 1 for n, (planned, reached) in pairs.items() if planned and is_number(reached)
+        },
+    }

@@ -1,0 +1,97 @@
+"""The benchmarks of parts and of plans: which runs they ask for, and what they make of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.quality.ablation import differences, noise_of, order_of, rows_of, step_of, summary
+from bench.speed.train_step import token_relative
+from device.device import find_machine
+from model.config import PRESETS, Shape
+from model.optim.settings import OptimSettings
+
+
+def runs(seed: int = 0, luck: float = 0.0) -> list[dict[str, Any]]:
+    """The recipe, three rows, the recipe, ...: on a machine that gets slower and slower, where a hundredth less of ln tokens
+    costs 0.003 nats, and each row is as many tenths of a nat worse than the recipe as its number says."""
+    rows = ["modern" if at % 4 == 0 else f"modern without {at}" for at in range(9)]
+    found = []
+    for at, row in enumerate(rows):
+        tokens = 1e6 * (0.98**at) * (1 + 0.1 * seed)
+        own = 0.1 * at + luck if at % 4 else 0.0
+        loss = 4.0 + 0.05 * seed - 0.3 * math.log(tokens / 1e6) + own
+        found.append({"name": f"{row} {at}", "row": row, "seed": seed, "loss": loss, "tokens": round(tokens)})
+    return found
+
+
+def test_the_recipe_is_run_again_before_and_after_every_third_row() -> None:
+    rows = rows_of(["model.n_layer=2"])
+    order = list(order_of(rows, 0))
+    assert len({name for name, _ in order}) == len(order), "each run has a folder of its own"
+    assert {row for _, row in order} == set(rows)
+    assert order != list(order_of(rows, 1)), "another order with each seed"
+    kinds = [row in ("modern", "classic") for _, row in order]
+    assert kinds[0]
+    assert kinds[-1]
+    assert all(any(kinds[at : at + 4]) for at in range(len(kinds)))
+
+
+def test_a_machine_that_gets_slower_is_no_difference() -> None:
+    slope, found = differences(runs() + runs(seed=1), "modern")
+    assert slope == pytest.approx(-0.3, abs=1e-5)
+    assert {row: round(values[0], 4) for row, values in found.items()} == {
+        f"modern without {at}": round(0.1 * at, 4) for at in range(9) if at % 4
+    }
+
+
+def test_a_row_pays_for_the_time_that_its_step_takes() -> None:
+    table, slopes, _ = summary(runs(), {"modern without 1": 1.1, "modern without 2": 1.0})
+    rows = {row["name"]: row for row in table}
+    assert rows["modern without 1"]["worse"] == pytest.approx(0.1 + 0.3 * math.log(1.1), abs=1e-4)
+    assert rows["modern without 2"]["worse"] == pytest.approx(0.2, abs=1e-4)
+    assert rows["modern without 3"]["worse"] is None, "its step was not timed"
+    assert slopes["classic"] == 0.0
+
+
+def test_noise_is_the_standard_deviation_of_a_difference_and_no_run_that_went_astray() -> None:
+    luck = random.Random(0)
+    for runs_each in (2, 4):
+        rows = {f"{row}": [row + luck.gauss(0, 0.02) for _ in range(runs_each)] for row in range(300)}
+        assert noise_of(rows) == pytest.approx(0.02, rel=0.15)
+        assert noise_of(rows | {"astray": [0.0] * (runs_each - 1) + [9.0]}) == pytest.approx(0.02, rel=0.15)
+    assert noise_of({"one": [1.0]}) is None
+
+
+def test_a_row_is_as_much_worse_as_its_runs_are_on_average() -> None:
+    table, _, noise = summary(runs() + runs(seed=1, luck=0.1), {})
+    assert next(row["per_token"] for row in table if row["name"] == "modern without 2") == pytest.approx(0.25, abs=1e-4)
+    assert noise["classic"] is None
+
+
+def test_a_run_that_failed_leaves_the_others() -> None:
+    broken = runs()
+    del broken[4]["loss"], broken[5]["loss"]
+    _, found = differences(broken, "modern")
+    assert found["modern without 2"] == pytest.approx([0.2], abs=1e-4)
+    assert "modern without 5" not in found
+
+
+def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
+    """Four layers take longer than one."""
+    for layers in (1, 4):
+        shape = Shape(layers, 1, 64, 64, 512, **PRESETS["modern"])
+        folder = tmp_path / f"{layers}"
+        folder.mkdir()
+        (folder / "plan.json").write_text(json.dumps({"batch_tokens": 512, "optimizer": "muon"}))
+        (folder / "model.json").write_text(json.dumps({"shape": shape.to_dict()}))
+        (folder / "config.yaml").write_text(json.dumps({"optim": vars(OptimSettings(normuon=layers == 4))}))
+    machine = find_machine("cpu", None, "float32", 1.0)
+    groups = [step_of(tmp_path / layers, machine).optimizer.param_groups for layers in ("1", "4")]
+    assert [next(group for group in each if group["role"] == "matrix")["normuon"] for each in groups] == [False, True]
+    assert token_relative(lambda: step_of(tmp_path / "4", machine), lambda: step_of(tmp_path / "1", machine), 2) > 1.5

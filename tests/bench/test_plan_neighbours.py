@@ -1,0 +1,178 @@
+"""The plan beside its neighbours: which rows there are, and what a second call makes of the first."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.peers.stint_run import folder_of
+from bench.quality import plan_neighbours as tune
+from bench.quality.plan_neighbours import curve, measured, rows_of
+from bench.speed.train_step import PARTS, Step
+from budget.laws.published import LAWS, SMALL_CURVE
+from device.device import Machine
+from model.config import PLAIN, PRESETS, Shape
+from model.optim.settings import OptimSettings
+
+PLAN: dict[str, Any] = {
+    "n_layer": 4,
+    "n_head": 2,
+    "n_embd": 128,
+    "batch_tokens": 1024,
+    "learning_rate": 0.01,
+    "vocab_size": 4096,
+    "bigram_rows": 131072,
+    "flops": 1e13,
+    "optimizer": "muon",
+    "block_size": 64,
+}
+
+
+def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
+    plan = {
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 64,
+        "vocab_size": 4096,
+        "bigram_rows": 262144,
+        "flops": 7e12,
+        "batch_tokens": 1024,
+        "learning_rate": 0.01,
+        "optimizer": "muon",
+        "block_size": 64,
+    }
+    rows = {name: row.arguments() for name, row in rows_of(plan).items()}
+    planned = rows.pop("as planned")
+    assert {"model.n_layer=1", "model.n_embd=64"} <= set(planned)
+    assert set(rows) == {
+        "2 x 64",
+        "1 x 128",
+        "2 x 128",
+        *("1 x 32", "1 x 48", "1 x 96"),
+        *(f"{w} x {f}" for w in ("batch", "learning rate") for f in (0.5, 2)),
+        "cosine",
+        "no x0 shortcut",
+        "plain block",
+    }
+    changed = {name: set(row) - set(planned) for name, row in rows.items()}
+    block = {each for each in changed.pop("plain block") if each.startswith("model.")}
+    assert {each.partition("=")[0] for each in block} == {f"model.{knob}" for knob in PLAIN}
+    several = ("1 x 128", "2 x 128", "1 x 96", "1 x 32")  # with a table of another size
+    assert all(len(row) == 1 for name, row in changed.items() if name not in several)
+    assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for its own width"
+    assert "optim.batch_tokens=512" in rows["batch x 0.5"]
+
+
+def test_smaller_sizes_are_among_the_rows() -> None:
+    sizes = {name for name in rows_of(PLAN) if name[0].isdigit()}
+    beside = {f"{n} x {w}" for n in (1, 2, 4, 8) for w in (64, 128, 192)} - {"4 x 128"}
+    assert sizes == beside | {"16 x 64"} | {f"4 x {w}" for w in (96, 112, 160)}
+
+
+def test_a_plain_block_is_held_against_the_other_one() -> None:
+    rows = rows_of(PLAN | {"block": PLAIN})
+    assert "plain block" not in rows
+    assert "no x0 shortcut" not in rows, "it has none"
+    planned, other = rows["as planned"].shape, rows["modern block"].shape
+    assert (planned.norm, other.norm) == ("layernorm", "rmsnorm")
+    assert replace(other, **PLAIN) == planned
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was planned and timed, in its order."""
+    found: list[str] = []
+    names = {row: name for name, row in rows_of(PLAN).items()}
+    monkeypatch.setattr(tune, "plan_for", lambda *arguments: found.append("plan") or PLAN)
+
+    def speed_of(row: tune.Row, planned: tune.Row, machine: Machine) -> float:
+        found.append(names[row])
+        return 1.0
+
+    monkeypatch.setattr(tune, "speed_of", speed_of)
+    return found
+
+
+def test_a_second_call_keeps_the_plan_the_speeds_and_the_runs_of_the_first(tmp_path: Path, asked: list[str]) -> None:
+    place = tmp_path / "10min"
+    measured(place, 10.0, "corpus", 1, [0], ["2 x 128"])
+    assert asked == ["plan", "as planned", "2 x 128"]
+    (place / folder_of("2 x 128", 0) / "run").mkdir(parents=True)
+    (place / folder_of("2 x 128", 0) / "run" / "result.json").write_text("{}")
+    plan, rows, speeds = measured(place, 10.0, "corpus", 1, [0], ["cosine"])
+    assert asked[3:] == ["cosine"]
+    assert plan == PLAN
+    assert set(rows) == set(speeds) == {"as planned", "2 x 128", "cosine"}
+
+
+def test_speeds_are_on_file_as_they_come(tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(row: tune.Row, planned: tune.Row, machine: Machine) -> float:
+        if row != planned:
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(tune, "speed_of", fails)
+    with pytest.raises(KeyboardInterrupt):
+        measured(tmp_path, 10.0, "corpus", 1, [0], [])
+    assert json.loads((tmp_path / "measured.json").read_text()) == {
+        "threads": 1,
+        "plan": PLAN,
+        "speeds": {"as planned": 1.0},
+    }
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path, asked: list[str]) -> None:
+    with pytest.raises(SystemExit, match="1x128: the rows are as planned"):
+        measured(tmp_path, 10.0, "corpus", 1, [0], ["1x128"])
+    measured(tmp_path, 10.0, "corpus", 1, [0], ["cosine"])
+    with pytest.raises(SystemExit, match=r"device\.threads=1, not 2"):
+        measured(tmp_path, 10.0, "corpus", 2, [0], ["cosine"])
+
+
+def test_a_step_in_parts_is_the_same_step() -> None:
+    shape = Shape(1, 1, 64, 32, 128, **PRESETS["modern"], bigram_rows=256)
+    cpu = Machine(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
+    whole, parts = (Step(shape, 4, OptimSettings("adamw"), cpu, at_once=at_once) for at_once in (None, 2))
+    for step in (whole, parts):
+        times = step.run()
+        assert sum(times[name] for name in PARTS) == pytest.approx(times["all"])
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_curve_is_found_again() -> None:
+    """Of losses that are made by one; rows of another batch or rate say nothing of sizes, and a block has a level of its own."""
+    law, runs = LAWS["chinchilla-table3"], []
+    for name, tokens in (
+        ("1 x 64", 1e7),
+        ("2 x 128", 5e6),
+        ("4 x 64", 2e7),
+        ("2 x 192", 4e6),
+        ("1 x 128", 1e6),
+        ("2 x 64", 3e6),
+    ):
+        layers, width = (int(part) for part in name.split(" x "))
+        size = Shape(layers, width // 64, width, 64, 4096, **PRESETS["modern"]).matmul_parameters()
+        flops = 6 * size * tokens
+        loss = math.exp(3.0 - 0.05 * math.log(flops) + 0.03 * math.log(size / (0.8 * law.parameters(flops))) ** 2)
+        runs.append({"name": name, "size": name, "tokens": tokens, "loss": loss})
+    runs.append({"name": "batch x 2", "size": "1 x 64", "tokens": 1e7, "loss": 9.0})
+    plain = [run | {"loss": 0.98 * run["loss"]} for run in runs[3:]]
+    for later, block in ((runs[3:], {}), (plain, PLAIN)):
+        found = curve([{"planned": {}, "runs": runs[:3]}, {"planned": {"block": block}, "runs": later}])
+        assert (found["slope"], found["curvature"], found["centre"]) == pytest.approx((0.05, 0.03, 0.8))
+        assert found["rms"] < 1e-6
+        assert found["runs"] == 6
+
+
+def test_the_planners_curve_is_the_one_that_was_measured() -> None:
+    found = json.loads(tune.RESULT.read_text())["curve"]
+    assert SMALL_CURVE[1:3] == pytest.approx((found["slope"], found["curvature"]), abs=0.001)
+    assert SMALL_CURVE[3] == pytest.approx(found["centre"], abs=0.01)
+    assert SMALL_CURVE[0] == pytest.approx(found["flops"][1], rel=0.3)

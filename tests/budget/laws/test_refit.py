@@ -1,0 +1,285 @@
+"""From folders of finished runs to a law, as a user does it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budget.laws.published import LAWS, load_law, save_law, unique_worth
+from budget.laws.refit import check_alike, read_run, read_runs
+from budget.planner.planner import make_plan
+from common.errors import UserError
+from config import Config
+from data.prepare import prepare, prepared_fingerprint
+from data.sources.base import DataSpec
+from tests.budget.laws.test_fit import FIVE, SMALL, runs, unequal
+from tests.conftest import ROOT
+from training.plan_run import Text, request_for
+
+
+def write_run(folder: Path, parameters: float, tokens: float, loss: float, **changes: Any) -> Path:
+    """A folder that holds what the refit reads of a finished run."""
+    folder.mkdir(parents=True)
+    result = {
+        "status": changes.get("status", "finished"),
+        "stopped_by": changes.get("stopped_by", "tokens"),
+        "spent": {
+            "tokens": tokens,
+            "flops_6nd": 6 * parameters * tokens,
+            "flops": changes.get("flops", 8 * parameters * tokens),
+            "training_hours": 0.1,
+        },
+        "model": {"parameters_law": parameters, "block_size": changes.get("block_size", 256)},
+        "eval": {"loss": loss, "bits_per_byte": loss / 3, "fingerprint": changes.get("scored", "f" * 32)},
+        "data": {
+            "tokenizer": changes.get("tokenizer", "bytes"),
+            "fingerprint": changes.get("corpus", "c" * 64),
+            "train_tokens": changes.get("train_tokens", tokens),
+        },
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    config = {"seed": 1337, "name": folder.name, "optim": {"learning_rate": None}, **changes.get("config", {})}
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (folder / "plan.json").write_text(json.dumps({"batch_tokens": changes.get("batch_tokens", 8192)}))
+    return folder
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    for i, point in enumerate(runs(SMALL, [1e13, 4e13], FIVE, noise=0.002)):
+        write_run(tmp_path / "outputs" / f"run-{i}", point.parameters, point.tokens, point.loss)
+    return tmp_path / "outputs"
+
+
+def refit(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "budget.laws.refit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
+    write_run(outputs / "stopped", 1e5, 1e8, 3.0, status="stopped")
+    (outputs / "no-run").mkdir()
+    law_file = outputs / "law.json"
+    answer = refit(*sorted(outputs.iterdir()), "--output", law_file)
+    assert answer.returncode == 0, answer.stderr
+    assert "stopped: left out, its status is stopped" in answer.stdout
+    assert "no-run: left out, no readable result.json" in answer.stdout
+    assert "the exponent alone would be" in answer.stdout
+    assert (outputs / "law.png").read_bytes().startswith(b"\x89PNG")
+    law, about = load_law(law_file)
+    assert about["tokenizer"] == "bytes"
+    assert len(about["runs"]) == 10
+    assert about["corpora"] == ["c" * 64]
+    command = [sys.executable, "plan.py", "budget.flops=1e14", "law=local", f"plan.law_file={law_file}", "output=json"]
+    plan = subprocess.run([*command, "data.tokenizer=bytes"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert plan.returncode == 0, plan.stderr
+    shown = json.loads(plan.stdout)
+    assert shown["law"] == "local"
+    assert shown["optimum"]["parameters"] == pytest.approx(law.parameters(shown["optimum"]["flops"]), rel=1e-4)
+    low, high = shown["predicted_loss_interval"]
+    assert low < shown["predicted_loss"] < high
+    other = subprocess.run([*command, "data.tokenizer=gpt2"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert other.returncode == 2
+    assert "--metric bits_per_byte" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+
+
+def test_a_plan_says_that_its_law_is_about_another_corpus(tmp_path: Path) -> None:
+    law_file = tmp_path / "law.json"
+    save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss", "corpora": ["c" * 64, "d" * 64]}, law_file)
+    config = Config(law="local")
+    config.budget.flops, config.plan.law_file = 1e14, str(law_file)
+
+    def notes(fingerprint: str | None) -> list[str]:
+        text = Text(257, "bytes", None, fingerprint)
+        return [n for n in make_plan(request_for(config, text, None, 0.0)).notes if "corpus" in n]
+
+    assert notes("d" * 64) == []
+    (other,) = notes("e" * 64)
+    assert "another corpus (eeeeeeee, its runs: cccccccc, dddddddd)" in other
+    assert "make law" in other
+    (unknown,) = notes(None)
+    assert "not prepared" in unknown
+    save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss"}, law_file)
+    (unnamed,) = notes("e" * 64)
+    assert "does not say" in unnamed
+    config.law = "epoch"
+    assert notes("e" * 64) == []
+
+
+def test_plan_finds_the_fingerprint_of_a_corpus_that_is_prepared(tmp_path: Path) -> None:
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}, " * 300)
+    place = str(tmp_path / "prepared")
+    spec = DataSpec(
+        source="text", path=str(tmp_path / "*.txt"), tokenizer="bytes", validation_fraction=0.5, cache_dir=place
+    )
+    assert prepared_fingerprint(spec) is None
+    info = prepare(spec, progress=False, log=lambda _: None)
+    assert prepared_fingerprint(spec) == info.manifest["fingerprint"]
+    assert prepared_fingerprint(replace(spec, path=str(tmp_path / "nowhere"))) is None
+
+
+def test_runs_of_equal_flops_are_a_slice_and_what_was_moved_is_said(tmp_path: Path) -> None:
+    """budget.flops counts attention, so that 6ND is another one for each size."""
+    for i, point in enumerate(unequal(SMALL, [1e13, 4e13], "flops", 0.15)):
+        write_run(tmp_path / f"run-{i}", point.parameters, point.tokens, point.loss, flops=point.spent["flops"])
+    answer = refit(*sorted(tmp_path.iterdir()), "--output", tmp_path / "law.json")
+    assert answer.returncode == 0, answer.stderr
+    slices = [line for line in answer.stdout.splitlines() if "5 runs" in line]
+    assert len(slices) == 2
+    assert all("best" in line and "6ND differs by 27%" in line and "moved" in line for line in slices)
+
+
+def test_hours_are_a_budget_only_where_they_ended_the_run(tmp_path: Path) -> None:
+    """Runs that happened to take as long are no slice."""
+    folders = [write_run(tmp_path / by, 1e5, 8e6, 3.0, stopped_by=by) for by in ("hours", "tokens")]
+    runs, _ = read_runs(folders, "loss")
+    assert runs[0].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12, "hours": 0.1}
+    assert runs[1].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12}
+
+
+def test_without_runs_it_is_one_line(tmp_path: Path) -> None:
+    answer = refit(tmp_path, "--output", tmp_path / "law.json")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: no finished run")
+    assert not (tmp_path / "law.json").exists()
+
+
+def test_different_tokenizers_are_refused_and_bits_per_byte_is_the_way_out(tmp_path: Path) -> None:
+    folders = [
+        write_run(tmp_path / "a", 1e5, 1e8, 3.0, tokenizer="bytes"),
+        write_run(tmp_path / "b", 1e5, 1e8, 4.0, tokenizer="gpt2", scored="0" * 32),
+    ]
+    found, left_out = read_runs(folders, "loss")
+    assert not left_out
+    with pytest.raises(UserError, match=r"bytes in 1, gpt2 in 1.*--metric bits_per_byte"):
+        check_alike(found, "loss")
+    assert check_alike(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
+
+
+def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", 1e5, 1e8, 3.0)
+    other = write_run(tmp_path / "b", 1e5, 1e8, 3.0, scored="0" * 32)
+    with pytest.raises(UserError, match="scored on different tokens"):
+        check_alike(read_runs([first, other], "loss")[0], "loss")
+    longer = write_run(tmp_path / "c", 1e5, 1e8, 3.0, block_size=512)
+    notes = check_alike(read_runs([first, longer], "loss")[0], "loss")
+    assert "block sizes (256 in 1, 512 in 1)" in notes[0]
+
+
+def test_blocks_that_the_compute_chose_differently_are_said(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, 1e5, 1e8, 3.0) for name in "ab"]
+    for folder, qk_norm in zip(folders, (True, False), strict=True):
+        path = folder / "result.json"
+        result = json.loads(path.read_text())
+        result["model"] |= {"norm": "rmsnorm", "qk_norm": qk_norm}
+        path.write_text(json.dumps(result))
+    (note,) = check_alike(read_runs(folders, "loss")[0], "loss")
+    assert "different blocks" in note
+    assert "qk_norm=True" in note
+    assert "qk_norm=False" in note
+
+
+def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
+    """Eight epochs are worth 0.83 of as many new tokens (Muennighoff et al. 2023)."""
+    once, often = (write_run(tmp_path / str(n), 1e5, 8e6, 3.0, train_tokens=n) for n in (8e6, 1e6))
+    runs, _ = read_runs([once, often], "loss")
+    assert runs[0].point.tokens == 8e6
+    assert runs[1].point.tokens == pytest.approx(unique_worth(8e6, 1e6))
+    assert runs[1].point.tokens == pytest.approx(0.83 * 8e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alike"),
+    [
+        ({"config": {"seed": 2, "output_dir": "elsewhere", "wandb": {"mode": "offline"}}}, True),
+        ({"config": {"optim": {"learning_rate": 0.01}}}, False),
+        ({"config": {"data": {"max_bytes": 10, "workers": 2}}}, False),
+        ({"config": {"unheard_of": 1}}, False),
+        ({"batch_tokens": 16384}, False),
+        ({"corpus": "d" * 64}, False),
+    ],
+)
+def test_only_runs_that_differ_in_their_seed_alone_are_alike(
+    tmp_path: Path, changes: dict[str, Any], alike: bool
+) -> None:
+    folders = [write_run(tmp_path / "a", 1e5, 8e6, 3.0), write_run(tmp_path / "b", 1e5, 8e6, 3.1, **changes)]
+    runs, left_out = read_runs(folders, "loss")
+    assert not left_out
+    assert (runs[0].point.setup == runs[1].point.setup) is alike
+
+
+# Nine lines of YAML that are three gigabytes of JSON.
+BILLION_LAUGHS = "a: &a [lol]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(("config.yaml", content) for content in (None, "", "[", "3", BILLION_LAUGHS, "[" * 1000, "#" * 100_000)),
+        *(("plan.json", content) for content in (None, "", "[", "3", "{}", '{"batch_tokens": null}')),
+    ],
+)
+def test_a_run_without_its_plan_or_configuration_is_left_out_by_name(
+    tmp_path: Path, file: str, content: str | None
+) -> None:
+    folder = write_run(tmp_path / "run", 1e5, 8e6, 3.0)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    found = read_run(folder, "loss")
+    assert isinstance(found, str)
+    assert file in found
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"status": "finished"}', '{"status": "finished", "eval": 3}'])
+def test_a_damaged_record_is_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    assert isinstance(read_run(tmp_path, "loss"), str)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("eval", "loss", "3.0"),
+        ("eval", "loss", float("inf")),
+        ("eval", "fingerprint", None),
+        ("model", "parameters_law", "many"),
+        ("model", "block_size", None),
+        ("spent", "tokens", 0),
+        ("data", "tokenizer", None),
+        ("data", "fingerprint", 7),
+    ],
+)
+def test_a_record_with_a_value_that_is_none_is_left_out_by_name(
+    tmp_path: Path, part: str, key: str, value: Any
+) -> None:
+    folder = write_run(tmp_path / "run", 1e5, 1e8, 3.0)
+    result = json.loads((folder / "result.json").read_text())
+    result[part][key] = value
+    (folder / "result.json").write_text(json.dumps(result))
+    found, left_out = read_runs([folder], "loss")
+    assert not found
+    assert len(left_out) == 1
+    assert "result.json" in left_out[0]
+    assert f"{part}.{key}" in left_out[0]
+
+
+@pytest.mark.parametrize("output", ["a-file/law.json", "a-folder"])
+def test_an_output_that_cannot_be_written_is_one_line_before_any_work(tmp_path: Path, output: str) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
+    answer = refit(tmp_path, "--output", tmp_path / output)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert f"--output {tmp_path / output} cannot be written" in answer.stderr
+    assert answer.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a-folder"]

@@ -1,0 +1,312 @@
+"""The command line: what is refused, how it is said, and that every option is there for a reason."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from cli.compose import group_choices, groups, options_of, register_schemas
+from cli.validate import mistakes
+from config import CONF, REMOVED_OPTIONS, SCRIPTS, Config, EvaluateConfig, SampleConfig, identity, leaves, option
+from model.config import PRESETS
+from run.directory import run_name
+from tests.copies import copied
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return copied([str(ROOT / script), *arguments], cwd, 60)
+
+
+def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[str]:
+    """The error lines of a command that must end with status 2, say nothing else and write nothing."""
+    answer = run(script, *arguments, cwd=tmp_path)
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    lines = answer.stderr.splitlines()
+    assert lines
+    assert all(line.startswith("error: ") for line in lines), answer.stderr
+    assert answer.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("budget.hour=3", "did you mean budget.hours"),
+        ("n_layer=3", "did you mean model.n_layer"),
+        ("budget.hours=three", "wrong type"),
+        ("budget.steps=1.5", "wrong type"),
+        ("+model.foo=1", "adds or removes"),
+        ("~model.dropout", "adds or removes"),
+        ("data=slimpijama", "did you mean slimpajama"),
+        ("device=a10000", "did you mean a100"),
+        ("budget.hours=0", "out of range"),
+        ("budget.hours=-1", "out of range"),
+        ("model.dropout=1", "model.dropout"),
+        ("schedule.shape=cosin", "schedule.shape=cosin"),
+        ("wandb.mode=of", "wandb.mode=of"),
+        ("data.source=text", "data.path"),
+        ("name=../x", "not a folder name"),
+        ("a=b=c", "not KEY=VALUE"),
+        ("budget.hours=nan", "out of range"),
+        ("law=local", "law=local: outputs/law.json"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_fix(tmp_path: Path, argument: str, said: str) -> None:
+    arguments = [argument] if argument.startswith("budget.hours=") else ["budget.hours=1", argument]
+    lines = refused(tmp_path, *arguments)
+    assert any(said in line for line in lines), lines
+
+
+def test_a_law_that_cannot_be_read_is_refused_before_any_corpus_is_prepared(tmp_path: Path) -> None:
+    (tmp_path / "law.json").write_text("{}")
+    for name in ("law.json", "missing.json"):
+        config = Config(law="local")
+        config.budget.hours, config.plan.law_file = 1.0, str(tmp_path / name)
+        (line,) = mistakes(config)
+        assert name in line
+        assert "make law" in line
+        assert "plan.law_file=" in line
+
+
+@pytest.mark.parametrize(("every", "refused"), [(0.0, True), (0.1, False), (0.2, False), (0.25, True), (0.5, True)])
+def test_halving_needs_an_evaluation_before_its_first_rung(every: float, refused: bool) -> None:
+    config = Config()
+    config.budget.hours, config.eval.every = 1.0, every
+    assert mistakes(config) == []
+    config.sweep.prune = "halving"
+    lines = mistakes(config)
+    assert len(lines) == refused
+    assert all(f"eval.every={every:g}" in line for line in lines)
+
+
+def test_all_mistakes_come_together(tmp_path: Path) -> None:
+    lines = refused(tmp_path, "budget.hours=-1", "model.n_embd=100", "model.n_head=3", "seed=abc", "modle.bias=true")
+    for part in ("budget.hours=-1", "model.n_embd=100 is not divisible", "seed=abc", "modle.bias"):
+        assert any(part in line for line in lines), (part, lines)
+
+
+def test_no_limit_at_all_is_refused(tmp_path: Path) -> None:
+    assert "no limit at all" in refused(tmp_path)[0]
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "plan.py"])
+def test_help_shows_every_option_with_its_meaning(script: str) -> None:
+    answer = run(script, "--help", "all")
+    assert answer.returncode == 0
+    schema = {"evaluate.py": EvaluateConfig, "sample.py": SampleConfig}.get(script, Config)
+    for name, each, _ in leaves(schema):
+        assert f"  {name}=" in answer.stdout
+        assert each.help in answer.stdout
+
+
+def test_evaluate_and_sample_need_a_checkpoint(tmp_path: Path) -> None:
+    for script in ("evaluate.py", "sample.py"):
+        assert "checkpoint is missing" in refused(tmp_path, script=script)[0]
+
+
+def test_every_group_choice_composes() -> None:
+    """Each YAML under conf/ is valid on its own, through Hydra as the command line uses it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for name, schema in SCRIPTS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for group in (path.name for path in CONF.iterdir() if path.is_dir()):
+            for option in (path.stem for path in (CONF / group).glob("*.yaml")):
+                config = OmegaConf.to_object(compose("config", [f"{group}={option}", "budget.steps=1", "data.path=x"]))
+                assert [m for m in mistakes(config) if "data.path" not in m] == []
+                if option in PRESETS:
+                    assert {key: getattr(config.model, key) for key in PRESETS[option]} == PRESETS[option]
+                    assert config.model.qk_norm == PRESETS[option].get("qk_norm", False)
+
+
+def test_groups_mirror_the_folders() -> None:
+    assert {"budget", "device", "model", "data", "optim", "schedule", "logger"} <= {p.name for p in CONF.iterdir()}
+    assert "a100" in group_choices("device")
+
+
+@pytest.mark.parametrize("schema", [Config, EvaluateConfig, SampleConfig])
+def test_every_leaf_says_its_meaning(schema: type) -> None:
+    assert all(len(each.help) > 5 for _, each, _ in leaves(schema))
+
+
+def attribute_chains(path: Path) -> set[str]:
+    """Every `a.b.c` that a file reads, and the parts `getattr(x, "name")` and field loops name as strings."""
+    chains = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            chains.add(ast.unparse(node))
+    return chains
+
+
+def test_every_option_is_read_by_the_code() -> None:
+    """An option that nothing reads is a promise that is not kept. Groups that are handed on whole (model -> Shape, data ->
+    DataSpec, optim -> OptimSettings) are read by the class that has the same field."""
+    from data.sources.base import DataSpec
+    from model.config import Shape
+    from model.optim.settings import OptimSettings
+
+    whole = {"model": Shape, "data": DataSpec, "optim": OptimSettings}
+    handed_on = {f"{group}.{f.name}" for group, schema in whole.items() for f in fields(schema)}
+    scripts = [
+        ROOT / f"{name}.py"
+        for name in (
+            "train",
+            "plan",
+            "evaluate",
+            "sample",
+            "session",
+            "settle",
+            "assemble",
+            "finish",
+            "config",
+            "checks",
+        )
+    ] + sorted((ROOT / "sweeps").glob("*.py"))
+    read = set().union(*(attribute_chains(path) for path in scripts))
+    last_two = {".".join(chain.split(".")[-2:]) for chain in read}
+    # `optim = config.optim` and then `optim.name`; `device.threads`, ...
+    for schema in (Config, EvaluateConfig, SampleConfig):
+        for name, _, _ in leaves(schema):
+            tail = ".".join(name.split(".")[-2:]) if "." in name else f"config.{name}"
+            group_alias = re.sub(r"^eval\.", "evals.", tail)
+            assert name in handed_on or tail in last_two or group_alias in last_two, f"{name} is read nowhere"
+
+
+@pytest.mark.parametrize("script", ["train.py", "plan.py", "evaluate.py", "sample.py"])
+def test_help_is_a_page_that_a_person_reads(script: str) -> None:
+    page = run(script, "--help").stdout
+    assert len(page.splitlines()) < 60
+    assert f"usage: {script} " in page
+    assert page.count(f"  {script} ") >= 2  # examples
+    assert max(map(len, page.splitlines())) <= 140
+
+
+def test_help_names_every_group_and_its_choices() -> None:
+    page = run("train.py", "--help").stdout
+    for leaf in fields(Config):
+        if is_dataclass(leaf.default_factory):
+            assert f"\n  {leaf.name} " in page
+            assert str(leaf.default_factory.__doc__).splitlines()[0] in page
+    for group in groups():
+        assert f"{group}= {' | '.join(group_choices(group))[:40]}" in page
+    assert sum(each.common for _, each, _ in leaves(Config)) == 10
+
+
+def test_help_of_a_group_shows_its_options_and_no_others() -> None:
+    page = run("train.py", "--help", "optim").stdout
+    for name, _, _ in leaves(Config):
+        assert (f"\n  {name}=" in page) == name.startswith("optim."), name
+    assert "allowed: [0, 1)" in page
+    assert "schedule=" not in page
+    assert "\n  seed=1337" in run("plan.py", "--help", "general").stdout
+    assert "\n  data.path=null" in run("evaluate.py", "--help", "data").stdout
+
+
+def test_help_of_an_unknown_group_is_one_line(tmp_path: Path) -> None:
+    (line,) = refused(tmp_path, "--help", "optin")
+    assert "did you mean optim?" in line
+    assert "general, budget, device" in line
+
+
+def test_help_loads_neither_torch_nor_hydra() -> None:
+    words = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"]
+    answer = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in answer.stderr.splitlines()}
+    assert answer.returncode == 0
+    assert "config" in imported
+    assert not {"torch", "hydra", "omegaconf", "matplotlib"} & imported
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("--cfg", "job", "budget.hours=1"), "hours: 1.0"),
+        (("--cfg", "job", "--resolve", "-p", "optim"), "learning_rate: null"),
+        (("--cfg", "job", "-cn", "seeds", "-cd", str(ROOT / "sweeps")), "name: seeds"),
+        (("--info", "defaults", "budget.hours=1"), "config_schema"),
+        (("--hydra-help",), "--multirun"),
+        (("--shell-completion", "install=bash"), "complete"),
+    ],
+)
+def test_what_hydra_shows_is_still_shown(tmp_path: Path, arguments: tuple[str, ...], shown: str) -> None:
+    answer = run("train.py", *arguments, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert shown in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shell_completes_options(tmp_path: Path) -> None:
+    typed = "train.py optim.learn"
+    environment = {**os.environ, "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_": "python"}
+    words = [sys.executable, str(ROOT / "train.py"), "--shell-completion", "query=bash"]
+    answer = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "optim.learning_rate=" in answer.stdout, answer.stderr
+
+
+TYPED = {
+    ("budget.hours=0.05",): "run-2e718038",
+    ("budget.hours=3", "data=slimpajama", "device=a100"): "run-e735f119",
+    (
+        *("budget.steps=60", "model=classic", "model.n_layer=2", "model.n_embd=64", "optim=muon", "schedule=wsd"),
+        "name=mine",
+    ): "mine-df2c4e39",
+    (
+        *("budget.flops=1e15", "model.value_embeddings=true", "optim.table_rate=1", "seed=2", "data.tokenizer=bytes"),
+        "wandb.mode=offline",
+    ): "run-2eef5457",
+}
+
+
+@pytest.mark.parametrize(("words", "folder"), TYPED.items(), ids=TYPED.values())
+def test_a_command_finds_the_run_that_earlier_versions_made(words: tuple[str, ...], folder: str) -> None:
+    """The names are in users' folders: never change them here."""
+    from hydra import compose, initialize_config_dir
+
+    register_schemas()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = options_of(compose("config", list(words)))
+    assert run_name(config.name, identity(config)) == folder
+
+
+def test_the_defaults_keep_their_hash() -> None:
+    assert run_name("run", identity(Config())) == "run-92ca6783"
+
+
+def test_an_option_that_is_added_later_changes_no_hash_at_its_default() -> None:
+    @dataclass
+    class Later(Config):
+        extra: int = option(3, "of a later version", added_later=True)
+
+    assert identity(Later()) == identity(Config())
+    assert identity(Later(extra=4)) == {**identity(Config()), "extra": 4}
+
+
+@pytest.mark.parametrize("name", REMOVED_OPTIONS)
+def test_a_removed_option_says_what_to_do_instead(tmp_path: Path, name: str) -> None:
+    (line,) = refused(tmp_path, "budget.hours=1", f"{name}=1")
+    assert f"{name} was removed; leave it out: " in line
+    assert name not in [each for each, _, _ in leaves(Config)]
+
+
+def test_a_removed_option_in_a_file_says_so_too(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    head = "defaults:\n  - config\n  - _self_\nbudget: {hours: 1}\n"
+    for number, text in enumerate(("model: {size: 2x64}\n", "sweep:\n  known: nothing\n", "samples: {tokens: 3}\n")):
+        (folder / f"own{number}.yaml").write_text(head + text)
+        answer = run("train.py", "-cd", str(folder), "-cn", f"own{number}", cwd=tmp_path)
+        assert answer.returncode == 2, answer.stdout
+        assert "was removed; leave it out" in answer.stderr, answer.stderr

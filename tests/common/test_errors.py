@@ -1,0 +1,25 @@
+"""Failures that are a line, and those that keep their traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.errors import reported
+
+
+def test_a_gpu_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """In every script, for each asks for the GPU in its own place."""
+    with pytest.raises(SystemExit) as caught, reported():
+        raise RuntimeError(
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with `TORCH_USE_CUDA_DSA`"
+        )
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "probe=false" in said
+
+
+def test_any_other_error_of_torch_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), reported():
+        raise RuntimeError("shapes cannot be multiplied")

@@ -1,0 +1,96 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.checksum import unsealed
+from common.json_io import read_json, write_bytes, write_json, write_text
+
+
+def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    for several_writers in (False, True):
+        with pytest.raises(OSError, match="No space"):
+            write_text(tmp_path / "a", "new", several_writers=several_writers)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave an empty file under the right name."""
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        events.append("flush")
+        fsync(descriptor)
+
+    def rename(self: Path, target: Path) -> Path:
+        events.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr("os.fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_bytes(tmp_path / "a", b"x")
+    assert events == ["flush", "rename"]
+    write_bytes(tmp_path / "a", b"x", durable=False)
+    assert events[2:] == ["rename"]
+
+
+def test_processes_that_write_the_same_file_share_no_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[str] = set()
+    replace = Path.replace
+
+    def rename(self: Path, target: Path) -> Path:
+        used.add(self.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", rename)
+    for process in (1, 2):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        write_text(tmp_path / "page.html", "x", several_writers=True)
+    assert len(used) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")], {"a": (float("nan"),)}])
+def test_what_json_cannot_express_becomes_null(tmp_path: Path, value: Any) -> None:
+    write_json(tmp_path / "a.json", {"value": value})
+    text = (tmp_path / "a.json").read_text()
+    assert "null" in text
+    assert json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_checksum_is_that_of_what_stands_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a secret was taken out of the content, or a figure was not finite."""
+    monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
+    content = {"origin": "https://hf_0123456789abcdef@hub", "loss": float("nan")}
+    write_json(tmp_path / "a.json", content, checksummed=True)
+    assert unsealed(read_json(tmp_path / "a.json")) == {"origin": "https://<HF_TOKEN>@hub", "loss": None}
+    damaged = (tmp_path / "a.json").read_text().replace("@hub", "@hud")
+    with pytest.raises(ValueError, match="checksum"):
+        unsealed(json.loads(damaged))
+
+
+def test_text_that_utf_8_cannot_express_is_written_all_the_same(tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", "a \udce9 name")
+    assert (tmp_path / "page.html").read_text() == "a ? name"
+
+
+def test_a_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"a": ')
+    assert read_json(tmp_path / "half.json") is None
+    assert read_json(tmp_path / "absent.json") is None

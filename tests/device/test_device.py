@@ -1,0 +1,141 @@
+"""What a machine is expected to hold, and what is expected of compiling on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from device import device as module
+from device.compile_cost import first_that_pays
+from device.device import CPU_MICRO_TOKENS, CPU_MOST_TOKENS, MEMORY_SHARE, Machine, available_memory
+from model import loss
+from model.config import Shape
+
+GIB = 2**30
+# GPT-2's smallest: about half of what a token takes would be its logits, if they were all there at once.
+SHAPE = Shape(12, 12, 768, 1024, 50304)
+GPU = Machine(torch.device("cuda"), "a GPU", "bfloat16", 1, 1e14, "given")
+
+
+def test_numbers_are_read_when_they_are_asked_for() -> None:
+    loss, norm = torch.tensor(2.5), torch.tensor(0.5)
+    assert Machine(torch.device("cpu"), "", "float32", 1, 1e12, "given").later(loss, norm)() == [2.5, 0.5]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_s_numbers_wait_for_no_work_that_was_launched_since() -> None:
+    matrix = torch.randn(8192, 8192, device="cuda")
+    numbers = GPU.later(matrix[0, 0], matrix[0, 0])
+    for _ in range(100):
+        matrix @ matrix
+    numbers()
+    assert not torch.cuda.current_stream().query(), "the products are still under way"
+
+
+class Roomy(Machine):
+    """With 80 GiB free."""
+
+    def free_memory(self) -> int:
+        return 80 * GIB
+
+
+def roomy(kind: str, precision: str) -> Machine:
+    return Roomy(torch.device(kind), "", precision, 1, 1e14, "given")
+
+
+def test_a_slice_of_the_logits_is_counted_where_the_loss_makes_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, a_slice = 24 * 12 * 768 * 2, 2**28 // (4 * 50304) // 128 * 128 * 50304 * 10
+    assert GPU.step_memory(SHAPE, 65536) == 65536 * kept + a_slice
+    assert replace(GPU, precision="float16").step_memory(SHAPE, 65536) == 65536 * (kept + 50304 * 10)
+    assert GPU.step_memory(SHAPE, 8192) == 8192 * (kept + 50304 * 10)  # 1.5 GiB in float32: at once
+    monkeypatch.setitem(loss.WHOLE_BYTES, "cuda", 0)
+    assert GPU.step_memory(SHAPE, 8192) == 8192 * kept + a_slice
+
+
+def test_the_micro_batch_is_the_largest_that_is_estimated_to_fit() -> None:
+    bfloat16, float16 = roomy("cuda", "bfloat16"), roomy("cuda", "float16")
+    assert bfloat16.micro_batch(SHAPE, 100) == 100
+    found = bfloat16.micro_batch(SHAPE, 480)
+    assert found == 64
+    assert bfloat16.step_memory(SHAPE, 64 * 1024) <= MEMORY_SHARE * 80 * GIB < bfloat16.step_memory(SHAPE, 128 * 1024)
+    assert float16.micro_batch(SHAPE, 480) == 32  # its logits are there at once
+    assert bfloat16.micro_batch(replace(SHAPE, n_layer=10**6), 480) == 1
+    for threads, tokens in ((1, CPU_MICRO_TOKENS), (2, 2 * CPU_MICRO_TOKENS), (64, CPU_MOST_TOKENS)):
+        cpu = replace(roomy("cpu", "float32"), threads=threads)
+        assert cpu.micro_batch(replace(SHAPE, n_layer=1), 480) == tokens // 1024
+
+
+@pytest.mark.parametrize(
+    ("seconds", "how"),
+    [(80.0, None), (100.0, "regional"), (260.0, "regional"), (280.0, "on"), (1e5, "on"), (None, None)],
+)
+def test_blocks_are_compiled_where_the_whole_model_would_not_pay(seconds: float | None, how: str | None) -> None:
+    found = first_that_pays(GPU.ways_to_compile("auto"), seconds)
+    assert (found.how if found else None) == how
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_what_the_user_says_of_compilation_holds_on_every_device(kind: str) -> None:
+    here = replace(GPU, device=torch.device(kind))
+    for setting in ("on", "regional"):
+        found = first_that_pays(here.ways_to_compile(setting), 1.0)
+        assert found is not None
+        assert found.how == setting
+    assert here.ways_to_compile("off") == []
+    if kind != "cuda":  # nothing is expected of it
+        assert first_that_pays(here.ways_to_compile("auto"), 1e6) is None
+
+
+def test_the_kernel_of_variable_lengths_is_for_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, masked = np.array([[1, 9, 2, 3], [4, 5, 9, 6]]), replace(SHAPE, eot=9)
+    here = Machine(torch.device("cpu"), "", "bfloat16", 1, 1e12, "given")
+    assert here.document_starts(tokens, masked) is None  # a CPU has no such kernel
+    monkeypatch.setattr(module, "best_precision", lambda device: "bfloat16")
+    found = here.document_starts(tokens, masked)
+    assert found is not None
+    assert found.tolist() == [0, 1, 4, 6, 8]
+    for unable in (
+        replace(masked, dropout=0.1),
+        replace(masked, n_embd=12 * 260),
+        replace(masked, n_embd=12 * 12),
+        SHAPE,
+    ):
+        assert here.document_starts(tokens, unable) is None
+    assert replace(here, precision="float32").document_starts(tokens, masked) is None
+
+
+def test_what_goes_to_the_device_has_one_layout() -> None:
+    """A compiled model is made for the one that it is warmed up with."""
+    batch = np.arange(20).reshape(4, 5)
+    here = Machine(torch.device("cpu"), "", "float32", 1, 1e12, "given")
+    assert here.to_device(batch[:, :-1]).stride() == here.to_device(np.zeros((4, 4))).stride()
+    assert here.to_device(batch[:, 1:]).tolist() == batch[:, 1:].tolist()
+
+
+def test_files_that_were_read_are_no_used_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container counts them, and verifying a corpus reads all of it; who needs the room gets it."""
+    mega = 1 << 20
+    (tmp_path / "memory.max").write_text(f"{100 * mega}\n")
+    (tmp_path / "memory.current").write_text(f"{95 * mega}\n")
+    (tmp_path / "memory.stat").write_text(
+        f"anon {20 * mega}\nfile {75 * mega}\ninactive_file {60 * mega}\nactive_file {15 * mega}\n"
+    )
+    monkeypatch.setattr(module, "Path", lambda name: tmp_path if name == "/sys/fs/cgroup" else Path(name))
+    assert available_memory() == 80 * mega
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 80 * mega
+
+
+def test_a_gpu_with_a_number_is_the_one_that_torch_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: asked.append("init"))
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    threads = torch.get_num_threads()
+    module.set_up(torch.device("cuda:1"), threads)
+    module.set_up(torch.device("cuda"), threads)
+    module.set_up(torch.device("cpu"), threads)
+    assert asked == ["init", torch.device("cuda:1"), "init"]

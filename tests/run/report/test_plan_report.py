@@ -1,0 +1,124 @@
+"""What a plan looks like to the people who read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from budget.clock import Limits
+from budget.planner.planner import make_plan
+from run.report.console import Console
+from run.report.plan_report import show_plan_briefly
+from run.report.run_report import write_report
+from tests.budget.planner.test_planner import request
+from tests.conftest import ROOT
+from tests.copies import copied
+
+
+def plan(*arguments: str, status: int = 0, cwd: Path = ROOT) -> str:
+    answer = copied([str(ROOT / "plan.py"), *arguments], cwd, 60)
+    assert answer.returncode == status, answer.stderr
+    return answer.stdout if status == 0 else answer.stderr
+
+
+def test_a_list_of_budgets_is_one_row_each(tmp_path: Path) -> None:
+    shown = plan("budget.hours=0.5,1,3,10,24", "device=a100", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    rows = [line for line in shown.splitlines() if "of wall clock" in line]
+    assert [row.split(" of ")[0].strip() for row in rows] == ["30m00s", "1h00m", "3h00m", "10h00m", "24h00m"]
+    plans = json.loads(plan("-m", "budget.flops=1e17,1e18,1e19", "output=json"))
+    sizes = [each["parameters_law"] for each in plans]
+    assert sizes == sorted(sizes)
+    assert len(sizes) == 3
+
+
+@pytest.mark.parametrize("arguments", [("-m", "model.n_layer=2,4"), ("-m", "seed=1,2", "model.n_layer=2")])
+def test_any_knobs_can_be_listed_and_no_sweep_of_training_is_touched(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "outputs" / "sweeps" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "sweeps" / "run" / "sweep.json").write_text("{}")
+    shown = plan(*arguments, "budget.hours=3", "device=a100", cwd=tmp_path)
+    assert shown.count("of wall clock") == 2
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["outputs/sweeps/run/sweep.json"]
+
+
+@pytest.mark.parametrize("more", [(), ("-m",)])
+def test_a_sweep_s_file_is_one_row_for_each_job_and_leaves_nothing(more: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = ("-cd", str(ROOT / "sweeps"), "-cn", "size")
+    shown = plan(*sweep, *more, "budget.hours=0.02", "device=a100", cwd=tmp_path)
+    assert shown.count("of wall clock") >= 3
+    assert list(tmp_path.iterdir()) == []
+    alone = plan(*sweep, "budget.hours=0.02", "hydra.mode=RUN", "device=a100", "output=json", cwd=tmp_path)
+    assert json.loads(alone)["n_layer"] >= 1
+
+
+def test_flags_between_knobs_are_told_where_to_go() -> None:
+    said = plan("budget.hours=3", "-m", "device=a100", status=2)
+    assert (
+        said
+        == "error: unrecognized arguments: device=a100; flags (-m, -cd, -cn) go before or after all KEY=VALUE, not between them\n"
+    )
+
+
+def test_a_precision_that_the_table_has_no_peak_for_is_refused() -> None:
+    said = plan("budget.hours=3", "device=a100", "device.precision=float32", status=2)
+    assert "device.precision=float32" in said
+    assert "device.peak_flops=" in said
+    assert "wall clock" in plan("budget.hours=3", "device=a100", "device.precision=float32", "device.peak_flops=156e12")
+
+
+def test_the_derivation_is_printed_in_full_on_request() -> None:
+    shown = plan("budget.hours=3", "device=a100", "explain=true", "plan.corpus_tokens=6e9")
+    for words in ("chinchilla-table3 (Hoffmann", "porian-refinedweb", "FLOPs a token: 6 x", "Step Law", "Power Lines"):
+        assert words in shown
+    assert "Power Lines" not in plan("budget.hours=3", "device=a100")
+
+
+def test_a_run_shows_its_plan_in_about_ten_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = ("first", "second", "third")
+    found = make_plan(request(limits=Limits(hours=3), flops_per_second=1e14, corpus_tokens=6e9, notes=notes))
+    show_plan_briefly(found, Console(), Limits(hours=3))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 11
+    assert [line.split()[0] for line in lines[1:7]] == [
+        "budget", "model", "training", "optimizer", "speed", "alternatives",
+    ]  # fmt: skip
+    assert f"width {found.n_embd}" in lines[2]
+    assert f"{found.steps:,} steps of {found.batch_tokens:,}" in lines[3]
+    assert f"{found.alternatives[0].n_layer} x {found.alternatives[0].n_embd}" in lines[6]
+    assert lines[7:] == ["note: first", "note: second"]
+    assert "1 more note:" in lines[0]
+
+
+def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
+    plan("budget.hours=3", "device=a100", f"plan.folder={tmp_path / 'p'}")
+    content = json.loads((tmp_path / "p" / "plan.json").read_text())
+    assert content["n_layer"] >= 1
+    assert (tmp_path / "p" / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_a_run_shows_the_picture(tmp_path: Path) -> None:
+    plan("budget.hours=3", "device=a100", f"plan.folder={tmp_path}")
+    page = write_report(tmp_path).read_text()
+    assert "Expected loss against size for this budget" in page
+    assert page.count("<svg") == 1
+    for size in ("50M", "100M", "200M"):  # the ticks
+        assert f">{size}<" in page
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("law=locl", "did you mean local"),
+        ("law=local", "budget.laws.refit"),
+        ("plan.aspect_min=200", "plan.aspect_max"),
+        ("plan.corpus_tokens=1e6", "plan.max_epochs="),
+    ],
+)
+def test_mistakes_are_one_line(argument: str, words: str) -> None:
+    shown = plan("budget.flops=1e17", argument, "plan.law_file=nowhere/law.json", status=2)
+    assert words in shown
+    assert len(shown.splitlines()) == 1

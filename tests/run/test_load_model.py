@@ -1,0 +1,110 @@
+"""A finished model from somebody else: read exactly, or refused in one line and in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from data.tokenizer import get_tokenizer
+from model.config import Shape
+from model.gpt import GPT
+from run.checkpoint import file_hash, save_weights
+from run.load_model import load_finished
+
+SHAPE = Shape(2, 1, 32, 16, 320, position="rotary", tie=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    digest = save_weights(tmp_path / "model.safetensors", GPT(SHAPE))
+    about = {"format": 1, "shape": SHAPE.to_dict(), "sha256": digest}
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    get_tokenizer("bytes", None, tmp_path, "").save(tmp_path / "tokenizer.json")
+    return tmp_path
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_finished(str(folder), torch.device("cpu"))
+    (message,) = caught.value.messages
+    assert "\n" not in message
+    return message
+
+
+def changed(folder: Path, **changes: object) -> None:
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(about | changes))
+
+
+def test_a_good_model_comes_back(folder: Path) -> None:
+    torch.manual_seed(0)
+    made, read = GPT(SHAPE), load_finished(str(folder), torch.device("cpu")).model
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values(), strict=True))
+    tokens = torch.arange(16).view(1, 16)
+    assert torch.equal(made.eval()(tokens), read(tokens))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_layer": 10**12},
+        {"n_embd": 2**40, "n_head": 2**34},
+        {"vocab_size": 2**50},
+        {"block_size": 2**40},  # no tensor of a rotary model tells its context
+        {"bigram_rows": 2**40},
+        {"ffn_hidden": 2**60},
+        {"n_layer": -1},
+        {"n_layer": "2"},
+        {"n_embd": 32.0},
+        {"n_layer": True},
+        {"position": 7},
+        {"dropout": "0"},
+        {"unknown": 1},
+    ],
+)
+def test_a_shape_that_asks_for_terabytes_is_refused(folder: Path, sizes: dict[str, object]) -> None:
+    changed(folder, shape={**SHAPE.to_dict(), **sizes})
+    refused(folder)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"x"', "{}", "[" * 1_000_000, '{"shape": []}'])
+def test_a_model_json_that_is_none(folder: Path, text: str) -> None:
+    (folder / "model.json").write_text(text)
+    refused(folder)
+
+
+@pytest.mark.parametrize("shape", [[], None, 3, {}])
+def test_a_shape_that_is_none(folder: Path, shape: object) -> None:
+    changed(folder, shape=shape)
+    with pytest.raises(UserError):
+        load_finished(str(folder), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
+def test_weights_without_end(folder: Path, target: str) -> None:
+    (folder / "model.safetensors").unlink()
+    if target == "pipe":
+        os.mkfifo(folder / "model.safetensors")
+    else:
+        (folder / "model.safetensors").symlink_to(target)
+    refused(folder)
+
+
+def test_a_header_of_an_exabyte(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    changed(folder, sha256=file_hash(folder / "model.safetensors"))
+    assert "cannot be read as a model" in refused(folder)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model(folder: Path, tmp_path: Path) -> None:
+    """Its ids would be indices out of range, which on a GPU ends the process."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["specials"]["<|endoftext|>"] = 100_000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert "100001 ids" in refused(folder)

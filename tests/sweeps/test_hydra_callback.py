@@ -1,0 +1,113 @@
+"""The folder of a sweep: the same command goes on with it, another sweep of the name does not mix with it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from common.errors import UserError
+from config import NOT_IDENTITY
+from sweeps.engine import hydra_callback as record
+from tests.conftest import ROOT
+
+ABOUT = {"command": ["python", "train.py"], "swept": ["seed"]}
+
+
+def begin(folder: Path, definition: dict[str, object]) -> None:
+    record.begin(folder, definition, ABOUT)
+    assert record._LOCK is not None
+    record._LOCK.close()
+
+
+def test_the_same_sweep_keeps_its_jobs_and_the_values_it_chose(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    begin(folder, {"params": {"model.n_layer": "${around:depths}"}})
+    about = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps(about | {"around": {"depths": "1x64,2x64"}}))
+    (folder / "jobs").mkdir()
+    begin(folder, {"params": {"model.n_layer": "${around:depths}"}})
+    assert json.loads((folder / "sweep.json").read_text())["around"] == {"depths": "1x64,2x64"}
+    assert (folder / "jobs").exists()
+
+
+def test_another_sweep_of_the_name_sets_the_first_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    begin(folder, {"overrides": ["seed=1,2"]})
+    (folder / "jobs").mkdir()
+    begin(folder, {"overrides": ["seed=3"]})
+    assert not (folder / "jobs").exists()
+    assert (tmp_path / "s.old-1" / "jobs").exists()
+    assert json.loads((folder / "sweep.json").read_text())["around"] == {}
+
+
+def test_a_sweep_whose_file_or_defaults_have_changed_is_another(tmp_path: Path) -> None:
+    """Or its earlier runs would pass for other seeds of the new ones; what does not reach a run changes nothing."""
+    content = {name: {leaf: 1} for name, leaf in (part.split(".") for part in NOT_IDENTITY if part.count(".") == 1)}
+    content |= {"schedule": {"warmup": 0.05}, "hydra": {"mode": "RUN"}, "output_dir": "a"}
+    first = record.settings_of(OmegaConf.create(content))
+    content |= {"output_dir": "b", "hydra": {"mode": "MULTIRUN"}, "plan": {"folder": "c"}}
+    assert record.settings_of(OmegaConf.create(content)) == first
+    assert record.settings_of(OmegaConf.create(content | {"schedule": {"warmup": 0.1}})) != first
+
+
+def test_values_around_a_plan_of_this_machine_are_not_taken_to_slurm() -> None:
+    target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    root = {"hydra": {"launcher": {"_target_": target}}, "device": {"name": "auto"}}
+    with pytest.raises(UserError, match="device=a100"):
+        record.around("n_layer", _root_=OmegaConf.create(root))
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("loss", "minimize"), ("accuracy", "maximize")])
+def test_optuna_is_told_which_way_is_better(metric: str, direction: str) -> None:
+    assert record.direction(_root_=OmegaConf.create({"sweep": {"metric": metric}})) == direction
+
+
+def test_a_sweep_that_runs_is_not_started_twice(tmp_path: Path) -> None:
+    record.begin(tmp_path / "s", {}, ABOUT)
+    code = f"from pathlib import Path; from sweeps.engine.hydra_callback import begin; begin(Path({str(tmp_path / 's')!r}), {{}}, {ABOUT!r})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "UserError" in answer.stderr
+    assert "is in use by process" in answer.stderr
+    assert record._LOCK is not None
+    record._LOCK.close()
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        record.begin(tmp_path / "file" / "s", {}, ABOUT)
+
+
+BASIC = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "max_batch_size": None, "params": None}
+OPTUNA = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "n_jobs": 1}
+ISOLATED = {"_target_": "hydra_plugins.isolated_launcher.IsolatedLauncher"}
+JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"}
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "launcher", "sweep", "said"),
+    [
+        (BASIC, ISOLATED, {"hours": 5, "prune": "halving"}, []),
+        (BASIC | {"max_batch_size": 2}, ISOLATED, {"hours": 5}, ["sweep.hours=5"]),
+        (BASIC | {"params": {"sweep.hours": 7}, "max_batch_size": 2}, ISOLATED, {}, ["sweep.hours=7"]),
+        (OPTUNA, ISOLATED, {"hours": 5}, ["sweep.hours=5"]),
+        (OPTUNA, ISOLATED, {"prune": "median"}, ["sweep.prune=median"]),
+        (BASIC | {"max_batch_size": 2}, ISOLATED, {"prune": "halving"}, ["sweep.prune=halving"]),
+        (OPTUNA, JOBLIB, {}, []),
+        (BASIC, JOBLIB, {"on_error": "stop"}, ["sweep.on_error=stop"]),
+        (BASIC, JOBLIB, {"hours": 5, "prune": "median"}, ["sweep.hours=5", "sweep.prune=median"]),
+    ],
+)
+def test_what_would_not_be_kept_is_refused(
+    sweeper: dict[str, object], launcher: dict[str, object], sweep: dict[str, object], said: list[str]
+) -> None:
+    """Hours that are shared out anew for each batch of jobs are no limit; other launchers know neither them nor pruning."""
+    content = {"hydra": {"sweeper": sweeper, "launcher": launcher}, "sweep": {"hours": None, "prune": "none"} | sweep}
+    lines = record.not_kept(OmegaConf.create(content))
+    assert len(lines) == len(said)
+    assert all(text in line for text, line in zip(said, lines, strict=True))

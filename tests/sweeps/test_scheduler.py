@@ -1,0 +1,301 @@
+"""The queue of jobs on this machine, with stand-ins for their processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from common.signals import Interrupted
+from run.directory import lock
+from sweeps.engine import scheduler as local
+from sweeps.engine.device_lock import Device, Lease, try_lease
+from sweeps.engine.job import Job, Outcome, write_record
+from sweeps.engine.pruning import Pool
+from sweeps.engine.scheduler import Queue, Stop
+from tests.sweeps.test_pruning import job, left_behind
+
+# A job's process: it yields while it runs, and returns its exit status.
+Act = Generator[None, None, int]
+Acting = Callable[[Callable[[Job], Act]], list[int]]
+
+
+class Process:
+    """Stands for the process of a job: each look at it lets it act once more."""
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+        self._code: int | None = None
+
+    def terminate(self) -> None:
+        self._code = -signal.SIGTERM
+
+    def send_signal(self, number: int) -> None:
+        self._code = -number
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            try:
+                next(self._act)
+            except StopIteration as end:
+                self._code = end.value
+        return self._code
+
+
+@pytest.fixture
+def acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acting:
+    """Has jobs act as they are told, on one device alone; the list is that of the jobs that were started."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(local, "POLL_S", 0.0)
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("cores")])
+    started: list[int] = []
+
+    def by(acts: Callable[[Job], Act]) -> list[int]:
+        def start(job: Job, *arguments: Any, **more: Any) -> Process:
+            started.append(job.number)
+            return Process(acts(job))
+
+        monkeypatch.setattr(local, "start", start)
+        return started
+
+    return by
+
+
+def record(job: Job) -> dict[str, Any]:
+    return dict(json.loads(job.record.read_text()))
+
+
+def test_a_failure_is_told_by_what_its_own_process_said(tmp_path: Path, acting: Acting) -> None:
+    one = job(tmp_path, 0)
+    one.log.write_text("error: the disk of yesterday was full\n")
+
+    def dies(job: Job) -> Act:
+        with job.log.open("a") as log:
+            log.write("Fatal Python error\nSegmentation fault\n")
+        yield
+        return 1
+
+    acting(dies)
+    queue = Queue([one])
+    queue.run()
+    assert queue.outcomes[0].why == "Segmentation fault"
+    assert record(one)["tries"] == 2
+
+
+def never(job: Job) -> Act:
+    raise AssertionError(f"{job.label} was started")
+    yield
+
+
+def ended(job: Job, status: str = "finished", loss: float = 4.0, spent_hours: float = 1.0) -> None:
+    """What a run leaves that was evaluated at its end."""
+    left_behind(job, [5.0, loss], spent_hours, status)
+    (job.run / "result.json").write_text(json.dumps({"eval": {"loss": loss, "perplexity": 10 * loss}}))
+
+
+def test_a_job_that_was_finished_is_recorded_as_it_is_now(tmp_path: Path, acting: Acting) -> None:
+    """By another metric, and although an earlier start of the sweep had seen it die; what that took stays."""
+    one = job(tmp_path, 0)
+    write_record(one, Outcome("killed", "killed by SIGKILL"), 2, 60.0)
+    ended(one)
+    one.knobs.sweep.metric = "perplexity"
+    acting(never)
+    Queue([one]).run()
+    found = record(one)
+    assert [found[key] for key in ("status", "why", "value", "metric")] == ["finished", "", 40.0, "perplexity"]
+    assert [found[key] for key in ("tries", "seconds", "hours_spent")] == [2, 60.0, 1.0]
+
+
+def test_each_job_is_leased_the_device_that_it_asks_for(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two on the same one take turns, and one on another does not wait for them."""
+    place = {"cuda:0": [Device("gpu-0")], "cuda:1": [Device("gpu-1")]}
+    monkeypatch.setattr(local, "devices", place.__getitem__)
+    jobs = [job(tmp_path, number) for number in range(3)]
+    for each, wanted in zip(jobs, ("cuda:0", "cuda:0", "cuda:1"), strict=True):
+        each.knobs.device.name = wanted
+    held: list[list[str]] = []
+
+    def works(job: Job) -> Act:
+        for _ in range(3):
+            held.append(sorted(f"{each.job.number} on {each.lease.device.name}" for each in queue.running))
+            yield
+        ended(job)
+        return 0
+
+    started = acting(works)
+    queue = Queue(jobs)
+    queue.run()
+    assert started == [0, 2, 1]
+    assert ["0 on gpu-0", "2 on gpu-1"] in held
+    assert ["1 on gpu-0"] in held
+
+
+@pytest.mark.parametrize(("used", "started"), [(0.25, [0, 1]), (0.75, [0])])
+def test_a_job_waits_for_the_hours_that_running_ones_may_leave(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, used: float, started: list[int]
+) -> None:
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
+
+    def works(job: Job) -> Act:
+        yield
+        yield
+        ended(job, spent_hours=used)
+        return 0
+
+    found = acting(works)
+    Queue(jobs, pool=Pool(1.5, jobs)).run()
+    assert found == started
+
+
+def test_hours_are_kept_for_a_job_whose_device_is_in_use(tmp_path: Path, acting: Acting) -> None:
+    held = try_lease(Device("cores"))
+    assert isinstance(held, Lease)
+    one = job(tmp_path, 0, pool_hours=1.0)
+
+    def works(job: Job) -> Act:
+        ended(job)
+        yield
+        return 0
+
+    started = acting(works)
+    queue = Queue([one], pool=Pool(1.0, [one]))
+    queue._begin()
+    queue._begin()
+    assert len(queue.waiting) == 1
+    held.release()
+    queue.run()
+    assert started == [0]
+
+
+def test_hours_are_kept_for_a_job_that_goes_on_until_it_has_ended(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier start of the sweep left says "stopped" until the new process is that far; then it takes its hours."""
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
+    left_behind(jobs[0], [5.0], 0.3, "stopped")
+
+    def works(job: Job) -> Act:
+        yield
+        yield
+        ended(job)
+        return 0
+
+    started = acting(works)
+    Queue(jobs, pool=Pool(1.5, jobs)).run()
+    assert started == [0]
+
+
+def test_a_run_that_another_process_works_in_is_waited_for(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a sweep that was killed, whose jobs live on, or another one that holds the same job; other jobs do not wait."""
+    monkeypatch.setattr(local, "LOOK_S", 0.0)
+    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    jobs = [job(tmp_path, number) for number in range(2)]
+    jobs[0].run.mkdir(parents=True)
+    held = lock(jobs[0].run)
+
+    def works(job: Job) -> Act:
+        yield
+        held.close()  # the other process of the first job ends meanwhile
+        ended(job)
+        return 0
+
+    started = acting(works)
+    Queue(jobs).run()
+    assert started == [1, 0]
+    assert capsys.readouterr().out.count("waits: its run is in use by process") == 1
+
+
+def test_a_job_that_is_pruned_before_it_could_save_is_pruned_all_the_same(
+    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LOOK_S", 0.0)
+    one = job(tmp_path, 0)
+    left_behind(one, [5.0, 4.9, 4.8], 0.3, "stopped")  # by an earlier start of the sweep
+
+    def imports(job: Job) -> Act:
+        while True:
+            yield
+
+    started = acting(imports)
+    queue = Queue([one], lambda job: Outcome("pruned", "behind", 4.8))
+    queue.run()
+    assert started == [0]
+    assert queue.outcomes[0].status == "pruned"
+
+
+def test_a_sweep_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = Stop()
+        with stop.watching():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.name is None
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop.name == "SIGUSR1"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_jobs_that_the_hours_did_not_reach_are_rows_of_the_table(tmp_path: Path, acting: Acting) -> None:
+    """They are no failures; with more hours they start."""
+    jobs = [job(tmp_path, number, pool_hours=1.0) for number in range(2)]
+
+    def works(job: Job) -> Act:
+        ended(job)
+        yield
+        return 0
+
+    acting(works)
+    queue = Queue(jobs, pool=Pool(1.0, jobs))
+    queue.run()
+    assert queue.outcomes[1].good
+    assert record(jobs[1])["status"] == "not started"
+    assert "sweep.hours=1" in record(jobs[1])["why"]
+    acting(works)
+    Queue(jobs, pool=Pool(2.0, jobs)).run()
+    assert record(jobs[1])["status"] == "finished"
+
+
+def test_a_stop_waits_for_nothing_wherever_it_comes(tmp_path: Path, acting: Acting) -> None:
+    """Also not for a lock that what it interrupts holds: the signal comes at every line of the waiting in turn."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError("the sweep did not hear the signal")
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        watched = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        if watched and event == "line" and frame.f_code.co_filename == threading.__file__:
+            signal.raise_signal(signal.SIGTERM)
+        return interrupt
+
+    def runs_until_told(job: Job) -> Act:
+        for _ in range(3):
+            yield
+        return 128 + signal.SIGTERM
+
+    acting(runs_until_told)
+    queue, before = Queue([job(tmp_path, 0)]), signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 10.0)
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            queue.run()
+    finally:
+        sys.settrace(None)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,518 @@
+"""Faults put in the way of a run: memory that runs out, losses that are no numbers, writes that fail, another machine."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import train
+import training.checkpointing
+import training.context
+from common.checksum import seal
+from common.errors import MachineError, UserError
+from data.prepare import prepare
+from data.sources.base import DataSpec
+from data.tokenizer import Tokenizer
+from device.device import Machine
+from model.gpt import GPT
+from run.report.run_report import write_report
+from tests.conftest import folder_of, run_here
+from tests.training.test_train import points
+from training.divergence import LASTING
+from training.step import TrainingStep
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+OFTEN = ("checkpoint.every_s=0.01", "checkpoint.max_fraction=1.0")
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def same(ours: Path, theirs: Path) -> bool:
+    """Whether two runs have the same weights, bit for bit."""
+    first, second = (load_file(folder / "model.safetensors") for folder in (ours, theirs))
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of such a short run; tests of the page make it themselves."""
+    monkeypatch.setattr("run.report.run_report.write_report", lambda folder: None)
+
+
+def page_of(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Path:
+    """40 steps that nobody disturbs."""
+    return run_here(place, "budget.steps=40", name="undisturbed")
+
+
+def after_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], object]) -> None:
+    """Do something within the training loop, where a step has just ended."""
+    show_progress = train.show_progress
+
+    def shown(session: Any, trainer: Any, *others: Any) -> None:
+        show_progress(session, trainer, *others)
+        if trainer.state.step == step:
+            what()
+
+    monkeypatch.setattr(train, "show_progress", shown)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Exception, training: bool = True) -> None:
+    """More than `most` sequences at once are too many; without `training`, for an evaluation only."""
+    hidden = GPT.hidden
+
+    def limited(self: GPT, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        if len(tokens) > most and (training or not self.training):
+            raise error
+        return hidden(self, tokens, *others)
+
+    monkeypatch.setattr(GPT, "hidden", limited)
+
+
+def test_memory_that_runs_out_in_the_middle_halves_the_micro_batch_and_nothing_else(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The step is done again from the same batch: the losses are those of the run that had memory enough."""
+    after_step(monkeypatch, 20, lambda: small_memory(monkeypatch, 3, FULL))
+    folder = run_here(place, "budget.steps=40", name="memory")
+    said = capsys.readouterr().out
+    assert said.count("out of memory at step 20") == 2, "8 sequences, then 4, then 2"
+    ours, theirs = points(folder), points(whole)
+    assert [point["tokens"] for point in ours] == [point["tokens"] for point in theirs]
+    assert [p["loss"] for p in ours] == pytest.approx([p["loss"] for p in theirs], abs=2e-4)
+    assert [p["loss"] for p in ours[:20]] == [p["loss"] for p in theirs[:20]]
+    assert [p["learning_rate"] for p in ours] == [p["learning_rate"] for p in theirs]
+    assert result_of(folder)["eval"]["loss"] == pytest.approx(result_of(whole)["eval"]["loss"], abs=1e-3)
+
+
+def test_memory_that_is_too_small_from_the_start_trains_as_if_that_had_been_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a run with the small micro-batch on its command line, bit for bit; with what the CPU's allocator says."""
+    asked = run_here(place, "budget.steps=20", "model.dropout=0.1", "optim.micro_batch=2", name="asked")
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory")
+    small_memory(monkeypatch, 2, error)
+    found = run_here(place, "budget.steps=20", "model.dropout=0.1", name="found")
+    assert same(asked, found)
+    assert "sequences at a time" in page_of(found)
+
+
+def test_memory_that_is_too_small_for_the_evaluation_changes_no_figure(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_memory(monkeypatch, 5, FULL, training=False)
+    folder = run_here(place, "budget.steps=40", name="evaluation")
+    assert result_of(folder)["eval"]["loss"] == pytest.approx(result_of(whole)["eval"]["loss"], abs=1e-4)
+    assert result_of(folder)["eval"]["fingerprint"] == result_of(whole)["eval"]["fingerprint"]
+
+
+def test_no_memory_for_a_single_sequence_is_one_line_and_the_checkpoint_stays(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, calls = TrainingStep.clip, itertools.count(1)
+
+    def running_out(step: TrainingStep) -> torch.Tensor:
+        if next(calls) == 30:
+            small_memory(monkeypatch, 0, FULL)
+        return clip(step)
+
+    monkeypatch.setattr(TrainingStep, "clip", running_out)
+    with pytest.raises(MachineError, match="single sequence") as caught:
+        run_here(place, "budget.steps=40", *OFTEN, name="none-left")
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    folder = run_here(place, "budget.steps=40", *OFTEN, name="none-left")
+    assert "resuming at step" in (folder / "log.txt").read_text()
+    assert same(folder, whole)
+
+
+def test_memory_that_runs_out_in_the_update_is_one_line(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the weights may have moved: nothing of it is kept, and nothing is tried again from it."""
+    monkeypatch.setattr(TrainingStep, "clip", lambda step: (_ for _ in ()).throw(FULL))
+    with pytest.raises(MachineError, match="out of memory"):
+        run_here(place, "budget.steps=40", name="update")
+    folder = folder_of(place, "update")
+    assert json.loads((folder / "status.json").read_text())["status"] == "failed"
+    monkeypatch.undo()
+    run_here(place, "budget.steps=40", name="update")
+    assert result_of(folder)["status"] == "finished"
+
+
+# -- a loss that is no number ------------------------------------------------------------------------------------------
+
+
+Parameters = list[torch.Tensor]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[Parameters], None]) -> None:
+    """Do `how` to the parameters in the update of a step, counted from 1 over all that the process does."""
+    clip, calls = TrainingStep.clip, itertools.count(1)
+
+    def clipped(training_step: TrainingStep) -> torch.Tensor:
+        norm = clip(training_step)
+        if next(calls) == step:
+            how(training_step.clipped)
+        return norm
+
+    monkeypatch.setattr(TrainingStep, "clip", clipped)
+
+
+def to_nan(parameters: Parameters) -> None:
+    assert parameters[0].grad is not None
+    parameters[0].grad.fill_(float("nan"))
+
+
+def test_one_loss_that_is_no_number_sends_the_run_back_once_at_half_the_rate(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, 25, to_nan)
+    folder = run_here(place, "budget.steps=40", *OFTEN, name="nan")
+    said, result = capsys.readouterr().out, result_of(folder)
+    assert (result["status"], result["spent"]["steps"]) == ("finished", 40)
+    setback = result["setback"]
+    assert setback["back_to"] < setback["step"] <= 26
+    assert said.count(f"going back to step {setback['back_to']}, once, with 0.5 of the learning rate") == 1
+    assert "going back to step" in page_of(folder)
+    ours, theirs = points(folder), points(whole)
+    assert [point["step"] for point in ours] == list(range(1, 41)), "what came after it is off the record"
+    ratios = [p["learning_rate"] / q["learning_rate"] for p, q in zip(ours[:-1], theirs[:-1], strict=True)]
+    assert ratios == pytest.approx([1.0] * setback["back_to"] + [0.5] * (39 - setback["back_to"]), rel=1e-4)
+    assert ours[-1]["loss"] < ours[0]["loss"]
+    state = json.loads(max(folder.glob("checkpoint/step-*")).joinpath("state.json").read_text())["state"]
+    assert state["setback"] == setback
+
+
+def test_the_second_time_it_ends_as_diverged_also_in_another_process(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint remembers that it was once."""
+    poison(monkeypatch, 10, to_nan)
+    save = train.save
+
+    def stopping(session: Any, trainer: Any, final: bool) -> None:
+        save(session, trainer, final)
+        if trainer.state.setback and trainer.state.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "save", stopping)
+    monkeypatch.setattr(train, "save_due", lambda session, trainer: trainer.state.step % 5 == 0)
+    with pytest.raises(SystemExit) as stopped:
+        run_here(place, "budget.steps=40", name="twice")
+    assert stopped.value.code == 143
+    monkeypatch.undo()
+    poison(monkeypatch, 10, to_nan)
+    with pytest.raises(MachineError, match="diverged: the loss of step 31 is nan"):
+        run_here(place, "budget.steps=40", name="twice")
+    result = result_of(folder_of(place, "twice"))
+    assert (result["status"], result["setback"]["back_to"]) == ("diverged", 5)
+
+
+def throw(parameters: Parameters) -> None:
+    """All weights, far away: the loss is far above a guess's, and stays there."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(-50)
+
+
+def test_stopped_in_a_spike_a_run_goes_on_from_before_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the spike is saved but the one checkpoint that nobody could know about."""
+    poison(monkeypatch, 30, throw)
+    after_step(monkeypatch, 40, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(train, "save_due", lambda session, trainer: trainer.state.step % 10 == 0)
+    with pytest.raises(SystemExit) as stopped:
+        run_here(place, "budget.steps=80", name="in-spike")
+    assert stopped.value.code == 143
+    folder = folder_of(place, "in-spike")
+    assert sorted(int(path.name[5:]) for path in folder.glob("checkpoint/step-*")) == [20, 30]
+    monkeypatch.undo()
+    assert result_of(run_here(place, "budget.steps=80", name="in-spike"))["setback"]["back_to"] == 20
+    assert not (folder / "checkpoint" / "step-000000030").exists()
+
+
+def test_a_diverged_run_typed_again_is_a_failure_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 10, to_nan)
+    monkeypatch.setattr(train, "go_back", lambda session, trainer, error: (_ for _ in ()).throw(error))
+    for _ in range(2):
+        with pytest.raises(MachineError, match="diverged"):
+            run_here(place, "budget.steps=20", name="again-diverged")
+
+
+def test_weights_that_turn_bad_in_the_very_last_step_are_not_the_result(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss shows them any more."""
+    poison(monkeypatch, 40, to_nan)
+    folder = run_here(place, "budget.steps=40", *OFTEN, name="last")
+    assert all(np.isfinite(value).all() for value in load_file(folder / "model.safetensors").values())
+    assert result_of(folder)["setback"]["reason"] == "the weights after step 40 are no numbers"
+    assert result_of(folder)["eval"]["loss"] < 5.5
+
+
+def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 15, to_nan)
+    monkeypatch.setattr(train, "save_due", lambda session, trainer: True)
+    folder = run_here(place, "budget.steps=20", "eval.every=0", name="bad-weights")
+    assert result_of(folder)["setback"]["back_to"] == 14
+    refused = re.findall("no checkpoint at step (.*): its weights are no numbers", (folder / "log.txt").read_text())
+    assert refused == ["15"]
+
+
+def test_a_spike_that_lasts_sends_the_run_back(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 40, throw)
+    folder = run_here(place, "budget.steps=120", *OFTEN, name="spike")
+    result = result_of(folder)
+    assert result["status"] == "finished"
+    assert "worse than a guess's" in result["setback"]["reason"]
+    assert result["setback"]["back_to"] < 40, "the weights after step 40 are those thrown away"
+    assert result["setback"]["step"] <= 40 + LASTING + 2
+    assert result["eval"]["loss"] < 5.0
+
+
+# -- the disk ----------------------------------------------------------------------------------------------------------
+
+
+def failing_sync(monkeypatch: pytest.MonkeyPatch, which: Callable[[int], bool], number: int) -> list[int]:
+    """Every durable write ends with fsync: those for which `which` (counted from 1) fail. Returns the count, as a list."""
+    fsync, calls = os.fsync, [0]
+
+    def sync(descriptor: int) -> None:
+        calls[0] += 1
+        if which(calls[0]):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    return calls
+
+
+ALWAYS = (1, 9, 17, 30)
+WRITES = 60  # durable writes of the run below, and some more
+
+
+@pytest.mark.parametrize(
+    "nth", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in range(1, WRITES)]
+)
+def test_any_write_may_fail_once(
+    place: Path, whole: Path, tmp_path: Path, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Preparing, plan, checkpoints, report, weights, result: the run goes on, or the same command does; same weights."""
+    arguments = ("budget.steps=40", f"output_dir={tmp_path}", f"data.cache_dir={tmp_path / 'prepared'}", *OFTEN)
+    failing_sync(monkeypatch, lambda call: call == nth, errno.ENOSPC if nth % 2 else errno.EIO)
+    monkeypatch.setattr(training.checkpointing, "RETRY_S", 0.0)
+    try:
+        run_here(place, *arguments, name="write")
+    except (MachineError, UserError) as error:
+        assert len(str(error).splitlines()) == 1
+        monkeypatch.undo()
+        run_here(place, *arguments, name="write")
+    folder = next(tmp_path.glob("write-*"))
+    assert result_of(folder)["status"] == "finished"
+    assert same(folder, whole)
+
+
+def test_a_disk_that_refuses_once_at_the_very_end_is_asked_again(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final checkpoint, weights and result: a transient error does not end a run that is done."""
+    import run.checkpoint
+
+    save_file, failed = run.checkpoint.save_file, list[str]()
+
+    def once(tensors: Any, path: Path) -> None:
+        if re.search(r"tmp-0*40/model|model.safetensors.tmp", str(path)) and path.name not in failed:
+            failed.append(path.name)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        save_file(tensors, path)
+
+    monkeypatch.setattr(run.checkpoint, "save_file", once)
+    monkeypatch.setattr(training.checkpointing, "RETRY_S", 0.0)
+    folder = run_here(place, "budget.steps=40", name="end-write")
+    assert failed == ["model.safetensors", "model.safetensors.tmp"]
+    assert same(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_slow_disk_makes_checkpoints_rare_and_the_end_is_still_in_time(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each flush takes 0.2 s: four a checkpoint."""
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.2)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    folder = run_here(place, "budget.hours=0.012", "checkpoint.max_fraction=0.1", name="slow-disk")
+    result = result_of(folder)
+    assert result["status"] == "finished"
+    assert result["spent"]["overshoot_s"] <= 0
+    assert result["ledger_s"]["checkpoint"] < 0.3 * result["spent"]["hours"] * 3600
+
+
+# -- clock, threads, signals, machines ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_clock_that_is_set_to_and_fro_changes_no_budget(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = itertools.cycle([4e9, 1.0, 1.7e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    began = time.monotonic()
+    folder = run_here(place, "budget.hours=0.002", name="jumps")
+    assert time.monotonic() - began < 10
+    assert result_of(folder)["spent"]["overshoot_s"] < 1  # a shared machine may stall; the least jump is 50 years
+    assert result_of(folder)["progress"] == 1.0
+
+
+def test_a_worker_that_dies_while_preparing_loses_nothing_that_was_committed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failure is that of the command, and the next one makes the same corpus."""
+
+    def spec(name: str) -> DataSpec:
+        paths = {"path": str(place / "texts"), "cache_dir": str(tmp_path / name)}
+        return DataSpec(source="text", tokenizer="bytes", validation_fraction=0.2, workers=2, **paths)
+
+    monkeypatch.setattr("data.prepare.BATCH_BYTES", 10_000)
+    monkeypatch.setattr("data.prepare.COMMIT_TOKENS", 10_000)
+    encode, calls = Tokenizer.encode, itertools.count()
+
+    def dying(self: Tokenizer, text: str) -> np.ndarray:
+        if next(calls) == 30:
+            raise MemoryError("the worker's")
+        return encode(self, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tokenizer, "encode", dying)
+        with pytest.raises(MemoryError, match="the worker's"):
+            prepare(spec("died"), progress=False, log=lambda line: None)
+    again, undisturbed = (prepare(spec(name), progress=False, log=lambda line: None) for name in ("died", "not"))
+    assert again.manifest["fingerprint"] == undisturbed.manifest["fingerprint"]
+
+
+def test_signals_while_a_signal_is_being_saved_for_change_nothing(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in the middle of every flush of the checkpoint that the first one asked for, and of the report."""
+    fsync = os.fsync
+
+    def asked() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        monkeypatch.setattr(os, "fsync", lambda handle: (os.kill(os.getpid(), signal.SIGTERM), fsync(handle))[1])
+
+    after_step(monkeypatch, 17, asked)
+    with pytest.raises(SystemExit) as stopped:
+        run_here(place, "budget.steps=40", name="recursion")
+    assert stopped.value.code == 138
+    folder = folder_of(place, "recursion")
+    assert json.loads((folder / "status.json").read_text()) == {"status": "stopped", "reason": "SIGUSR1"}
+    assert max(folder.glob("checkpoint/step-*")).name == "step-000000017"
+    monkeypatch.undo()
+    run_here(place, "budget.steps=40", name="recursion")
+    assert same(folder, whole)
+
+
+def test_another_machine_is_said_and_gets_micro_batches_of_its_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_progress, batches = train.show_progress, list[int]()
+
+    def stopping(session: Any, trainer: Any, *others: Any) -> None:
+        show_progress(session, trainer, *others)
+        batches.append(trainer.micro_batch)
+        if trainer.state.step == 17:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "show_progress", stopping)
+    with pytest.raises(SystemExit):
+        run_here(place, "budget.steps=40", name="moved")
+    sizes, count = iter([8, 4]), len(batches)  # when the run is built, and when it turns out to have moved
+    monkeypatch.setattr(Machine, "title", property(lambda self: "a smaller one"))
+    monkeypatch.setattr(Machine, "micro_batch", lambda self, shape, sequences: next(sizes))
+    capsys.readouterr()
+    folder = run_here(place, "budget.steps=40", name="moved")
+    said = capsys.readouterr().out
+    assert len(re.findall("the run moved from .* cpu, 1 threads, float32 to a smaller one; its plan stands", said)) == 1
+    assert set(batches[:count]) == {8}
+    assert set(batches[count:]) == {4}
+    assert result_of(folder)["status"] == "finished"
+    assert "the run moved from" in page_of(folder)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_run_that_earlier_code_corrected_goes_on_as_planned(
+    place: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changed: bool
+) -> None:
+    """Its checkpoint says how batch and rates were changed."""
+    name = f"corrected-{changed}"
+    after_step(monkeypatch, 17, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        run_here(place, "budget.steps=40", name=name)
+    monkeypatch.undo()
+    path = max(folder_of(place, name).glob("checkpoint/step-*")) / "state.json"
+    content = json.loads(path.read_text())
+    correction = {
+        "step": 4, "trained": 1024, "tokens": 9000, "tokens_per_second": 1e4, "changed": changed,
+        "batch_tokens": 128, "learning_rate": 1e-3, "weight_decay": 0.05,
+    }  # fmt: skip
+    content["state"] |= {"correction": correction, "moved_at": 0.3}
+    path.write_text(json.dumps(seal(content)))
+    capsys.readouterr()
+    folder = run_here(place, "budget.steps=40", name=name)
+    said = capsys.readouterr().out
+    assert "resuming at step 17" in said
+    assert said.count("an earlier version of the code changed this run's batch and rates") == changed
+    assert result_of(folder)["plan"]["correction"] is None
+    assert same(folder, whole)
+
+
+def test_without_ledger_and_checkpoints_the_budget_is_still_spent(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The curve knows how much it was; training begins anew with what is left."""
+    show_progress = train.show_progress
+
+    def stopping(session: Any, trainer: Any, *others: Any) -> None:
+        show_progress(session, trainer, *others)
+        if trainer.state.step == 30:
+            time.sleep(2)
+            training.context.clock.accounts()
+        if trainer.state.step == 31:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "show_progress", stopping)
+    with pytest.raises(SystemExit):
+        run_here(place, "budget.steps=40", name="nothing-left")
+    monkeypatch.undo()
+    folder = folder_of(place, "nothing-left")
+    known_s = 3600 * points(folder)[-1]["hours"]
+    for path in [folder / "ledger.json", *folder.glob("checkpoint/step-*/state.json")]:
+        path.write_bytes(path.read_bytes()[:50])
+    capsys.readouterr()
+    run_here(place, "budget.steps=40", name="nothing-left")
+    said = capsys.readouterr().out
+    assert said.count("ledger.json is lost or damaged") == 1
+    assert result_of(folder)["spent"]["hours"] * 3600 > known_s > 2
+    assert result_of(folder)["spent"]["steps"] == 40

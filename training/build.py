@@ -1,0 +1,58 @@
+"""From a plan to what trains: model, optimizer, loader, evaluation ranges, compiled where that pays.
+
+torch is imported inside the functions, so that the scripts answer mistakes and --help at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from budget.clock import StepCost
+from budget.flops import flops_per_token
+from budget.planner.plan import Plan
+from config import optim_settings
+from run.metrics import Metrics
+from training.context import Session, Trainer
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+    from device.device import Machine
+    from model.gpt import GPT
+
+
+def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan, model: GPT) -> Trainer:
+    """Optimizer, loader and evaluation ranges for a plan and its model."""
+    from data.eval_windows import EvalRange
+    from data.loader import Loader
+    from model.optim.build import configure_optimizers
+    from run.checkpoint import TrainingState
+    from training.objectives import OBJECTIVES
+    from training.step import TrainingStep
+
+    config, run, shape = session.config, session.run, model.shape
+    optim, objective = config.optim, OBJECTIVES["next_token"]
+    betas, settings = (optim.beta1, plan.beta2), replace(optim_settings(config), name=plan.optimizer)
+    optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, settings)
+    sequences = plan.batch_tokens // shape.block_size
+    loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
+    return Trainer(
+        shape=shape,
+        plan=plan,
+        machine=machine,
+        corpus=corpus,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        training_step=TrainingStep(
+            partial(objective, model), optimizer, machine.scaler(), machine.autocast, optim.grad_clip
+        ),
+        loader=loader,
+        state=TrainingState(limit_s=session.clock.limits.seconds),
+        metrics=Metrics(run.metrics, session.console.warn),
+        cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
+        micro_batch=optim.micro_batch or plan.micro_batch or machine.micro_batch(shape, sequences),
+        interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens),
+        final=EvalRange(corpus.val, shape.block_size, config.eval.tokens),
+    )

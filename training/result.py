@@ -1,0 +1,213 @@
+"""result.json and the summary on the console: the outcome of a run, held against its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from budget.clock import Limits
+from budget.flops import flops_6nd_per_token, flops_per_token
+from budget.planner.plan import Plan
+from common.format import format_count, format_seconds
+from common.json_io import significant, write_json
+from run.environment import environment
+from run.history import Records, read_metrics
+from run.metrics import SCHEMA
+from run.report.format_figures import formatted
+from training.checkpointing import insist
+from training.context import Session, Trainer
+from training.speed_monitor import slow_spells
+
+if TYPE_CHECKING:
+    pass
+
+SAMPLE_WIDTH = 100  # characters of a sample on the console; log.txt and the report hold all of each
+
+
+def about(trainer: Trainer) -> dict[str, Any]:
+    """What a reader of the weights needs to know besides their shape."""
+    corpus = trainer.corpus
+    return {
+        "tokenizer": corpus.tokenizer.name,
+        "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
+        "n_vocab": corpus.tokenizer.n_vocab,
+        "data_fingerprint": corpus.fingerprint,
+        "steps": trainer.state.step,
+        "tokens": trainer.state.tokens,
+    }
+
+
+def record(
+    session: Session, trainer: Trainer, status: str, stopped_by: str, figures: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Write result.json (schema 1: keys may be added, never renamed) and return it."""
+    config, clock, state, shape = session.config, session.clock, trainer.state, trainer.shape
+    metrics = read_metrics(session.run.folder)
+    rate = state.tokens / max(clock.training_s(), 1e-9)
+    ledger, machine = clock.accounts(), trainer.machine
+    spent = {
+        "hours": clock.spent_s() / 3600,
+        "training_hours": clock.training_s() / 3600,
+        "flops": state.flops,
+        "flops_6nd": state.tokens * flops_6nd_per_token(shape),
+        "tokens": state.tokens,
+        "steps": state.step,
+        "overshoot_s": clock.overshoot_s(),
+    }
+    result = {
+        "schema": SCHEMA,
+        "status": status,
+        "stopped_by": stopped_by,
+        "name": session.run.folder.name,
+        "budget": asdict(config.budget),
+        "spent": spent,
+        "ledger_s": ledger,
+        "prepare_s": clock.prepare_s,
+        "extended_hours": config.budget.extend_hours,
+        "progress": clock.progress,
+        "learning_rate_last": trainer.optimizer.param_groups[0]["lr"],
+        "model": {
+            **shape.to_dict(),
+            "parameters": shape.parameters(),
+            "parameters_law": shape.matmul_parameters(),
+        },
+        "eval": {"split": "val", **figures} if figures else None,
+        "throughput": {
+            "tokens_per_second": rate,
+            "mfu": rate * flops_per_token(shape) / trainer.machine.peak_flops,
+            "peak_flops": trainer.machine.peak_flops,
+            "peak_flops_source": trainer.machine.peak_source,
+            "slow": slow_spells(metrics),
+        },
+        "plan": {
+            "predicted_tokens": trainer.plan.tokens,
+            "predicted_steps": trainer.plan.steps,
+            "predicted_tokens_per_second": trainer.plan.tokens_per_second,
+            "predicted_loss": trainer.plan.predicted_loss,
+            "predicted_loss_interval": trainer.plan.predicted_loss_interval,
+            "law": trainer.plan.law,
+            "optimizer": trainer.plan.optimizer,
+            "correction": None,  # no plan is corrected on the way any more; readers of the file know the key
+            "why_off": why_off(trainer.plan, spent, ledger, clock.limits, rates_of(metrics))
+            if status == "finished"
+            else [],
+        },
+        "data": {
+            "source": config.data.source,
+            "fingerprint": trainer.corpus.fingerprint,
+            "tokenizer": trainer.corpus.tokenizer.name,
+            "train_tokens": trainer.corpus.train.n_tokens,
+            "epochs": state.tokens / trainer.corpus.train.n_tokens,
+        },
+        "setback": state.setback,
+        "standstill_s": clock.standstill_s,
+        "samples": session.samples,
+        "environment": {
+            **environment(machine.name, machine.torch_version, machine.threads),
+            "compile_cache": trainer.compile_cache,
+        },
+    }
+    insist(lambda: write_json(session.run.result, significant(result, 10)))
+    return result
+
+
+def rates_of(metrics: Records) -> list[float]:
+    """Tokens per second of the run's steps, as they were logged."""
+    return [rate for point in metrics if "event" not in point and (rate := point.get("tokens_per_second"))]
+
+
+def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> None:
+    """The end of the console: what came out, against the plan, and where it lies."""
+    console, run, plan, spent = session.console, session.run, trainer.plan, result["spent"]
+    figures, over, limit_s = result["eval"], spent["overshoot_s"], session.clock.limits.seconds
+    rows = [_against("tokens", plan.tokens, spent["tokens"], format_count)]
+    if plan.tokens_per_second:
+        rate = result["throughput"]["tokens_per_second"]
+        rows.append(_against("tokens/s", plan.tokens_per_second, rate, format_count))
+    if plan.predicted_loss is not None:
+        rows.append(_against("loss", plan.predicted_loss, figures["loss"], "{:.4f}".format))
+    if limit_s is not None:
+        rows.append(_against("wall clock", limit_s, spent["hours"] * 3600, format_seconds))
+    console.table("Result", ["", "planned", "reached", "difference"], rows, ruled=False)
+    if reasons := result["plan"]["why_off"]:
+        console.say(f"off plan         {'; '.join(reasons)}")
+    error = f" ± {figures['loss_se']:.4f}" if figures["loss_se"] is not None else ""
+    console.say(f"validation loss  {figures['loss']:.4f}{error} nats per token on {figures['tokens']:,} tokens")
+    console.say(
+        f"                 bits per byte {formatted(figures['bits_per_byte'], '{:.4f}'.format)}, perplexity"
+        f" {formatted(figures['perplexity'], '{:.2f}'.format)}, accuracy {figures['accuracy']:.2%} of next tokens"
+    )
+    console.say(f"stopped by       {result['stopped_by']}{'' if over is None else margin(over)}")
+    console.say(f"time             {_shares(result['ledger_s'])}")
+    samples = [repr(sample["prompt"] + sample["text"]) for sample in session.samples]
+    if samples:
+        console.say(f"sample           {samples[0][:SAMPLE_WIDTH]}{'...' if len(samples[0]) > SAMPLE_WIDTH else ''}")
+    for text in samples:
+        console.detail(f"sample in full   {text}")
+    console.say(f"report           {run.report}")
+    console.say(f"result           {run.result}")
+    console.say(f"weights          {run.weights}")
+
+
+def _against(name: str, planned: float, reached: float, form: Callable[[float], str]) -> tuple[str, str, str, str]:
+    """A row of plan against outcome."""
+    return name, form(planned), form(reached), change(planned, reached)
+
+
+def _shares(ledger_s: Mapping[str, float]) -> str:
+    """Where the time went, the most first: "train 161.0 s (89 %), setup 9.1 s (5 %)"; less what took no time."""
+    total_s = sum(ledger_s.values())
+    spent = sorted(ledger_s.items(), key=lambda account: -account[1])
+    return ", ".join(f"{name} {s:.1f} s ({s / total_s:.0%})" for name, s in spent if s >= 0.05)
+
+
+def margin(overshoot_s: float) -> str:
+    """How the run met its deadline."""
+    return f", {abs(overshoot_s):.1f} s {'after' if overshoot_s > 0 else 'before'} the limit"
+
+
+def change(planned: float, reached: float) -> str:
+    return f"{reached / planned - 1:+.1%}" if planned else "-"
+
+
+OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # of the ledger: what does not train
+
+
+TOLERATED = 0.05  # tokens off by less than this are as planned
+
+
+def why_off(
+    plan: Plan, spent: dict[str, Any], ledger: dict[str, float], limits: Limits, rates: list[float]
+) -> list[str]:
+    """In words, why a run limited by time trained on more or fewer tokens than planned; empty within TOLERATED.
+
+    `spent` and `ledger` are result.json's; `rates`: tokens per second on the way, as logged.
+    """
+    planned = plan.tokens_per_second
+    if not planned or plan.hours is None or limits.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
+        return []
+    training_s, planned_s = spent["training_hours"] * 3600, plan.hours * 3600
+    rate = median(rates) if rates else spent["tokens"] / max(training_s, 1e-9)
+    reasons = []
+    if limits.extend_hours:
+        reasons.append(f"{limits.extend_hours:g} hours were added to the budget")
+    if abs(rate / planned - 1) > TOLERATED / 2:
+        how = "measured" if plan.source["tokens_per_second"] == "measured" else "assumed"
+        reasons.append(
+            f"{format_count(rate)} tokens/s instead of the {format_count(planned)} that were {how} ({rate / planned - 1:+.0%})"
+        )
+    few = len(rates) // 5
+    if few and abs(median(rates[-few:]) / median(rates[:few]) - 1) > TOLERATED:
+        first, last = median(rates[:few]), median(rates[-few:])
+        reasons.append(
+            f"the device went from {format_count(first)} to {format_count(last)} tokens/s ({last / first - 1:+.0%})"
+        )
+    again_s = training_s - spent["tokens"] / rate
+    if again_s > TOLERATED / 2 * planned_s:
+        reasons.append(f"{again_s:.1f} s of training were slower than usual, or lost to a kill and done again")
+    if limits.counts == "all" and abs(training_s / planned_s - 1) > TOLERATED / 2 and not limits.extend_hours:
+        accounts = ", ".join(f"{name} {ledger[name]:.1f} s" for name in OTHER_ACCOUNTS if ledger.get(name, 0.0) >= 0.05)
+        reasons.append(f"{accounts}; {limits.hours * 3600 - planned_s:.1f} s were planned for all that is not training")
+    return reasons or ["a little more or less of everything"]

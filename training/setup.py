@@ -1,0 +1,106 @@
+"""The stages of a run before training: corpus, device and dashboard."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from budget.ledger import read_ledger
+from common.errors import MachineError
+from common.format import format_count, format_seconds
+from common.json_io import mapping, number, read_json
+from config import Config
+from data.prepare import prepare
+from run.directory import RunDirectory
+from run.history import read_metrics
+from run.report.console import Console
+from run.tracking.fields import knobs
+from run.tracking.logger import Dashboard, open_dashboard, wandb_id
+from training.context import Session, Trainer
+from training.plan_run import spec_of
+from training.trial_client import TrialProcess
+
+if TYPE_CHECKING:
+    from data.shards import Corpus
+    from device.device import Machine
+
+
+def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
+    """Say so, rather than train a finished run again, unless its hours were extended. Raises MachineError for one that
+    diverged, which would only do so again."""
+    status = mapping(read_json(run.status))
+    if status.get("status") not in ("finished", "diverged"):
+        return False
+    spent = read_ledger(run.ledger) or mapping(read_json(run.result))
+    extended = config.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
+    if status["status"] == "finished" and extended:
+        return False
+    said = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
+    if status["status"] == "diverged":
+        raise MachineError(said)
+    console.say(f"{said}, budget.extend_hours=H goes on with H more hours")
+    return True
+
+
+def prepare_corpus(session: Session) -> Corpus:
+    """Token shards of the corpus: a stage before the budget, timed and reported."""
+    from data.shards import open_corpus
+
+    data = session.config.data
+    with session.clock.off_budget():
+        prepared = prepare(spec_of(session.config), log=session.console.say)
+        corpus = open_corpus(prepared.folder)
+    left_out = ", ".join(f"{n:,} {what}" for what, n in prepared.left_out.items())
+    session.console.say(
+        f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
+        f" {format_count(corpus.val.n_tokens)} validation tokens"
+        f" ({'prepared' if prepared.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget"
+        f"{f'; documents left out: {left_out}' if left_out else ''})"
+    )
+    if prepared.cut:
+        session.console.say(
+            f"data    stopped at data.max_bytes={data.max_bytes:,} of text; data.max_bytes=null takes all of it"
+        )
+    return corpus
+
+
+def machine_of(session: Session, trials: TrialProcess | None) -> Machine:
+    """The device that the run computes on; its peak is measured when `trials` have done their loading."""
+    from device.device import find_machine
+
+    if trials is not None:
+        trials.wait()
+    device = session.config.device
+    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
+    session.console.say(
+        f"device  {machine.name}, {machine.threads} threads, {machine.precision},"
+        f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
+    )
+    return machine
+
+
+def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
+    """The wandb run of this folder; the same one after a resume."""
+    wandb, run = session.config.wandb, session.run
+    dashboard = open_dashboard(
+        mode=wandb.mode,
+        project=wandb.project,
+        entity=wandb.entity,
+        name=run.folder.name,
+        run_id=wandb_id(run.folder),
+        group=wandb.group,
+        tags=wandb.tags,
+        config=knobs(asdict(session.config), trainer.plan.to_dict()),
+        directory=run.folder,
+        timeout_s=wandb.timeout_s,
+        warn=session.console.warn,
+    )
+    dashboard.summary({"status": "running", "reason": ""})
+    return dashboard
+
+
+def show_earlier_points(session: Session) -> None:
+    """Bring the dashboard to where the record is: an earlier process may have had none, or no network."""
+    for point in read_metrics(session.run.folder):
+        if "event" not in point:
+            session.dashboard.log(point)
