@@ -24,25 +24,25 @@ from run.report.console import Console
 
 
 def main(config: EvaluateConfig) -> None:
-    from device.device import find_machine
+    from device.device import open_device
 
-    device, name = config.device, local_device(config.device.name)
+    wanted, name = config.device, local_device(config.device.name)
     world = join_world(name)
     # MFU is not wanted here, so neither is measuring the peak
-    machine = find_machine(name, device.threads, device.precision, 1.0)
-    figures = score(config, machine)
+    device = open_device(name, wanted.threads, wanted.precision, 1.0)
+    figures = score(config, device)
     leave_world(world)
     if world.rank == 0:
         print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show_figures(figures)
 
 
-def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
+def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     """The figures, with what they were measured on."""
     from evals.language_model import evaluate
-    from run.load_model import load_finished
+    from run.load_model import load_model
 
     assert config.checkpoint is not None
-    finished = load_finished(config.checkpoint, machine.device)
+    finished = load_model(config.checkpoint, device.torch_device)
     block_size = finished.model.shape.block_size
     left_out: dict[str, int] = {}
     tokens, source_ids, sources = read_tokens(config, finished.tokenizer, left_out)
@@ -53,8 +53,8 @@ def score(config: EvaluateConfig, machine: Any) -> dict[str, Any]:
         finished.tokenizer.token_bytes,
         sources,
         config.micro_batch,
-        machine.device,
-        machine.autocast,
+        device.torch_device,
+        device.autocast,
     )
     return {"checkpoint": config.checkpoint, "data": config.data.path, "left_out": left_out, **figures}
 

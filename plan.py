@@ -52,16 +52,16 @@ def plan_for(config: Config) -> Plan:
     def say(line: str) -> None:  # standard output holds the plan alone
         print(line, file=sys.stderr)
 
-    device = config.device
+    wanted = config.device
     overhead = overhead_estimate(limits)
     say("measuring this device; for another one name it, e.g. device=a100")
-    with trial_process(device.name, wants_trials(config, limits), say) as trials:
-        from device.device import find_machine
+    with trial_process(wanted.name, wants_trials(config, limits), say) as trials:
+        from device.device import open_device
 
         if trials is not None:
             trials.wait()  # both would be slower together
-        machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
-        return plan_here(config, text, machine, overhead, trials, say)
+        device = open_device(wanted.name, wanted.threads, wanted.precision, wanted.peak_flops)
+        return plan_here(config, text, device, overhead, trials, say)
 
 
 def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:

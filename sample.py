@@ -10,19 +10,19 @@ from run.report.console import Console
 
 
 def main(config: SampleConfig) -> None:
-    from device.device import find_machine
+    from device.device import open_device
     from model.generate import generate
-    from run.load_model import load_finished
+    from run.load_model import load_model
 
-    device = config.device
-    machine = find_machine(device.name, device.threads, device.precision, 1.0)
+    wanted = config.device
+    device = open_device(wanted.name, wanted.threads, wanted.precision, 1.0)
     assert config.checkpoint is not None
-    finished = load_finished(config.checkpoint, machine.device)
+    finished = load_model(config.checkpoint, device.torch_device)
     tokenizer, written = finished.tokenizer, []
     for prompt in config.prompts:
         ids = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]
         for number in range(config.samples):
-            with machine.autocast():
+            with device.autocast():
                 continuation = generate(
                     finished.model,
                     ids,

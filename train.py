@@ -26,22 +26,22 @@ from device.memory import out_of_memory
 from model.optim.lr_schedule import learning_rate_scale
 from run.directory import RunDirectory, full_disk, run_name
 from run.report.console import Console
-from run.tracking.fields import headline
+from run.tracking.fields import wandb_summary
 from sweeps.engine.launching import conclude_sweep, current_sweep, run_job
 from training.build import build
-from training.checkpointing import has_numbers, save, save_due
+from training.checkpointing import has_finite_weights, save, save_due
 from training.compile import compile_model
 from training.context import Session, Trainer, set_status, write_report_of
-from training.divergence import Diverged, go_back, peak_rate
+from training.divergence import Diverged, rollback, peak_rate
 from training.evaluation import interim_evaluation
-from training.finalize import finish, rehearse, rehearse_report
+from training.finalize import finish, dry_run_finalize, dry_run_report
 from training.initialize import initial_model
-from training.metrics import LateMetrics, show_progress
+from training.metrics import DeferredMetrics, show_progress
 from training.micro_batching import forward_backward
-from training.plan_run import check_early, limits_of, saved_plan, settle_plan, wants_trials
+from training.plan_run import check_early, limits_of, saved_plan, make_run_plan, wants_trials
 from training.result import record
-from training.resume import carry_earlier, resume
-from training.setup import already_finished, dashboard_of, machine_of, prepare_corpus, show_earlier_points
+from training.resume import restore_spent_budget, resume
+from training.setup import already_finished, open_run_dashboard, open_run_device, prepare_corpus, show_earlier_points
 from training.speed_monitor import SpeedWatch
 from training.trial_client import trial_process
 
@@ -59,7 +59,7 @@ REPORTS_AT = (0.1, 0.5)  # of the budget: early, so that what it needs is loaded
 
 def main(config: Config) -> None:
     clock = BudgetClock(limits_of(config))
-    refuse_several_processes()
+    require_one_process()
     run = RunDirectory(Path(config.output_dir), run_name(config.name, identity(config)), config.fresh)
     console = Console(run.log, sys.stderr if config.output == "json" else None)
     try:
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
         print(json.dumps(read_json(run.result)))
 
 
-def refuse_several_processes() -> None:
+def require_one_process() -> None:
     """A run is one process on one device; torchrun would only start the same run twice."""
     if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         raise UserError(
@@ -91,7 +91,7 @@ def supervise(session: Session) -> None:
     run = session.run
     heartbeat = Heartbeat(session.clock, run.ledger, session.console.warn)
     try:
-        carry_earlier(session)
+        restore_spent_budget(session)
         heartbeat.start()
         set_status(session, "running", "")
         train(session)
@@ -135,21 +135,21 @@ def train(session: Session) -> None:
     wanted = saved is None and wants_trials(session.config, session.clock.limits)
     with trial_process(session.config.device.name, wanted, console.warn) as trials:
         corpus = prepare_corpus(session)
-        machine = machine_of(session, trials)
-        plan = saved or settle_plan(session, corpus, machine, trials)
-    model = initial_model(session, corpus, machine, plan)
-    trainer = build(session, corpus, machine, plan, model)
-    session.dashboard = dashboard_of(session, trainer)
+        device = open_run_device(session, trials)
+        plan = saved or make_run_plan(session, corpus, device, trials)
+    model = initial_model(session, corpus, device, plan)
+    trainer = build(session, corpus, device, plan, model)
+    session.dashboard = open_run_dashboard(session, trainer)
     resume(session, trainer)
     show_earlier_points(session)
     compile_model(session, trainer)
-    rehearse(session, trainer)
+    dry_run_finalize(session, trainer)
     try:
-        stopped_by = fit_or_go_back(session, trainer)
+        stopped_by = fit_with_rollback(session, trainer)
         finish(session, trainer, stopped_by)
     except Interrupted as stop:
         with session.signals.deferred():
-            if trainer.spike is None or trainer.spike.calm:
+            if trainer.spike is None or trainer.spike.is_healthy:
                 save(session, trainer, final=False)
             else:
                 console.warn(
@@ -160,7 +160,7 @@ def train(session: Session) -> None:
         raise
     except Diverged as error:
         set_status(session, "diverged", str(error))
-        session.dashboard.summary(headline(record(session, trainer, "diverged", "diverged", None)))
+        session.dashboard.summary(wandb_summary(record(session, trainer, "diverged", "diverged", None)))
         write_report_of(session)
         raise
     finally:
@@ -171,13 +171,13 @@ def train(session: Session) -> None:
 # -- the training loop -------------------------------------------------------------------------------------------------
 
 
-def fit_or_go_back(session: Session, trainer: Trainer) -> str:
+def fit_with_rollback(session: Session, trainer: Trainer) -> str:
     """`fit`; and where the model was lost on the way, once again from its newest checkpoint. Raises Diverged the second
     time."""
     try:
         return fit(session, trainer)
     except Diverged as error:
-        go_back(session, trainer, error)
+        rollback(session, trainer, error)
     return fit(session, trainer)
 
 
@@ -191,9 +191,9 @@ def fit(session: Session, trainer: Trainer) -> str:
 
     config, clock, state, world = session.config, session.clock, trainer.state, session.world
     schedule, step = config.schedule, trainer.training_step
-    late = LateMetrics(session, trainer)
-    watch = SpeedWatch(clock.limits.seconds, trainer.machine.look, session.console.warn, trainer.metrics.write)
-    clock.steps_ahead = trainer.machine.steps_ahead
+    late = DeferredMetrics(session, trainer)
+    watch = SpeedWatch(clock.limits.seconds, trainer.device.snapshot, session.console.warn, trainer.metrics.write)
+    clock.steps_ahead = trainer.device.steps_ahead
     # The millisecond or two between steps counts as training too; evaluations and checkpoints charge their own accounts.
     with session.signals.deferred(), session.console.progress() as bar, clock.charge("train"):
         while True:
@@ -222,11 +222,11 @@ def fit(session: Session, trainer: Trainer) -> str:
                 interim_evaluation(session, trainer)
             show_progress(session, trainer, bar, late.loss)
             if any(before < share <= progress for share in REPORTS_AT):
-                rehearse_report(session, trainer)
-            if world.broadcast(save_due(session, trainer)) and late.calm():
+                dry_run_report(session, trainer)
+            if world.broadcast(save_due(session, trainer)) and late.is_healthy():
                 save(session, trainer, final=False)
         late.read()
-        if not has_numbers(trainer):
+        if not has_finite_weights(trainer):
             raise Diverged(f"the weights after step {state.step} are no numbers", state.step + 1)
     return tightest
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from budget.clock import ACCOUNTS, HEARTBEAT_S, BudgetClock
-from common.checksum import seal, unsealed
+from common.checksum import add_checksum, verify_checksum
 from common.json_io import write_text
 from common.monotonic import timestamp
 from common.safe_read import is_amount, load_json
@@ -63,7 +63,7 @@ class Heartbeat:
                 "updated": timestamp(),
             }
             # Not flushed to the disk: a beat every few seconds would wait for it, and a kill loses nothing by that.
-            write_text(self.path, json.dumps(seal(content), indent=1), durable=False)
+            write_text(self.path, json.dumps(add_checksum(content), indent=1), durable=False)
 
     def close(self) -> None:
         """Stop beating and write the final ledger, marked as complete."""
@@ -79,7 +79,7 @@ class Heartbeat:
 def read_ledger(path: Path) -> dict | None:
     """The ledger that an earlier process left, or None where there is none that can be read."""
     try:
-        content = unsealed(load_json(path))
+        content = verify_checksum(load_json(path))
         valid = all(is_amount(content["ledger_s"][name]) for name in ACCOUNTS)
         amounts = {name: content.get(name) for name in ("extended_hours", "standstill_s")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.validate import mistakes
 from common.errors import UserError
-from common.redaction import given_away
+from common.redaction import find_leaked_secrets
 from config import CONF, SCRIPTS, leaves, removed_line
 from device.specs import BY_NAME
 
@@ -26,7 +26,7 @@ def options_of(composed: Any) -> Any:
         OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
     except OmegaConfBaseException as error:  # of a value that stands for another one
         raise as_user_error(error) from None
-    if wrong := mistakes(config) + given_away((name, value) for name, _, value in leaves(config)):
+    if wrong := mistakes(config) + find_leaked_secrets((name, value) for name, _, value in leaves(config)):
         raise UserError(*wrong)
     return config
 

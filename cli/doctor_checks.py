@@ -20,7 +20,7 @@ from pathlib import Path
 from common.cpu import usable_cores
 from common.file_lock import waiting_lock
 from common.monotonic import now
-from device.host_monitor import between, look
+from device.host_monitor import diff, take_snapshot
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"  # a problem stops `make train`
 ROOT = Path(__file__).parents[1]
@@ -89,9 +89,9 @@ def cores(place: Path) -> Finding:
     """Cores, a container's quota, and who else is using them."""
     usable, total = usable_cores(), os.cpu_count() or 1
     quota = _cpu_quota()
-    before = look(None)
+    before = take_snapshot(None)
     threading.Event().wait(WATCHED_S)
-    stretch = between(before, look(None))
+    stretch = diff(before, take_snapshot(None))
     taken = sum(stretch.others.values())
     load = "" if stretch.load is None else f", load average {stretch.load:.1f}"
     found = f"{usable} of {total}{'' if quota is None else f', quota {quota:g}'}{load}, others take {taken:.1f}"
@@ -160,7 +160,7 @@ def device(place: Path) -> Finding:
         f"{name} ({known.name if known else 'not in the table: its peak is measured'}), {best_precision(found)},"
         f" {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {torch.cuda.device_count()} in all"
     )
-    if (gpu := look(gpu_uuid(found)).gpu) is not None:
+    if (gpu := take_snapshot(gpu_uuid(found)).gpu) is not None:
         text += f", {gpu.celsius:.0f} °C, {gpu.mhz:.0f} MHz"
         if gpu.slowed_by:
             return Finding(

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from cli.compose import group_choices, groups
 from cli.validate import mistakes
 from common.errors import UserError
-from common.redaction import given_away
+from common.redaction import find_leaked_secrets
 from config import CONF, SCRIPTS, closest, leaves, removed_line
 
 # -- checks of the command line ----------------------------------------------------------------------------------------
@@ -23,7 +23,7 @@ def check_command_line(script: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if secrets := given_away((argument.split("=")[0], argument) for argument in sys.argv[1:]):
+    if secrets := find_leaked_secrets((argument.split("=")[0], argument) for argument in sys.argv[1:]):
         raise UserError(*secrets)
     arguments = flags_of(sys.argv[1:])
     _check_flags(arguments)

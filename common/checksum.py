@@ -13,7 +13,7 @@ from typing import Any
 KEY = "checksum"
 
 
-def seal(content: dict[str, Any]) -> dict[str, Any]:
+def add_checksum(content: dict[str, Any]) -> dict[str, Any]:
     """The content as JSON will hold it, with its checksum. NaN and infinities are to be gone before."""
     plain: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
     return {**plain, KEY: checksum(plain)}
@@ -25,7 +25,7 @@ def checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
-def unsealed(content: Any) -> dict[str, Any]:
+def verify_checksum(content: Any) -> dict[str, Any]:
     """The content without its checksum; one that was written without any passes, as earlier versions wrote none.
 
     Raises ValueError where content and checksum do not belong together, and for what is no JSON object.

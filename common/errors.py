@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from common.redaction import redacted
-from common.safe_read import plain
+from common.safe_read import strip_escapes
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a disk, or a quota, that is full
 GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # cudaErrorDevicesUnavailable, in CUDA's words
@@ -64,7 +64,7 @@ def reported() -> Iterator[None]:
 def _line(message: str) -> str:
     """One line that a terminal shows as it is and a job's log may keep: values, names of files and keys of records are in
     it. Secrets and escape sequences are left out, as is the middle of a very long line; ends of lines are spelled out."""
-    message = redacted(plain(message))
+    message = redacted(strip_escapes(message))
     if len(message) > LONGEST_LINE:
         message = f"{message[: LONGEST_LINE // 2]} ... {message[-LONGEST_LINE // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)

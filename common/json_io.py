@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common.checksum import seal
+from common.checksum import add_checksum
 from common.redaction import redacted
 from common.safe_read import load_json
 
@@ -45,7 +45,7 @@ def write_json(path: Path, content: Any, checksummed: bool = False) -> None:
     """
     text = redacted(json.dumps(finite(content), indent=1, allow_nan=False))
     if checksummed:
-        text = json.dumps(seal(json.loads(text)), indent=1)
+        text = json.dumps(add_checksum(json.loads(text)), indent=1)
     write_text(path, text + "\n")
 
 

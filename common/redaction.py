@@ -29,7 +29,7 @@ def redacted(text: str) -> str:
     return text
 
 
-def given_away(texts: Iterable[tuple[str, object]]) -> list[str]:
+def find_leaked_secrets(texts: Iterable[tuple[str, object]]) -> list[str]:
     """One line for each (name, value) that holds a secret, which every record of a run would then show."""
     return [
         f"{redacted(name)} holds the value of {secret}, and a run's records would show it; leave it out: the libraries read"

@@ -65,6 +65,6 @@ def is_amount(value: object, limit: float = 1e30) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < limit
 
 
-def plain(text: str) -> str:
+def strip_escapes(text: str) -> str:
     """Text without the sequences that would move a terminal's cursor, rename its window or fill its clipboard."""
     return ESCAPES.sub("", text)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common.checksum import seal, unsealed
+from common.checksum import add_checksum, verify_checksum
 from common.errors import UserError
 from common.json_io import sync_folder, write_bytes
 from data import shards
@@ -201,7 +201,7 @@ class Writer:
         """All that was added lasts from here on."""
         for files in self._files.values():
             files.sync()
-        content = json.dumps(seal(vars(self.state)))
+        content = json.dumps(add_checksum(vars(self.state)))
         self._db.execute("INSERT OR REPLACE INTO state VALUES (0, ?)", (content,))
         self._db.commit()
 
@@ -216,6 +216,6 @@ def load_state(db: sqlite3.Connection) -> State:
     """What was committed last, or the beginning. Raises sqlite3.DatabaseError where it is damaged."""
     try:
         row = db.execute("SELECT content FROM state").fetchone()  # text that is no UTF-8 is a ValueError as well
-        return State(**unsealed(json.loads(row[0]))) if row else State()
+        return State(**verify_checksum(json.loads(row[0]))) if row else State()
     except (ValueError, TypeError) as error:
         raise sqlite3.DatabaseError(f"its state: {error}") from error

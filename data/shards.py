@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common.checksum import unsealed
+from common.checksum import verify_checksum
 from common.cpu import usable_cores
 from common.errors import UserError
 from common.safe_read import is_count, load_json, member
@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = load_json(path)
         version = manifest["format"]
         if version == FORMAT:
-            manifest = unsealed(manifest)
+            manifest = verify_checksum(manifest)
             _check(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {mend(folder)}") from error

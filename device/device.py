@@ -18,7 +18,7 @@ from common.cpu import usable_cores
 from common.errors import UserError
 from data.batch import Batch
 from device.compile_cost import Compiling
-from device.host_monitor import Moment, look
+from device.host_monitor import HostSnapshot, take_snapshot
 from device.peak_flops import measure_peak
 from device.specs import by_cuda_name
 from model.attention import document_starts
@@ -45,10 +45,10 @@ CPU_MICRO_TOKENS, CPU_MOST_TOKENS = 4096, 16384
 
 
 @dataclass(frozen=True)
-class Machine:
+class Device:
     """peak_flops: FLOP/s in `precision`, from the table or measured (peak_source)."""
 
-    device: torch.device
+    torch_device: torch.device
     name: str
     precision: str
     threads: int
@@ -68,33 +68,33 @@ class Machine:
         """The context of a forward pass."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.precision))
+        return torch.autocast(self.torch_device.type, getattr(torch, self.precision))
 
     def scaler(self, scale: float | None = None) -> torch.amp.GradScaler:
         """Scales the loss where gradients would vanish in float16's range, does nothing elsewhere. `scale`: what an
         earlier process of the run had reached."""
         return torch.amp.GradScaler(
-            self.device.type, init_scale=scale or FIRST_LOSS_SCALE, enabled=self.precision == "float16"
+            self.torch_device.type, init_scale=scale or FIRST_LOSS_SCALE, enabled=self.precision == "float16"
         )
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
-        synchronize(self.device)
+        synchronize(self.torch_device)
 
     @property
     def steps_ahead(self) -> int:
         """Training steps that the host may have launched and not seen the end of: a GPU works while the next is prepared."""
-        return 1 if self.device.type == "cuda" else 0
+        return 1 if self.torch_device.type == "cuda" else 0
 
     def later(self, *values: torch.Tensor) -> Callable[[], list[float]]:
         """Scalars on the device as numbers, once they are asked for. On a GPU the copies are under way from now on and only
         these are waited for: `.item()` would stand in line behind all work that was launched since."""
-        if self.device.type != "cuda":
+        if self.torch_device.type != "cuda":
             return lambda: [value.item() for value in values]
         host = torch.empty(len(values), dtype=torch.float32, pin_memory=True)
         host.copy_(torch.stack([value.float() for value in values]), non_blocking=True)
         copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(self.device))
+        copied.record(torch.cuda.current_stream(self.torch_device))
 
         def read() -> list[float]:
             copied.synchronize()
@@ -107,10 +107,10 @@ class Machine:
         like the inputs of a batch, is a view: a compiled model is made for one layout, and a copy from a GPU's host waits
         where it has to make one."""
         tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
+        if self.torch_device.type == "cuda":
             pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            return pinned.copy_(tensor).to(self.device, non_blocking=True)
-        return tensor.contiguous().to(self.device)
+            return pinned.copy_(tensor).to(self.torch_device, non_blocking=True)
+        return tensor.contiguous().to(self.torch_device)
 
     def batch(self, host: Batch[Any], shape: Shape) -> Batch[torch.Tensor]:
         """A batch of numpy arrays on the device, with the starts of its documents where attention needs them."""
@@ -122,40 +122,40 @@ class Machine:
         by a mask. The kernel that takes it knows half precision, whole groups of 8 values a head, and no dropout."""
         if shape.eot is None or shape.dropout or shape.head_size % 8 or shape.head_size > 256:
             return None
-        if self.precision == "float32" or best_precision(self.device) != "bfloat16":  # before Ampere there is none
+        if self.precision == "float32" or best_precision(self.torch_device) != "bfloat16":  # before Ampere there is none
             return None
         starts = self.to_device(document_starts(tokens, shape.eot))
         torch._dynamo.maybe_mark_dynamic(starts, 0)  # their number is another in each batch: compile once for all
         return starts
 
-    def look(self) -> Moment:
+    def snapshot(self) -> HostSnapshot:
         """What goes on on the machine now, besides this process."""
-        return look(gpu_uuid(self.device))
+        return take_snapshot(gpu_uuid(self.torch_device))
 
     def free_memory(self) -> int:
         """Bytes that may still be taken."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
+        if self.torch_device.type == "cuda":
+            return torch.cuda.mem_get_info(self.torch_device)[0]
         return available_memory()
 
     def restart_peak_memory(self) -> int:
         """Measure `peak_memory` from here on; returns the bytes in use now."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return torch.cuda.memory_reserved(self.device)
+        if self.torch_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.torch_device)
+            return torch.cuda.memory_reserved(self.torch_device)
         with suppress(OSError):  # not on every system: the peak is then that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
         return int(psutil.Process().memory_info().rss)
 
     def peak_memory(self) -> int:
         """Most bytes in use since `restart_peak_memory`, those in use then included."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device)
+        if self.torch_device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.torch_device)
         return peak_process_memory()
 
     def release_memory(self) -> None:
         """Give back what is cached of tensors that are gone."""
-        if self.device.type == "cuda":
+        if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
         with suppress(OSError, AttributeError):  # glibc keeps what was freed, which would count for the next shape
             ctypes.CDLL(None).malloc_trim(0)
@@ -164,7 +164,7 @@ class Machine:
         """Sequences per forward pass that should fit, at most `sequences`: a power of two, or all of them."""
         memory = MEMORY_SHARE * self.free_memory()
         cpu_tokens = min(CPU_MICRO_TOKENS * self.threads, CPU_MOST_TOKENS)
-        most = cpu_tokens if self.device.type == "cpu" else sequences * shape.block_size
+        most = cpu_tokens if self.torch_device.type == "cpu" else sequences * shape.block_size
         for micro in (sequences, *(1 << power for power in reversed(range(sequences.bit_length())))):
             tokens = micro * shape.block_size
             if tokens <= most and self.step_memory(shape, tokens) <= memory:
@@ -177,13 +177,13 @@ class Machine:
         and twice in float32."""
         precision = getattr(torch, self.precision)
         kept = 24 * shape.n_layer * shape.n_embd * precision.itemsize
-        rows = rows_at_once(tokens, shape.vocab_size, self.device.type, precision)
+        rows = rows_at_once(tokens, shape.vocab_size, self.torch_device.type, precision)
         return tokens * kept + rows * shape.vocab_size * (precision.itemsize + 8)
 
     def ways_to_compile(self, setting: str) -> list[Compiling]:
         """Those that a setting of device.compile allows, the preferred one first, with what each is expected to cost and to
         bring on this device; none by itself where that was never tried."""
-        kind, asked = self.device.type, setting != "auto"
+        kind, asked = self.torch_device.type, setting != "auto"
         if setting == "off" or (not asked and kind not in COMPILE_COST_S):
             return []
         cost_s, speedup = COMPILE_COST_S.get(kind, 0.0), COMPILE_SPEEDUP.get(kind, 1.0)
@@ -233,7 +233,7 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def find_machine(name: str, threads: int | None, precision: str, peak_flops: float | None) -> Machine:
+def open_device(name: str, threads: int | None, precision: str, peak_flops: float | None) -> Device:
     """The device that `name` (auto, cpu, cuda, cuda:1, mps or a name of the device table) means here.
 
     Raises UserError when it is not there.
@@ -246,11 +246,11 @@ def find_machine(name: str, threads: int | None, precision: str, peak_flops: flo
     shown = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device.type}"
     known = by_cuda_name(shown) if device.type == "cuda" else None
     if peak_flops is not None:
-        return Machine(device, shown, precision, threads, peak_flops, "given")
+        return Device(device, shown, precision, threads, peak_flops, "given")
     if known is not None and (peak := known.peak_in(precision)) is not None:
-        return Machine(device, shown, precision, threads, peak, "table")
+        return Device(device, shown, precision, threads, peak, "table")
     peak = measure_peak(device, getattr(torch, precision), lambda: synchronize(device))
-    return Machine(device, shown, precision, threads, peak, "measured")
+    return Device(device, shown, precision, threads, peak, "measured")
 
 
 def set_up(device: torch.device, threads: int) -> None:

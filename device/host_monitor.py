@@ -43,7 +43,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Moment:
+class HostSnapshot:
     """The machine at one moment. Seconds count from some earlier moment, so only differences mean anything; cpu_s holds
     the name and the CPU seconds of every other process."""
 
@@ -57,7 +57,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class HostDelta:
     """The machine between two moments: cores that each other process took, cores that the hypervisor and the container's
     quota took away, and load, clock and GPU at its end."""
 
@@ -69,11 +69,11 @@ class Stretch:
     gpu: Gpu | None
 
 
-def look(gpu_uuid: str | None) -> Moment:
+def take_snapshot(gpu_uuid: str | None) -> HostSnapshot:
     """The machine now; `gpu_uuid` as NVML names the GPU, None without one."""
     gpu = None if gpu_uuid is None else _gpu(gpu_uuid)
     load, mhz, stolen_s = _answer(lambda: os.getloadavg()[0]), _answer(_clock_mhz), _answer(_stolen_s)
-    return Moment(now(), load, mhz, stolen_s, _throttled_s(), _answer(_cpu_seconds) or {}, gpu)
+    return HostSnapshot(now(), load, mhz, stolen_s, _throttled_s(), _answer(_cpu_seconds) or {}, gpu)
 
 
 def _answer(question: Callable[[], T]) -> T | None:
@@ -85,7 +85,7 @@ def _answer(question: Callable[[], T]) -> T | None:
         return None
 
 
-def between(before: Moment, after: Moment) -> Stretch:
+def diff(before: HostSnapshot, after: HostSnapshot) -> HostDelta:
     """What went on between two moments."""
     seconds = max(after.at - before.at, 1e-3)
 
@@ -98,10 +98,10 @@ def between(before: Moment, after: Moment) -> Stretch:
         if number in before.cpu_s
     }
     stolen, throttled = cores(before.stolen_s, after.stolen_s), cores(before.throttled_s, after.throttled_s)
-    return Stretch(others, stolen, throttled, after.load, after.mhz, after.gpu)
+    return HostDelta(others, stolen, throttled, after.load, after.mhz, after.gpu)
 
 
-def reasons(usual: Stretch, slow: Stretch) -> list[str]:
+def reasons(usual: HostDelta, slow: HostDelta) -> list[str]:
     """What may make a run slow, in half-sentences: where the machine differs from what is usual."""
     found = []
     took, takes = sum(usual.others.values()), sum(slow.others.values())

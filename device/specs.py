@@ -19,7 +19,7 @@ HALF_WIDTH = 0.61 * 74 / 36
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceSpec:
     """bf16, fp16: FLOP/s, bf16 None where the device only emulates it; memory: GiB; bandwidth: GB/s; expected_mfu: share
     of the peak, 0..1."""
 
@@ -52,20 +52,20 @@ class Device:
 
 
 DEVICES = (
-    Device("a100", 312 * TERA, 312 * TERA, 80, 2039, 0.35, ("A100",)),
-    Device("h200", 989 * TERA, 989 * TERA, 141, 4800, 0.30, ("H200",)),
-    Device("h100-nvl", 835 * TERA, 835 * TERA, 94, 3900, 0.30, ("H100 NVL",)),
-    Device("h100-pcie", 756 * TERA, 756 * TERA, 80, 2000, 0.30, ("H100 PCIe",)),
-    Device("h100", 989 * TERA, 989 * TERA, 80, 3350, 0.30, ("H100",)),
-    Device("b200", 2250 * TERA, 2250 * TERA, 180, 8000, 0.30, ("B200",)),
-    Device("mi300x", 1307 * TERA, 1307 * TERA, 192, 5300, 0.25, ("MI300X",)),
-    Device("l4", 121 * TERA, 121 * TERA, 24, 300, 0.20, ("NVIDIA L4",)),
-    Device("l40s", 362 * TERA, 362 * TERA, 48, 864, 0.20, ("L40S",)),
-    Device("rtx3090", 71 * TERA, 71 * TERA, 24, 936, 0.20, ("RTX 3090",)),
-    Device("rtx4090", 165.2 * TERA, 165.2 * TERA, 24, 1008, 0.20, ("RTX 4090",)),
-    Device("rtx5090", 209.5 * TERA, 209.5 * TERA, 32, 1790, 0.20, ("RTX 5090",)),
-    Device("v100", None, 125 * TERA, 32, 900, 0.20, ("V100",)),
-    Device("t4", None, 65 * TERA, 16, 320, 0.20, ("Tesla T4",)),
+    DeviceSpec("a100", 312 * TERA, 312 * TERA, 80, 2039, 0.35, ("A100",)),
+    DeviceSpec("h200", 989 * TERA, 989 * TERA, 141, 4800, 0.30, ("H200",)),
+    DeviceSpec("h100-nvl", 835 * TERA, 835 * TERA, 94, 3900, 0.30, ("H100 NVL",)),
+    DeviceSpec("h100-pcie", 756 * TERA, 756 * TERA, 80, 2000, 0.30, ("H100 PCIe",)),
+    DeviceSpec("h100", 989 * TERA, 989 * TERA, 80, 3350, 0.30, ("H100",)),
+    DeviceSpec("b200", 2250 * TERA, 2250 * TERA, 180, 8000, 0.30, ("B200",)),
+    DeviceSpec("mi300x", 1307 * TERA, 1307 * TERA, 192, 5300, 0.25, ("MI300X",)),
+    DeviceSpec("l4", 121 * TERA, 121 * TERA, 24, 300, 0.20, ("NVIDIA L4",)),
+    DeviceSpec("l40s", 362 * TERA, 362 * TERA, 48, 864, 0.20, ("L40S",)),
+    DeviceSpec("rtx3090", 71 * TERA, 71 * TERA, 24, 936, 0.20, ("RTX 3090",)),
+    DeviceSpec("rtx4090", 165.2 * TERA, 165.2 * TERA, 24, 1008, 0.20, ("RTX 4090",)),
+    DeviceSpec("rtx5090", 209.5 * TERA, 209.5 * TERA, 32, 1790, 0.20, ("RTX 5090",)),
+    DeviceSpec("v100", None, 125 * TERA, 32, 900, 0.20, ("V100",)),
+    DeviceSpec("t4", None, 65 * TERA, 16, 320, 0.20, ("Tesla T4",)),
 )
 
 
@@ -79,7 +79,7 @@ OTHERS = {"MIG", "Laptop", "Max", "Ti", "SUPER", "D", "NVL"}
 BY_NAME = {device.name: device for device in DEVICES}
 
 
-def by_cuda_name(cuda_name: str) -> Device | None:
+def by_cuda_name(cuda_name: str) -> DeviceSpec | None:
     """The table's row for the name that CUDA reports, or None: then the peak has to be measured.
 
     The name must stand as whole words, so that "NVIDIA L4" is not found in "NVIDIA L40S", and none of OTHERS beside it.

@@ -24,7 +24,7 @@ def for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) 
     if how == "on":
         return partial(torch.compile(objective), model)
     if model.wte.weight.device.type == "cpu":
-        model.touch_rows_only()
+        model.use_sparse_gradients()
     if how == "off":
         return partial(objective, model)
     blocks = nn.ModuleList([cast(nn.Module, torch.compile(block)) for block in model.blocks])

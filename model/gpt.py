@@ -59,7 +59,7 @@ class GPT(nn.Module):
             self.register_buffer("rotary_sin", sin, persistent=False)
         INITIALISATIONS[shape.initialisation](self)
 
-    def touch_rows_only(self) -> None:
+    def use_sparse_gradients(self) -> None:
         """Make gradients of tables sparse, so that a step costs what the rows in its batch do, not what all rows do: for a
         CPU in eager mode. torch.compile knows no sparse gradients, and a GPU has the bandwidth."""
         for table in [self.bigrams, *self.value_tables.values()]:

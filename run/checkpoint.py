@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.checksum import unsealed
+from common.checksum import verify_checksum
 from common.errors import MachineError, UserError
 from common.json_io import sync_folder, write_json
 from common.safe_read import is_amount, is_count, load_json, member
@@ -190,7 +190,7 @@ def latest_accounts(folder: Path) -> dict[str, float]:
 def _about(path: Path) -> dict[str, Any]:
     """The JSON of a checkpoint. Raises ValueError or OSError where it is damaged."""
     sealed = load_json(path / "state.json")
-    content = unsealed(sealed)
+    content = verify_checksum(sealed)
     if content.get("format") != FORMAT:
         raise ValueError(f"format {content.get('format')}, expected {FORMAT}")
     if len(content) == len(sealed):

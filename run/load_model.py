@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.checksum import unsealed
+from common.checksum import verify_checksum
 from common.errors import UserError
 from common.json_io import read_json
 from common.safe_read import is_count, member
@@ -23,7 +23,7 @@ LONGEST_BLOCK = 1 << 20  # tokens; no tensor of a rotary model tells its context
 
 
 @dataclass(frozen=True)
-class Finished:
+class LoadedModel:
     """A model with its tokenizer; `about` is model.json."""
 
     model: GPT
@@ -31,7 +31,7 @@ class Finished:
     about: dict[str, Any]
 
 
-def load_finished(folder: str, device: torch.device) -> Finished:
+def load_model(folder: str, device: torch.device) -> LoadedModel:
     """Load outputs/NAME (or the path of a file in it). Raises UserError in one line for anything that is not a
     finished, undamaged model."""
     path = Path(folder)
@@ -41,7 +41,7 @@ def load_finished(folder: str, device: torch.device) -> Finished:
         hint = "; its run is not finished: type its command again" if (path / "checkpoint").exists() else ""
         raise UserError(f"checkpoint={folder} holds no finished model (model.safetensors and model.json){hint}")
     try:
-        about = unsealed(about)
+        about = verify_checksum(about)
     except ValueError as error:
         raise UserError(f"{path / 'model.json'} is damaged ({error}); restore it from a copy") from None
     try:
@@ -59,7 +59,7 @@ def load_finished(folder: str, device: torch.device) -> Finished:
     with device:
         model = GPT(shape)
     load_weights(model, tensors, str(weights))
-    return Finished(model.eval(), tokenizer, about)
+    return LoadedModel(model.eval(), tokenizer, about)
 
 
 def _shape(content: Any, tensors: dict[str, torch.Tensor], origin: str) -> Shape:

@@ -18,11 +18,11 @@ from training.context import Session, Trainer
 
 if TYPE_CHECKING:
     from data.shards import Corpus
-    from device.device import Machine
+    from device.device import Device
     from model.gpt import GPT
 
 
-def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan, model: GPT) -> Trainer:
+def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: GPT) -> Trainer:
     """Optimizer, loader and evaluation ranges for a plan and its model."""
     from data.eval_windows import EvalRange
     from data.loader import Loader
@@ -34,25 +34,25 @@ def build(session: Session, corpus: Corpus, machine: Machine, plan: Plan, model:
     config, run, shape = session.config, session.run, model.shape
     optim, objective = config.optim, OBJECTIVES["next_token"]
     betas, settings = (optim.beta1, plan.beta2), replace(optim_settings(config), name=plan.optimizer)
-    optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, machine.device.type, settings)
+    optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, device.torch_device.type, settings)
     sequences = plan.batch_tokens // shape.block_size
     loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
     return Trainer(
         shape=shape,
         plan=plan,
-        machine=machine,
+        device=device,
         corpus=corpus,
         model=model,
         objective=objective,
         optimizer=optimizer,
         training_step=TrainingStep(
-            partial(objective, model), optimizer, machine.scaler(), machine.autocast, optim.grad_clip
+            partial(objective, model), optimizer, device.scaler(), device.autocast, optim.grad_clip
         ),
         loader=loader,
         state=TrainingState(limit_s=session.clock.limits.seconds),
         metrics=Metrics(run.metrics, session.console.warn),
         cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
-        micro_batch=optim.micro_batch or plan.micro_batch or machine.micro_batch(shape, sequences),
+        micro_batch=optim.micro_batch or plan.micro_batch or device.micro_batch(shape, sequences),
         interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens),
         final=EvalRange(corpus.val, shape.block_size, config.eval.tokens),
     )

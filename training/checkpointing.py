@@ -47,8 +47,8 @@ def save(session: Session, trainer: Trainer, final: bool) -> None:
         state.progress = clock.progress
         state.loss_scale = scaler.get_scale() if scaler.is_enabled() else None
         try:
-            if has_numbers(trainer):
-                insist(write) if final else write()
+            if has_finite_weights(trainer):
+                retry_once(write) if final else write()
             else:
                 session.console.warn(f"no checkpoint at step {state.step}: its weights are no numbers")
         except OSError as error:
@@ -59,13 +59,13 @@ def save(session: Session, trainer: Trainer, final: bool) -> None:
     trainer.saved_at = clock.spent_s()
 
 
-def has_numbers(trainer: Trainer) -> bool:
+def has_finite_weights(trainer: Trainer) -> bool:
     """Whether every weight is a finite number: a sum with another one in it is none."""
     total = sum(weight.detach().sum() for weight in trainer.model.parameters())
     return math.isfinite(float(total))
 
 
-def insist(write: Callable[[], Result]) -> Result:
+def retry_once(write: Callable[[], Result]) -> Result:
     """What `write` returns; where the disk refuses, what it returns when it is called once more."""
     try:
         return write()

@@ -49,7 +49,7 @@ def how_to_compile(session: Session, trainer: Trainer) -> str:
     plan = trainer.plan
     if not plan.compiled or not trainer.state.step:
         return plan.compiling
-    for way in trainer.machine.ways_to_compile(session.config.device.compile):
+    for way in trainer.device.ways_to_compile(session.config.device.compile):
         cost_s, speedup = plan.compile_s or way.cost_s, plan.compile_speedup or way.speedup
         measured = replace(way, cost_s=cost_s, speedup=speedup)
         if way.how == plan.compiling and measured.pays(session.clock.seconds_left()):
@@ -62,13 +62,13 @@ def warm_up(session: Session, trainer: Trainer) -> None:
     once with that."""
     import numpy as np
 
-    machine, shape, sequences = trainer.machine, trainer.shape, sequences_of(trainer)
+    device, shape, sequences = trainer.device, trainer.shape, sequences_of(trainer)
 
     def forward_and_backward(count: int) -> None:
         made_up = np.zeros((count, shape.block_size), dtype=np.int64)
-        trainer.training_step.forward_backward([machine.batch(Batch(made_up, made_up), shape)], count)
+        trainer.training_step.forward_backward([device.batch(Batch(made_up, made_up), shape)], count)
         trainer.optimizer.zero_grad(set_to_none=True)
-        machine.synchronize()
+        device.synchronize()
 
     for attempt in attempts(session, trainer):
         with attempt:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from data.eval_windows import EvalRange
     from data.loader import Loader
     from data.shards import Corpus
-    from device.device import Machine
+    from device.device import Device
     from model.gpt import GPT
     from run.checkpoint import TrainingState
     from training.divergence import Spike
@@ -51,7 +51,7 @@ class Trainer:
 
     shape: Shape
     plan: Plan
-    machine: Machine
+    device: Device
     corpus: Corpus
     model: GPT
     objective: Objective

@@ -15,7 +15,7 @@ from training.resume import restore
 if TYPE_CHECKING:
     pass
 
-SETBACK_RATE = 0.5  # of the planned learning rate, after a run has gone back once
+ROLLBACK_RATE = 0.5  # of the planned learning rate, after a run has gone back once
 
 
 class Diverged(Exception):
@@ -27,7 +27,7 @@ class Diverged(Exception):
         self.since = since
 
 
-def refuse_no_number(trainer: Trainer, figures: dict[str, Any]) -> None:
+def require_finite_loss(trainer: Trainer, figures: dict[str, Any]) -> None:
     """Raises Diverged for an evaluation whose loss is no number."""
     step = trainer.state.step
     if figures["loss"] is None:
@@ -36,10 +36,10 @@ def refuse_no_number(trainer: Trainer, figures: dict[str, Any]) -> None:
 
 def peak_rate(trainer: Trainer) -> float:
     """The learning rate that the schedule is a share of."""
-    return trainer.plan.learning_rate * (SETBACK_RATE if trainer.state.setback else 1.0)
+    return trainer.plan.learning_rate * (ROLLBACK_RATE if trainer.state.setback else 1.0)
 
 
-def go_back(session: Session, trainer: Trainer, error: Diverged) -> None:
+def rollback(session: Session, trainer: Trainer, error: Diverged) -> None:
     """Once in a run's life: from the newest checkpoint of good weights on with half the learning rate. Raises `error` again
     where that was done before, and where there is none."""
     from run.checkpoint import drop_after, latest_checkpoint
@@ -52,11 +52,11 @@ def go_back(session: Session, trainer: Trainer, error: Diverged) -> None:
                 raise error
             lost_at, micro_batch = trainer.state.step, trainer.state.micro_batch
             restore(session, trainer, found)
-            trainer.state.machine, trainer.state.micro_batch = trainer.machine.title, micro_batch
+            trainer.state.machine, trainer.state.micro_batch = trainer.device.title, micro_batch
             drop_after(session.run.checkpoints, trainer.state.step)  # their weights are lost
         back_to = trainer.state.step
         trainer.state.setback = {"step": lost_at, "back_to": back_to, "reason": str(error)}
-        text = f"{error}; going back to step {back_to}, once, with {SETBACK_RATE:g} of the learning rate"
+        text = f"{error}; going back to step {back_to}, once, with {ROLLBACK_RATE:g} of the learning rate"
         session.console.warn(text)
         trainer.metrics.write({"event": "setback", "step": back_to, "text": text})
         save(session, trainer, final=False)  # so that a kill does not forget that it was once
@@ -78,13 +78,13 @@ class Spike:
         self._learned = loss is not None and loss < guess
         self._above = 0
 
-    def lasts(self, loss: float) -> bool:
+    def has_diverged(self, loss: float) -> bool:
         """Whether, with this step's loss, the model is lost."""
         self._learned = self._learned or loss < self._guess
         self._above = self._above + 1 if self._learned and loss > self._guess + ABOVE else 0
         return self._above >= LASTING
 
     @property
-    def calm(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether these weights are worth going back to."""
         return not self._above

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from run.report.format_figures import formatted
 from training.context import Session, Trainer, axes
-from training.divergence import refuse_no_number
+from training.divergence import require_finite_loss
 from training.micro_batching import attempts
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ EXIT_S = 0.3  # from the last file written to the end of the process
 RESERVE_MARGIN = 1.15  # on what the end was measured to take
 
 
-def keep_time(session: Session, trainer: Trainer) -> None:
+def update_reserve(session: Session, trainer: Trainer) -> None:
     """Set the reserve from what the parts of the end were measured to take."""
     wandb = session.config.wandb
     dashboard_s = wandb.timeout_s if wandb.mode == "online" else 0.0
@@ -38,13 +38,13 @@ def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str
     """Score the model on a fixed range of the validation split; a stopping signal ends it between batches."""
     from evals.language_model import evaluate as score
 
-    corpus, machine, stop = trainer.corpus, trainer.machine, session.signals.check
+    corpus, device, stop = trainer.corpus, trainer.device, session.signals.check
     token_bytes, sources = corpus.tokenizer.token_bytes, corpus.val.sources
     figures: dict[str, Any] = {}
     for attempt in attempts(session, trainer):
         with attempt:
             micro = trainer.micro_batch
-            figures = score(trainer.model, windows, token_bytes, sources, micro, machine.device, machine.autocast, stop)
+            figures = score(trainer.model, windows, token_bytes, sources, micro, device.torch_device, device.autocast, stop)
     return figures
 
 
@@ -75,9 +75,9 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         began = session.clock.awake_s()
         figures = evaluate(session, trainer, trainer.interim)
         seconds = session.clock.awake_s() - began
-    refuse_no_number(trainer, figures)
+    require_finite_loss(trainer, figures)
     trainer.window_s = expected_s(trainer.window_s, seconds / trainer.interim.n_windows)
-    keep_time(session, trainer)
+    update_reserve(session, trainer)
     point = {
         **axes(session, trainer),
         **{f"val_{name}": figures[name] for name in ("loss", "bits_per_byte", "accuracy")},

@@ -6,15 +6,15 @@ from common.errors import UserError
 from common.format import format_count, format_seconds
 from common.json_io import write_json
 from run.environment import git_commit
-from run.tracking.fields import headline
-from training.checkpointing import insist, save
+from run.tracking.fields import wandb_summary
+from training.checkpointing import retry_once, save
 from training.context import Session, Trainer, set_status, timed, write_report_of
-from training.divergence import refuse_no_number
-from training.evaluation import SAMPLE_PROMPTS, SAMPLE_TOKENS, evaluate, keep_time, write_sample
+from training.divergence import require_finite_loss
+from training.evaluation import SAMPLE_PROMPTS, SAMPLE_TOKENS, evaluate, update_reserve, write_sample
 from training.result import about, record, show_result
 
 
-def rehearse(session: Session, trainer: Trainer) -> None:
+def dry_run_finalize(session: Session, trainer: Trainer) -> None:
     """Do once, small, what the end of the run will do, and keep that much time for it; a full disk or a broken report
     is found now. Refuses a budget in which not even one step fits."""
     from data.eval_windows import EvalRange
@@ -34,7 +34,7 @@ def rehearse(session: Session, trainer: Trainer) -> None:
     if trainer.interim.n_tokens > trainer.final.n_tokens:
         trainer.interim = trainer.final  # what the curve is measured on is part of what the result is measured on
     trainer.samples_s = sample_s * SAMPLE_TOKENS * len(SAMPLE_PROMPTS)
-    keep_time(session, trainer)
+    update_reserve(session, trainer)
     left, tightest = clock.steps_left(trainer.state.step, trainer.state.tokens, trainer.state.flops, trainer.cost)
     if left == 0 and trainer.state.step == 0:
         raise UserError(too_short(session, trainer, tightest))
@@ -44,11 +44,11 @@ def rehearse(session: Session, trainer: Trainer) -> None:
     )
 
 
-def rehearse_report(session: Session, trainer: Trainer) -> None:
+def dry_run_report(session: Session, trainer: Trainer) -> None:
     """Write the report meanwhile, for whoever is watching, and keep as much time for the last one as this one took."""
     with session.clock.charge("eval"):
         trainer.report_s = max(trainer.report_s, timed(session.clock, lambda: write_report_of(session), 1))
-    keep_time(session, trainer)
+    update_reserve(session, trainer)
 
 
 def too_short(session: Session, trainer: Trainer, tightest: str) -> str:
@@ -96,17 +96,17 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
         save(session, trainer, final=True)
         with clock.charge("checkpoint"):
             try:
-                insist(lambda: save_model(session, trainer))
+                retry_once(lambda: save_model(session, trainer))
             except OSError as error:
                 raise full_disk(run.weights, error, f"the checkpoint of step {trainer.state.step}") from None
         with clock.charge("eval"):
             figures = evaluate(session, trainer, trainer.final)
-            refuse_no_number(trainer, figures)
+            require_finite_loss(trainer, figures)
             for prompt in SAMPLE_PROMPTS:
                 session.samples.append(write_sample(session, trainer, prompt))
                 session.signals.check()
     result = record(session, trainer, "finished", stopped_by, figures)
-    session.dashboard.summary(headline(result))
+    session.dashboard.summary(wandb_summary(result))
     session.dashboard.finish()
     write_report_of(session)
     set_status(session, "finished", f"the budget of {stopped_by} is spent")

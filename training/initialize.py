@@ -16,10 +16,10 @@ from training.context import Session
 
 if TYPE_CHECKING:
     from data.shards import Corpus
-    from device.device import Machine
+    from device.device import Device
 
 
-def initial_model(session: Session, corpus: Corpus, machine: Machine, plan: Plan) -> GPT:
+def initial_model(session: Session, corpus: Corpus, device: Device, plan: Plan) -> GPT:
     """The model of a plan with its first weights."""
 
     config = session.config
@@ -27,7 +27,7 @@ def initial_model(session: Session, corpus: Corpus, machine: Machine, plan: Plan
     shape = with_eot(config, shape, corpus.tokenizer.eot)
     # Weights and two moments in float32; of these two checkpoints, one being written, and the finished weights.
     session.run.require_space(4 * 3 * shape.parameters() * 4)
-    return INITIALIZERS["scratch"](shape, config.seed, machine.device)
+    return INITIALIZERS["scratch"](shape, config.seed, device.torch_device)
 
 
 Initializer = Callable[[Shape, int, torch.device], GPT]

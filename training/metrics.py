@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
 
 
-class LateMetrics:
+class DeferredMetrics:
     """Reads the loss of a step once the next one was launched, checks it, and writes it down."""
 
     def __init__(self, session: Session, trainer: Trainer) -> None:
@@ -30,14 +30,14 @@ class LateMetrics:
         self._written = -1.0
 
     def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        numbers = self.trainer.machine.later(loss, norm)
+        numbers = self.trainer.device.later(loss, norm)
         self._waiting = (numbers, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
 
-    def calm(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether the loss, the last step's included, is where it should be: two checkpoints are kept, and no more than one
         of them may be of weights that are lost, as those after a step show only in the loss of the next."""
         self.read()
-        return self.spike.calm
+        return self.spike.is_healthy
 
     def read(self) -> None:
         """Raises Diverged when the model is lost: the rest of the budget would be thrown after it."""
@@ -48,7 +48,7 @@ class LateMetrics:
         self.loss, norm = numbers()
         if finite(self.loss) is None:
             raise Diverged(f"the loss of step {step} is {self.loss}", step)
-        if self.spike.lasts(self.loss):
+        if self.spike.has_diverged(self.loss):
             reason = f"the loss of step {step}, {self.loss:.3g}, has been worse than a guess's for long"
             raise Diverged(reason, step - LASTING + 1)
         self.trainer.state.loss = self.loss
@@ -57,7 +57,7 @@ class LateMetrics:
             return
         self._written = point["progress"]
         rate = self.session.clock.tokens_per_second(self.trainer.cost)
-        mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.machine.peak_flops
+        mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.device.peak_flops
         point |= {"loss": self.loss, "grad_norm": norm, "tokens_per_second": rate, "mfu": mfu}
         self.trainer.metrics.write(point)
         self.session.dashboard.log(point)
@@ -79,6 +79,6 @@ def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float
             validation_loss=trainer.validation_loss,
             learning_rate=trainer.optimizer.param_groups[0]["lr"],
             tokens_per_second=rate,
-            mfu=rate * flops_per_token(trainer.shape) / trainer.machine.peak_flops,
+            mfu=rate * flops_per_token(trainer.shape) / trainer.device.peak_flops,
         )
     )

@@ -36,7 +36,7 @@ def micro_batches(trainer: Trainer) -> list[Batch[Tensor]]:
     gathers batches ahead would save nothing.
     """
     batch = trainer.loader.batch(trainer.state.step)
-    return [trainer.machine.batch(part, trainer.shape) for part in batch.parts(trainer.micro_batch)]
+    return [trainer.device.batch(part, trainer.shape) for part in batch.parts(trainer.micro_batch)]
 
 
 def attempts(session: Session, trainer: Trainer) -> Iterator[memory.Attempt]:
@@ -66,7 +66,7 @@ def halve_micro_batch(session: Session, trainer: Trainer) -> None:
     only one already."""
     trainer.optimizer.zero_grad(set_to_none=True)  # of the part of the batch that had been done
     gc.collect()
-    trainer.machine.release_memory()
+    trainer.device.release_memory()
     before, step = trainer.micro_batch, trainer.state.step
     if before == 1:
         raise MachineError(

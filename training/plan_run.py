@@ -19,17 +19,17 @@ from common.errors import UserError
 from common.json_io import significant, write_json
 from config import Config, open_block, optim_settings, template, with_eot
 from device.compile_cost import first_that_pays
-from device.specs import BY_NAME, Device
+from device.specs import BY_NAME, DeviceSpec
 from model.config import Shape, padded_vocab
 from model.optim.settings import AUTO
 from run.report.plan_report import show_plan, show_plan_briefly
 from training.context import Session
-from training.trial_client import DeviceProber, TrialProcess
+from training.trial_client import DeviceTrialClient, TrialProcess
 
 if TYPE_CHECKING:
     from data.shards import Corpus
     from data.sources.base import DataSpec
-    from device.device import Machine
+    from device.device import Device
 
 # Share of a device's peak that small models reach, to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
@@ -206,7 +206,7 @@ def with_mfu(plan: Plan, shape: Shape, peak_flops: float) -> Plan:
     return replace(plan, mfu=plan.tokens_per_second * flops_per_token(shape) / peak_flops)
 
 
-def peak_of(device: Device, precision: str) -> float:
+def peak_of(device: DeviceSpec, precision: str) -> float:
     """FLOP/s by the table. Raises UserError for a precision that it does not have."""
     peak = device.peak if precision == "auto" else device.peak_in(precision)
     if peak is None:
@@ -239,18 +239,18 @@ def wants_trials(config: Config, limits: Limits) -> bool:
     return not config.mfu and config.probe is not False and (config.probe is True or limits.seconds is not None)
 
 
-def first_request(config: Config, text: Text, machine: Machine, overhead_s: float) -> Request:
+def first_request(config: Config, text: Text, device: Device, overhead_s: float) -> Request:
     """What is asked of the planner before anything was measured here."""
-    request = request_for(config, text, machine.peak_flops * (config.mfu or FIRST_GUESS_MFU), overhead_s)
-    if config.mfu or machine.device.type != "cpu":
+    request = request_for(config, text, device.peak_flops * (config.mfu or FIRST_GUESS_MFU), overhead_s)
+    if config.mfu or device.torch_device.type != "cpu":
         return request
-    return replace(request, flops_per_second=machine.peak_flops * CPU_GUESS_MFU, half_width=CPU_HALF_WIDTH)
+    return replace(request, flops_per_second=device.peak_flops * CPU_GUESS_MFU, half_width=CPU_HALF_WIDTH)
 
 
 def plan_here(
     config: Config,
     text: Text,
-    machine: Machine,
+    device: Device,
     overhead_s: float,
     trials: TrialProcess | None,
     say: Callable[[str], None],
@@ -258,11 +258,11 @@ def plan_here(
 ) -> Plan:
     """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none; `say` and `detail` as in
     `measured_plan`."""
-    request = first_request(config, text, machine, overhead_s)
-    ways, seconds = machine.ways_to_compile(config.device.compile), request.limits.seconds
+    request = first_request(config, text, device, overhead_s)
+    ways, seconds = device.ways_to_compile(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)
-        prober = DeviceProber(trials, machine, optim_settings(config), optim.micro_batch, probe_s, say)
+        prober = DeviceTrialClient(trials, device, optim_settings(config), optim.micro_batch, probe_s, say)
         plan = measured_plan(request, prober, ways, say, detail)
     else:
         if seconds is None and not config.mfu:  # speed decides nothing
@@ -270,7 +270,7 @@ def plan_here(
         plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
         way = first_that_pays(ways, None if seconds is None else seconds - overhead_s)
         plan = replace(plan, compiled=way is not None, regional=way is not None and way.how == "regional")
-    return with_mfu(plan, plan.sized(request.template), machine.peak_flops)
+    return with_mfu(plan, plan.sized(request.template), device.peak_flops)
 
 
 def probe_seconds(limits: Limits) -> float:
@@ -299,7 +299,7 @@ def saved_plan(session: Session) -> Plan | None:
         return load_plan(run.plan_copy)
 
 
-def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: TrialProcess | None) -> Plan:
+def make_run_plan(session: Session, corpus: Corpus, device: Device, trials: TrialProcess | None) -> Plan:
     """A new plan, from measured speed where time is what is limited."""
     from data.loader import Loader
 
@@ -309,13 +309,13 @@ def settle_plan(session: Session, corpus: Corpus, machine: Machine, trials: Tria
         ending = 4.0 + 0.05 * limits.seconds  # evaluations, saving and report, before they were measured
         overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending)
     text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
-    block_size = first_request(session.config, text, machine, overhead_s).template.block_size
+    block_size = first_request(session.config, text, device, overhead_s).template.block_size
     Loader(corpus.train, block_size, 1, 0)  # is the corpus long enough? Before measuring
     console = session.console
-    plan = plan_here(session.config, text, machine, overhead_s, trials, console.say, console.detail)
+    plan = plan_here(session.config, text, device, overhead_s, trials, console.say, console.detail)
     if trials is not None:
         trials.close()  # what they hold of the device's memory is free from here on
-    require_memory(plan, plan.sized(template(session.config)), machine.free_memory())
+    require_memory(plan, plan.sized(template(session.config)), device.free_memory())
     show_plan(plan, console.for_log(), limits)
     show_plan_briefly(plan, console, limits)
     content = significant(plan.to_dict(), 10)

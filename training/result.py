@@ -16,9 +16,9 @@ from run.environment import environment
 from run.history import Records, read_metrics
 from run.metrics import SCHEMA
 from run.report.format_figures import formatted
-from training.checkpointing import insist
+from training.checkpointing import retry_once
 from training.context import Session, Trainer
-from training.speed_monitor import slow_spells
+from training.speed_monitor import slowdowns
 
 if TYPE_CHECKING:
     pass
@@ -46,7 +46,7 @@ def record(
     config, clock, state, shape = session.config, session.clock, trainer.state, trainer.shape
     metrics = read_metrics(session.run.folder)
     rate = state.tokens / max(clock.training_s(), 1e-9)
-    ledger, machine = clock.accounts(), trainer.machine
+    ledger, device = clock.accounts(), trainer.device
     spent = {
         "hours": clock.spent_s() / 3600,
         "training_hours": clock.training_s() / 3600,
@@ -76,10 +76,10 @@ def record(
         "eval": {"split": "val", **figures} if figures else None,
         "throughput": {
             "tokens_per_second": rate,
-            "mfu": rate * flops_per_token(shape) / trainer.machine.peak_flops,
-            "peak_flops": trainer.machine.peak_flops,
-            "peak_flops_source": trainer.machine.peak_source,
-            "slow": slow_spells(metrics),
+            "mfu": rate * flops_per_token(shape) / trainer.device.peak_flops,
+            "peak_flops": trainer.device.peak_flops,
+            "peak_flops_source": trainer.device.peak_source,
+            "slow": slowdowns(metrics),
         },
         "plan": {
             "predicted_tokens": trainer.plan.tokens,
@@ -105,11 +105,11 @@ def record(
         "standstill_s": clock.standstill_s,
         "samples": session.samples,
         "environment": {
-            **environment(machine.name, machine.torch_version, machine.threads),
+            **environment(device.name, device.torch_version, device.threads),
             "compile_cache": trainer.compile_cache,
         },
     }
-    insist(lambda: write_json(session.run.result, significant(result, 10)))
+    retry_once(lambda: write_json(session.run.result, significant(result, 10)))
     return result
 
 

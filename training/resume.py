@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from run.checkpoint import Checkpoint
 
 
-def carry_earlier(session: Session) -> None:
+def restore_spent_budget(session: Session) -> None:
     """Charge what earlier processes of this run spent. Where its ledger is lost or damaged, the newest checkpoint's
     accounts and the last point of its curve say at least how much that was."""
     run, clock = session.run, session.clock
@@ -40,7 +40,7 @@ def resume(session: Session, trainer: Trainer) -> None:
     """Go on from the newest checkpoint that is whole, with the budget that is left."""
     from run.checkpoint import latest_checkpoint
 
-    clock, console, here = session.clock, session.console, trainer.machine.title
+    clock, console, here = session.clock, session.console, trainer.device.title
     found = latest_checkpoint(session.run.checkpoints, console.warn)
     if found is None:
         if clock.earlier_s:
@@ -61,7 +61,7 @@ def resume(session: Session, trainer: Trainer) -> None:
     before = trainer.state.machine
     trainer.state.machine = here
     if before not in (None, here):
-        move(session, trainer, str(before))
+        handle_device_change(session, trainer, str(before))
     elif trainer.state.micro_batch is not None:  # more at once did not fit
         trainer.micro_batch = min(trainer.micro_batch, trainer.state.micro_batch)
 
@@ -78,20 +78,20 @@ def restore(session: Session, trainer: Trainer, found: Checkpoint) -> None:
         clock.progress *= state.limit_s / limit_s  # what was all of the old budget is a share of the new one
         session.console.say(f"the budget was {state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
         state.limit_s = limit_s
-    trainer.training_step.scaler = trainer.machine.scaler(state.loss_scale)
+    trainer.training_step.scaler = trainer.device.scaler(state.loss_scale)
     if found.corrected:
         session.console.warn(
             "an earlier version of the code changed this run's batch and rates on the way; it goes on as planned"
         )
 
 
-def move(session: Session, trainer: Trainer, before: str) -> None:
+def handle_device_change(session: Session, trainer: Trainer, before: str) -> None:
     """Another machine than the one that trained so far: say so, and take micro-batches that fit here. The plan stands, and
     the schedule follows the clock."""
     optim = session.config.optim
     sequences = trainer.plan.batch_tokens // trainer.shape.block_size
-    trainer.micro_batch = optim.micro_batch or trainer.machine.micro_batch(trainer.shape, sequences)
+    trainer.micro_batch = optim.micro_batch or trainer.device.micro_batch(trainer.shape, sequences)
     trainer.state.micro_batch = None
-    text = f"the run moved from {before} to {trainer.machine.title}; its plan stands"
+    text = f"the run moved from {before} to {trainer.device.title}; its plan stands"
     session.console.warn(text)
     trainer.metrics.write({"event": "note", "step": trainer.state.step, "text": text})

@@ -14,7 +14,7 @@ from data.prepare import prepare
 from run.directory import RunDirectory
 from run.history import read_metrics
 from run.report.console import Console
-from run.tracking.fields import knobs
+from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
 from training.plan_run import spec_of
@@ -22,7 +22,7 @@ from training.trial_client import TrialProcess
 
 if TYPE_CHECKING:
     from data.shards import Corpus
-    from device.device import Machine
+    from device.device import Device
 
 
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
@@ -64,22 +64,22 @@ def prepare_corpus(session: Session) -> Corpus:
     return corpus
 
 
-def machine_of(session: Session, trials: TrialProcess | None) -> Machine:
+def open_run_device(session: Session, trials: TrialProcess | None) -> Device:
     """The device that the run computes on; its peak is measured when `trials` have done their loading."""
-    from device.device import find_machine
+    from device.device import open_device
 
     if trials is not None:
         trials.wait()
-    device = session.config.device
-    machine = find_machine(device.name, device.threads, device.precision, device.peak_flops)
+    wanted = session.config.device
+    device = open_device(wanted.name, wanted.threads, wanted.precision, wanted.peak_flops)
     session.console.say(
-        f"device  {machine.name}, {machine.threads} threads, {machine.precision},"
-        f" peak {machine.peak_flops:.3g} FLOP/s ({machine.peak_source})"
+        f"device  {device.name}, {device.threads} threads, {device.precision},"
+        f" peak {device.peak_flops:.3g} FLOP/s ({device.peak_source})"
     )
-    return machine
+    return device
 
 
-def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
+def open_run_dashboard(session: Session, trainer: Trainer) -> Dashboard:
     """The wandb run of this folder; the same one after a resume."""
     wandb, run = session.config.wandb, session.run
     dashboard = open_dashboard(
@@ -90,7 +90,7 @@ def dashboard_of(session: Session, trainer: Trainer) -> Dashboard:
         run_id=wandb_id(run.folder),
         group=wandb.group,
         tags=wandb.tags,
-        config=knobs(asdict(session.config), trainer.plan.to_dict()),
+        config=wandb_config(asdict(session.config), trainer.plan.to_dict()),
         directory=run.folder,
         timeout_s=wandb.timeout_s,
         warn=session.console.warn,

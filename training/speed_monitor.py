@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.format import format_count, format_seconds
-from device.host_monitor import Moment, Stretch, between, reasons
+from device.host_monitor import HostSnapshot, HostDelta, diff, reasons
 
 STEADY_S, STEADY_SHARE = 60.0, 0.1  # what speed is held against: a minute, in a short budget a tenth of it
 SPANS = 12  # that the steady minute is cut into
@@ -41,7 +41,7 @@ class SpeedWatch:
     def __init__(
         self,
         limit_s: float | None,
-        see: Callable[[], Moment],
+        see: Callable[[], HostSnapshot],
         warn: Callable[[str], None],
         write: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -52,8 +52,8 @@ class SpeedWatch:
         # Tokens, seconds and seconds of waiting when the span began: with the first step, which is not measured itself.
         self._begun: tuple[int, float, float] | None = None
         self._spans: deque[Span] = deque(maxlen=SPANS)
-        self._usual: tuple[Span, Stretch] | None = None
-        self._suspected: Moment | None = None  # the machine when the speed fell
+        self._usual: tuple[Span, HostDelta] | None = None
+        self._suspected: HostSnapshot | None = None  # the machine when the speed fell
         self._lost_s: float | None = None  # in the episode that goes on; None while there is none
 
     def after_step(self, step: int, tokens: int, accounts: Mapping[str, float]) -> None:
@@ -90,13 +90,13 @@ class SpeedWatch:
         if len(spans) == SPANS:
             halves = [_typical(half).rate for half in (spans[: SPANS // 2], spans[SPANS // 2 :])]
             if abs(halves[0] / halves[1] - 1) <= UNSTEADY:
-                self._usual = _typical(spans), between(self._first, self._see())
+                self._usual = _typical(spans), diff(self._first, self._see())
 
     def _begin(self, step: int, now: Span) -> None:
         assert self._usual is not None
         usual, surroundings = self._usual
         moment = self._see()
-        why = reasons(surroundings, between(self._suspected or moment, moment))
+        why = reasons(surroundings, diff(self._suspected or moment, moment))
         if now.waiting > usual.waiting + MORE_WAITING:
             why.insert(0, f"waiting for data takes {now.waiting:.0%} of the time instead of {usual.waiting:.0%}")
         recent = list(self._spans)[-RECENT:]
@@ -123,7 +123,7 @@ def _typical(spans: list[Span]) -> Span:
     return Span(statistics.median(rates), statistics.median(seconds), statistics.median(waiting))
 
 
-def slow_spells(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def slowdowns(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The episodes among the lines of metrics.jsonl, as result.json keeps them; `to_step` and `lost_s` are None for one
     that lasted to the end of its process."""
     spells: list[dict[str, Any]] = []

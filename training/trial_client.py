@@ -25,7 +25,7 @@ from model.optim.settings import AUTO, OptimSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from device.device import Machine
+    from device.device import Device
 
 ROOT = Path(__file__).parents[1]
 START_S = 10.0  # to load libraries beyond the time that the run itself takes for them
@@ -124,20 +124,20 @@ def trial_process(device: str, wanted: bool, warn: Callable[[str], None]) -> Ite
             process.close()
 
 
-class DeviceProber:
+class DeviceTrialClient:
     """Measures shapes on this machine's device within `seconds` in all, counted from when the process is ready."""
 
     def __init__(
         self,
         process: TrialProcess,
-        machine: Machine,
+        device: Device,
         optimizer: OptimSettings,
         micro_batch: int | None,
         seconds: float,
         say: Callable[[str], None],
     ) -> None:
         """`micro_batch`: sequences at once where the user fixed them; None looks for the largest that fit."""
-        self._process, self._machine, self._optimizer, self._micro_batch = process, machine, optimizer, micro_batch
+        self._process, self._device, self._optimizer, self._micro_batch = process, device, optimizer, micro_batch
         self._seconds, self._say = seconds, say
         self._deadline: float | None = None
         self._fitting: dict[Shape, tuple[int, int]] = {}  # largest micro-batch that fitted, and the largest tried for
@@ -156,9 +156,9 @@ class DeviceProber:
 
     def _micro_batches(self, shape: Shape, sequences: int) -> tuple[int, int, int]:
         """Sequences at once: those that are settled, 0 where they are not; then, those to begin with and the most to try."""
-        guess = self._machine.micro_batch(shape, sequences)
+        guess = self._device.micro_batch(shape, sequences)
         # On a CPU the guess is what its caches like, not what its memory holds.
-        most = guess if self._machine.device.type == "cpu" else sequences
+        most = guess if self._device.torch_device.type == "cpu" else sequences
         known, tried = self._fitting.get(shape, (0, 0))
         settled = self._micro_batch or (min(known, most) if known < tried or tried >= most else 0)
         return settled, max(known, guess), most
@@ -185,7 +185,7 @@ class DeviceProber:
             self._deadline = now() + self._seconds
         if self.seconds_left() <= 0:
             return None
-        machine = {**vars(self._machine), "device": str(self._machine.device)}
+        device = {**vars(self._device), "torch_device": str(self._device.torch_device)}
         trial = {
             "sequences": sequences,
             "micro_batch": micro_batch,
@@ -196,7 +196,7 @@ class DeviceProber:
             optimizer = self._optimizer
             if optimizer.name == AUTO:
                 optimizer = replace(optimizer, name=optimizer_for(shape, sequences * shape.block_size))
-            request = {"machine": machine, "shape": asdict(shape), "optimizer": asdict(optimizer), "trial": trial}
+            request = {"device": device, "shape": asdict(shape), "optimizer": asdict(optimizer), "trial": trial}
             found = self._process.ask(request, self.seconds_left())
         except EOFError as error:
             killed = str(error) == "SIGKILL"  # the system's last word when memory runs out

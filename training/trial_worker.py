@@ -21,7 +21,7 @@ import torch
 from budget.planner.trial_search import MIN_REPEATS
 from common.monotonic import now
 from data.batch import Batch
-from device.device import Machine, find_device, set_up
+from device.device import Device, find_device, set_up
 from device.memory import out_of_memory
 from model.compile import cache_state, for_training
 from model.config import PRESETS, Shape
@@ -37,20 +37,20 @@ BOOKKEEPING_S = {"cpu": 0.0012}
 
 
 def step_on_random_tokens(
-    machine: Machine, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
+    device: Device, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
 ) -> tuple[TrainingStep, Batch[torch.Tensor]]:
     """A training step of a new model, and a micro-batch of random tokens to train it on."""
-    with torch.device(machine.device):
+    with torch.device(device.torch_device):
         model = GPT(shape)
     loss_of = for_training(next_token, model, compiled)
-    optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), machine.device.type, optimizer)
+    optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), device.torch_device.type, optimizer)
     inputs, targets = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)).numpy() for _ in range(2))
-    batch = machine.batch(Batch(inputs, targets), shape)
-    return TrainingStep(loss_of, optim, machine.scaler(), machine.autocast, grad_clip=1.0), batch
+    batch = device.batch(Batch(inputs, targets), shape)
+    return TrainingStep(loss_of, optim, device.scaler(), device.autocast, grad_clip=1.0), batch
 
 
 def measure(
-    machine: Machine,
+    device: Device,
     shape: Shape,
     optimizer: OptimSettings,
     sequences: int,
@@ -65,16 +65,16 @@ def measure(
     and a constant for the rest, which take update_s. They are timed apart, so that a large batch is measured without
     running all of it. Medians; the first step, which also allocates memory and compiles, is left out.
     """
-    available = machine.restart_peak_memory() + machine.free_memory()
+    available = device.restart_peak_memory() + device.free_memory()
     micro, began = min(micro_batch, sequences), now()
-    step, batch = step_on_random_tokens(machine, shape, optimizer, micro, compiled)
-    machine.synchronize()
+    step, batch = step_on_random_tokens(device, shape, optimizer, micro, compiled)
+    device.synchronize()
     build_s = now() - began
 
     def timed(work: Callable[[], object]) -> float:
         began = now()
         work()
-        machine.synchronize()
+        device.synchronize()
         return now() - began
 
     def forward_backward() -> None:
@@ -97,36 +97,36 @@ def measure(
     one, one_update = statistics.median(micro_s), statistics.median(update_s)
     return {
         "token_s": one / (micro * shape.block_size),
-        "update_s": one_update + BOOKKEEPING_S.get(machine.device.type, 0.0),
+        "update_s": one_update + BOOKKEEPING_S.get(device.torch_device.type, 0.0),
         "start_s": build_s + max(0.0, first_s - one) + max(0.0, first_update_s - one_update),
         "compile_s": max(0.0, first_s - one) if compiled != "off" else 0.0,
         "compile_cache": cache_state() if compiled != "off" else None,
-        "peak_memory": machine.peak_memory(),
+        "peak_memory": device.peak_memory(),
         "available_memory": available,
     }
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request; too large is an answer, every other failure is named."""
-    machine = Machine(**{**request["machine"], "device": torch.device(request["machine"]["device"])})
-    set_up(machine.device, machine.threads)
+    device = Device(**{**request["device"], "torch_device": torch.device(request["device"]["torch_device"])})
+    set_up(device.torch_device, device.threads)
     try:
-        return measure(machine, Shape(**request["shape"]), OptimSettings(**request["optimizer"]), **request["trial"])
+        return measure(device, Shape(**request["shape"]), OptimSettings(**request["optimizer"]), **request["trial"])
     except Exception as error:  # the run that asked decides what a failure is worth
         if out_of_memory(error):
             return {"too_large": True}
         return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
     finally:
-        machine.release_memory()
+        device.release_memory()
 
 
 def warm_up(name: str) -> None:
     """What a process pays for once, in its first step, is not any shape's doing."""
-    device = find_device(name)
-    machine = Machine(device, "", "float32", torch.get_num_threads(), 1.0, "")
-    set_up(device, machine.threads)
+    found = find_device(name)
+    device = Device(found, "", "float32", torch.get_num_threads(), 1.0, "")
+    set_up(found, device.threads)
     tiny = Shape(1, 1, 64, 16, 64, **PRESETS["modern"])
-    measure(machine, tiny, OptimSettings(), 1, 1, 0.0)
+    measure(device, tiny, OptimSettings(), 1, 1, 0.0)
 
 
 def _read_requests(lines: queue.Queue[str]) -> None:

@@ -34,7 +34,7 @@ from bench.peers.peer import FORMS, Peer, write_windows
 from bench.peers.stint_run import corpus_in, run_stint, scored
 from data.eval_windows import EvalRange
 from data.shards import Corpus
-from device.device import find_machine
+from device.device import open_device
 from device.peak_flops import measure_peak
 from run.environment import git_commit
 
@@ -124,8 +124,8 @@ class Comparison:
         arguments = [f"budget.hours={seconds / 3600:.8g}", *self.arguments]
         folder = run_stint(self.place, self.folder, name, seed, arguments)
         result = result_of(folder)
-        machine = find_machine("cpu", None, "float32", 1.0)
-        figures = scored(folder, corpus, self.tokens, self.peer.window, machine)
+        device = open_device("cpu", None, "float32", 1.0)
+        figures = scored(folder, corpus, self.tokens, self.peer.window, device)
         return {
             "share": share,
             "seconds": result["spent"]["hours"] * 3600 + result["prepare_s"],
@@ -133,15 +133,15 @@ class Comparison:
             "loss": figures["loss"],
             "bits_per_byte": figures["bits_per_byte"],
             "matmul_flops_per_second": speed,
-            "loss_own_window": scored(folder, corpus, self.tokens, None, machine)["loss"],
+            "loss_own_window": scored(folder, corpus, self.tokens, None, device)["loss"],
             "model": result["model"],
         }
 
 
 def matmul_speed() -> float:
     """FLOP/s of a large matrix product now, on the cores that every run has: how the machine wanders between two runs."""
-    machine = find_machine("cpu", None, "float32", 1.0)
-    return measure_peak(machine.device, torch.float32, machine.synchronize)
+    device = open_device("cpu", None, "float32", 1.0)
+    return measure_peak(device.torch_device, torch.float32, device.synchronize)
 
 
 def time_to_loss(goal: float, seconds: float, points: list[dict[str, Any]]) -> float | None:

@@ -99,9 +99,9 @@ class Cramming(Peer):
         import torch
 
         from evals.scoring import score_tokens
-        from run.load_model import load_finished
+        from run.load_model import load_model
 
-        model = load_finished(str(finished(place, name)), torch.device("cpu")).model
+        model = load_model(str(finished(place, name)), torch.device("cpu")).model
         with np.load(windows) as held:
             x, y = held["x"], held["y"]
         nats = 0.0

@@ -15,9 +15,9 @@ from data.eval_windows import EvalRange
 from data.prepare import prepare
 from data.shards import Corpus, open_corpus
 from data.sources.base import DataSpec
-from device.device import Machine
+from device.device import Device
 from evals.language_model import evaluate
-from run.load_model import load_finished
+from run.load_model import load_model
 
 # The same number however slow the machine or the model is, so that all runs are scored on the same tokens.
 SCORED = (*TRAIN_ONLY, "eval.tokens=65536", "eval.max_fraction=1")
@@ -47,15 +47,15 @@ def finished(place: Path, name: str) -> Path:
     return max((place / name).glob("*/result.json"), key=lambda path: path.stat().st_mtime).parent
 
 
-def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None, machine: Machine) -> dict[str, Any]:
+def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None, device: Device) -> dict[str, Any]:
     """Score a finished model on validation tokens of its corpus, in windows of `block` tokens (None: its own block size).
     Exits if the model was trained on another corpus: token ids would differ, and it may have seen the validation text."""
-    found, val = load_finished(str(folder), machine.device), corpus.val
+    found, val = load_model(str(folder), device.torch_device), corpus.val
     if found.about["data_fingerprint"] != corpus.fingerprint:
         sys.exit(f"{folder} was not trained on {corpus.folder}, so it cannot be scored on that")
     windows = EvalRange(val, block or found.model.shape.block_size, tokens)
     token_bytes = corpus.tokenizer.token_bytes
-    return evaluate(found.model, windows, token_bytes, val.sources, 64, machine.device, machine.autocast)
+    return evaluate(found.model, windows, token_bytes, val.sources, 64, device.torch_device, device.autocast)
 
 
 def begin_as_train_does() -> None:

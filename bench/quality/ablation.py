@@ -34,7 +34,7 @@ from bench.common import RESULTS, ROOT, argument_parser, read_result, write_resu
 from bench.peers.stint_run import begin_as_train_does, finished, folder_of, hours_of, run_within
 from bench.speed.train_step import Step, token_relative
 from common.cpu import usable_cores
-from device.device import Machine, find_machine
+from device.device import Device, open_device
 from model.config import Shape
 from model.optim.settings import OptimSettings
 from run.report.console import Console
@@ -172,7 +172,7 @@ def summary(
     return rows, slopes, noise
 
 
-def step_of(folder: Path, machine: Machine) -> Step:
+def step_of(folder: Path, device: Device) -> Step:
     """A training step as a finished run had it."""
     plan = json.loads((folder / "plan.json").read_text())
     shape = Shape.from_dict(json.loads((folder / "model.json").read_text())["shape"])
@@ -180,7 +180,7 @@ def step_of(folder: Path, machine: Machine) -> Step:
     settings = OptimSettings(**{each.name: optim[each.name] for each in fields(OptimSettings)})
     settings = replace(settings, name=plan["optimizer"])
     sequences = plan["batch_tokens"] // shape.block_size
-    return Step(shape, sequences, settings, machine, at_once=machine.micro_batch(shape, sequences))
+    return Step(shape, sequences, settings, device, at_once=device.micro_batch(shape, sequences))
 
 
 def main() -> None:
@@ -210,7 +210,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(len(options.seeds) if options.at_once else 1) as pool:
         runs = [each for found in pool.map(runs_of, options.seeds) for each in found]
-    steps = times_of(options.place, options.seeds[0], rows, find_machine("cpu", threads, "float32", 1.0))
+    steps = times_of(options.place, options.seeds[0], rows, open_device("cpu", threads, "float32", 1.0))
     setting = {"minutes": options.minutes, "sizes": options.sizes, "threads": threads}
     commands = [" ".join(["python -m bench.quality.ablation CORPUS", *map(shlex.quote, sys.argv[2:])])]
     before = read_result(options.output)
@@ -233,7 +233,7 @@ def main() -> None:
             print(f"noise of one difference from {recipe}: {deviation:.4f}")
 
 
-def times_of(place: Path, seed: int, rows: dict[str, list[str]], machine: Machine) -> dict[str, float | None]:
+def times_of(place: Path, seed: int, rows: dict[str, list[str]], device: Device) -> dict[str, float | None]:
     """By row: how long its step takes, relative to the recipe's; None for a row that did not run."""
     found: dict[str, float | None] = {}
     for row in rows:
@@ -246,7 +246,7 @@ def times_of(place: Path, seed: int, rows: dict[str, list[str]], machine: Machin
         except ValueError:
             found[row] = None
             continue
-        found[row] = token_relative(lambda: step_of(changed, machine), lambda: step_of(own, machine), ROUNDS)  # noqa: B023
+        found[row] = token_relative(lambda: step_of(changed, device), lambda: step_of(own, device), ROUNDS)  # noqa: B023
     return found
 
 

@@ -45,7 +45,7 @@ from budget.planner.candidates import heads_for
 from budget.planner.hyperparameters import bigram_rows_for
 from common.cpu import usable_cores
 from common.json_io import write_json
-from device.device import Machine, find_machine
+from device.device import Device, open_device
 from model.config import PLAIN, PRESETS, Shape
 from model.optim.settings import OptimSettings
 from run.report.console import Console
@@ -122,13 +122,13 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
     return rows
 
 
-def speed_of(row: Row, planned: Row, machine: Machine) -> float:
+def speed_of(row: Row, planned: Row, device: Device) -> float:
     """Tokens in the time of one of the planned run."""
 
     def step(row: Row) -> Step:
         sequences = row.batch_tokens // row.shape.block_size
-        at_once = machine.micro_batch(row.shape, sequences)
-        return Step(row.shape, sequences, OptimSettings(row.optimizer), machine, at_once=at_once)
+        at_once = device.micro_batch(row.shape, sequences)
+        return Step(row.shape, sequences, OptimSettings(row.optimizer), device, at_once=at_once)
 
     if (row.shape, row.batch_tokens) == (planned.shape, planned.batch_tokens):
         return 1.0
@@ -150,11 +150,11 @@ def measured(
         sys.exit(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(rows)}")
     finished = {name for name in rows for seed in seeds if list((place / folder_of(name, seed)).glob("*/result.json"))}
     rows = {name: row for name, row in rows.items() if not only or name in {"as planned", *only, *finished}}
-    machine = find_machine("cpu", threads, "float32", 1.0)
+    device = open_device("cpu", threads, "float32", 1.0)
     place.mkdir(parents=True, exist_ok=True)
     for name, row in rows.items():
         if name not in speeds:
-            speeds[name] = speed_of(row, rows["as planned"], machine)
+            speeds[name] = speed_of(row, rows["as planned"], device)
             write_json(path, {"threads": threads, "plan": plan, "speeds": speeds})
     return plan, rows, {name: speeds[name] for name in rows}
 

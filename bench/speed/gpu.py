@@ -40,7 +40,7 @@ from data.eval_windows import EvalRange
 from data.prepare import prepare
 from data.shards import open_corpus
 from data.sources.base import DataSpec
-from device.device import Machine, find_machine
+from device.device import Device, open_device
 from device.peak_flops import measure_peak
 from model.config import PRESETS, Shape
 from model.optim.settings import OptimSettings
@@ -88,31 +88,31 @@ def steady_s(step: Step, seconds: float) -> float:
     """Seconds a step, many in a row. As in training, the host reads a loss when the next step is launched."""
     for _ in range(WARM):
         step.run(apart=False)
-    step.machine.synchronize()
+    step.device.synchronize()
     began, count = now(), 0
     while now() - began < seconds or count < FEWEST:
-        before = step.machine.later(step.loss)
+        before = step.device.later(step.loss)
         step.run(apart=False)
         before()
         count += 1
-    step.machine.synchronize()
+    step.device.synchronize()
     return (now() - began) / count
 
 
-def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: float) -> dict[str, Any]:
+def speed_of(shape: Shape, way: str, device: Device, tokens: int, seconds: float) -> dict[str, Any]:
     """Training steps of about `tokens`, in sequences that fit the memory at once, for so many seconds."""
     gc.collect()
-    machine.release_memory()
-    machine.restart_peak_memory()
-    sequences = machine.micro_batch(shape, max(1, tokens // shape.block_size))
-    step = Step(shape, sequences, OptimSettings("adamw"), machine, way)
+    device.release_memory()
+    device.restart_peak_memory()
+    sequences = device.micro_batch(shape, max(1, tokens // shape.block_size))
+    step = Step(shape, sequences, OptimSettings("adamw"), device, way)
     began = now()
     step.run()
     first_s = now() - began
     each = steady_s(step, seconds)
-    peak_memory = machine.peak_memory()
+    peak_memory = device.peak_memory()
     rate = sequences * shape.block_size / each
-    matmul = measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize)
+    matmul = measure_peak(device.torch_device, getattr(torch, device.precision), device.synchronize)
     return {
         "shape": f"{shape.n_layer} x {shape.n_embd}, {shape.activation}",
         "parameters": shape.parameters(),
@@ -120,7 +120,7 @@ def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: flo
         "compile": way,
         "tokens_a_step": sequences * shape.block_size,
         "tokens_per_second": rate,
-        "mfu": rate * flops_per_token(shape) / machine.peak_flops,
+        "mfu": rate * flops_per_token(shape) / device.peak_flops,
         "matmul_flops_per_second": matmul,
         "share_of_matmul": rate * flops_per_token(shape) / matmul,
         "compile_s": max(0.0, first_s - each) if way != "off" else None,
@@ -128,17 +128,17 @@ def speed_of(shape: Shape, way: str, machine: Machine, tokens: int, seconds: flo
     }
 
 
-def speeds(machine: Machine, place: Path) -> Iterator[list[dict[str, Any]]]:
+def speeds(device: Device, place: Path) -> Iterator[list[dict[str, Any]]]:
     """The rows so far, one more each time. The compiler's folders are in `place`."""
     from torch._inductor.utils import fresh_cache
 
-    torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=machine.device))  # what a process pays for once
+    torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=device.torch_device))  # what a process pays for once
     rows = []
     for shape in SHAPES:
         for way in WAYS:
             # Without a folder of its own, one way would find kernels of the one before.
             with fresh_cache(dir=str(place), delete=False):
-                rows.append(speed_of(shape, way, machine, STEP_TOKENS, STEADY_S))
+                rows.append(speed_of(shape, way, device, STEP_TOKENS, STEADY_S))
             torch.compiler.reset()  # the next shape would count as one of changing sizes
             row = rows[-1]
             print(f"{row['parameters'] / 1e6:.0f}M, block {row['block_size']}, compile {way}:"
@@ -152,12 +152,12 @@ def iterations_within(seconds: float, ran: Ran) -> int:
     return max(1, int((seconds - (ran.seconds - len(ran.each) * typical)) / typical))
 
 
-def run_stint(place: Path, seconds: float, machine: Machine) -> Path:
+def run_stint(place: Path, seconds: float, device: Device) -> Path:
     """The folder of a run of so many seconds."""
     name = f"stint-{seconds:.0f}s"
     options = [
         *("data=stdlib", f"data.tokenizer={TEXT.tokenizer}", f"data.validation_fraction={TEXT.validation_fraction}"),
-        *(f"device={machine.device.type}", *TRAIN_ONLY, "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
+        *(f"device={device.torch_device.type}", *TRAIN_ONLY, "eval.tokens=16384", f"budget.hours={seconds / 3600:.8g}"),
         *(f"output_dir={place}", f"name={name}"),
     ]
     run_script("train.py", options, capture=False).check_returncode()
@@ -170,7 +170,7 @@ def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, **others: A
     return peer.run(place, name, 0, PEER | horizon | others)
 
 
-def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float) -> Iterator[dict[str, Any]]:
+def against_peer(checkout: Path, place: Path, device: Device, deadline: float) -> Iterator[dict[str, Any]]:
     """What is known so far of the time to nanoGPT's loss, more each time."""
     from bench.peers.against import time_to_loss
 
@@ -194,7 +194,7 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
     yield found
     for share in SHARES:
         try:
-            folder = run_stint(place, share * ran.seconds, machine)
+            folder = run_stint(place, share * ran.seconds, device)
         except subprocess.CalledProcessError as error:
             if error.returncode == 2 and found["stint"]:  # as it said: too short for a single step
                 return
@@ -203,7 +203,7 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
         found["stint"].append(
             {
                 "seconds": 3600 * result["spent"]["hours"] + result["prepare_s"],
-                "loss": scored(folder, corpus, VALIDATION_TOKENS, block, machine)["loss"],
+                "loss": scored(folder, corpus, VALIDATION_TOKENS, block, device)["loss"],
                 "tokens": result["spent"]["tokens"],
                 "model": result["model"],
                 "compile_cache": result["environment"]["compile_cache"],
@@ -215,16 +215,16 @@ def against_peer(checkout: Path, place: Path, machine: Machine, deadline: float)
             return
 
 
-def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, place: Path, output: Path) -> None:
+def measure(stage: str, device: Device, seconds: float, peer: Path | None, place: Path, output: Path) -> None:
     """One stage, here; the file is written after each thing that was measured, and keeps the other stage's of the same
     device and torch."""
     about = {
         "how": "make bench-gpu PEER=CHECKOUT",
-        "device": machine.name,
-        "torch": machine.torch_version,
-        "precision": machine.precision,
-        "peak_flops": machine.peak_flops,
-        "peak_source": machine.peak_source,
+        "device": device.name,
+        "torch": device.torch_version,
+        "precision": device.precision,
+        "peak_flops": device.peak_flops,
+        "peak_source": device.peak_source,
     }
     earlier = read_result(output)
     if any(earlier.get(key) != value for key, value in about.items()):
@@ -232,7 +232,7 @@ def measure(stage: str, machine: Machine, seconds: float, peer: Path | None, pla
     deadline = now() + seconds
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / "compiled")  # cold, whatever ran before
     found: Iterator[Any]
-    found = against_peer(peer, place, machine, deadline) if stage == "loss" and peer else speeds(machine, place)
+    found = against_peer(peer, place, device, deadline) if stage == "loss" and peer else speeds(device, place)
     for part in found:
         write_result(output, earlier | about | {stage: part})
 
@@ -280,8 +280,8 @@ def main() -> None:
         print(f"error: --peer {peer} is no checkout of nanoGPT: it has no train.py", file=sys.stderr)
         sys.exit(2)
     if options.stage:
-        machine = find_machine("cuda", None, "auto", None)
-        measure(options.stage, machine, options.seconds, peer, options.place, options.output)
+        device = open_device("cuda", None, "auto", None)
+        measure(options.stage, device, options.seconds, peer, options.place, options.output)
         return
     stages = ["speed", "loss"] if peer else ["speed"]
     command = [sys.executable, "-m", "bench.speed.gpu", "--output", str(options.output.resolve())]

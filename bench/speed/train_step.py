@@ -27,7 +27,7 @@ from common.monotonic import now
 from data.batch import Batch
 from data.loader import Loader
 from data.shards import Split
-from device.device import Machine, find_machine
+from device.device import Device, open_device
 from device.peak_flops import measure_peak
 from model import loss
 from model.compile import for_training
@@ -57,19 +57,19 @@ class Step:
         shape: Shape,
         sequences: int,
         optimizer: OptimSettings,
-        machine: Machine,
+        device: Device,
         compiled: str = "off",
         at_once: int | None = None,
     ) -> None:
         torch.manual_seed(0)
-        self.machine, self.sequences, self.shape = machine, sequences, shape
+        self.device, self.sequences, self.shape = device, sequences, shape
         self.at_once = at_once or sequences
-        with machine.device:
+        with device.torch_device:
             self.model = GPT(shape)
-        betas, kind = (0.9, 0.99), machine.device.type
+        betas, kind = (0.9, 0.99), device.torch_device.type
         self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, betas, kind, optimizer)
         self.loss_of = for_training(next_token, self.model, compiled)
-        self.step = TrainingStep(self._timed_loss, self.optimizer, machine.scaler(), machine.autocast, grad_clip=1.0)
+        self.step = TrainingStep(self._timed_loss, self.optimizer, device.scaler(), device.autocast, grad_clip=1.0)
         tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
         split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
         self.loader = Loader(split, shape.block_size, sequences, 0)
@@ -81,7 +81,7 @@ class Step:
         self._parts, self._apart = dict.fromkeys(PARTS, 0.0), apart
         began = self._last = now()
         batch = self.loader.batch(self.steps)
-        parts = [self.machine.batch(part, self.shape) for part in batch.parts(self.at_once)]
+        parts = [self.device.batch(part, self.shape) for part in batch.parts(self.at_once)]
         self._mark("loader")
         self.loss = self.step.forward_backward(parts, self.sequences)
         self._mark("backward")
@@ -102,7 +102,7 @@ class Step:
 
     def _mark(self, part: str) -> None:
         if self._apart:
-            self.machine.synchronize()
+            self.device.synchronize()
         before, self._last = self._last, now()
         self._parts[part] += self._last - before
 
@@ -139,23 +139,23 @@ def over_stint(times: dict[str, list[dict[str, float]]], name: str) -> float:
     return median_ratio(*([step["all"] for step in times[which]] for which in (name, "stint")))
 
 
-def memory_of_a_step(shape: Shape, sequences: int, machine: Machine) -> int:
+def memory_of_a_step(shape: Shape, sequences: int, device: Device) -> int:
     """Peak bytes of a model, its optimizer's state and two training steps."""
     gc.collect()
-    machine.release_memory()
-    before = machine.restart_peak_memory()
-    step = Step(shape, sequences, OptimSettings("muon"), machine)
+    device.release_memory()
+    before = device.restart_peak_memory()
+    step = Step(shape, sequences, OptimSettings("muon"), device)
     step.run()
     step.run()
-    return machine.peak_memory() - before
+    return device.peak_memory() - before
 
 
-def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, machine: Machine) -> dict[str, Any]:
+def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, device: Device) -> dict[str, Any]:
     """One line of the table."""
     shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
-    memory = memory_of_a_step(shape, sequences, machine)
+    memory = memory_of_a_step(shape, sequences, device)
     # One model for all that differ in code alone: where its memory happens to lie makes a few percent.
-    muon, adamw = (Step(shape, sequences, OptimSettings(name), machine) for name in ("muon", "adamw"))
+    muon, adamw = (Step(shape, sequences, OptimSettings(name), device) for name in ("muon", "adamw"))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     order = random.Random(0)
     peaks = []
@@ -163,7 +163,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
     for turn in itertools.count():
         if turn >= WARM + FEWEST and now() - began > SECONDS:
             break
-        peaks.append(measure_peak(machine.device, getattr(torch, machine.precision), machine.synchronize))
+        peaks.append(measure_peak(device.torch_device, getattr(torch, device.precision), device.synchronize))
         for name in order.sample([*VARIANTS], len(VARIANTS)):  # what ran before leaves the caches as it likes
             with VARIANTS[name]():
                 found = (adamw if name == "adamw" else muon).run()
@@ -191,20 +191,20 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
 
 def main() -> None:
     begin_as_train_does()
-    machine = find_machine("auto", None, "auto", 1.0)
+    device = open_device("auto", None, "auto", 1.0)
     rows = []
     for each in SHAPES:
-        rows.append(rows_for(*each, machine))
+        rows.append(rows_for(*each, device))
         row = rows[-1]
         speed = f"{row['tokens_per_second']:>9,.0f} tokens/s  {row['share_of_matmul']:.0%} of a bare matmul"
         others = (f"{name} {row[name + '_over_stint']:.2f}" for name in VARIANTS if name != "stint")
         print(f"{row['shape']:>8}  {speed}  {'  '.join(others)}", flush=True)
     content = {
         "how": "python -m bench.speed.train_step",
-        "device": machine.name,
-        "threads": machine.threads,
-        "torch": machine.torch_version,
-        "precision": machine.precision,
+        "device": device.name,
+        "threads": device.threads,
+        "torch": device.torch_version,
+        "precision": device.precision,
         "rows": rows,
     }
     write_result(RESULT, content)

@@ -236,13 +236,13 @@ def load_law(path: Path) -> tuple[Law, dict[str, Any]]:
         ) from error
 
 
-def bracket(flops: float, own: Law | None = None) -> tuple[float, float]:
+def law_range(flops: float, own: Law | None = None) -> tuple[float, float]:
     """The least and the largest N that the published laws, and the user's `own`, give for `flops`."""
     sizes = [law.parameters(flops) for law in (*LAWS.values(), *([own] if own else []))]
     return min(sizes), max(sizes)
 
 
-def standing(law: Law, flops: float) -> str:
+def support(law: Law, flops: float) -> str:
     """How well a law is supported at `flops`: "measured" by its own source; "confirmed" by other measurements (Porian et
     al. 2024, who found 12 to 22 tokens per parameter where Chinchilla has 20); or "extrapolated"."""
     if not law.extrapolates(flops):
@@ -310,7 +310,7 @@ REPEAT_DECAY = (
 )
 
 
-def unique_worth(tokens: float, unique: float | None) -> float:
+def effective_tokens(tokens: float, unique: float | None) -> float:
     """How many tokens seen once `tokens` from a corpus of `unique` tokens are worth: D' of Muennighoff et al. 2023, Eq. 5.
 
     U + U R* (1 - exp(-R / R*)) with R = D / U - 1 repetitions. `unique` None: as many as wanted.

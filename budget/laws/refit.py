@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from budget.laws.fit import Fit, Point, fit
-from budget.laws.published import LAWS, bracket, save_law, unique_worth
+from budget.laws.published import LAWS, law_range, save_law, effective_tokens
 from common.errors import MachineError, UserError, reported
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
 from model.config import PLAIN
@@ -142,7 +142,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             return f"its status is {result.content.get('status')}"
         corpus = result.text("data.fingerprint")
         # What the plan compares budgets by: repeated tokens count for the new ones that they are worth.
-        tokens = unique_worth(result.number("spent.tokens"), result.number("data.train_tokens"))
+        tokens = effective_tokens(result.number("spent.tokens"), result.number("data.train_tokens"))
         size, loss = result.number("model.parameters_law"), result.number(f"eval.{metric}")
         return FinishedRun(
             folder.name,
@@ -236,7 +236,7 @@ def lines_of(found: Fit) -> list[str]:
         size, tokens = law.parameters(factor * top), law.tokens(factor * top)
         predicted = law.predict(size, tokens)
         loss = f", loss {predicted[0]:.4f} ({predicted[1]:.4f} to {predicted[2]:.4f})" if predicted else ""
-        others = "{:.3g} to {:.3g}".format(*bracket(factor * top))
+        others = "{:.3g} to {:.3g}".format(*law_range(factor * top))
         lines.append(
             f"at {factor * top:.3g} FLOPs: {size:.3g} parameters ({low:.3g} to {high:.3g}),"
             f" {tokens:.3g} tokens{loss}; the published laws say {others}"

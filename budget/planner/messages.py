@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from budget.laws.published import LAWS, standing
+from budget.laws.published import LAWS, support
 from budget.planner.candidates import least_memory
 from model.config import Shape
 
@@ -19,7 +19,7 @@ VOCABULARY_WARNING = 0.5  # share of the model
 VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2048, "bpe-2048"), (1024, "bpe-1024"))
 
 
-def too_large(shape: Shape, memory: float) -> str:
+def does_not_fit(shape: Shape, memory: float) -> str:
     """The one line for sizes that the user fixed and no device of this memory can train."""
     return (
         f"{shape.n_layer} layers of width {shape.n_embd}, vocabulary {shape.vocab_size}: training takes at least"
@@ -28,7 +28,7 @@ def too_large(shape: Shape, memory: float) -> str:
     )
 
 
-def too_often(tokens: float, request: Request, epochs: float) -> str:
+def too_many_epochs(tokens: float, request: Request, epochs: float) -> str:
     """The one line for a corpus that the budget would repeat too often."""
     return (
         f"the plan repeats the corpus {epochs:.1f} times ({tokens:,.0f} training tokens of {request.corpus_tokens:,.0f});"
@@ -37,7 +37,7 @@ def too_often(tokens: float, request: Request, epochs: float) -> str:
     )
 
 
-def too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None) -> str:
+def budget_too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None) -> str:
     """The one line for a budget that does not hold a single step."""
     given = {name: getattr(limits, name) for name in ("hours", "flops", "tokens", "steps")}
     shown = ", ".join(f"budget.{name}={value:g}" for name, value in given.items() if value is not None)
@@ -48,7 +48,7 @@ def too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None)
 def notes(request: Request, shape: Shape, compute: float, epochs: float | None, steps: int) -> list[str]:
     """What a reader should know before believing the plan."""
     notes = list(request.notes)
-    stands = standing(request.law, compute)
+    stands = support(request.law, compute)
     if stands == "extrapolated":
         low, high = request.law.measured
         own = compute < 1e16 and request.law.name in LAWS  # no published law was measured there

@@ -9,7 +9,7 @@ from typing import Any
 
 from budget.clock import Limits
 from budget.laws.published import Law
-from common.checksum import unsealed
+from common.checksum import verify_checksum
 from common.errors import UserError
 from common.safe_read import load_json
 from model.config import Shape
@@ -164,7 +164,7 @@ class Plan:
 def load_plan(path: Path) -> Plan:
     """The plan that a run wrote down when it began. Raises UserError for a damaged file, or one of another version."""
     try:
-        return Plan.from_dict(unsealed(load_json(path)))
+        return Plan.from_dict(verify_checksum(load_json(path)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged or of another version ({type(error).__name__}: {error}); restore it from a copy, or set"

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from budget.clock import Limits
 from budget.flops import flops_6nd_per_token, flops_per_token
-from budget.laws.published import LOCAL, Law, bracket, curve_source, relative_loss, standing, unique_worth
+from budget.laws.published import LOCAL, Law, law_range, curve_source, relative_loss, support, effective_tokens
 from budget.planner.candidates import candidates, least_memory
 from budget.planner.hyperparameters import (
     GIVEN_STEPS,
@@ -32,7 +32,7 @@ from budget.planner.hyperparameters import (
     weight_decay_for,
     weight_decay_range,
 )
-from budget.planner.messages import notes, too_large, too_often, too_small
+from budget.planner.messages import notes, does_not_fit, too_many_epochs, budget_too_small
 from budget.planner.plan import Alternative, Choice, Plan, Request
 from common.errors import UserError
 from device.specs import width_factor
@@ -82,10 +82,10 @@ def assumed_speed(request: Request, shape: Shape) -> float | None:
     return request.flops_per_second * width_factor(request.half_width, shape.n_embd) / flops_per_token(shape)
 
 
-def tokens_worth(request: Request, shape: Shape, tokens: float) -> float:
+def effective_training_tokens(request: Request, shape: Shape, tokens: float) -> float:
     """New tokens in small batches that these are worth: less where the corpus is repeated, where the user's batch is
     larger than the rule's, whose cost the laws' own runs have paid, and where Muon would not pay."""
-    worth = unique_worth(tokens, request.corpus_tokens)
+    worth = effective_tokens(tokens, request.corpus_tokens)
     _, optimizer = batch_and_optimizer(request, shape, tokens)
     if request.optimizer is None and optimizer == "adamw":
         worth /= MUON_GAIN  # beside shapes that Muon pays for, and whose speed has its cost in it
@@ -98,7 +98,7 @@ def tokens_worth(request: Request, shape: Shape, tokens: float) -> float:
 def expected(request: Request, shape: Shape, speed: float | None) -> float:
     """ln of the expected loss up to a constant; comparable between shapes only."""
     tokens = tokens_within(request, shape, speed, request.batch_tokens)
-    return relative_loss(request.law, shape.matmul_parameters(), tokens_worth(request, shape, tokens))
+    return relative_loss(request.law, shape.matmul_parameters(), effective_training_tokens(request, shape, tokens))
 
 
 def _skew(shape: Shape) -> float:
@@ -136,16 +136,16 @@ def choose(request: Request, speeds: dict[Shape, float] | None = None, saturatio
     ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
     best, rate = ranked[0], speed(ranked[0])
     if request.memory is not None and least_memory(best) > request.memory:
-        raise UserError(too_large(best, request.memory))
+        raise UserError(does_not_fit(best, request.memory))
     tokens = tokens_within(request, best, rate, request.batch_tokens)
     batch, optimizer = batch_and_optimizer(request, best, tokens, saturation)
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
-        raise UserError(too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
+        raise UserError(budget_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
     epochs = steps * batch / request.corpus_tokens if request.corpus_tokens else None
     if epochs and epochs > request.max_epochs:
-        raise UserError(too_often(steps * batch, request, epochs))
+        raise UserError(too_many_epochs(steps * batch, request, epochs))
     return Choice(ranked, speed, batch, optimizer, steps, epochs)
 
 
@@ -179,7 +179,7 @@ def make_plan(
     if decay is None:
         decay = weight_decay_for(parameters, tokens, batch, peak_rate)
     all_rates = learning_rates(best, tokens, batch)
-    predicted = law.predict(parameters, unique_worth(tokens, request.corpus_tokens))
+    predicted = law.predict(parameters, effective_tokens(tokens, request.corpus_tokens))
     curve = _curve(request, best, rate)
     near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
     return Plan(
@@ -210,9 +210,9 @@ def make_plan(
         predicted_loss=predicted[0] if predicted else None,
         predicted_loss_interval=predicted[1:] if predicted else None,
         law=law.name,
-        standing=standing(law, compute),
+        standing=support(law, compute),
         optimum={"flops": flops, "parameters": law.parameters(flops), "tokens": law.tokens(flops)},
-        bracket=bracket(flops, law if law.name == LOCAL else None),
+        bracket=law_range(flops, law if law.name == LOCAL else None),
         interval=law.interval(flops),
         flat=(min(near), max(near)),
         alternatives=_alternatives(request, choice),

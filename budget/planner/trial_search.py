@@ -87,7 +87,7 @@ class Trial:
         return replace(self, token_s=self.token_s / factor, update_s=self.update_s / factor)
 
 
-class Prober(Protocol):
+class TrialClient(Protocol):
     """Tries shapes on the device, within the time that it was given."""
 
     def seconds_left(self) -> float: ...
@@ -146,7 +146,7 @@ def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def trial_steps(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> tuple[float, float]:
+def trial_steps(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> tuple[float, float]:
     """Seconds of a trial before the steps that count, and of each of these, at the best FLOP/s so far; `trials` of one shape
     at least."""
     known = [trials[shape]] if shape in trials else list(trials.values())
@@ -159,7 +159,7 @@ def trial_steps(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Sh
     return start_s + (1 if at_once == batch_tokens else 2) * forward_s + update_s, forward_s + update_s
 
 
-def trial_s(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> float:
+def trial_s(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> float:
     """Seconds that a trial of `seconds` takes in all; 0 before the first. One that cannot end in the time that is left would
     only take that time from those that can."""
     if not trials:
@@ -168,7 +168,7 @@ def trial_s(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape,
     return before_s + max(MIN_REPEATS, math.ceil(seconds / step_s)) * step_s
 
 
-def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
+def tried(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
     """A further trial of a shape that worked before, if there is time; whatever goes wrong with it, the earlier one stands."""
     if trial_s(prober, shape, batch_tokens, trials, seconds) > prober.seconds_left():
         return None
@@ -180,7 +180,7 @@ def tried(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, T
 
 def measured_plan(
     request: Request,
-    prober: Prober,
+    prober: TrialClient,
     ways: Sequence[Compiling],
     say: Callable[[str], None],
     detail: Callable[[str], None] | None = None,
@@ -207,7 +207,7 @@ def measured_plan(
     return compiled_plan(request, plan, prober, ways, trials, saturation, say, detail)
 
 
-def confirm(prober: Prober, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
+def confirm(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
     """Measure the chosen one once more, for as long as there is time: the better of two short trials is a fair judge between
     shapes, but promises too much. What it promised too much, it did for the others as well."""
     before_s, step_s = trial_steps(prober, shape, batch_tokens, trials)
@@ -262,7 +262,7 @@ def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float) -> 
 
 
 def first_round(
-    request: Request, prober: Prober, say: Callable[[str], None], detail: Callable[[str], None]
+    request: Request, prober: TrialClient, say: Callable[[str], None], detail: Callable[[str], None]
 ) -> tuple[dict[Shape, Trial], int, float]:
     """A short trial of each shape of the short list, the most promising first, as far as the time goes; the tokens a step
     they had; and, tried with the first of them, those from which on the device runs at full speed (0: the rules' batch
@@ -314,7 +314,7 @@ def most_promising(waiting: list[Shape], ranked: list[Shape], trials: dict[Shape
 
 
 def saturate(
-    request: Request, prober: Prober, shape: Shape, batch: int, trials: dict[Shape, Trial], seconds: float
+    request: Request, prober: TrialClient, shape: Shape, batch: int, trials: dict[Shape, Trial], seconds: float
 ) -> tuple[int, float]:
     """Tokens a step for the other trials, and those from which on the device runs this shape at full speed: twice the
     rules' batch, and twice again, as long as it helps and the number of steps and the critical batch allow it; 0 where
@@ -355,7 +355,7 @@ def better(trial: Trial, other: Trial) -> Trial:
     return replace(trial, token_s=min(trial.token_s, other.token_s), update_s=min(trial.update_s, other.update_s))
 
 
-def second_round(prober: Prober, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
+def second_round(prober: TrialClient, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
     """Each shape once more, the best ones first, and the better trial counts: a second of other work on the machine
     spoils one of them only. Time for another look at the best stays: of the others none gets a second one before it."""
     seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
@@ -371,7 +371,7 @@ def second_round(prober: Prober, ranked: list[Shape], batch: int, trials: dict[S
 def compiled_plan(
     request: Request,
     plan: Plan,
-    prober: Prober,
+    prober: TrialClient,
     ways: Sequence[Compiling],
     trials: dict[Shape, Trial],
     saturation: float,
@@ -412,7 +412,7 @@ def compiled_plan(
 def try_compiling(
     shape: Shape,
     plan: Plan,
-    prober: Prober,
+    prober: TrialClient,
     compiling: Compiling,
     trials: dict[Shape, Trial],
     detail: Callable[[str], None],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from model.gpt import GPT
-from model.optim.muon import Mixed
+from model.optim.muon import MuonAdamW
 from model.optim.settings import OptimSettings, momentum_at
 
 ADAMW = OptimSettings()
@@ -72,7 +72,7 @@ def adamw(
     same kernel is to be had without loading torch's compiler, which takes two seconds."""
     groups, fused = parameter_groups(model, weight_decay, betas, settings), device_type in FUSED_DEVICES
     if device_type == "cpu" or any(group["role"] == "table" for group in groups):
-        return Mixed(groups, learning_rate, fused)
+        return MuonAdamW(groups, learning_rate, fused)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 
@@ -92,7 +92,7 @@ def muon(
             own = {"momentum": settings.momentum, "normuon": settings.normuon, "cautious": settings.cautious}
             parts = [matrices_in(names[p], model.shape.activation) for p in group["params"]]
             group |= {"algorithm": "muon", "peak_momentum": settings.momentum, "parts": parts, **own}
-    return Mixed(groups, learning_rate, fused=device_type in FUSED_DEVICES)
+    return MuonAdamW(groups, learning_rate, fused=device_type in FUSED_DEVICES)
 
 
 BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}

@@ -46,7 +46,7 @@ def precision_on(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-class Mixed(torch.optim.Optimizer):
+class MuonAdamW(torch.optim.Optimizer):
     """Each group names its `algorithm`: "muon" with momentum, normuon and cautious; "adamw" with betas and eps; "table"
     with betas, of which it reads the second, and eps.
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from common.format import format_count, format_percent, format_seconds
 from common.redaction import redacted
-from common.safe_read import plain
+from common.safe_read import strip_escapes
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -318,4 +318,4 @@ def _speed_fields(status: Status) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    return redacted(plain(text))
+    return redacted(strip_escapes(text))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budget.clock import Limits
-from budget.laws.published import LAWS, Law, unique_worth
+from budget.laws.published import LAWS, Law, effective_tokens
 from budget.planner.hyperparameters import (
     MUON_GAIN,
     REPEATS_WITH_DROPOUT,
@@ -232,7 +232,7 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_toke
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
         f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
-        f"tokens' worth: {unique_worth(tokens, corpus_tokens) / tokens:.1%} of new ones"
+        f"tokens' worth: {effective_tokens(tokens, corpus_tokens) / tokens:.1%} of new ones"
         f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
         *_explain_rules(plan, shape, limits),
     ]

@@ -51,13 +51,13 @@ def figures(nested: Mapping[str, Any]) -> dict[str, Any]:
     return {re.sub(r"\W", "_", key): value for key, value in flatten(nested).items() if value not in (None, {})}
 
 
-def knobs(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+def wandb_config(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a run on wandb: every knob, and under `planned` what the plan chose where a knob was left open."""
     planned = {name: plan[name] for name in SHOWN_OF_PLAN if name in plan}
     return {**config, "planned": planned | mapping(plan.get("block"))}
 
 
-def headline(result: Mapping[str, Any]) -> dict[str, Any]:
+def wandb_summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """What stands for a run on wandb: of result.json the scores, what was spent on what, and the plan, under the same
     names; `off_plan` is how far what was reached is from what was planned, as a share of the plan."""
     scores, spent, plan = (mapping(result.get(name)) for name in ("eval", "spent", "plan"))

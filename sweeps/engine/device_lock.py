@@ -16,27 +16,27 @@ QUERY_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True)
-class Device:
+class SweepDevice:
     """What one job may have to itself, and the environment in which it sees nothing else."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def devices(wanted: str) -> list[Device]:
+def devices(wanted: str) -> list[SweepDevice]:
     """The devices that jobs with device.name=`wanted` may have: GPUs that this process may see, else the cores, which are
     one device, since two timed budgets on the same memory would slow each other down. What Slurm gave to a job of its own is
     that job's alone, whatever its numbers are."""
     slurm = os.environ.get("SLURM_JOB_ID")
     of_slurm = f"slurm-{slurm}-" if slurm else ""
-    cores = Device(f"{of_slurm}cores")
+    cores = SweepDevice(f"{of_slurm}cores")
     if wanted in ("cpu", "mps"):
         return [cores]
     gpus = visible_gpus()
     if wanted.startswith("cuda:"):  # the job sees all of them, and counts as we do
         number = int(wanted.removeprefix("cuda:"))
-        return [Device(f"{of_slurm}gpu-{gpus[number] if number < len(gpus) else number}")]
-    return [Device(f"{of_slurm}gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [cores]
+        return [SweepDevice(f"{of_slurm}gpu-{gpus[number] if number < len(gpus) else number}")]
+    return [SweepDevice(f"{of_slurm}gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [cores]
 
 
 def visible_gpus() -> list[str]:
@@ -61,11 +61,11 @@ def _indices() -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip().isdigit()]
 
 
-class Lease:
+class DeviceLock:
     """A device held until `release`, or until the last process that inherited `descriptor` has died: a job outlives a sweep
     that is killed, and keeps its device."""
 
-    def __init__(self, device: Device, file: IO[str]) -> None:
+    def __init__(self, device: SweepDevice, file: IO[str]) -> None:
         self.device = device
         self.descriptor = file.fileno()
         self._file = file
@@ -74,9 +74,9 @@ class Lease:
         self._file.close()
 
 
-def try_lease(device: Device) -> Lease | str:
+def try_device_lock(device: SweepDevice) -> DeviceLock | str:
     """The lease of a device, or who has it."""
     folder = Path(tempfile.gettempdir()) / f"stint-leases-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     held = try_lock(folder / f"{device.name}.lock")
-    return held if isinstance(held, str) else Lease(device, held)
+    return held if isinstance(held, str) else DeviceLock(device, held)

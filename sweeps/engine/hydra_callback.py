@@ -28,13 +28,13 @@ _PLANS: dict[str, dict[str, Any]] = {}
 _LOCK: IO[str] | None = None
 
 
-def around(what: str, *, _root_: DictConfig) -> str:
-    """`${around:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1,2,4".
+def plan_relative(what: str, *, _root_: DictConfig) -> str:
+    """`${plan_relative:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1,2,4".
 
     What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. Raises UserError.
     """
     if what not in VALUES:
-        raise UserError(f"${{around:{what}}} is not known; allowed: {', '.join(VALUES)}")
+        raise UserError(f"${{plan_relative:{what}}} is not known; allowed: {', '.join(VALUES)}")
     if _root_.hydra.launcher._target_.endswith(".SlurmLauncher") and _root_.device.name == "auto":
         raise UserError(
             "this sweep takes values around the plan, and device.name=auto would plan for the machine that it is started on; name"
@@ -65,6 +65,11 @@ def width_of(*shapes: str, _root_: DictConfig) -> int | str:
     return int(widths[str(depth)])
 
 
+def refuse_around(what: str) -> str:
+    """The resolver's former name. Raises UserError with the new one."""
+    raise UserError(f"${{around:{what}}} has a new name; write ${{plan_relative:{what}}}")
+
+
 def slurm_minutes(*, _root_: DictConfig) -> int:
     """Slurm's time limit for a job: its hours and a tenth more for preparing data, and a quarter of an hour for what Slurm
     and the signal before the limit take. Raises UserError for a budget without hours, whose length nobody knows."""
@@ -81,7 +86,8 @@ def direction(*, _root_: DictConfig) -> str:
     return "maximize" if _root_.sweep.metric in HIGHER_IS_BETTER else "minimize"
 
 
-OmegaConf.register_new_resolver("around", around, replace=True)
+OmegaConf.register_new_resolver("plan_relative", plan_relative, replace=True)
+OmegaConf.register_new_resolver("around", refuse_around, replace=True)
 OmegaConf.register_new_resolver("direction", direction, replace=True)
 OmegaConf.register_new_resolver("width_of", width_of, replace=True)
 OmegaConf.register_new_resolver("slurm_minutes", slurm_minutes, replace=True)
@@ -93,7 +99,7 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global CURRENT
         with reported():  # Hydra swallows what a callback raises, but not the exit that this makes of it
-            if refused := not_kept(config):
+            if refused := unsupported_options(config):
                 raise UserError(*refused)
             about = {"command": single_run_command(), "swept": swept_keys(config)}
             CURRENT = begin(Path(config.hydra.sweep.dir).absolute(), definition_of(config), about)
@@ -101,7 +107,7 @@ class SweepStart(Callback):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-def not_kept(config: DictConfig) -> list[str]:
+def unsupported_options(config: DictConfig) -> list[str]:
     """Why hours and pruning that were asked for would not be kept, a line each: they compare and share among all jobs, so they
     need a sweeper that names all at once, since each batch would have the hours anew, and the launcher that knows of both."""
     hydra, sweep = config.hydra, config.get("sweep", {})
@@ -148,7 +154,7 @@ def swept_keys(config: DictConfig) -> list[str]:
     """The knobs that the sweep's file or the command line gives several values."""
     parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
-    several = [key for key, values in params.items() if values not in [f"${{around:{each}}}" for each in FIXED]]
+    several = [key for key, values in params.items() if values not in [f"${{plan_relative:{each}}}" for each in FIXED]]
     return [*several, *(override.get_key_element() for override in parsed if override.is_sweep_override())]
 
 

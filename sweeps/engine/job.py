@@ -22,7 +22,7 @@ from common.file_lock import try_lock
 from common.json_io import mapping, number, read_json, write_json
 from config import Config, identity
 from run.directory import lock, requeued, run_name, set_aside
-from sweeps.engine.device_lock import Lease
+from sweeps.engine.device_lock import DeviceLock
 
 ROOT = Path(__file__).parents[2]
 # A job's file under SWEEP/jobs/ is a configuration of its own: complete, so that later edits of sweeps/ and conf/ do not
@@ -178,7 +178,7 @@ def held_by(job: Job) -> str | None:
     return None
 
 
-def start(job: Job, lease: Lease) -> subprocess.Popen[bytes]:
+def start(job: Job, lease: DeviceLock) -> subprocess.Popen[bytes]:
     """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep. torch.compile has a cache
     of its own for each, or the first job would pay for what the others find."""
     caches = {} if CACHE_DIR in os.environ else {CACHE_DIR: str(job.compiler_cache)}

@@ -1,4 +1,4 @@
-"""Values chosen by or around the plan of a sweep's own budget: what `${around:WHAT}` in sweeps/*.yaml stands for.
+"""Values chosen by or around the plan of a sweep's own budget: what `${plan_relative:WHAT}` in sweeps/*.yaml stands for.
 
 The published values of the competition that these sweeps come from (24, 18, 12 and 8 layers of width 768 and three hours of
 an A100) mean nothing on two CPU cores. So where the plan is of that size, they are taken as they are, and elsewhere values

@@ -222,7 +222,7 @@ class Pool:
         open_ = sum(max(0.0, promised - hours_spent(run)) for run, promised in self.promised.items())
         return (self.hours or 0.0) - self.spent() - open_
 
-    def promise(self, job: Job) -> str | None:
+    def reserve(self, job: Job) -> str | None:
         """Keep its hours for a job until it is released; or why it may not start."""
         if self.hours is None:
             return None

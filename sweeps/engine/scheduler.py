@@ -22,7 +22,7 @@ from common.format import format_seconds
 from common.json_io import mapping, read_json
 from common.monotonic import now
 from common.signals import STOPPING, Interrupted
-from sweeps.engine.device_lock import Device, Lease, devices, try_lease
+from sweeps.engine.device_lock import SweepDevice, DeviceLock, devices, try_device_lock
 from sweeps.engine.job import (
     RETRIED,
     Job,
@@ -48,7 +48,7 @@ Watch = Callable[[Job], Outcome | None]
 class Hours(Protocol):
     """What all jobs of a sweep draw from."""
 
-    def promise(self, job: Job) -> str | None:
+    def reserve(self, job: Job) -> str | None:
         """Keep a job's hours for it; or why it may not start."""
 
     def release(self, job: Job) -> None:
@@ -59,7 +59,7 @@ class Hours(Protocol):
 class Running:
     job: Job
     process: subprocess.Popen[bytes]
-    lease: Lease
+    lease: DeviceLock
     began: float
     log_from: int  # bytes of the log that earlier processes wrote
     tries: int = 1
@@ -157,7 +157,7 @@ class Queue:
             self._held[job.number] = now() + LOOK_S
             self._tell(f"{job.label} waits: its run is in use by {holder}")
             return False
-        refusal = self._pool.promise(job) if self._pool else None
+        refusal = self._pool.reserve(job) if self._pool else None
         if refusal is None:
             return True
         self._short = bool(self.running)
@@ -173,11 +173,11 @@ class Queue:
         if self._pool:
             self._pool.release(job)
 
-    def _lease(self, places: Sequence[Device]) -> Lease | None:
+    def _lease(self, places: Sequence[SweepDevice]) -> DeviceLock | None:
         """The first of the devices that no other sweep has."""
         for device in places:
-            lease = try_lease(device)
-            if isinstance(lease, Lease):
+            lease = try_device_lock(device)
+            if isinstance(lease, DeviceLock):
                 return lease
             self._tell(f"{device.name} is in use by {lease}; waiting")
         return None

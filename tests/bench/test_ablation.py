@@ -12,7 +12,7 @@ import pytest
 
 from bench.quality.ablation import differences, noise_of, order_of, rows_of, step_of, summary
 from bench.speed.train_step import token_relative
-from device.device import find_machine
+from device.device import open_device
 from model.config import PRESETS, Shape
 from model.optim.settings import OptimSettings
 
@@ -91,7 +91,7 @@ def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
         (folder / "plan.json").write_text(json.dumps({"batch_tokens": 512, "optimizer": "muon"}))
         (folder / "model.json").write_text(json.dumps({"shape": shape.to_dict()}))
         (folder / "config.yaml").write_text(json.dumps({"optim": vars(OptimSettings(normuon=layers == 4))}))
-    machine = find_machine("cpu", None, "float32", 1.0)
-    groups = [step_of(tmp_path / layers, machine).optimizer.param_groups for layers in ("1", "4")]
+    device = open_device("cpu", None, "float32", 1.0)
+    groups = [step_of(tmp_path / layers, device).optimizer.param_groups for layers in ("1", "4")]
     assert [next(group for group in each if group["role"] == "matrix")["normuon"] for each in groups] == [False, True]
-    assert token_relative(lambda: step_of(tmp_path / "4", machine), lambda: step_of(tmp_path / "1", machine), 2) > 1.5
+    assert token_relative(lambda: step_of(tmp_path / "4", device), lambda: step_of(tmp_path / "1", device), 2) > 1.5

@@ -27,11 +27,11 @@ from budget.flops import flops_per_token
 from common.monotonic import now
 from data.prepare import prepare
 from data.shards import Split, open_corpus
-from device.device import Machine
+from device.device import Device
 from model.config import PRESETS, Shape
 
 TINY = Shape(1, 1, 64, 32, 128, **PRESETS["llama"])
-CPU = Machine(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
+CPU = Device(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_what_was_measured_is_on_file_after_each_row_and_the_other_stage_stays(
     seen: list[list[str]] = []
     plain = gpu.speed_of
 
-    def row(shape: Shape, way: str, machine: Machine, tokens: int, seconds: float) -> dict[str, object]:
+    def row(shape: Shape, way: str, device: Device, tokens: int, seconds: float) -> dict[str, object]:
         seen.append([each["compile"] for each in json.loads(output.read_text())["speed"]] if output.exists() else [])
-        return plain(shape, "off", machine, tokens, seconds) | {"compile": way}
+        return plain(shape, "off", device, tokens, seconds) | {"compile": way}
 
     monkeypatch.setattr(gpu, "speed_of", row)
     gpu.measure("speed", CPU, 60.0, None, tmp_path, output)
@@ -83,7 +83,7 @@ def test_what_was_measured_is_on_file_after_each_row_and_the_other_stage_stays(
     assert len(found["speed"]) == 3
     assert found["loss"] == {"peer": {"loss": 3.0}}
     assert "regional" in "\n".join(page_section(found | {"loss": None}))
-    other = Machine(torch.device("cpu"), "another", "float32", 1, 1e12, "given")
+    other = Device(torch.device("cpu"), "another", "float32", 1, 1e12, "given")
     gpu.measure("loss", other, 60.0, tmp_path, tmp_path, output)
     assert "speed" not in json.loads(output.read_text())
 
@@ -144,7 +144,7 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
         each = (0.1,) * settings["max_iters"]
         return Ran(5.0 + sum(each), len(each), 0, each)
 
-    def stint(place: Path, seconds: float, machine: Machine) -> Path:
+    def stint(place: Path, seconds: float, device: Device) -> Path:
         runs.append(seconds)
         if len(runs) == refused:
             raise CalledProcessError(2, "train.py")  # the budget does not hold one step, where it is not the first
@@ -156,7 +156,7 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
         (place / "result.json").write_text(json.dumps(result | {"prepare_s": 0.0}))
         return place
 
-    def judged(folder: Path, corpus: Any, tokens: int, block: int, machine: Machine) -> dict[str, float]:
+    def judged(folder: Path, corpus: Any, tokens: int, block: int, device: Device) -> dict[str, float]:
         assert (tokens, block) == (gpu.VALIDATION_TOKENS, gpu.PEER["block_size"])
         return {"loss": 4.2 - runs[-1] / 100}
 

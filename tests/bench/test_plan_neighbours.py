@@ -16,7 +16,7 @@ from bench.quality import plan_neighbours as tune
 from bench.quality.plan_neighbours import curve, measured, rows_of
 from bench.speed.train_step import PARTS, Step
 from budget.laws.published import LAWS, SMALL_CURVE
-from device.device import Machine
+from device.device import Device
 from model.config import PLAIN, PRESETS, Shape
 from model.optim.settings import OptimSettings
 
@@ -91,7 +91,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = {row: name for name, row in rows_of(PLAN).items()}
     monkeypatch.setattr(tune, "plan_for", lambda *arguments: found.append("plan") or PLAN)
 
-    def speed_of(row: tune.Row, planned: tune.Row, machine: Machine) -> float:
+    def speed_of(row: tune.Row, planned: tune.Row, device: Device) -> float:
         found.append(names[row])
         return 1.0
 
@@ -112,7 +112,7 @@ def test_a_second_call_keeps_the_plan_the_speeds_and_the_runs_of_the_first(tmp_p
 
 
 def test_speeds_are_on_file_as_they_come(tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(row: tune.Row, planned: tune.Row, machine: Machine) -> float:
+    def fails(row: tune.Row, planned: tune.Row, device: Device) -> float:
         if row != planned:
             raise KeyboardInterrupt
         return 1.0
@@ -137,7 +137,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, asked: list[str]) -> No
 
 def test_a_step_in_parts_is_the_same_step() -> None:
     shape = Shape(1, 1, 64, 32, 128, **PRESETS["modern"], bigram_rows=256)
-    cpu = Machine(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
+    cpu = Device(torch.device("cpu"), "a CPU", "float32", 1, 1e12, "given")
     whole, parts = (Step(shape, 4, OptimSettings("adamw"), cpu, at_once=at_once) for at_once in (None, 2))
     for step in (whole, parts):
         times = step.run()

@@ -41,12 +41,12 @@ def evaluate(model: Path, path: Path, *arguments: str) -> dict[str, Any]:
 
 def test_evaluate_agrees_with_a_plain_loop_over_the_text(model: Path, tmp_path: Path) -> None:
     """Every byte of the text and its end-of-text once, each with at most block_size tokens before it."""
-    from run.load_model import load_finished
+    from run.load_model import load_model
 
     text = "import os\n\ndef main() -> None:\n    print(os.getcwd())\n" * 3
     (tmp_path / "t.txt").write_text(text)
     figures = evaluate(model, tmp_path / "t.txt")
-    finished = load_finished(str(model), torch.device("cpu"))
+    finished = load_model(str(model), torch.device("cpu"))
     ids = [256, *text.encode(), 256]  # end-of-text is the last id of `bytes`, and begins and ends a document
     nats = 0.0
     for start in range(0, len(ids) - 1, 32):

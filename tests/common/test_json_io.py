@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.checksum import unsealed
+from common.checksum import verify_checksum
 from common.json_io import read_json, write_bytes, write_json, write_text
 
 
@@ -79,10 +79,10 @@ def test_a_checksum_is_that_of_what_stands_in_the_file(tmp_path: Path, monkeypat
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
     content = {"origin": "https://hf_0123456789abcdef@hub", "loss": float("nan")}
     write_json(tmp_path / "a.json", content, checksummed=True)
-    assert unsealed(read_json(tmp_path / "a.json")) == {"origin": "https://<HF_TOKEN>@hub", "loss": None}
+    assert verify_checksum(read_json(tmp_path / "a.json")) == {"origin": "https://<HF_TOKEN>@hub", "loss": None}
     damaged = (tmp_path / "a.json").read_text().replace("@hub", "@hud")
     with pytest.raises(ValueError, match="checksum"):
-        unsealed(json.loads(damaged))
+        verify_checksum(json.loads(damaged))
 
 
 def test_text_that_utf_8_cannot_express_is_written_all_the_same(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import MachineError, reported
 from common.json_io import write_json
-from common.redaction import given_away, is_secret, redacted
+from common.redaction import find_leaked_secrets, is_secret, redacted
 from run.report.console import Console
 from tests.conftest import ROOT, TINY, folder_of
 
@@ -54,11 +54,11 @@ def test_what_is_shown_kept_and_recorded_holds_no_secret(tmp_path: Path, capsys:
 
 
 def test_a_knob_that_holds_a_secret_is_named_without_it() -> None:
-    (line,) = given_away([("wandb.entity", KEY), ("wandb.tags", ["a", "b"]), ("seed", 1)])
+    (line,) = find_leaked_secrets([("wandb.entity", KEY), ("wandb.tags", ["a", "b"]), ("seed", 1)])
     assert "wandb.entity" in line
     assert "WANDB_API_KEY" in line
     assert KEY not in line
-    assert len(given_away([("wandb.tags", ["a", f"x{TOKEN}"])])) == 1
+    assert len(find_leaked_secrets([("wandb.tags", ["a", f"x{TOKEN}"])])) == 1
 
 
 @pytest.mark.parametrize(

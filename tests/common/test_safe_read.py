@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import MachineError, UserError, reported
-from common.safe_read import is_amount, is_count, load_json, member, parse_json, plain, read_bytes
+from common.safe_read import is_amount, is_count, load_json, member, parse_json, strip_escapes, read_bytes
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ ATTACK = "a\x1b]0;owned\x07b\x1b[2Jc\x9b31md\x1b]52;c;ZXZpbA==\x1b\\e\rf"
 
 
 def test_a_terminal_is_not_told_anything() -> None:
-    assert plain(ATTACK) == "abc31mdef"
-    assert plain("tabs\tand\nlines, ü, 東京, 😀") == "tabs\tand\nlines, ü, 東京, 😀"
+    assert strip_escapes(ATTACK) == "abc31mdef"
+    assert strip_escapes("tabs\tand\nlines, ü, 東京, 😀") == "tabs\tand\nlines, ü, 東京, 😀"
 
 
 @pytest.mark.parametrize("kind", [UserError, MachineError])

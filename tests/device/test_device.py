@@ -11,19 +11,19 @@ import torch
 
 from device import device as module
 from device.compile_cost import first_that_pays
-from device.device import CPU_MICRO_TOKENS, CPU_MOST_TOKENS, MEMORY_SHARE, Machine, available_memory
+from device.device import CPU_MICRO_TOKENS, CPU_MOST_TOKENS, MEMORY_SHARE, Device, available_memory
 from model import loss
 from model.config import Shape
 
 GIB = 2**30
 # GPT-2's smallest: about half of what a token takes would be its logits, if they were all there at once.
 SHAPE = Shape(12, 12, 768, 1024, 50304)
-GPU = Machine(torch.device("cuda"), "a GPU", "bfloat16", 1, 1e14, "given")
+GPU = Device(torch.device("cuda"), "a GPU", "bfloat16", 1, 1e14, "given")
 
 
 def test_numbers_are_read_when_they_are_asked_for() -> None:
     loss, norm = torch.tensor(2.5), torch.tensor(0.5)
-    assert Machine(torch.device("cpu"), "", "float32", 1, 1e12, "given").later(loss, norm)() == [2.5, 0.5]
+    assert Device(torch.device("cpu"), "", "float32", 1, 1e12, "given").later(loss, norm)() == [2.5, 0.5]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -36,14 +36,14 @@ def test_a_gpu_s_numbers_wait_for_no_work_that_was_launched_since() -> None:
     assert not torch.cuda.current_stream().query(), "the products are still under way"
 
 
-class Roomy(Machine):
+class Roomy(Device):
     """With 80 GiB free."""
 
     def free_memory(self) -> int:
         return 80 * GIB
 
 
-def roomy(kind: str, precision: str) -> Machine:
+def roomy(kind: str, precision: str) -> Device:
     return Roomy(torch.device(kind), "", precision, 1, 1e14, "given")
 
 
@@ -92,7 +92,7 @@ def test_what_the_user_says_of_compilation_holds_on_every_device(kind: str) -> N
 
 def test_the_kernel_of_variable_lengths_is_for_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, masked = np.array([[1, 9, 2, 3], [4, 5, 9, 6]]), replace(SHAPE, eot=9)
-    here = Machine(torch.device("cpu"), "", "bfloat16", 1, 1e12, "given")
+    here = Device(torch.device("cpu"), "", "bfloat16", 1, 1e12, "given")
     assert here.document_starts(tokens, masked) is None  # a CPU has no such kernel
     monkeypatch.setattr(module, "best_precision", lambda device: "bfloat16")
     found = here.document_starts(tokens, masked)
@@ -111,7 +111,7 @@ def test_the_kernel_of_variable_lengths_is_for_what_it_can_do(monkeypatch: pytes
 def test_what_goes_to_the_device_has_one_layout() -> None:
     """A compiled model is made for the one that it is warmed up with."""
     batch = np.arange(20).reshape(4, 5)
-    here = Machine(torch.device("cpu"), "", "float32", 1, 1e12, "given")
+    here = Device(torch.device("cpu"), "", "float32", 1, 1e12, "given")
     assert here.to_device(batch[:, :-1]).stride() == here.to_device(np.zeros((4, 4))).stride()
     assert here.to_device(batch[:, 1:]).tolist() == batch[:, 1:].tolist()
 

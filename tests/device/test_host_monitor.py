@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from device import host_monitor as surroundings
-from device.host_monitor import Gpu, Moment, between, look, reasons
+from device.host_monitor import Gpu, HostSnapshot, diff, take_snapshot, reasons
 
 
 def test_a_look_costs_little_and_sees_other_processes() -> None:
@@ -21,7 +21,7 @@ def test_a_look_costs_little_and_sees_other_processes() -> None:
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    seen = look(None)
+    seen = take_snapshot(None)
     child.communicate(b"\n")
     name, seconds = seen.cpu_s[child.pid]
     assert name.startswith("python")
@@ -36,7 +36,7 @@ def test_steal_and_clock_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=9.0, steal=3.0))
     clocks = [SimpleNamespace(current=mhz) for mhz in (800.0, 2400.0, 2400.0)]
     monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: clocks)
-    seen = look(None)
+    seen = take_snapshot(None)
     assert (seen.stolen_s, seen.mhz) == (3.0, 2400.0)
 
 
@@ -51,7 +51,7 @@ def test_a_container_that_is_throttled(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(text)
     monkeypatch.setattr(surroundings, "SYS", tmp_path)
-    assert look(None).throttled_s == 2.5
+    assert take_snapshot(None).throttled_s == 2.5
 
 
 def test_a_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,15 +63,15 @@ def test_a_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("cpu_times", "cpu_freq", "process_iter"):
         monkeypatch.setattr(psutil, name, refuse)
     monkeypatch.setattr(surroundings, "SYS", tmp_path / "no")
-    seen = look("GPU-none")
+    seen = take_snapshot("GPU-none")
     assert (seen.mhz, seen.stolen_s, seen.throttled_s, seen.cpu_s, seen.gpu) == (None, None, None, {}, None)
-    assert reasons(between(seen, seen), between(seen, seen)) == []
+    assert reasons(diff(seen, seen), diff(seen, seen)) == []
 
 
 def test_only_what_differs_from_usual_is_a_reason() -> None:
-    quiet = between(Moment(0, 0.5, 2500, 0, 0, {7: ("x", 0.0)}), Moment(10, 0.5, 2500, 0, 0, {7: ("x", 1.0)}))
+    quiet = diff(HostSnapshot(0, 0.5, 2500, 0, 0, {7: ("x", 0.0)}), HostSnapshot(10, 0.5, 2500, 0, 0, {7: ("x", 1.0)}))
     assert reasons(quiet, quiet) == []
-    taken = between(Moment(0, 0.5, 2500, 0, 0), Moment(10, 0.5, 1200, 6, 4, {7: ("y", 9.0)}))
+    taken = diff(HostSnapshot(0, 0.5, 2500, 0, 0), HostSnapshot(10, 0.5, 1200, 6, 4, {7: ("y", 9.0)}))
     said = reasons(quiet, taken)
     assert said == [
         "the hypervisor gives 0.6 cores to others",
@@ -92,5 +92,5 @@ def test_nvidias_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         nvmlDeviceGetComputeRunningProcesses=lambda handle: [1, 2],
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    assert look("GPU-a").gpu == Gpu(1200, 84, ("power cap", "heat"), 2)
-    assert look("GPU-other").gpu is None  # whatever it raises
+    assert take_snapshot("GPU-a").gpu == Gpu(1200, 84, ("power cap", "heat"), 2)
+    assert take_snapshot("GPU-other").gpu is None  # whatever it raises

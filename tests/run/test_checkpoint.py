@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checksum import seal
+from common.checksum import add_checksum
 from common.errors import UserError
 from model.config import Shape
 from model.gpt import GPT
@@ -208,7 +208,7 @@ def test_finished_weights_are_read_back(tmp_path: Path, monkeypatch: pytest.Monk
 def rewritten(folder: Path, **changes: object) -> None:
     """Change what state.json says, with the right checksum."""
     content = json.loads((folder / "state.json").read_text()) | changes
-    (folder / "state.json").write_text(json.dumps(seal(content)))
+    (folder / "state.json").write_text(json.dumps(add_checksum(content)))
 
 
 def two_checkpoints(folder: Path) -> Path:

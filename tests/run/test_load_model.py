@@ -14,7 +14,7 @@ from data.tokenizer import get_tokenizer
 from model.config import Shape
 from model.gpt import GPT
 from run.checkpoint import file_hash, save_weights
-from run.load_model import load_finished
+from run.load_model import load_model
 
 SHAPE = Shape(2, 1, 32, 16, 320, position="rotary", tie=False)
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def refused(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_finished(str(folder), torch.device("cpu"))
+        load_model(str(folder), torch.device("cpu"))
     (message,) = caught.value.messages
     assert "\n" not in message
     return message
@@ -44,7 +44,7 @@ def changed(folder: Path, **changes: object) -> None:
 
 def test_a_good_model_comes_back(folder: Path) -> None:
     torch.manual_seed(0)
-    made, read = GPT(SHAPE), load_finished(str(folder), torch.device("cpu")).model
+    made, read = GPT(SHAPE), load_model(str(folder), torch.device("cpu")).model
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values(), strict=True))
     tokens = torch.arange(16).view(1, 16)
     assert torch.equal(made.eval()(tokens), read(tokens))
@@ -83,7 +83,7 @@ def test_a_model_json_that_is_none(folder: Path, text: str) -> None:
 def test_a_shape_that_is_none(folder: Path, shape: object) -> None:
     changed(folder, shape=shape)
     with pytest.raises(UserError):
-        load_finished(str(folder), torch.device("cpu"))
+        load_model(str(folder), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine.device_lock import Device, Lease, devices, try_lease
+from sweeps.engine.device_lock import SweepDevice, DeviceLock, devices, try_device_lock
 
 
 @pytest.fixture(autouse=True)
@@ -22,23 +22,23 @@ def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_is_leased_once_and_again_after_its_release() -> None:
-    device = Device("gpu-0")
-    first = try_lease(device)
-    assert isinstance(first, Lease)
-    assert str(try_lease(device)).startswith(f"process {os.getpid()} on ")
-    assert isinstance(try_lease(Device("gpu-1")), Lease)
+    device = SweepDevice("gpu-0")
+    first = try_device_lock(device)
+    assert isinstance(first, DeviceLock)
+    assert str(try_device_lock(device)).startswith(f"process {os.getpid()} on ")
+    assert isinstance(try_device_lock(SweepDevice("gpu-1")), DeviceLock)
     first.release()
-    assert isinstance(try_lease(device), Lease)
+    assert isinstance(try_device_lock(device), DeviceLock)
 
 
 def test_a_job_that_outlives_its_sweep_keeps_its_device() -> None:
-    lease = try_lease(Device("cores"))
-    assert isinstance(lease, Lease)
+    lease = try_device_lock(SweepDevice("cores"))
+    assert isinstance(lease, DeviceLock)
     job = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lease.descriptor,))
     lease.release()  # as the death of the sweep would
-    assert isinstance(try_lease(Device("cores")), str)
+    assert isinstance(try_device_lock(SweepDevice("cores")), str)
     job.communicate(b"\n")
-    assert isinstance(try_lease(Device("cores")), Lease)
+    assert isinstance(try_device_lock(SweepDevice("cores")), DeviceLock)
 
 
 def gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
@@ -82,12 +82,12 @@ def test_each_gpu_that_slurm_gave_has_a_job_of_its_own(tmp_path: Path, monkeypat
 
 def test_a_name_of_the_device_table_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(tmp_path, monkeypatch, "printf '0\\n'")
-    assert devices("a100") == devices("auto") == [Device("gpu-0", {"CUDA_VISIBLE_DEVICES": "0"})]
+    assert devices("a100") == devices("auto") == [SweepDevice("gpu-0", {"CUDA_VISIBLE_DEVICES": "0"})]
     assert [each.name for each in devices("mps")] == ["cores"]
 
 
 def test_a_number_counts_the_gpus_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(tmp_path, monkeypatch, "printf '0\\n1\\n2\\n3\\n'")
-    assert devices("cuda:1") == [Device("gpu-1")]
+    assert devices("cuda:1") == [SweepDevice("gpu-1")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert devices("cuda:1") == [Device("gpu-3")], "as the job itself will count, with the same variable"
+    assert devices("cuda:1") == [SweepDevice("gpu-3")], "as the job itself will count, with the same variable"

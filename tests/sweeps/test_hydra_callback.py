@@ -26,11 +26,11 @@ def begin(folder: Path, definition: dict[str, object]) -> None:
 
 def test_the_same_sweep_keeps_its_jobs_and_the_values_it_chose(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    begin(folder, {"params": {"model.n_layer": "${around:depths}"}})
+    begin(folder, {"params": {"model.n_layer": "${plan_relative:depths}"}})
     about = json.loads((folder / "sweep.json").read_text())
     (folder / "sweep.json").write_text(json.dumps(about | {"around": {"depths": "1x64,2x64"}}))
     (folder / "jobs").mkdir()
-    begin(folder, {"params": {"model.n_layer": "${around:depths}"}})
+    begin(folder, {"params": {"model.n_layer": "${plan_relative:depths}"}})
     assert json.loads((folder / "sweep.json").read_text())["around"] == {"depths": "1x64,2x64"}
     assert (folder / "jobs").exists()
 
@@ -59,7 +59,7 @@ def test_values_around_a_plan_of_this_machine_are_not_taken_to_slurm() -> None:
     target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     root = {"hydra": {"launcher": {"_target_": target}}, "device": {"name": "auto"}}
     with pytest.raises(UserError, match="device=a100"):
-        record.around("n_layer", _root_=OmegaConf.create(root))
+        record.plan_relative("n_layer", _root_=OmegaConf.create(root))
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("loss", "minimize"), ("accuracy", "maximize")])
@@ -108,6 +108,6 @@ def test_what_would_not_be_kept_is_refused(
 ) -> None:
     """Hours that are shared out anew for each batch of jobs are no limit; other launchers know neither them nor pruning."""
     content = {"hydra": {"sweeper": sweeper, "launcher": launcher}, "sweep": {"hours": None, "prune": "none"} | sweep}
-    lines = record.not_kept(OmegaConf.create(content))
+    lines = record.unsupported_options(OmegaConf.create(content))
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))

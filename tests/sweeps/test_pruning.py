@@ -118,15 +118,15 @@ def test_jobs_that_had_finished_are_not_halved_when_hours_are_added(
 def test_jobs_draw_from_the_hours_and_give_back_what_they_leave(tmp_path: Path) -> None:
     jobs = [job(tmp_path, number, pool_hours=2.5) for number in range(4)]
     hours = Pool(2.5, jobs)
-    assert hours.promise(jobs[0]) is None
-    assert hours.promise(jobs[1]) is None
-    refusal = hours.promise(jobs[2])
+    assert hours.reserve(jobs[0]) is None
+    assert hours.reserve(jobs[1]) is None
+    refusal = hours.reserve(jobs[2])
     assert refusal is not None
     assert "0.5 left" in refusal
     left_behind(jobs[0], [5.0], 0.25, "stopped")  # pruned at a quarter
     hours.release(jobs[0])
-    assert hours.promise(jobs[2]) is None
-    assert hours.promise(jobs[3]) is not None
+    assert hours.reserve(jobs[2]) is None
+    assert hours.reserve(jobs[3]) is not None
     left_behind(jobs[1], [5.0], 1.0, "finished")
     left_behind(jobs[2], [5.0], 0.9, "finished")
     hours.release(jobs[1])
@@ -232,7 +232,7 @@ class Line:
         self.loss = 4.0
 
     def __call__(self, jobs: list[Job], watch: pool.Watch | None, hours: Pool) -> dict[int, Outcome]:
-        return {each.number: already(each) or self.run(each) for each in jobs if not hours.promise(each)}
+        return {each.number: already(each) or self.run(each) for each in jobs if not hours.reserve(each)}
 
     def run(self, job: Job) -> Outcome:
         budget = float(job.knobs.budget.hours or 0.0)
@@ -288,7 +288,7 @@ def test_a_longer_run_leaves_no_hours_to_others(tmp_path: Path, line: Line) -> N
     left_behind(jobs[2], [5.0], 0.1, "failed")
     run_all(jobs[:2])
     assert line.ran[-1] == (2, 2.5)
-    assert Pool(4.5, jobs).promise(jobs[2]) is not None
+    assert Pool(4.5, jobs).reserve(jobs[2]) is not None
 
 
 @pytest.mark.parametrize(("on_error", "more"), [("stop", False), ("continue", True)])

@@ -17,7 +17,7 @@ import pytest
 from common.signals import Interrupted
 from run.directory import lock
 from sweeps.engine import scheduler as local
-from sweeps.engine.device_lock import Device, Lease, try_lease
+from sweeps.engine.device_lock import SweepDevice, DeviceLock, try_device_lock
 from sweeps.engine.job import Job, Outcome, write_record
 from sweeps.engine.pruning import Pool
 from sweeps.engine.scheduler import Queue, Stop
@@ -55,7 +55,7 @@ def acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acting:
     """Has jobs act as they are told, on one device alone; the list is that of the jobs that were started."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(local, "POLL_S", 0.0)
-    monkeypatch.setattr(local, "devices", lambda wanted: [Device("cores")])
+    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("cores")])
     started: list[int] = []
 
     def by(acts: Callable[[Job], Act]) -> list[int]:
@@ -118,7 +118,7 @@ def test_each_job_is_leased_the_device_that_it_asks_for(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two on the same one take turns, and one on another does not wait for them."""
-    place = {"cuda:0": [Device("gpu-0")], "cuda:1": [Device("gpu-1")]}
+    place = {"cuda:0": [SweepDevice("gpu-0")], "cuda:1": [SweepDevice("gpu-1")]}
     monkeypatch.setattr(local, "devices", place.__getitem__)
     jobs = [job(tmp_path, number) for number in range(3)]
     for each, wanted in zip(jobs, ("cuda:0", "cuda:0", "cuda:1"), strict=True):
@@ -144,7 +144,7 @@ def test_each_job_is_leased_the_device_that_it_asks_for(
 def test_a_job_waits_for_the_hours_that_running_ones_may_leave(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, used: float, started: list[int]
 ) -> None:
-    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
 
     def works(job: Job) -> Act:
@@ -159,8 +159,8 @@ def test_a_job_waits_for_the_hours_that_running_ones_may_leave(
 
 
 def test_hours_are_kept_for_a_job_whose_device_is_in_use(tmp_path: Path, acting: Acting) -> None:
-    held = try_lease(Device("cores"))
-    assert isinstance(held, Lease)
+    held = try_device_lock(SweepDevice("cores"))
+    assert isinstance(held, DeviceLock)
     one = job(tmp_path, 0, pool_hours=1.0)
 
     def works(job: Job) -> Act:
@@ -182,7 +182,7 @@ def test_hours_are_kept_for_a_job_that_goes_on_until_it_has_ended(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an earlier start of the sweep left says "stopped" until the new process is that far; then it takes its hours."""
-    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
     left_behind(jobs[0], [5.0], 0.3, "stopped")
 
@@ -202,7 +202,7 @@ def test_a_run_that_another_process_works_in_is_waited_for(
 ) -> None:
     """Of a sweep that was killed, whose jobs live on, or another one that holds the same job; other jobs do not wait."""
     monkeypatch.setattr(local, "LOOK_S", 0.0)
-    monkeypatch.setattr(local, "devices", lambda wanted: [Device("gpu-0"), Device("gpu-1")])
+    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number) for number in range(2)]
     jobs[0].run.mkdir(parents=True)
     held = lock(jobs[0].run)

@@ -19,7 +19,7 @@ from budget.planner.planner import make_plan
 from config import Config
 from data.batch import Batch
 from device import device as module
-from device.device import Machine
+from device.device import Device
 from model import compile as compiled
 from model.compile import for_training
 from model.config import PRESETS, Shape
@@ -32,7 +32,7 @@ from training.objectives import next_token
 from training.step import TrainingStep
 
 SHAPE = Shape(1, 2, 16, 8, 32, **PRESETS["llama"], eot=9)
-GPU = Machine(torch.device("cuda"), "", "bfloat16", 1, 1e12, "given")
+GPU = Device(torch.device("cuda"), "", "bfloat16", 1, 1e12, "given")
 CPU = replace(GPU, device=torch.device("cpu"))
 
 

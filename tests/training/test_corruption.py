@@ -26,7 +26,7 @@ from data.prepare import prepare
 from data.shards import SPLITS, open_corpus, verify
 from data.sources.base import DataSpec
 from run.checkpoint import checkpoints, latest_accounts, latest_checkpoint
-from run.load_model import load_finished
+from run.load_model import load_model
 from tests.conftest import run_here
 
 FEW, MANY = 30, 500
@@ -209,10 +209,10 @@ def test_a_damaged_model_is_refused_or_the_same(
 ) -> None:
     """A damaged model: weights, model.json with its shape, or tokenizer.json."""
     cpu = torch.device("cpu")
-    good = load_finished(str(run), cpu)
+    good = load_model(str(run), cpu)
 
     def check(file: Path) -> None:
-        found = read(lambda: load_finished(str(run), cpu))
+        found = read(lambda: load_model(str(run), cpu))
         if found is not None:
             assert found.model.shape == good.model.shape
             assert found.tokenizer.fingerprint == good.tokenizer.fingerprint

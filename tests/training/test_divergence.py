@@ -14,7 +14,7 @@ LOST = GUESS + 2 * ABOVE
 
 def lasts(losses: list[float], start: float | None = None) -> list[bool]:
     spike = Spike(GUESS, start)
-    return [spike.lasts(loss) for loss in losses]
+    return [spike.has_diverged(loss) for loss in losses]
 
 
 def test_worse_than_guessing_for_long_is_lost() -> None:
@@ -37,8 +37,8 @@ def test_everything_else_goes_on(losses: list[float]) -> None:
 
 def test_weights_of_a_spike_are_not_worth_keeping() -> None:
     spike = Spike(GUESS, 3.0)
-    assert spike.calm
-    spike.lasts(LOST)
-    assert not spike.calm
-    spike.lasts(3.0)
-    assert spike.calm
+    assert spike.is_healthy
+    spike.has_diverged(LOST)
+    assert not spike.is_healthy
+    spike.has_diverged(3.0)
+    assert spike.is_healthy

@@ -21,12 +21,12 @@ from safetensors.numpy import load_file
 import train
 import training.checkpointing
 import training.context
-from common.checksum import seal
+from common.checksum import add_checksum
 from common.errors import MachineError, UserError
 from data.prepare import prepare
 from data.sources.base import DataSpec
 from data.tokenizer import Tokenizer
-from device.device import Machine
+from device.device import Device
 from model.gpt import GPT
 from run.report.run_report import write_report
 from tests.conftest import folder_of, run_here
@@ -253,7 +253,7 @@ def test_stopped_in_a_spike_a_run_goes_on_from_before_it(place: Path, monkeypatc
 
 def test_a_diverged_run_typed_again_is_a_failure_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 10, to_nan)
-    monkeypatch.setattr(train, "go_back", lambda session, trainer, error: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(train, "rollback", lambda session, trainer, error: (_ for _ in ()).throw(error))
     for _ in range(2):
         with pytest.raises(MachineError, match="diverged"):
             run_here(place, "budget.steps=20", name="again-diverged")
@@ -449,8 +449,8 @@ def test_another_machine_is_said_and_gets_micro_batches_of_its_own(
     with pytest.raises(SystemExit):
         run_here(place, "budget.steps=40", name="moved")
     sizes, count = iter([8, 4]), len(batches)  # when the run is built, and when it turns out to have moved
-    monkeypatch.setattr(Machine, "title", property(lambda self: "a smaller one"))
-    monkeypatch.setattr(Machine, "micro_batch", lambda self, shape, sequences: next(sizes))
+    monkeypatch.setattr(Device, "title", property(lambda self: "a smaller one"))
+    monkeypatch.setattr(Device, "micro_batch", lambda self, shape, sequences: next(sizes))
     capsys.readouterr()
     folder = run_here(place, "budget.steps=40", name="moved")
     said = capsys.readouterr().out
@@ -478,7 +478,7 @@ def test_a_run_that_earlier_code_corrected_goes_on_as_planned(
         "batch_tokens": 128, "learning_rate": 1e-3, "weight_decay": 0.05,
     }  # fmt: skip
     content["state"] |= {"correction": correction, "moved_at": 0.3}
-    path.write_text(json.dumps(seal(content)))
+    path.write_text(json.dumps(add_checksum(content)))
     capsys.readouterr()
     folder = run_here(place, "budget.steps=40", name=name)
     said = capsys.readouterr().out

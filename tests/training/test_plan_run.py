@@ -18,14 +18,14 @@ from budget.flops import flops_per_token
 from budget.laws.published import LAWS
 from budget.planner.plan import Plan, Request
 from budget.planner.planner import assumed_speed, choose, make_plan
-from common.checksum import seal
+from common.checksum import add_checksum
 from common.errors import UserError
 from config import Config
 from data.shards import Split
-from device.device import Machine
+from device.device import Device
 from model.config import PRESETS, Shape
 from run.report.console import Console
-from training.plan_run import Text, first_request, saved_plan, settle_plan
+from training.plan_run import Text, first_request, saved_plan, make_run_plan
 from training.result import why_off
 
 HOUR = Limits(hours=1.0)
@@ -47,7 +47,7 @@ def test_a_plan_outlives_a_ledger_that_was_lost(tmp_path: Path) -> None:
     assert saved_plan(cast(Any, session)) is None
     run.plan.write_text(json.dumps(plan.to_dict()))
     assert saved_plan(cast(Any, session)) == plan
-    run.plan_copy.write_text(json.dumps(seal(plan.to_dict())))
+    run.plan_copy.write_text(json.dumps(add_checksum(plan.to_dict())))
     run.plan.write_text(run.plan_copy.read_text().replace('"n_layer": ', '"n_layer": 1'))
     assert saved_plan(cast(Any, session)) == plan
     assert len(said) == 1
@@ -104,7 +104,7 @@ def test_the_first_guess_on_a_cpu_knows_that_thin_models_are_slower() -> None:
 
     def guess(kind: str, mfu: float | None = None) -> Request:
         config.mfu = mfu
-        return first_request(config, text, Machine(torch.device(kind), "", "float32", 2, 3.6e11, "measured"), 10.0)
+        return first_request(config, text, Device(torch.device(kind), "", "float32", 2, 3.6e11, "measured"), 10.0)
 
     request = guess("cpu")
     thin, wide = (replace(request.template, n_layer=1, n_embd=width) for width in (64, 128))
@@ -134,7 +134,7 @@ def test_memory_is_counted_without_what_trials_hold(monkeypatch: pytest.MonkeyPa
     session = SimpleNamespace(clock=clock, config=Config(), console=Console())
     trials = SimpleNamespace(close=lambda: ended.append(True))
     with pytest.raises(UserError, match="GiB to train"):
-        settle_plan(
+        make_run_plan(
             cast(Any, session),
             cast(Any, corpus),
             cast(Any, SimpleNamespace(free_memory=free_memory)),

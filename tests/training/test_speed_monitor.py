@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from budget.clock import ACCOUNTS, BudgetClock, Limits, StepCost
-from device.host_monitor import Gpu, Moment
+from device.host_monitor import Gpu, HostSnapshot
 from model.config import Shape
 from run.history import read_metrics
 from run.metrics import Metrics
 from training.metrics import show_progress
-from training.speed_monitor import SpeedWatch, slow_spells
+from training.speed_monitor import SpeedWatch, slowdowns
 
 BATCH = 1000
 
@@ -24,11 +24,11 @@ BATCH = 1000
 class Run:
     """A run of made-up steps, watched."""
 
-    def __init__(self, limit_s: float | None = 3600.0, see: Callable[[], Moment] | None = None) -> None:
+    def __init__(self, limit_s: float | None = 3600.0, see: Callable[[], HostSnapshot] | None = None) -> None:
         self.said: list[str] = []
         self.written: list[dict[str, Any]] = []
         self.seconds, self.waited, self.step, self.tokens = 0.0, 0.0, 0, 0
-        self.watch = SpeedWatch(limit_s, see or (lambda: Moment(self.seconds)), self.said.append, self.written.append)
+        self.watch = SpeedWatch(limit_s, see or (lambda: HostSnapshot(self.seconds)), self.said.append, self.written.append)
 
     def go(self, seconds: float, step_s: float, waiting: float = 0.0) -> None:
         """Train for so long with steps of `step_s`, the share `waiting` of them for data."""
@@ -146,11 +146,11 @@ def test_other_processes_clocks_and_heat_are_named() -> None:
     """From when the speed fell, not from the beginning of the run."""
     run: Run
 
-    def see() -> Moment:
+    def see() -> HostSnapshot:
         busy = max(0.0, run.seconds - 120)
         fast = run.seconds <= 120
         gpu = Gpu(1410 if fast else 900, 60 if fast else 88, () if fast else ("heat",), 1)
-        return Moment(run.seconds, 0.5 if fast else 3.0, 2500, 0.0, 0.0, {7: ("cc1plus", 5 + 1.5 * busy)}, gpu)
+        return HostSnapshot(run.seconds, 0.5 if fast else 3.0, 2500, 0.0, 0.0, {7: ("cc1plus", 5 + 1.5 * busy)}, gpu)
 
     run = Run(see=see)
     run.go(120, 0.1)
@@ -179,13 +179,13 @@ def test_the_record_holds_the_episodes(tmp_path: Path) -> None:
     run.go(60, 0.1)
     run.go(60, 0.2)
     metrics.close()
-    first, second = slow_spells(read_metrics(tmp_path))
+    first, second = slowdowns(read_metrics(tmp_path))
     assert (first["tokens_per_second"], first["usual_tokens_per_second"]) == (5000, 10000)
     assert first["from_step"] < first["to_step"] < second["from_step"]
     assert first["lost_s"] == pytest.approx(30, abs=8)
     assert (second["to_step"], second["lost_s"]) == (None, None)
     assert json.dumps([first, second])
-    assert slow_spells([]) == []
+    assert slowdowns([]) == []
 
 
 def eta_errors(step_times: Iterable[float], limits: Limits) -> tuple[list[float], BudgetClock, float]:

@@ -169,12 +169,12 @@ def test_float16_scales_its_loss_and_learns(place: Path, finished: Path) -> None
 
 
 def test_documents_are_kept_apart_by_the_finished_model_as_well(place: Path) -> None:
-    from run.load_model import load_finished
+    from run.load_model import load_model
 
     train(place, "budget.steps=20", "model.document_mask=true", name="apart")
     folder = folder_of(place, "apart")
     assert result_of(place, "apart")["model"]["eot"] == 256
-    model = load_finished(str(folder), torch.device("cpu")).model
+    model = load_model(str(folder), torch.device("cpu")).model
     tokens = torch.tensor([[1, 2, 3, 256, 4, 5], [7, 8, 9, 256, 4, 5]])
     with torch.no_grad():
         torch.testing.assert_close(*model(tokens)[:, 3:].unbind(0))

@@ -18,12 +18,12 @@ import torch
 
 from budget.planner.hyperparameters import optimizer_for
 from budget.planner.trial_search import TooLarge, TrialFailed
-from device.device import Machine
+from device.device import Device
 from model.config import PRESETS, Shape
 from model.optim.settings import OptimSettings
-from training.trial_client import DeviceProber, TrialProcess
+from training.trial_client import DeviceTrialClient, TrialProcess
 
-MACHINE = Machine(torch.device("cpu"), "cpu", "float32", 1, 1e11, "given")
+MACHINE = Device(torch.device("cpu"), "cpu", "float32", 1, 1e11, "given")
 SMALL = Shape(1, 1, 64, 64, 256, **PRESETS["modern"])
 LARGE = Shape(4, 4, 256, 256, 8192, **PRESETS["modern"])
 
@@ -36,8 +36,8 @@ def process() -> Iterator[TrialProcess]:
     found.close()
 
 
-def prober(process: TrialProcess, seconds: float = 30.0, said: list[str] | None = None) -> DeviceProber:
-    return DeviceProber(process, MACHINE, OptimSettings(), None, seconds, (said if said is not None else []).append)
+def prober(process: TrialProcess, seconds: float = 30.0, said: list[str] | None = None) -> DeviceTrialClient:
+    return DeviceTrialClient(process, MACHINE, OptimSettings(), None, seconds, (said if said is not None else []).append)
 
 
 def pid(process: TrialProcess) -> int:
@@ -85,7 +85,7 @@ def test_what_a_trial_takes_at_once_is_said_before(process: TrialProcess) -> Non
         step_s = said * trial.token_s + trial.update_s
         assert trial.start_s > 0
         assert trial.start_s + 4 * step_s == pytest.approx(took, rel=0.7)
-    fixed = DeviceProber(process, MACHINE, OptimSettings(), 4, 30.0, print)
+    fixed = DeviceTrialClient(process, MACHINE, OptimSettings(), 4, 30.0, print)
     assert fixed.at_once(LARGE, 1024) == 4 * LARGE.block_size
 
 
@@ -158,7 +158,7 @@ def test_trials_have_the_optimizer_that_the_plan_would_take(
     monkeypatch.setattr(
         process, "ask", lambda request, seconds: asked.append(request["optimizer"]["name"]) or plain(request, seconds)
     )
-    device = DeviceProber(process, MACHINE, OptimSettings("auto"), None, 30.0, print)
+    device = DeviceTrialClient(process, MACHINE, OptimSettings("auto"), None, 30.0, print)
     for batch in (64, 8192):  # of 5 n / T
         assert device.measure(SMALL, batch, 0.1) is not None
     assert asked[0] == optimizer_for(SMALL, 64) == "adamw"

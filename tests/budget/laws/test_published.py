@@ -19,14 +19,14 @@ from budget.laws.published import (
     Surface,
     Uncertainty,
     best_loss,
-    bracket,
+    law_range,
     curve_source,
     load_law,
     loss_curve,
     relative_loss,
     save_law,
-    standing,
-    unique_worth,
+    support,
+    effective_tokens,
 )
 from common.errors import UserError
 from model.config import Shape
@@ -161,12 +161,12 @@ def test_epochs_interval_is_that_of_the_bootstrap() -> None:
 
 
 def test_bracket_and_standing() -> None:
-    assert [n / 1e6 for n in bracket(3.4e18)] == pytest.approx([151, 192], rel=0.01)
-    assert [n / 1e6 for n in bracket(1e15)] == pytest.approx([2.33, 4.04], rel=0.01)
-    assert standing(TABLE_3, 1e20) == "measured"
-    assert standing(TABLE_3, 1e17) == "confirmed"
-    assert standing(TABLE_3, 1e15) == "extrapolated"
-    assert standing(LAWS["porian-refinedweb"], 1e17) == "measured"
+    assert [n / 1e6 for n in law_range(3.4e18)] == pytest.approx([151, 192], rel=0.01)
+    assert [n / 1e6 for n in law_range(1e15)] == pytest.approx([2.33, 4.04], rel=0.01)
+    assert support(TABLE_3, 1e20) == "measured"
+    assert support(TABLE_3, 1e17) == "confirmed"
+    assert support(TABLE_3, 1e15) == "extrapolated"
+    assert support(LAWS["porian-refinedweb"], 1e17) == "measured"
 
 
 def test_the_expected_loss_has_its_minimum_at_the_laws_size() -> None:
@@ -200,9 +200,9 @@ def test_more_compute_is_always_better_and_by_the_measured_slope() -> None:
 
 def test_what_repeated_tokens_are_worth() -> None:
     """Muennighoff et al. 2023: nearly as much as new ones up to four epochs, little after forty."""
-    worth = [unique_worth(epochs, 1) / epochs for epochs in (0.5, 1, 2, 4, 8, 16, 40)]
+    worth = [effective_tokens(epochs, 1) / epochs for epochs in (0.5, 1, 2, 4, 8, 16, 40)]
     assert worth == pytest.approx([1, 1, 0.984, 0.931, 0.828, 0.661, 0.379], abs=1e-3)
-    assert unique_worth(1e12, None) == 1e12
+    assert effective_tokens(1e12, None) == 1e12
 
 
 def test_a_law_of_ones_own_survives_the_disk_in_full(tmp_path: Path) -> None:

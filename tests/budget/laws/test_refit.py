@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from budget.laws.published import LAWS, load_law, save_law, unique_worth
+from budget.laws.published import LAWS, load_law, save_law, effective_tokens
 from budget.laws.refit import check_alike, read_run, read_runs
 from budget.planner.planner import make_plan
 from common.errors import UserError
@@ -193,7 +193,7 @@ def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
     once, often = (write_run(tmp_path / str(n), 1e5, 8e6, 3.0, train_tokens=n) for n in (8e6, 1e6))
     runs, _ = read_runs([once, often], "loss")
     assert runs[0].point.tokens == 8e6
-    assert runs[1].point.tokens == pytest.approx(unique_worth(8e6, 1e6))
+    assert runs[1].point.tokens == pytest.approx(effective_tokens(8e6, 1e6))
     assert runs[1].point.tokens == pytest.approx(0.83 * 8e6, rel=0.01)
 
 

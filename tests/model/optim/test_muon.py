@@ -151,7 +151,7 @@ def test_tables_are_adams_without_momentum_whether_their_gradients_are_sparse_or
     torch.manual_seed(0)
     model = GPT(Shape(**{**vars(SHAPE), **knobs}))
     if sparse:
-        model.touch_rows_only()
+        model.use_sparse_gradients()
     settings = OptimSettings(name, table_rate=2.0)
     optimizer = configure_optimizers(model, 0.01, 0.1, (0.9, 0.8), "cpu", settings)
     tables = [p for name, p in model.named_parameters() if name.startswith(("bigrams", "value_tables"))]

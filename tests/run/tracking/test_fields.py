@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from run.tracking.fields import figures, flatten, headline, knobs, public_config
+from run.tracking.fields import figures, flatten, wandb_summary, wandb_config, public_config
 
 
 def test_flatten_uses_the_names_of_the_command_line() -> None:
@@ -27,7 +27,7 @@ def test_figures_have_names_that_wandb_can_sort_by() -> None:
 
 def test_every_knob_keeps_its_name_and_the_plan_has_names_of_its_own() -> None:
     plan = {"n_layer": 8, "curve": [], "block": {"norm": "layernorm"}}
-    shown = public_config(knobs({"model": {"n_layer": None}, "plan": {"max_epochs": 4}}, plan))
+    shown = public_config(wandb_config({"model": {"n_layer": None}, "plan": {"max_epochs": 4}}, plan))
     assert shown == {
         "model.n_layer": None,
         "plan.max_epochs": 4,
@@ -45,14 +45,14 @@ def test_headline_says_how_far_a_run_is_from_its_plan() -> None:
         "eval": {"loss": 3.3},
         "plan": {"predicted_tokens": 100, "predicted_tokens_per_second": 40.0, "predicted_loss": 3.0, "law": "x"},
     }
-    shown = headline(result)
+    shown = wandb_summary(result)
     assert shown["off_plan"] == pytest.approx({"tokens": 0.1, "tokens_per_second": -0.25, "loss": 0.1, "hours": -0.05})
     assert shown["plan"] == {"predicted_tokens": 100, "predicted_tokens_per_second": 40.0, "predicted_loss": 3.0}
 
 
 def test_headline_of_a_run_without_a_result_or_a_plan() -> None:
-    assert figures(headline({})) == {}
-    diverged = headline(
+    assert figures(wandb_summary({})) == {}
+    diverged = wandb_summary(
         {"status": "diverged", "eval": None, "plan": {"predicted_tokens": 5}, "spent": {"tokens": None}}
     )
     assert figures(diverged) == {"status": "diverged", "plan_predicted_tokens": 5}
