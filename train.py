@@ -28,17 +28,16 @@ from run.directory import RunDirectory, full_disk, run_name
 from run.report.console import Console
 from run.tracking.fields import wandb_summary
 from sweeps.engine.launching import conclude_sweep, current_sweep, run_job
-from training.build import build
+from training.build import build, initialize_model
 from training.checkpointing import has_finite_weights, save, save_due
 from training.compile import compile_model
 from training.context import Session, Trainer, set_status, write_report_of
-from training.divergence import Diverged, rollback, peak_rate
+from training.divergence import Diverged, peak_rate, rollback
 from training.evaluation import interim_evaluation
-from training.finalize import finish, dry_run_finalize, dry_run_report
-from training.initialize import initial_model
+from training.finalize import dry_run_finalize, dry_run_report, finish
 from training.metrics import DeferredMetrics, show_progress
 from training.micro_batching import forward_backward
-from training.plan_run import check_early, limits_of, saved_plan, make_run_plan, wants_trials
+from training.plan_run import check_early, limits_of, make_run_plan, saved_plan, wants_trials
 from training.result import record
 from training.resume import restore_spent_budget, resume
 from training.setup import already_finished, open_run_dashboard, open_run_device, prepare_corpus, show_earlier_points
@@ -137,7 +136,7 @@ def train(session: Session) -> None:
         corpus = prepare_corpus(session)
         device = open_run_device(session, trials)
         plan = saved or make_run_plan(session, corpus, device, trials)
-    model = initial_model(session, corpus, device, plan)
+    model = initialize_model(session, corpus, device, plan)
     trainer = build(session, corpus, device, plan, model)
     session.dashboard = open_run_dashboard(session, trainer)
     resume(session, trainer)

@@ -57,8 +57,10 @@ class Loader:
         n_windows: Windows in the split: non-overlapping, within a shard, each with one more token for the target.
     """
 
-    def __init__(self, split: Split, block_size: int, batch_size: int, seed: int) -> None:
-        """`batch_size` counts sequences per optimizer step. Raises UserError where the split has no whole window."""
+    def __init__(self, split: Split, block_size: int, batch_size: int, seed: int, share: slice | None = None) -> None:
+        """`batch_size` counts the sequences of an optimizer step over all processes; `share` says which of them this
+        process gets, None: all. Raises UserError where the split has no whole window."""
+        self._share = share or slice(0, batch_size)
         self._split, self._block_size, self._batch_size, self._seed = split, block_size, batch_size, seed
         self._orders: dict[int, np.ndarray] = {}  # the last two, as a batch may lie across
         per_shard = [max(0, len(shard) - 1) // block_size for shard in split.shards]
@@ -72,13 +74,13 @@ class Loader:
             )
 
     def batch(self, step: int) -> Batch[np.ndarray]:
-        """The sequences of an optimizer step: int64 arrays of shape (batch_size, block_size)."""
-        first = step * self._batch_size
-        last = first + self._batch_size - 1
+        """This process's sequences of an optimizer step: int64 arrays of shape (its share of batch_size, block_size)."""
+        first = step * self._batch_size + self._share.start
+        last = step * self._batch_size + self._share.stop - 1
         numbers = range(first // ORDERED_AT_ONCE, last // ORDERED_AT_ONCE + 1)
         order = np.concatenate([self._order(number) for number in numbers])
         start = first - numbers[0] * ORDERED_AT_ONCE
-        tokens = self._gather(order[start : start + self._batch_size])
+        tokens = self._gather(order[start : start + last - first + 1])
         return Batch(tokens[:, :-1], tokens[:, 1:])
 
     def _order(self, number: int) -> np.ndarray:

@@ -122,7 +122,9 @@ class Device:
         by a mask. The kernel that takes it knows half precision, whole groups of 8 values a head, and no dropout."""
         if shape.eot is None or shape.dropout or shape.head_size % 8 or shape.head_size > 256:
             return None
-        if self.precision == "float32" or best_precision(self.torch_device) != "bfloat16":  # before Ampere there is none
+        if (
+            self.precision == "float32" or best_precision(self.torch_device) != "bfloat16"
+        ):  # before Ampere there is none
             return None
         starts = self.to_device(document_starts(tokens, shape.eot))
         torch._dynamo.maybe_mark_dynamic(starts, 0)  # their number is another in each batch: compile once for all

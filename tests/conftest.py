@@ -91,11 +91,11 @@ def run_here(place: Path, *arguments: str, name: str = "t") -> Path:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    import budget.clock
+    import common.monotonic
     import train
     from config import CONF, Config
 
-    budget.clock._runs_begun += 1  # the run begins now, not with the process of the tests
+    common.monotonic._runs_begun += 1  # the run begins now, not with the process of the tests
     ConfigStore.instance().store(name="config_schema", node=Config)
     places = (f"data.path={place / 'texts'}", f"data.cache_dir={place / 'prepared'}", f"output_dir={place / 'outputs'}")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

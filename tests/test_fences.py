@@ -9,82 +9,115 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("budget", "model", "data", "evals", "run", "training")
-SWEEPS = (
-    "sweeps",
-    "hydra_plugins",
-)  # beside the scripts: they know the configuration, nothing knows them but the command line
-RUNNING = ("train", "session", "settle", "recover", "assemble", "finish")
-SCRIPTS = (*RUNNING, "plan", "evaluate", "sample", "config", "checks", "command_line")
-FILES = sorted(path for name in (*PACKAGES, *SWEEPS) for path in (ROOT / name).rglob("*.py")) + [
-    ROOT / f"{s}.py" for s in SCRIPTS
-]
-HYDRA_ALLOWED = {
-    "cli/launch.py",
-    "sweeps/engine/hydra_callback.py",
-    "sweeps/engine/wandb_agent.py",
-    "hydra_plugins/isolated_launcher.py",
+# Who may import whom, from the bottom up: each folder or script, and the folders or modules that it may use.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "common": (),
+    "model": ("common",),
+    "data": ("common",),
+    "device": ("common", "model", "data.batch"),
+    "budget": ("common", "device.specs", "device.compile_cost", "model.config"),
+    "evals": ("common", "model", "data"),
+    "run": ("common", "budget", "model", "data"),
+    "config": ("common", "budget", "model"),
+    "training": ("common", "device", "budget", "model", "data", "evals", "run", "config"),
+    "cli": ("common", "device", "budget", "model", "data", "run", "config"),
+    "sweeps": ("common", "budget", "model.config", "run", "config", "cli"),
+    "hydra_plugins": ("cli", "sweeps"),
+    "train": (
+        "common",
+        "device",
+        "budget",
+        "model",
+        "data",
+        "run",
+        "config",
+        "training",
+        "cli",
+        "sweeps.engine.launching",
+    ),
+    "plan": ("common", "device", "budget", "data", "run", "config", "training", "cli"),
+    "evaluate": ("common", "device", "data", "evals", "run", "config", "cli"),
+    "sample": ("common", "device", "model", "run", "config", "cli"),
 }
-# workspace.py describes a view of a project to wandb-workspaces, before and apart from any run.
-WANDB_ALLOWED = {"run/tracking/logger.py", "run/tracking/workspace.py"}
-CLOCK_ALLOWED = {"budget/clock.py"}
-TORCH_FREE = (
-    "budget/clock.py",
-    "budget/flops.py",
-    "device/specs.py",
-    "budget/laws/published.py",
-    "budget/planner/planner.py",
-    "budget/planner/messages.py",
-    "budget/planner/candidates.py",
-    "budget/planner/trial_search.py",
-    "training/trial_client.py",
-    "model/config.py",
+FILES = [path for name in MAY_IMPORT for path in (sorted((ROOT / name).rglob("*.py")) or [ROOT / f"{name}.py"])]
+# Third-party libraries and where they may be imported; "torch" would cost a command that only plans two seconds.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "hydra": ("cli/", "sweeps/", "hydra_plugins/"),
+    "omegaconf": ("cli/", "sweeps/", "hydra_plugins/"),
+    "wandb": ("run/tracking/logger.py", "run/tracking/workspace.py"),
+    "wandb_workspaces": ("run/tracking/workspace.py",),
+    "time": ("common/monotonic.py",),
+    "datetime": ("common/monotonic.py",),
+    "timeit": (),
+    "pickle": (),
+}
+WITHOUT_TORCH = (
+    "budget/", "sweeps/", "device/specs.py", "device/compile_cost.py", "training/trial_client.py", "model/config.py",
     "model/optim/settings.py",
-)
+)  # fmt: skip
 
 
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports, at any depth, except for type checking alone."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    typing = {id(node) for test in ast.walk(tree) if is_type_checking(test) for node in ast.walk(test)}
+    for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            # `from data.sources import hub` imports a module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def is_within(module: str, allowed: str) -> bool:
+    return module == allowed or module.startswith(f"{allowed}.")
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
-def test_a_file_imports_only_what_it_may(path: Path) -> None:
-    name, package = relative(path), relative(path).split("/")[0]
-    roots = {module.split(".")[0] for module in imports(path)}
-    assert "train" not in roots
-    if package in PACKAGES:
-        assert not roots & {*SCRIPTS, *SWEEPS}, "packages do not know the scripts or their configuration"
-    if package in SWEEPS:
-        assert "torch" not in roots, "a sweep holds no device: its jobs do"
-    if package == "model":
-        assert not roots & {"data", "budget", "run", "evals"}
-    if package == "data":
-        assert not roots & {"model", "budget", "run", "evals"}
-    if package == "budget":
-        own = {module for module in imports(path) if module.split(".")[0] in PACKAGES}
-        assert all(module == "model.config" or module.startswith("budget.") for module in own)
-    if name not in HYDRA_ALLOWED:
-        assert not roots & {"hydra", "omegaconf"}
-    if name not in WANDB_ALLOWED:
-        assert not roots & {"wandb", "wandb_workspaces"}
-    if name in TORCH_FREE:
+def test_a_file_imports_only_what_is_below_it(path: Path) -> None:
+    room = relative(path).split("/")[0].removesuffix(".py")
+    ours = [module for module in imports(path) if module.split(".")[0] in MAY_IMPORT]
+    assert not [module for module in ours if not any(is_within(module, each) for each in (room, *MAY_IMPORT[room]))]
+
+
+def test_the_table_itself_points_one_way() -> None:
+    order = list(MAY_IMPORT)
+    for room, allowed in MAY_IMPORT.items():
+        below = order[: order.index(room)]
+        assert all(each.split(".")[0] in below for each in allowed), room
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    modules = {relative(path)[:-3].replace("/", ".").removesuffix(".__init__"): path for path in FILES}
+    uses = {
+        module: {used for each in imports(path) for used in (each, each.rpartition(".")[0]) if used in modules}
+        - {module}
+        for module, path in modules.items()
+    }
+    while done := [
+        module for module, used in uses.items() if not used
+    ]:  # take away what depends on nothing that is left
+        uses = {module: used - {*done} for module, used in uses.items() if module not in done}
+    assert not uses, f"among these is a circle: {sorted(uses)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_library_is_used_only_where_it_belongs(path: Path) -> None:
+    name, roots = relative(path), {module.split(".")[0] for module in imports(path)}
+    assert not [each for each in roots & {*ONLY_IN} if not name.startswith(ONLY_IN[each] or "nowhere")]
+    if name.startswith(WITHOUT_TORCH):
         assert "torch" not in roots
-    assert "pickle" not in roots
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if relative(p) not in CLOCK_ALLOWED], ids=relative)
-def test_only_the_clock_reads_the_clock(path: Path) -> None:
-    assert not {module.split(".")[0] for module in imports(path)} & {"time", "datetime", "timeit"}
 
 
 def test_the_loop_fits_on_one_screen() -> None:

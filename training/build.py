@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from budget.clock import StepCost
 from budget.flops import flops_per_token
 from budget.planner.plan import Plan
-from config import optim_settings
+from config import optim_settings, template, with_eot
 from run.metrics import Metrics
 from training.context import Session, Trainer
 
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from data.shards import Corpus
     from device.device import Device
     from model.gpt import GPT
+
+
+def initialize_model(session: Session, corpus: Corpus, device: Device, plan: Plan) -> GPT:
+    """The model of a plan with its first weights. Raises MachineError where the disk has no room for its checkpoints."""
+    from training.initialize import INITIALIZERS
+
+    config = session.config
+    shape = replace(plan.sized(template(config)), dropout=plan.dropout)
+    shape = with_eot(config, shape, corpus.tokenizer.eot)
+    # 4 bytes each for the weights and two moments; two checkpoints, one being written, and the finished weights.
+    session.run.require_space(4 * 3 * shape.parameters() * 4)
+    return INITIALIZERS["scratch"](shape, config.seed, device.torch_device)
 
 
 def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: GPT) -> Trainer:
@@ -34,9 +46,12 @@ def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: G
     config, run, shape = session.config, session.run, model.shape
     optim, objective = config.optim, OBJECTIVES["next_token"]
     betas, settings = (optim.beta1, plan.beta2), replace(optim_settings(config), name=plan.optimizer)
-    optimizer = configure_optimizers(model, plan.learning_rate, plan.weight_decay, betas, device.torch_device.type, settings)
+    optimizer = configure_optimizers(
+        model, plan.learning_rate, plan.weight_decay, betas, device.torch_device.type, settings
+    )
     sequences = plan.batch_tokens // shape.block_size
-    loader = Loader(corpus.train, shape.block_size, sequences, config.seed)
+    share = session.world.share(sequences)
+    loader = Loader(corpus.train, shape.block_size, sequences, config.seed, share)
     return Trainer(
         shape=shape,
         plan=plan,

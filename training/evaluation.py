@@ -44,7 +44,9 @@ def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str
     for attempt in attempts(session, trainer):
         with attempt:
             micro = trainer.micro_batch
-            figures = score(trainer.model, windows, token_bytes, sources, micro, device.torch_device, device.autocast, stop)
+            figures = score(
+                trainer.model, windows, token_bytes, sources, micro, device.torch_device, device.autocast, stop
+            )
     return figures
 
 

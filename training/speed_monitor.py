@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.format import format_count, format_seconds
-from device.host_monitor import HostSnapshot, HostDelta, diff, reasons
+from device.host_monitor import HostDelta, HostSnapshot, diff, reasons
 
 STEADY_S, STEADY_SHARE = 60.0, 0.1  # what speed is held against: a minute, in a short budget a tenth of it
 SPANS = 12  # that the steady minute is cut into

@@ -14,13 +14,13 @@ from typing import Any
 
 IMPORT = "import"  # of libraries; this and what lies between two phases
 PHASES: dict[str, tuple[str, ...]] = {
-    "preparing": ("training.setup.prepare_corpus",),
-    IMPORT: ("training.setup.machine_of",),  # loads torch
+    "preparing": ("train.prepare_corpus",),
+    IMPORT: ("train.open_run_device",),  # loads torch
     "warm-up": ("train.compile_model",),
     "training": ("train.fit",),
-    "checkpoint": ("train.save", "finish.save"),
-    "evaluation": ("train.evaluate", "finish.evaluate"),
-    "report": ("train.write_report_of", "finish.write_report_of"),
+    "checkpoint": ("train.save", "training.finalize.save"),
+    "evaluation": ("training.evaluation.evaluate", "training.finalize.evaluate"),
+    "report": ("train.write_report_of", "training.finalize.write_report_of"),
 }
 
 
@@ -44,8 +44,8 @@ def main() -> None:
     os.write(pipe, f"{IMPORT}\n".encode())
     for phase, names in PHASES.items():
         for name in names:
-            module = importlib.import_module(name.split(".")[0])
-            function = name.split(".")[1]
+            path, _, function = name.rpartition(".")
+            module = importlib.import_module(path)
             setattr(module, function, noted(getattr(module, function), phase, inside, pipe))
     importlib.import_module("train").command()
 

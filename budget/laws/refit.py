@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from budget.laws.fit import Fit, Point, fit
-from budget.laws.published import LAWS, law_range, save_law, effective_tokens
+from budget.laws.published import LAWS, effective_tokens, law_range, save_law
 from common.errors import MachineError, UserError, reported
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
 from model.config import PLAIN

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from budget.clock import Limits
 from budget.flops import flops_6nd_per_token, flops_per_token
-from budget.laws.published import LOCAL, Law, law_range, curve_source, relative_loss, support, effective_tokens
+from budget.laws.published import LOCAL, Law, curve_source, effective_tokens, law_range, relative_loss, support
 from budget.planner.candidates import candidates, least_memory
 from budget.planner.hyperparameters import (
     GIVEN_STEPS,
@@ -32,7 +32,7 @@ from budget.planner.hyperparameters import (
     weight_decay_for,
     weight_decay_range,
 )
-from budget.planner.messages import notes, does_not_fit, too_many_epochs, budget_too_small
+from budget.planner.messages import budget_too_small, does_not_fit, notes, too_many_epochs
 from budget.planner.plan import Alternative, Choice, Plan, Request
 from common.errors import UserError
 from device.specs import width_factor
@@ -142,7 +142,9 @@ def choose(request: Request, speeds: dict[Shape, float] | None = None, saturatio
     tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
-        raise UserError(budget_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None))
+        raise UserError(
+            budget_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None)
+        )
     epochs = steps * batch / request.corpus_tokens if request.corpus_tokens else None
     if epochs and epochs > request.max_epochs:
         raise UserError(too_many_epochs(steps * batch, request, epochs))

@@ -146,7 +146,9 @@ def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def trial_steps(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> tuple[float, float]:
+def trial_steps(
+    prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]
+) -> tuple[float, float]:
     """Seconds of a trial before the steps that count, and of each of these, at the best FLOP/s so far; `trials` of one shape
     at least."""
     known = [trials[shape]] if shape in trials else list(trials.values())
@@ -168,7 +170,9 @@ def trial_s(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[S
     return before_s + max(MIN_REPEATS, math.ceil(seconds / step_s)) * step_s
 
 
-def tried(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> Trial | None:
+def tried(
+    prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float
+) -> Trial | None:
     """A further trial of a shape that worked before, if there is time; whatever goes wrong with it, the earlier one stands."""
     if trial_s(prober, shape, batch_tokens, trials, seconds) > prober.seconds_left():
         return None

@@ -22,7 +22,7 @@ from common.format import format_seconds
 from common.json_io import mapping, read_json
 from common.monotonic import now
 from common.signals import STOPPING, Interrupted
-from sweeps.engine.device_lock import SweepDevice, DeviceLock, devices, try_device_lock
+from sweeps.engine.device_lock import DeviceLock, SweepDevice, devices, try_device_lock
 from sweeps.engine.job import (
     RETRIED,
     Job,

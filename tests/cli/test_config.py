@@ -160,22 +160,11 @@ def test_every_option_is_read_by_the_code() -> None:
 
     whole = {"model": Shape, "data": DataSpec, "optim": OptimSettings}
     handed_on = {f"{group}.{f.name}" for group, schema in whole.items() for f in fields(schema)}
-    scripts = [
-        ROOT / f"{name}.py"
-        for name in (
-            "train",
-            "plan",
-            "evaluate",
-            "sample",
-            "session",
-            "settle",
-            "assemble",
-            "finish",
-            "config",
-            "checks",
-        )
-    ] + sorted((ROOT / "sweeps").glob("*.py"))
-    read = set().union(*(attribute_chains(path) for path in scripts))
+    readers = [
+        *ROOT.glob("*.py"),
+        *(path for name in ("cli", "training", "sweeps") for path in (ROOT / name).rglob("*.py")),
+    ]
+    read = set().union(*(attribute_chains(path) for path in readers))
     last_two = {".".join(chain.split(".")[-2:]) for chain in read}
     # `optim = config.optim` and then `optim.name`; `device.threads`, ...
     for schema in (Config, EvaluateConfig, SampleConfig):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import MachineError, UserError, reported
-from common.safe_read import is_amount, is_count, load_json, member, parse_json, strip_escapes, read_bytes
+from common.safe_read import is_amount, is_count, load_json, member, parse_json, read_bytes, strip_escapes
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from common.checksum import add_checksum
-from data import readers
+from data import decompress, readers
 from data.prepare import prepare
 from data.readers import read_documents
 from data.shards import open_corpus, verify
@@ -89,7 +89,7 @@ def test_a_line_nested_a_million_deep_is_one_line_of_complaint(tmp_path: Path) -
 
 
 def test_a_line_without_end_is_refused_or_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "LONGEST_LINE", MB)
+    monkeypatch.setattr(decompress, "LONGEST_LINE", MB)
     write_jsonl(tmp_path / "a.jsonl", ["first", "x" * 3 * MB, "x" * (MB - 100), "last", "x" * 2 * MB])
     refused(lambda: list(read_documents(tmp_path / "a.jsonl")), "a.jsonl:2", "MiB", "data.bad_documents=skip")
     found = [len(document.text) for document in read_documents(tmp_path / "a.jsonl", bad_documents="skip")]
@@ -100,7 +100,7 @@ def test_a_line_without_end_is_refused_or_skipped(tmp_path: Path, monkeypatch: p
 
 
 def test_an_array_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "LONGEST_ARRAY", MB)
+    monkeypatch.setattr(decompress, "LONGEST_ARRAY", MB)
     (tmp_path / "a.json").write_text("[" + ",\n".join(['{"text": "x"}'] * 100_000) + "]")
     refused(lambda: list(read_documents(tmp_path / "a.json")), "a.json", "MiB", ".jsonl")
 

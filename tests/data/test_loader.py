@@ -9,6 +9,7 @@ import pytest
 from data.eval_windows import STRETCH, EvalRange
 from data.loader import Loader, permuted
 from data.shards import Split, open_corpus
+from device.distributed import World
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 
@@ -194,3 +195,15 @@ def test_on_a_prepared_corpus_sources_are_those_of_the_documents(tmp_path: Path)
         assert {corpus.sources[i] for i in labels[start : end + 1]} == {label}
         start = end + 1
     assert start == found.n_tokens
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_slices_of_all_processes_are_the_batch(world_size: int) -> None:
+    split = split_of_sizes([3000, 2000, 700])
+    whole = Loader(split, 8, 10, seed=1)
+    ranks = [Loader(split, 8, 10, seed=1, share=World(rank, world_size).share(10)) for rank in range(world_size)]
+    for step in (0, 7, 500):
+        batch, parts = whole.batch(step), [loader.batch(step) for loader in ranks]
+        assert np.array_equal(np.concatenate([part.inputs for part in parts]), batch.inputs)
+        assert np.array_equal(np.concatenate([part.targets for part in parts]), batch.targets)
+        assert max(len(part.inputs) for part in parts) - min(len(part.inputs) for part in parts) <= 1

@@ -363,7 +363,10 @@ def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.Mo
         assert any(piece in text for piece in sampled)
 
 
-def test_progress_is_told_where_there_is_no_terminal(tmp_path: Path, small: None) -> None:
+def test_progress_is_told_where_there_is_no_terminal(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.progress.BYTES_PER_LINE", 1000)
     said: list[str] = []
     spec = DataSpec(source="text", path=str(corpus_of(tmp_path)), tokenizer="bytes", cache_dir=str(tmp_path / "p"))
     module.prepare(spec, True, said.append)

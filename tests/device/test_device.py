@@ -80,7 +80,7 @@ def test_blocks_are_compiled_where_the_whole_model_would_not_pay(seconds: float 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
 def test_what_the_user_says_of_compilation_holds_on_every_device(kind: str) -> None:
-    here = replace(GPU, device=torch.device(kind))
+    here = replace(GPU, torch_device=torch.device(kind))
     for setting in ("on", "regional"):
         found = first_that_pays(here.ways_to_compile(setting), 1.0)
         assert found is not None

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from device import host_monitor as surroundings
-from device.host_monitor import Gpu, HostSnapshot, diff, take_snapshot, reasons
+from device.host_monitor import Gpu, HostSnapshot, diff, reasons, take_snapshot
 
 
 def test_a_look_costs_little_and_sees_other_processes() -> None:

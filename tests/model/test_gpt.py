@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.errors import UserError
 from evals import scoring
-from model import gpt
+from model import blocks, gpt, init, layers
 from model.blocks import Attention
 from model.config import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
 from model.gpt import GPT
@@ -126,9 +126,7 @@ def test_attention_equals_a_naive_one(position: str, qk_norm: bool) -> None:
     rotary = rotary_tables(model.shape) if position == "rotary" else None
     attention = model.blocks[0].attention
     x = torch.randn(2, 16, 32)
-    torch.testing.assert_close(
-        attention(x, rotary)[0].double(), naive_attention(attention, x, rotary), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(attention(x, rotary).double(), naive_attention(attention, x, rotary), atol=1e-5, rtol=0)
 
 
 def test_rotation_depends_on_distance_only() -> None:
@@ -151,7 +149,7 @@ def test_rotation_depends_on_distance_only() -> None:
 )
 def test_activations(activation: str, expected: Any) -> None:
     x = torch.tensor([-2.0, -0.5, 0.3, 1.0, 2.0, -3.0])
-    torch.testing.assert_close(gpt.ACTIVATIONS[activation](x), expected(x))
+    torch.testing.assert_close(layers.ACTIVATIONS[activation](x), expected(x))
 
 
 def scored(model: gpt.GPT, tokens: torch.Tensor, targets: torch.Tensor) -> scoring.TokenScores:
@@ -227,7 +225,7 @@ def test_initial_weights(preset: str) -> None:
 def test_blocks_initialised_to_zero_are_the_identity_and_still_learn() -> None:
     model = build(**(PRESETS["modern"] | {"tie": True}))  # behind a head of zeros they learn from the second step on
     x = torch.randn(2, 16, 32)
-    assert torch.equal(model.blocks[0](x, rotary_tables(model.shape))[0], x)
+    assert torch.equal(model.blocks[0](x, rotary_tables(model.shape)), x)
     loss_of(model, some_tokens(), some_tokens()).backward()
     assert all((block.attention.out.weight.grad != 0).any() for block in model.blocks)
 
@@ -278,9 +276,9 @@ def test_an_impossible_shape_is_refused_with_all_its_mistakes() -> None:
 
 
 def test_every_name_that_a_shape_allows_is_built() -> None:
-    assert set(gpt.NORMS) == set(NORMS)
-    assert set(gpt.ACTIVATIONS) == set(ACTIVATIONS)
-    assert set(gpt.INITIALISATIONS) == set(INITIALISATIONS)
+    assert set(layers.NORMS) == set(NORMS)
+    assert set(layers.ACTIVATIONS) == set(ACTIVATIONS)
+    assert set(init.INITIALISATIONS) == set(INITIALISATIONS)
 
 
 def test_it_learns_a_sequence_by_heart() -> None:
@@ -303,7 +301,7 @@ def test_autocast_on_a_gpu_leaves_squared_relu_in_half_precision() -> None:
         with FakeTensorMode(), torch.no_grad():
             x = torch.empty(8, device="cuda", dtype=torch.bfloat16)
             assert x.square().dtype == torch.float32, "nothing would have been tested"
-            assert gpt.relu2(x).dtype == torch.bfloat16
+            assert layers.relu2(x).dtype == torch.bfloat16
     finally:
         torch.set_autocast_enabled("cuda", False)
 
@@ -316,9 +314,9 @@ def test_heads_are_attended_in_the_precision_of_autocast(monkeypatch: pytest.Mon
         seen.extend([q.dtype, k.dtype, v.dtype])
         return v
 
-    norm = gpt.rms_norm
-    monkeypatch.setattr(gpt, "attend", attended)
-    monkeypatch.setattr(gpt, "rms_norm", lambda x: norm(x.float()))
+    norm = layers.rms_norm
+    monkeypatch.setattr(blocks, "attend", attended)
+    monkeypatch.setattr(blocks, "rms_norm", lambda x: norm(x.float()))
     with torch.autocast("cpu", torch.bfloat16):
         build(**PRESETS["modern"]).hidden(some_tokens())
     assert set(seen) == {torch.bfloat16}

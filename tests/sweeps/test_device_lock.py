@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine.device_lock import SweepDevice, DeviceLock, devices, try_device_lock
+from sweeps.engine.device_lock import DeviceLock, SweepDevice, devices, try_device_lock
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 from common.signals import Interrupted
 from run.directory import lock
 from sweeps.engine import scheduler as local
-from sweeps.engine.device_lock import SweepDevice, DeviceLock, try_device_lock
+from sweeps.engine.device_lock import DeviceLock, SweepDevice, try_device_lock
 from sweeps.engine.job import Job, Outcome, write_record
 from sweeps.engine.pruning import Pool
 from sweeps.engine.scheduler import Queue, Stop

@@ -223,13 +223,11 @@ def test_the_page_is_self_contained_and_escapes_hostile_text(tmp_path: Path) -> 
     folder = sweep_folder(tmp_path, [([f"a={HOSTILE}"], 4.0), (["a=2"], None)])
     failed = folder / "jobs" / "s-1.json"
     failed.write_text(json.dumps(json.loads(failed.read_text()) | {"why": HOSTILE}))
-    about = json.loads((folder / "sweep.json").read_text())
-    (folder / "sweep.json").write_text(json.dumps(about | {"definition": {"known": HOSTILE}}))
     page = Page(render(read_sweep(folder)))
     assert not page.tags & {"script", "link", "iframe", "img", "object"}
     links = [address for address in page.addresses if not address.startswith("#")]
     assert links == ["../../s-0/report.html", "../../s-1/report.html", "sweep.csv"]
-    assert page.text.count("evil.example") >= 5  # verdict, what is known, command, table of jobs, table of failures
+    assert page.text.count("evil.example") >= 4  # verdict, command, table of jobs, table of failures
 
 
 def test_the_curves_of_a_large_sweep_say_how_many_jobs_they_show(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 
 import train
 import training.checkpointing
-import training.context
 from common.checksum import add_checksum
 from common.errors import MachineError, UserError
 from data.prepare import prepare
@@ -498,7 +497,7 @@ def test_without_ledger_and_checkpoints_the_budget_is_still_spent(
         show_progress(session, trainer, *others)
         if trainer.state.step == 30:
             time.sleep(2)
-            training.context.clock.accounts()
+            session.clock.accounts()
         if trainer.state.step == 31:
             os.kill(os.getpid(), signal.SIGTERM)
 

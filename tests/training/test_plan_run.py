@@ -25,7 +25,7 @@ from data.shards import Split
 from device.device import Device
 from model.config import PRESETS, Shape
 from run.report.console import Console
-from training.plan_run import Text, first_request, saved_plan, make_run_plan
+from training.plan_run import Text, first_request, make_run_plan, saved_plan
 from training.result import why_off
 
 HOUR = Limits(hours=1.0)

@@ -28,7 +28,9 @@ class Run:
         self.said: list[str] = []
         self.written: list[dict[str, Any]] = []
         self.seconds, self.waited, self.step, self.tokens = 0.0, 0.0, 0, 0
-        self.watch = SpeedWatch(limit_s, see or (lambda: HostSnapshot(self.seconds)), self.said.append, self.written.append)
+        self.watch = SpeedWatch(
+            limit_s, see or (lambda: HostSnapshot(self.seconds)), self.said.append, self.written.append
+        )
 
     def go(self, seconds: float, step_s: float, waiting: float = 0.0) -> None:
         """Train for so long with steps of `step_s`, the share `waiting` of them for data."""
@@ -199,7 +201,8 @@ def eta_errors(step_times: Iterable[float], limits: Limits) -> tuple[list[float]
         state=state,
         cost=StepCost(1, 1.0),
         shape=Shape(1, 1, 32, 16, 64),
-        machine=SimpleNamespace(peak_flops=1e12),
+        device=SimpleNamespace(peak_flops=1e12),
+        validation_loss=None,
         optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]),
     )
     shown: list[tuple[float, float]] = []

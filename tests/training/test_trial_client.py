@@ -37,7 +37,9 @@ def process() -> Iterator[TrialProcess]:
 
 
 def prober(process: TrialProcess, seconds: float = 30.0, said: list[str] | None = None) -> DeviceTrialClient:
-    return DeviceTrialClient(process, MACHINE, OptimSettings(), None, seconds, (said if said is not None else []).append)
+    return DeviceTrialClient(
+        process, MACHINE, OptimSettings(), None, seconds, (said if said is not None else []).append
+    )
 
 
 def pid(process: TrialProcess) -> int:

@@ -18,7 +18,7 @@ from common.errors import UserError
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fit takes as long as it has draws, and fifty tell an error well enough."""
-    monkeypatch.setattr(budget.fit, "BOOTSTRAPS", 50)
+    monkeypatch.setattr(budget.laws.fit, "BOOTSTRAPS", 50)
 
 
 SMALL = Surface(E=1.7, A=60.0, B=120.0, alpha=0.32, beta=0.33)

@@ -19,14 +19,14 @@ from budget.laws.published import (
     Surface,
     Uncertainty,
     best_loss,
-    law_range,
     curve_source,
+    effective_tokens,
+    law_range,
     load_law,
     loss_curve,
     relative_loss,
     save_law,
     support,
-    effective_tokens,
 )
 from common.errors import UserError
 from model.config import Shape
@@ -225,5 +225,5 @@ def test_a_law_of_ones_own_survives_the_disk_in_full(tmp_path: Path) -> None:
 def test_a_law_that_cannot_be_read_says_how_to_make_one(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "law.json").write_text(content)
-    with pytest.raises(UserError, match=r"budget\.refit"):
+    with pytest.raises(UserError, match=r"budget\.laws\.refit"):
         load_law(tmp_path / "law.json")

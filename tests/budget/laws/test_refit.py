@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from budget.laws.published import LAWS, load_law, save_law, effective_tokens
+from budget.laws.published import LAWS, effective_tokens, load_law, save_law
 from budget.laws.refit import check_alike, read_run, read_runs
 from budget.planner.planner import make_plan
 from common.errors import UserError

@@ -428,6 +428,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_importing_loads_no_slow_library() -> None:
     slow = {"jinja2", "matplotlib", "torch", "rich", "wandb"}
-    script = f"import sys, run.report, run.console, sweeps.report; print({slow} & set(sys.modules))"
+    script = (
+        f"import sys, run.report.run_report, run.report.console, sweeps.engine.report; print({slow} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from run.tracking.fields import figures, flatten, wandb_summary, wandb_config, public_config
+from run.tracking.fields import figures, flatten, public_config, wandb_config, wandb_summary
 
 
 def test_flatten_uses_the_names_of_the_command_line() -> None:

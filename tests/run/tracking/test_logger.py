@@ -236,7 +236,7 @@ def test_log_that_hangs_does_not_hold_the_run(
     hang: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run.dashboard, "MAX_WAITING", 100)
+    monkeypatch.setattr(run.tracking.logger, "MAX_WAITING", 100)
     fake.on_log = hang
     dashboard = start(timeout_s=0.3)
     began = time.monotonic()
@@ -331,7 +331,7 @@ def test_name_server_that_hangs_counts_as_no_network(
     hang: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run.dashboard, "CONNECT_TIMEOUT_S", -0.3)  # leaves 0.2 s
+    monkeypatch.setattr(run.tracking.logger, "CONNECT_TIMEOUT_S", -0.3)  # leaves 0.2 s
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: hang())
     monkeypatch.setenv("WANDB_API_KEY", "k")
     start("online").finish()
