@@ -126,7 +126,7 @@ def _override_mistake(schema: type, text: str, override: Any, key: str) -> str |
         if unknown:
             return f"{key}={unknown[0]} is not known; allowed: {', '.join(choices)}{closest(unknown[0], choices)}"
         return None
-    if gone := removed_line(key):
+    if key not in options and (gone := removed_line(key)):
         return gone
     if key not in options:
         near = difflib.get_close_matches(key, options, n=1) or [n for n in options if n.endswith(f".{key}")]

@@ -59,14 +59,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base(corpus: Path) -> Iterator[list[str]]:
     """A good command for train.py on a small corpus, while nothing is measured and nothing is fetched."""
 
-    def begin(session: Any, corpus: Any, machine: Any, plan: Any) -> None:
+    def begin(session: Any, corpus: Any, machine: Any, plan: Any, *others: Any) -> None:
         raise Started(plan)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("common.monotonic._runs_begun", 1)  # the budget of each begins with it, not with pytest
         for script in (train, plan):
             patch.setattr(script, "trial_process", no_trials)
-        patch.setattr(train, "build", begin)
+        patch.setattr(train, "initialize_model", begin)
         patch.setattr("device.device.set_up", lambda device, threads: None)
         patch.setattr("device.device.measure_peak", lambda *arguments: 1e10)
         patch.setattr(
