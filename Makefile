@@ -20,7 +20,8 @@ RUN    := $(VENV)/.runtime
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock bench bench-gpu soak prove-plan prove-faults slurm-up slurm-down clean
+.PHONY: help train plan law doctor sweep dashboard evaluate sample test test-slow lint audit format lock clean
+.PHONY: bench bench-gpu soak prove-plan prove-faults slurm-up slurm-down
 
 help:  ## show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -103,10 +104,12 @@ format: $(DEV)  ## format the code and apply ruff's fixes
 
 bench: $(DEV)  ## run the benchmarks, into bench/results/: CORPUS=FOLDER CURVES=FILE PEER=NANOGPT BASELINES=LLM_BASELINES
 	$(if $(CORPUS),,$(error make bench: CORPUS is missing; give a folder in SlimPajama's layout with CORPUS=FOLDER))
-	$(if $(CURVES),@$(PY) -m bench.quality.law_extrapolation $(CURVES),@echo "no CURVES=FILE of published runs: skipping bench.quality.law_extrapolation")
+	$(if $(CURVES),@$(PY) -m bench.quality.law_extrapolation $(CURVES),\
+	  @echo "no CURVES=FILE of published runs: skipping bench.quality.law_extrapolation")
 	@$(PY) -m bench.speed.train_step
 	@$(PY) -m bench.speed.startup
-	$(if $(PEER),@$(PY) -m bench.peers.same_as_nanogpt --peer "$(PEER)",@echo "no PEER=NANOGPT: skipping bench.peers.same_as_nanogpt")
+	$(if $(PEER),@$(PY) -m bench.peers.same_as_nanogpt --peer "$(PEER)",\
+	  @echo "no PEER=NANOGPT: skipping bench.peers.same_as_nanogpt")
 	$(if $(PEER),@$(PY) -m bench.peers.tune_peer $(CORPUS) --peer "$(PEER)" --at-once)
 	@for peer in $(PEER) $(BASELINES) cramming; do $(PY) -m bench.peers.against $(CORPUS) --peer "$$peer" || exit 1; done
 	@$(PY) -m bench.quality.ablation $(CORPUS) --at-once
