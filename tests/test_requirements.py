@@ -1,4 +1,4 @@
-"""The locks hold what the .in files ask for, and what tests run with is what users run with."""
+"""Tests that the lock files pin every requirement, and that the tests run with the versions that users get."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from tests.conftest import ROOT
 
 
 def lines(name: str) -> set[str]:
-    """Requirements of a file, without comments and references to other files."""
-    found = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
-    return {line for line in found if line and not line.startswith("-r")}
+    """The requirements in a file, without comments and references to other files."""
+    stripped = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return {line for line in stripped if line and not line.startswith("-r")}
 
 
 def names(requirements: set[str]) -> set[str]:
+    """The normalised package names of requirements such as `PyYAML>=6`."""
     return {re.split(r"[<>=!~\[]", line)[0].strip().lower().replace("_", "-") for line in requirements}
 
 
