@@ -46,7 +46,7 @@ def source_of(path: Path, found: dict[str, Any]) -> str:
     return f"[{path.name}](../bench/results/{path.name}): `{found['how']}`"
 
 
-def as_fast(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
+def speedup_text(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
     """A ratio of times; a lower bound where even the shortest run reached the goal."""
     return f"{'at least ' if all(point['loss'] <= goal for point in points) else ''}{ratio:.1f}"
 
@@ -64,7 +64,7 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
                 f"{row['peer_loss']:.3f}",
                 f"{full['loss']:.3f}",
                 f"{row['peer_loss'] - full['loss']:.3f}",
-                as_fast(ratio, row["peer_loss"], row["stint"]) if ratio and len(row["stint"]) > 1 else "-",
+                speedup_text(ratio, row["peer_loss"], row["stint"]) if ratio and len(row["stint"]) > 1 else "-",
             ]
         )
     headline = max((row["form"] for row in found["rounds"]), key=FORMS.index)
@@ -147,7 +147,7 @@ def ablation(found: dict[str, Any]) -> list[str]:
         step = "-" if row["step"] is None else f"{row['step']:.2f}"
         rows.append([row["name"], f"{row['loss']:.3f}", str(row["runs"]), per_token, step, worse])
     noise = [f"{deviation:.3f} ({recipe})" for recipe, deviation in found["noise"].items() if deviation is not None]
-    idle = bought_nothing(found)
+    idle = parts_without_effect(found)
     return [
         "## One part more or less",
         "",
@@ -169,7 +169,7 @@ def ablation(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def bought_nothing(found: dict[str, Any]) -> list[str]:
+def parts_without_effect(found: dict[str, Any]) -> list[str]:
     """Parts of `modern` without which it is not worse by more than twice the standard error."""
     noise = found["noise"]["modern"] or 0.0
     return [
@@ -306,7 +306,7 @@ def gpu(found: dict[str, Any]) -> list[str]:
         lines += table(["", "seconds", "loss"], [[name, f"{r['seconds']:.0f}", f"{r['loss']:.3f}"] for name, r in runs])
         lines += [
             "",
-            f"stint reached nanoGPT's loss {as_fast(ratio, peer['loss'], loss['stint'])} times as fast."
+            f"stint reached nanoGPT's loss {speedup_text(ratio, peer['loss'], loss['stint'])} times as fast."
             if ratio
             else "stint did not reach nanoGPT's loss.",
         ]

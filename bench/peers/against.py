@@ -31,7 +31,7 @@ import torch
 from bench.common import RESULTS, ROOT, argument_parser, result_of, write_result
 from bench.peers import KNOWN, find_peer
 from bench.peers.peer import FORMS, Peer, write_windows
-from bench.peers.stint_run import corpus_in, run_stint, scored
+from bench.peers.stint_run import prepared_corpus, run_stint, score_run
 from data.eval_windows import EvalRange
 from data.shards import Corpus
 from device.device import open_device
@@ -125,7 +125,7 @@ class Comparison:
         folder = run_stint(self.place, self.folder, name, seed, arguments)
         result = result_of(folder)
         device = open_device("cpu", None, "float32", 1.0)
-        figures = scored(folder, corpus, self.tokens, self.peer.window, device)
+        figures = score_run(folder, corpus, self.tokens, self.peer.window, device)
         return {
             "share": share,
             "seconds": result["spent"]["hours"] * 3600 + result["prepare_s"],
@@ -133,7 +133,7 @@ class Comparison:
             "loss": figures["loss"],
             "bits_per_byte": figures["bits_per_byte"],
             "matmul_flops_per_second": speed,
-            "loss_own_window": scored(folder, corpus, self.tokens, None, device)["loss"],
+            "loss_own_window": score_run(folder, corpus, self.tokens, None, device)["loss"],
             "model": result["model"],
         }
 
@@ -215,7 +215,7 @@ def parsed() -> tuple[Comparison, Path]:
 def main() -> None:
     asked, output = parsed()
     asked.place.mkdir(parents=True, exist_ok=True)
-    corpus = corpus_in(asked.folder)
+    corpus = prepared_corpus(asked.folder)
     found = earlier_rounds(output, asked)
     if others := {str(row.get("git")) for row in found} - {str(git_commit())}:
         print(

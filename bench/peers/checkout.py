@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.peers.peer import Peer, Ran
+from bench.peers.peer import Peer, PeerRun
 
 if TYPE_CHECKING:
     from data.shards import Split
@@ -44,7 +44,7 @@ class CheckoutPeer(Peer):
         """Of every iteration in what it prints."""
 
     @abstractmethod
-    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> PeerRun:
         """What a run with these settings amounts to."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class CheckoutPeer(Peer):
     def loss_arguments(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> list[str]:
         """Of NAME_loss.py, after the checkout."""
 
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         arguments = self.train_arguments(place, name, seed, settings)
         command = [sys.executable, str(SCRIPTS / f"{self.name}_train.py"), str(self.checkout), *arguments]
         began = time.monotonic()

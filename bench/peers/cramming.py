@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bench.common import result_of
-from bench.peers.peer import SIZES, TUNED_BATCH, WINDOW, Peer, Ran, rates_beside
-from bench.peers.stint_run import finished, run_stint
+from bench.peers.peer import SIZES, TUNED_BATCH, WINDOW, Peer, PeerRun, scaled_rates
+from bench.peers.stint_run import finished_run, run_stint
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -67,7 +67,7 @@ class Cramming(Peer):
         " stint has options for them. `tuned` has the best of five learning rates."
     )
     forms: ClassVar[tuple[str, ...]] = ("matched", "tuned")
-    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside(TUNED, 0.125, 0.25, 0.5, 2.0)
+    rates: ClassVar[dict[str, dict[str, Any]]] = scaled_rates(TUNED, 0.125, 0.25, 0.5, 2.0)
 
     def write_data(self, corpus: Corpus, place: Path) -> None:
         """Nothing: it reads what stint reads."""
@@ -88,12 +88,12 @@ class Cramming(Peer):
     def recipe(form: str) -> dict[str, Any]:
         return RECIPE | (TUNED if form == "tuned" else {})
 
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         arguments = [f"{key}={value}" for key, value in settings.items()]
         result = result_of(run_stint(place, self.corpus, name, seed, arguments))
         spent = result["spent"]  # looking the corpus up is left out here, but charged to stint
         each = spent["tokens"] / spent["steps"] / result["throughput"]["tokens_per_second"]
-        return Ran(spent["hours"] * 3600, spent["steps"], spent["tokens"], (each,) * spent["steps"])
+        return PeerRun(spent["hours"] * 3600, spent["steps"], spent["tokens"], (each,) * spent["steps"])
 
     def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
         import torch
@@ -101,7 +101,7 @@ class Cramming(Peer):
         from evals.scoring import score_tokens
         from run.load_model import load_model
 
-        model = load_model(str(finished(place, name)), torch.device("cpu")).model
+        model = load_model(str(finished_run(place, name)), torch.device("cpu")).model
         with np.load(windows) as held:
             x, y = held["x"], held["y"]
         nats = 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, Ran, rates_beside
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, WINDOW, PeerRun, scaled_rates
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -50,7 +50,7 @@ class LlmBaselines(CheckoutPeer):
         "Its own Llama with AdamW. `tuned` has the batch size that was best for nanoGPT and the best of four learning rates."
     )
 
-    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside({"lr": TUNED_RATE}, 0.25, 0.5, 2.0)
+    rates: ClassVar[dict[str, dict[str, Any]]] = scaled_rates({"lr": TUNED_RATE}, 0.25, 0.5, 2.0)
 
     @staticmethod
     def is_at(path: Path) -> bool:
@@ -77,8 +77,8 @@ class LlmBaselines(CheckoutPeer):
     def iteration_seconds(log: str) -> tuple[float, ...]:
         return seconds_in(log, ITERATION, 1.0)
 
-    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
-        return Ran(seconds, len(each), len(each) * settings["sequence_length"] * settings["batch_size"], each)
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> PeerRun:
+        return PeerRun(seconds, len(each), len(each) * settings["sequence_length"] * settings["batch_size"], each)
 
     def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
         shutil.rmtree(place / name, ignore_errors=True)  # it would go on with a checkpoint that it finds

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, Ran, rates_beside
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, PeerRun, scaled_rates
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -38,7 +38,7 @@ class NanoGPT(CheckoutPeer):
     name: ClassVar[str] = "nanogpt"
     title: ClassVar[str] = "nanoGPT"
     given: ClassVar[str] = "CHECKOUT"
-    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside(TUNED_RATES, 0.5, 2.0)
+    rates: ClassVar[dict[str, dict[str, Any]]] = scaled_rates(TUNED_RATES, 0.5, 2.0)
     neighbours: ClassVar[dict[str, dict[str, Any]]] = {
         "batch x 0.5": {"batch_size": TUNED_BATCH // 2},
         "batch x 2": {"batch_size": TUNED_BATCH * 2},
@@ -67,11 +67,11 @@ class NanoGPT(CheckoutPeer):
     def iteration_seconds(log: str) -> tuple[float, ...]:
         return seconds_in(log, ITERATION, 1e-3)
 
-    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> PeerRun:
         tokens = (
             settings["max_iters"] * settings["block_size"] * settings["batch_size"]
         )  # its last batch trains nothing
-        return Ran(seconds, settings["max_iters"], tokens, each)
+        return PeerRun(seconds, settings["max_iters"], tokens, each)
 
     def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
         return [str(seed), *flags(settings | {"out_dir": name})]

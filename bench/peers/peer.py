@@ -21,7 +21,7 @@ WINDOW, TUNED_BATCH, TUNED_RATE = 64, 24, 4e-3
 
 
 @dataclass(frozen=True)
-class Ran:
+class PeerRun:
     """A run of a peer. `seconds`: of the whole process; `each`: of every iteration, as its log has them, if it has."""
 
     seconds: float
@@ -70,7 +70,7 @@ class Peer(ABC):
         return self.settings(form, iterations)
 
     @abstractmethod
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         """Trains, and leaves the model in place/name. Ends the program where the peer fails."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Peer(ABC):
         """Nats per token of that model on windows that `write_windows` wrote."""
 
 
-def rates_beside(settings: dict[str, float], *factors: float) -> dict[str, dict[str, Any]]:
+def scaled_rates(settings: dict[str, float], *factors: float) -> dict[str, dict[str, Any]]:
     """`rates` of a peer whose learning rate is in these settings."""
     return {f"learning rate x {by:g}": {key: by * value for key, value in settings.items()} for by in factors}
 

@@ -43,7 +43,7 @@ NAMES = {
 }
 
 
-def renamed(name: str) -> str:
+def rename_parameter(name: str) -> str:
     for theirs, ours in NAMES.items():
         name = re.sub(rf"(^|(?<=\.)){re.escape(theirs)}", ours, name)
     return name
@@ -98,7 +98,9 @@ def peer_start(checkout: Path, tokens: np.ndarray) -> tuple[dict[str, Tensor], l
     module = peer_module(checkout)
     torch.manual_seed(SEED)
     model = module.GPT(module.GPTConfig(**SIZES, bias=False, dropout=0.0))
-    weights = {renamed(name): value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        rename_parameter(name): value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"
+    }
     length = SIZES["block_size"]
 
     def draw() -> tuple[Tensor, Tensor]:

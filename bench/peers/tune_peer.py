@@ -26,7 +26,7 @@ from bench.common import RESULTS, ROOT, argument_parser, median_ratio, read_resu
 from bench.peers import KNOWN, find_peer
 from bench.peers.checkout import CALIBRATION
 from bench.peers.peer import Peer, write_windows
-from bench.peers.stint_run import corpus_in
+from bench.peers.stint_run import prepared_corpus
 from data.eval_windows import EvalRange
 
 ROUNDS = 3  # of timing
@@ -87,7 +87,7 @@ def main() -> None:
     output = options.output or RESULTS / f"tune_{peer.name}.json"
     place = (options.place / peer.name).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    corpus = corpus_in(folder)
+    corpus = prepared_corpus(folder)
     peer.write_data(corpus, place)
     write_windows(EvalRange(corpus.val, peer.window, options.tokens), place / "windows.npz")
     head = {

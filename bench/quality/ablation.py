@@ -31,8 +31,14 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from bench.common import RESULTS, ROOT, argument_parser, read_result, write_result
-from bench.peers.stint_run import begin_as_train_does, finished, folder_of, hours_of, run_within
-from bench.speed.train_step import Step, token_relative
+from bench.peers.stint_run import (
+    finished_run,
+    hours_option,
+    restart_with_train_environment,
+    run_folder_name,
+    run_with_budget,
+)
+from bench.speed.train_step import Step, relative_token_time
 from common.cpu import usable_cores
 from device.device import Device, open_device
 from model.config import Shape
@@ -94,7 +100,7 @@ def rows_of(sizes: list[str]) -> dict[str, list[str]]:
     return rows
 
 
-def order_of(rows: dict[str, list[str]], seed: int) -> Iterator[tuple[str, str]]:
+def run_order(rows: dict[str, list[str]], seed: int) -> Iterator[tuple[str, str]]:
     """Names of the runs of a seed, and of the row that each is one of: the recipe, three rows, the recipe, ..., the recipe."""
     for recipe in ("modern", "classic"):
         changed = [name for name in rows if name.startswith(f"{recipe} ")]
@@ -128,7 +134,7 @@ def differences(runs: list[dict[str, Any]], recipe: str) -> tuple[float, dict[st
     return float(line[0]), found
 
 
-def noise_of(differences: dict[str, list[float]]) -> float | None:
+def estimate_noise(differences: dict[str, list[float]]) -> float | None:
     """The standard deviation of one difference, from the rows that have several: by the median, which one run that went
     astray does not move."""
     away = [
@@ -148,7 +154,7 @@ def summary(
     slopes, worse, noise = {}, {}, {}
     for recipe in ("modern", "classic"):
         slopes[recipe], found = differences(runs, recipe)
-        noise[recipe] = noise_of(found)
+        noise[recipe] = estimate_noise(found)
         worse |= found
     rows = []
     for row in dict.fromkeys(each["row"] for each in runs):
@@ -172,7 +178,7 @@ def summary(
     return rows, slopes, noise
 
 
-def step_of(folder: Path, device: Device) -> Step:
+def step_like_run(folder: Path, device: Device) -> Step:
     """A training step as a finished run had it."""
     plan = json.loads((folder / "plan.json").read_text())
     shape = Shape.from_dict(json.loads((folder / "model.json").read_text())["shape"])
@@ -184,7 +190,7 @@ def step_of(folder: Path, device: Device) -> Step:
 
 
 def main() -> None:
-    begin_as_train_does()
+    restart_with_train_environment()
     parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--minutes", type=float, default=1.0, help="of each run, all included")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -199,18 +205,18 @@ def main() -> None:
     rows = {name: row for name, row in rows.items() if not options.only or name in (*options.only, "modern", "classic")}
     threads = max(1, usable_cores() // len(options.seeds)) if options.at_once else usable_cores()
 
-    budget = hours_of(options.minutes)
+    budget = hours_option(options.minutes)
 
     def runs_of(seed: int) -> list[dict[str, Any]]:
         return [
-            run_within(budget, options.place, corpus, name, seed, [*rows[row], f"device.threads={threads}"])
+            run_with_budget(budget, options.place, corpus, name, seed, [*rows[row], f"device.threads={threads}"])
             | {"row": row}
-            for name, row in order_of(rows, seed)
+            for name, row in run_order(rows, seed)
         ]
 
     with ThreadPoolExecutor(len(options.seeds) if options.at_once else 1) as pool:
         runs = [each for found in pool.map(runs_of, options.seeds) for each in found]
-    steps = times_of(options.place, options.seeds[0], rows, open_device("cpu", threads, "float32", 1.0))
+    steps = relative_step_times(options.place, options.seeds[0], rows, open_device("cpu", threads, "float32", 1.0))
     setting = {"minutes": options.minutes, "sizes": options.sizes, "threads": threads}
     commands = [" ".join(["python -m bench.quality.ablation CORPUS", *map(shlex.quote, sys.argv[2:])])]
     before = read_result(options.output)
@@ -233,7 +239,7 @@ def main() -> None:
             print(f"noise of one difference from {recipe}: {deviation:.4f}")
 
 
-def times_of(place: Path, seed: int, rows: dict[str, list[str]], device: Device) -> dict[str, float | None]:
+def relative_step_times(place: Path, seed: int, rows: dict[str, list[str]], device: Device) -> dict[str, float | None]:
     """By row: how long its step takes, relative to the recipe's; None for a row that did not run."""
     found: dict[str, float | None] = {}
     for row in rows:
@@ -241,12 +247,14 @@ def times_of(place: Path, seed: int, rows: dict[str, list[str]], device: Device)
         if row == recipe:
             continue
         try:
-            own = finished(place, folder_of(f"{recipe} 0", seed))
-            changed = finished(place, folder_of(row, seed))
+            own = finished_run(place, run_folder_name(f"{recipe} 0", seed))
+            changed = finished_run(place, run_folder_name(row, seed))
         except ValueError:
             found[row] = None
             continue
-        found[row] = token_relative(lambda: step_of(changed, device), lambda: step_of(own, device), ROUNDS)  # noqa: B023
+        found[row] = relative_token_time(
+            lambda: step_like_run(changed, device), lambda: step_like_run(own, device), ROUNDS
+        )  # noqa: B023
     return found
 
 

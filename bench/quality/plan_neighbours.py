@@ -38,8 +38,8 @@ from bench.common import (
     run_script,
     write_result,
 )
-from bench.peers.stint_run import SCORED, begin_as_train_does, folder_of, hours_of, run_within
-from bench.speed.train_step import Step, token_relative
+from bench.peers.stint_run import SCORED, hours_option, restart_with_train_environment, run_folder_name, run_with_budget
+from bench.speed.train_step import Step, relative_token_time
 from budget.laws.published import LAWS
 from budget.planner.candidates import heads_for
 from budget.planner.hyperparameters import bigram_rows_for
@@ -79,7 +79,7 @@ class Row:
 
 def plan_for(minutes: float, corpus: str, arguments: list[str]) -> dict[str, Any]:
     """What plan.py says, by speeds measured here and now."""
-    options = [*corpus_options(corpus), *SCORED, hours_of(minutes), "probe=true", *arguments, "output=json"]
+    options = [*corpus_options(corpus), *SCORED, hours_option(minutes), "probe=true", *arguments, "output=json"]
     print("$ plan.py", *options, flush=True)
     done = run_script("plan.py", options)
     if done.returncode:
@@ -132,7 +132,7 @@ def speed_of(row: Row, planned: Row, device: Device) -> float:
 
     if (row.shape, row.batch_tokens) == (planned.shape, planned.batch_tokens):
         return 1.0
-    return 1 / token_relative(lambda: step(row), lambda: step(planned), ROUNDS)
+    return 1 / relative_token_time(lambda: step(row), lambda: step(planned), ROUNDS)
 
 
 def measured(
@@ -148,7 +148,9 @@ def measured(
     rows, speeds = rows_of(plan), dict(before.get("speeds", {}))
     if unknown := set(only) - set(rows) - set(BLOCK_ROWS):
         sys.exit(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(rows)}")
-    finished = {name for name in rows for seed in seeds if list((place / folder_of(name, seed)).glob("*/result.json"))}
+    finished = {
+        name for name in rows for seed in seeds if list((place / run_folder_name(name, seed)).glob("*/result.json"))
+    }
     rows = {name: row for name, row in rows.items() if not only or name in {"as planned", *only, *finished}}
     device = open_device("cpu", threads, "float32", 1.0)
     place.mkdir(parents=True, exist_ok=True)
@@ -166,7 +168,7 @@ def budget(place: Path, corpus: str, minutes: float, seeds: list[int], only: lis
     with ThreadPoolExecutor(at_once) as pool:
         asked = [
             pool.submit(
-                *(run_within, f"budget.tokens={round(plan['tokens'] * speeds[name])}", place),
+                *(run_with_budget, f"budget.tokens={round(plan['tokens'] * speeds[name])}", place),
                 *(corpus, name, seed, [*row.arguments(), f"device.threads={threads}"]),
             )
             for seed in seeds
@@ -230,7 +232,7 @@ def curve(budgets: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    begin_as_train_does()
+    restart_with_train_environment()
     parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 3.0, 5.0, 10.0], help="of each run, about")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -64,16 +64,16 @@ def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
     return folders[0]
 
 
-def sized(layers: int, width: int) -> list[str]:
+def size_options(layers: int, width: int) -> list[str]:
     return [f"model.n_layer={layers}", f"model.n_embd={width}"]
 
 
 def cell(flops: float, shape: tuple[int, int]) -> list[str]:
     """The arguments of a run that spends `flops` as laws count them, 6ND, so that a slice is one in the fit as well."""
-    return [f"budget.tokens={flops / (6 * parameters(*shape)):.6g}", *sized(*shape)]
+    return [f"budget.tokens={flops / (6 * parameters(*shape)):.6g}", *size_options(*shape)]
 
 
-def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
+def run_slice(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
     """Runs of one budget: SIZES of them around LADDER[centre], more beyond where the best one lies at an edge."""
     low = max(0, min(centre - SIZES // 2, len(LADDER) - SIZES))
     high = low + SIZES - 1
@@ -197,8 +197,8 @@ def main() -> None:
     shape = LADDER[options.centre]
     # The default seed's run is the slice's own.
     noise = [run(place, corpus, f"seed{seed}", *cell(options.flops, shape), f"seed={seed}") for seed in OTHER_SEEDS]
-    small = slice_of(place, corpus, options.flops / FACTOR, options.centre)
-    large = slice_of(place, corpus, options.flops, options.centre)
+    small = run_slice(place, corpus, options.flops / FACTOR, options.centre)
+    large = run_slice(place, corpus, options.flops, options.centre)
     folders = small + large + noise
     runs = [finished(folder) for folder in folders]
     found = fit([each.point for each in runs], source=f"{len(runs)} runs of bench.prove_plan")
@@ -212,7 +212,7 @@ def main() -> None:
     budget = [f"budget.hours={hours}", "law=local", f"plan.law_file={law}"]
     chosen = outcome(run(place, corpus, f"{held_out}-planned", *budget))
     others = [
-        outcome(run(place, corpus, f"{held_out}-{layers}x{width}", *budget, *sized(layers, width)))
+        outcome(run(place, corpus, f"{held_out}-{layers}x{width}", *budget, *size_options(layers, width)))
         for layers, width in rivals(chosen["parameters_law"])
     ]
     content = {

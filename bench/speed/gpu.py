@@ -31,8 +31,8 @@ import torch
 
 from bench.common import RESULTS, ROOT, TRAIN_ONLY, argument_parser, read_result, result_of, run_script, write_result
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Ran, write_windows
-from bench.peers.stint_run import scored
+from bench.peers.peer import PeerRun, write_windows
+from bench.peers.stint_run import score_run
 from bench.speed.train_step import Step
 from budget.flops import flops_per_token
 from common.monotonic import now
@@ -84,7 +84,7 @@ MOST_S = 120.0  # for the peer
 JUDGING_S = 20.0  # for evaluations, beside the seconds of the runs
 
 
-def steady_s(step: Step, seconds: float) -> float:
+def steady_step_seconds(step: Step, seconds: float) -> float:
     """Seconds a step, many in a row. As in training, the host reads a loss when the next step is launched."""
     for _ in range(WARM):
         step.run(apart=False)
@@ -109,7 +109,7 @@ def speed_of(shape: Shape, way: str, device: Device, tokens: int, seconds: float
     began = now()
     step.run()
     first_s = now() - began
-    each = steady_s(step, seconds)
+    each = steady_step_seconds(step, seconds)
     peak_memory = device.peak_memory()
     rate = sequences * shape.block_size / each
     matmul = measure_peak(device.torch_device, getattr(torch, device.precision), device.synchronize)
@@ -146,7 +146,7 @@ def speeds(device: Device, place: Path) -> Iterator[list[dict[str, Any]]]:
             yield rows
 
 
-def iterations_within(seconds: float, ran: Ran) -> int:
+def iterations_within(seconds: float, ran: PeerRun) -> int:
     """Iterations that a process like this one has time for, start and all."""
     typical = statistics.median(ran.each)
     return max(1, int((seconds - (ran.seconds - len(ran.each) * typical)) / typical))
@@ -164,7 +164,7 @@ def run_stint(place: Path, seconds: float, device: Device) -> Path:
     return next(place.glob(f"{name}-*"))
 
 
-def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, **others: Any) -> Ran:
+def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, **others: Any) -> PeerRun:
     """Its model is in place/name."""
     horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations}
     return peer.run(place, name, 0, PEER | horizon | others)
@@ -203,7 +203,7 @@ def against_peer(checkout: Path, place: Path, device: Device, deadline: float) -
         found["stint"].append(
             {
                 "seconds": 3600 * result["spent"]["hours"] + result["prepare_s"],
-                "loss": scored(folder, corpus, VALIDATION_TOKENS, block, device)["loss"],
+                "loss": score_run(folder, corpus, VALIDATION_TOKENS, block, device)["loss"],
                 "tokens": result["spent"]["tokens"],
                 "model": result["model"],
                 "compile_cache": result["environment"]["compile_cache"],
@@ -237,7 +237,7 @@ def measure(stage: str, device: Device, seconds: float, peer: Path | None, place
         write_result(output, earlier | about | {stage: part})
 
 
-def bounded(command: list[str], seconds: float) -> bool:
+def run_bounded(command: list[str], seconds: float) -> bool:
     """Run a command; whether it ended by itself within so many seconds, and well. If not, it and all that it started are
     ended."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
@@ -287,7 +287,7 @@ def main() -> None:
     command = [sys.executable, "-m", "bench.speed.gpu", "--output", str(options.output.resolve())]
     command += ["--peer", str(peer)] if peer else []
     with tempfile.TemporaryDirectory() as place:
-        for stage in run_stages(stages, options.seconds, [*command, "--place", place], bounded):
+        for stage in run_stages(stages, options.seconds, [*command, "--place", place], run_bounded):
             print(f"{stage}: not all of it was measured; what was is in {options.output}", file=sys.stderr)
 
 

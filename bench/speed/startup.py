@@ -23,7 +23,7 @@ VARIANTS = {"measured plan": (), "sizes given, no trials": FIXED}
 STEADY = 0.1  # of the typical step's length above it
 
 
-def start_of(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, float]:
+def measure_start(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, float]:
     """Seconds from the process' start to the end of its first step, and steps until they are as short as most are."""
     common = (*TRAIN_ONLY, "eval.tokens=4096", f"budget.hours={HOURS}", f"output_dir={place}", f"name={name}")
     train([*common, *arguments])
@@ -44,7 +44,7 @@ def main() -> None:
         for turn in range(REPEATS):
             for name, arguments in VARIANTS.items():
                 found[name].append(
-                    start_of(Path(folder), f"{'-'.join(name.split()[:2])}-{turn}".replace(",", ""), arguments)
+                    measure_start(Path(folder), f"{'-'.join(name.split()[:2])}-{turn}".replace(",", ""), arguments)
                 )
     rows: list[dict[str, Any]] = []
     for name, runs in found.items():

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bench.common import RESULTS, median_ratio, medians, write_result
-from bench.peers.stint_run import begin_as_train_does
+from bench.peers.stint_run import restart_with_train_environment
 from budget.flops import flops_per_token
 from common.monotonic import now
 from data.batch import Batch
@@ -107,7 +107,7 @@ class Step:
         self._parts[part] += self._last - before
 
 
-def token_relative(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:
+def relative_token_time(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:
     """The time per token in steps of `changed`, relative to `other`: steps of both in turn, of models that are built several
     times, as the place of a model's memory changes its speed by a few percent."""
     ratios = []
@@ -139,7 +139,7 @@ def over_stint(times: dict[str, list[dict[str, float]]], name: str) -> float:
     return median_ratio(*([step["all"] for step in times[which]] for which in (name, "stint")))
 
 
-def memory_of_a_step(shape: Shape, sequences: int, device: Device) -> int:
+def step_peak_memory(shape: Shape, sequences: int, device: Device) -> int:
     """Peak bytes of a model, its optimizer's state and two training steps."""
     gc.collect()
     device.release_memory()
@@ -153,7 +153,7 @@ def memory_of_a_step(shape: Shape, sequences: int, device: Device) -> int:
 def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, device: Device) -> dict[str, Any]:
     """One line of the table."""
     shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
-    memory = memory_of_a_step(shape, sequences, device)
+    memory = step_peak_memory(shape, sequences, device)
     # One model for all that differ in code alone: where its memory happens to lie makes a few percent.
     muon, adamw = (Step(shape, sequences, OptimSettings(name), device) for name in ("muon", "adamw"))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
@@ -190,7 +190,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
 
 
 def main() -> None:
-    begin_as_train_does()
+    restart_with_train_environment()
     device = open_device("auto", None, "auto", 1.0)
     rows = []
     for each in SHAPES:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.quality.ablation import differences, noise_of, order_of, rows_of, step_of, summary
-from bench.speed.train_step import token_relative
+from bench.quality.ablation import differences, estimate_noise, rows_of, run_order, step_like_run, summary
+from bench.speed.train_step import relative_token_time
 from device.device import open_device
 from model.config import PRESETS, Shape
 from model.optim.settings import OptimSettings
@@ -32,10 +32,10 @@ def runs(seed: int = 0, luck: float = 0.0) -> list[dict[str, Any]]:
 
 def test_the_recipe_is_run_again_before_and_after_every_third_row() -> None:
     rows = rows_of(["model.n_layer=2"])
-    order = list(order_of(rows, 0))
+    order = list(run_order(rows, 0))
     assert len({name for name, _ in order}) == len(order), "each run has a folder of its own"
     assert {row for _, row in order} == set(rows)
-    assert order != list(order_of(rows, 1)), "another order with each seed"
+    assert order != list(run_order(rows, 1)), "another order with each seed"
     kinds = [row in ("modern", "classic") for _, row in order]
     assert kinds[0]
     assert kinds[-1]
@@ -63,9 +63,9 @@ def test_noise_is_the_standard_deviation_of_a_difference_and_no_run_that_went_as
     luck = random.Random(0)
     for runs_each in (2, 4):
         rows = {f"{row}": [row + luck.gauss(0, 0.02) for _ in range(runs_each)] for row in range(300)}
-        assert noise_of(rows) == pytest.approx(0.02, rel=0.15)
-        assert noise_of(rows | {"astray": [0.0] * (runs_each - 1) + [9.0]}) == pytest.approx(0.02, rel=0.15)
-    assert noise_of({"one": [1.0]}) is None
+        assert estimate_noise(rows) == pytest.approx(0.02, rel=0.15)
+        assert estimate_noise(rows | {"astray": [0.0] * (runs_each - 1) + [9.0]}) == pytest.approx(0.02, rel=0.15)
+    assert estimate_noise({"one": [1.0]}) is None
 
 
 def test_a_row_is_as_much_worse_as_its_runs_are_on_average() -> None:
@@ -92,6 +92,11 @@ def test_a_step_is_timed_as_the_run_had_it(tmp_path: Path) -> None:
         (folder / "model.json").write_text(json.dumps({"shape": shape.to_dict()}))
         (folder / "config.yaml").write_text(json.dumps({"optim": vars(OptimSettings(normuon=layers == 4))}))
     device = open_device("cpu", None, "float32", 1.0)
-    groups = [step_of(tmp_path / layers, device).optimizer.param_groups for layers in ("1", "4")]
+    groups = [step_like_run(tmp_path / layers, device).optimizer.param_groups for layers in ("1", "4")]
     assert [next(group for group in each if group["role"] == "matrix")["normuon"] for each in groups] == [False, True]
-    assert token_relative(lambda: step_of(tmp_path / "4", device), lambda: step_of(tmp_path / "1", device), 2) > 1.5
+    assert (
+        relative_token_time(
+            lambda: step_like_run(tmp_path / "4", device), lambda: step_like_run(tmp_path / "1", device), 2
+        )
+        > 1.5
+    )

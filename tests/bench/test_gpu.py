@@ -20,8 +20,8 @@ import torch
 
 from bench.docs.performance_page import gpu as page_section
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Ran
-from bench.peers.stint_run import scored
+from bench.peers.peer import PeerRun
+from bench.peers.stint_run import score_run
 from bench.speed import gpu
 from budget.flops import flops_per_token
 from common.monotonic import now
@@ -102,10 +102,10 @@ def test_a_stage_is_ended_with_all_that_it_started_when_its_seconds_are_over(tmp
     late = tmp_path / "late"
     script = f"import subprocess; subprocess.run(['sh', '-c', 'sleep 2; touch {late}'])"
     began = time.monotonic()
-    assert not gpu.bounded([sys.executable, "-c", script], 0.5)
+    assert not gpu.run_bounded([sys.executable, "-c", script], 0.5)
     assert time.monotonic() - began < 1.5
-    assert gpu.bounded([sys.executable, "-c", ""], 30.0)
-    assert not gpu.bounded([sys.executable, "-c", "raise SystemExit(1)"], 30.0)
+    assert gpu.run_bounded([sys.executable, "-c", ""], 30.0)
+    assert not gpu.run_bounded([sys.executable, "-c", "raise SystemExit(1)"], 30.0)
     time.sleep(max(0.0, 2.5 - (time.monotonic() - began)))
     assert not late.exists()
 
@@ -125,7 +125,7 @@ def test_stages_share_the_seconds_and_a_cut_one_is_named() -> None:
 def test_the_peers_iterations_are_those_that_fit_beside_its_start() -> None:
     # 10 s of start and compilation, which the first iteration's time holds; 0.05 s an iteration.
     each = (8.05, *[0.05] * 99)
-    ran = Ran(2.0 + sum(each), 100, 0, each)
+    ran = PeerRun(2.0 + sum(each), 100, 0, each)
     assert gpu.iterations_within(60.0, ran) == pytest.approx(1000, abs=1)
     assert gpu.iterations_within(5.0, ran) == 1
 
@@ -139,10 +139,10 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
     asked: list[dict[str, Any]] = []
     runs: list[float] = []
 
-    def ran(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def ran(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         asked.append(settings)
         each = (0.1,) * settings["max_iters"]
-        return Ran(5.0 + sum(each), len(each), 0, each)
+        return PeerRun(5.0 + sum(each), len(each), 0, each)
 
     def stint(place: Path, seconds: float, device: Device) -> Path:
         runs.append(seconds)
@@ -166,7 +166,7 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
     monkeypatch.setattr(NanoGPT, "run", ran)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0)
     monkeypatch.setattr(gpu, "run_stint", stint)
-    monkeypatch.setattr(gpu, "scored", judged)
+    monkeypatch.setattr(gpu, "score_run", judged)
     found: list[dict[str, Any]] = []
     with pytest.raises(CalledProcessError) if refused == 1 else nullcontext():  # that is no result
         found.extend(json.loads(json.dumps(each)) for each in gpu.against_peer(tmp_path, tmp_path, CPU, now() + 90.0))
@@ -202,11 +202,11 @@ def test_stint_is_scored_on_the_corpus_that_it_was_trained_on(tmp_path: Path, mo
     monkeypatch.setattr(subprocess, "run", small)
     folder = gpu.run_stint(tmp_path, 30.0, CPU)
     assert len(list(Path(spec.cache_dir).glob("stdlib-*/manifest.json"))) == 1, "one corpus for both"
-    loss = scored(folder, corpus, 4096, 64, CPU)["loss"]
+    loss = score_run(folder, corpus, 4096, 64, CPU)["loss"]
     assert 0.5 < loss / math.log(4096) < 1.1
     other = open_corpus(prepare(replace(spec, validation_fraction=0.1)).folder)
     with pytest.raises(SystemExit, match="was not trained on"):
-        scored(folder, other, 4096, 64, CPU)
+        score_run(folder, other, 4096, 64, CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

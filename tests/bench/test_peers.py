@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from bench.common import RESULTS
-from bench.docs.performance_page import SECTIONS, as_fast
+from bench.docs.performance_page import SECTIONS, speedup_text
 from bench.peers import PEERS, find_peer
 from bench.peers.against import earlier_rounds, parsed
 from bench.peers.checkout import CheckoutPeer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import FORMS, Peer, Ran
+from bench.peers.peer import FORMS, Peer, PeerRun
 from data.eval_windows import EvalRange
 from data.shards import Corpus, open_corpus
 from tests.conftest import ROOT
@@ -109,9 +109,9 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 class Known(NanoGPT):
     """Every run takes 2 seconds to start, and its iterations 40 ms but for the first."""
 
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         each = (1.0, *[0.04] * (settings["max_iters"] - 1))
-        return Ran(2.0 + sum(each), len(each), 0, each)
+        return PeerRun(2.0 + sum(each), len(each), 0, each)
 
 
 def test_what_fits_leaves_time_for_the_start(tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_the_page_has_a_section_for_each_peer(peer: type[Peer]) -> None:
 
 def test_a_ratio_is_a_bound_where_the_shortest_run_was_better_still() -> None:
     runs = [{"loss": 4.0}, {"loss": 4.3}]
-    assert as_fast(3.04, 4.5, runs) == "at least 3.0"
-    assert as_fast(3.04, 4.2, runs) == "3.0"
+    assert speedup_text(3.04, 4.5, runs) == "at least 3.0"
+    assert speedup_text(3.04, 4.2, runs) == "3.0"
 
 
 @pytest.mark.parametrize("kind", [NanoGPT, LlmBaselines], ids=lambda kind: kind.name)

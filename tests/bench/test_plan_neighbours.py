@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.peers.stint_run import folder_of
+from bench.peers.stint_run import run_folder_name
 from bench.quality import plan_neighbours as tune
 from bench.quality.plan_neighbours import curve, measured, rows_of
 from bench.speed.train_step import PARTS, Step
@@ -103,8 +103,8 @@ def test_a_second_call_keeps_the_plan_the_speeds_and_the_runs_of_the_first(tmp_p
     place = tmp_path / "10min"
     measured(place, 10.0, "corpus", 1, [0], ["2 x 128"])
     assert asked == ["plan", "as planned", "2 x 128"]
-    (place / folder_of("2 x 128", 0) / "run").mkdir(parents=True)
-    (place / folder_of("2 x 128", 0) / "run" / "result.json").write_text("{}")
+    (place / run_folder_name("2 x 128", 0) / "run").mkdir(parents=True)
+    (place / run_folder_name("2 x 128", 0) / "run" / "result.json").write_text("{}")
     plan, rows, speeds = measured(place, 10.0, "corpus", 1, [0], ["cosine"])
     assert asked[3:] == ["cosine"]
     assert plan == PLAN

@@ -12,8 +12,8 @@ import pytest
 
 from bench.docs.reliability_page import DOC, text
 from bench.faults import prove_faults
-from bench.faults.prove_faults import Chain, Kept, Row, chain, disturb, figures, judged, reference
-from bench.faults.watched_run import Accounts, resumes
+from bench.faults.prove_faults import Chain, KeptChains, Row, chain, disturb, exit_failures, figures, reference
+from bench.faults.watched_run import Accounts, lost_at_resumes
 from tests.conftest import TINY
 
 
@@ -22,7 +22,7 @@ def small(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs of 150 steps below a folder of their own."""
     often = ("checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
     monkeypatch.setattr(prove_faults, "PLACE", tmp_path)
-    monkeypatch.setattr(prove_faults, "KNOBS", (*TINY, "budget.steps=150", "eval.every=0", *often, "name=faults"))
+    monkeypatch.setattr(prove_faults, "OPTIONS", (*TINY, "budget.steps=150", "eval.every=0", *often, "name=faults"))
     (tmp_path / "texts").symlink_to(place / "texts")
     return tmp_path
 
@@ -40,7 +40,7 @@ def test_killed_while_it_saves_a_run_ends_with_the_same_weights(small: Path) -> 
 
 def test_a_run_that_forgets_what_it_spent_is_found_out(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledgers = iter([Accounts(9.0), Accounts(1.0)])
-    monkeypatch.setattr(prove_faults, "accounts", lambda place: next(ledgers))
+    monkeypatch.setattr(prove_faults, "read_accounts", lambda place: next(ledgers))
     row = Row("forgets", "import")
     disturb(row, signal.SIGKILL, {"import": 0.1}, random.Random(0))
     assert row.failures == ["the budget spent went back from 9.00 to 1.00 s"]
@@ -60,7 +60,7 @@ def test_a_run_that_forgets_what_it_spent_is_found_out(small: Path, monkeypatch:
     ],
 )
 def test_what_counts_as_a_failure(number: int, status: int | None, phase: str, exit_s: float, failures: int) -> None:
-    assert len(judged(number, status, phase, exit_s, "what it said")) == failures
+    assert len(exit_failures(number, status, phase, exit_s, "what it said")) == failures
 
 
 def test_what_is_done_again_after_a_kill_is_counted(tmp_path: Path) -> None:
@@ -74,14 +74,14 @@ def test_what_is_done_again_after_a_kill_is_counted(tmp_path: Path) -> None:
         {"event": "resume", "step": 8},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
-    assert resumes(tmp_path) == [(0, 0.0), (3, pytest.approx(3.0)), (0, 0.0)]
+    assert lost_at_resumes(tmp_path) == [(0, 0.0), (3, pytest.approx(3.0)), (0, 0.0)]
 
 
 def test_what_is_done_is_kept_for_the_next_time_on_the_same_commit(tmp_path: Path) -> None:
     done = Chain("kills-0", [Row("kills-0", "training", "training", "SIGKILL")], True, [(1, 0.1)], [])
-    added = Kept(tmp_path / "chains.jsonl", "a").add(done)
-    assert Kept(tmp_path / "chains.jsonl", "a").chains == {"kills-0": added}
-    assert Kept(tmp_path / "chains.jsonl", "b").chains == {}
+    added = KeptChains(tmp_path / "chains.jsonl", "a").add(done)
+    assert KeptChains(tmp_path / "chains.jsonl", "a").chains == {"kills-0": added}
+    assert KeptChains(tmp_path / "chains.jsonl", "b").chains == {}
 
 
 def test_the_page_is_made_of_the_results() -> None:

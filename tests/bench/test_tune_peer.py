@@ -16,7 +16,7 @@ from bench.peers import tune_peer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Peer, Ran
+from bench.peers.peer import Peer, PeerRun
 from bench.peers.tune_peer import rows_of, settings_of
 from data.shards import open_corpus
 from tests.data.helpers import make, texts, write_jsonl
@@ -50,19 +50,19 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     runs: list[str] = []
     cores: list[int] = []
 
-    def run(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         slower = 1 + len(runs) // (1 + len(NanoGPT.neighbours)) / 2  # from round to round
         runs.append(name)
         cores.append(len(os.sched_getaffinity(0)))
         each = (slower * 1e-3 * settings["batch_size"],) * settings["max_iters"]
-        return Ran(2.0 + sum(each), len(each), 0, each)
+        return PeerRun(2.0 + sum(each), len(each), 0, each)
 
     monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
     monkeypatch.setattr(NanoGPT, "run", run)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0 + settings["learning_rate"])
     write_jsonl(tmp_path / "text.jsonl", texts(300))
     prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
+    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
     output = tmp_path / "found.json"
     options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output), "--minutes", "0.5"]
     monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000", "--at-once"])
@@ -97,7 +97,7 @@ def test_a_row_that_fails_begins_no_other_and_loses_none(tmp_path: Path, monkeyp
     monkeypatch.setattr(tune_peer, "fitting", lambda peer, place, seconds: dict.fromkeys(rows_of(peer), 9))
     write_jsonl(tmp_path / "text.jsonl", texts(300))
     prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
+    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
     output = tmp_path / "found.json"
     options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options])
