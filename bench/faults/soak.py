@@ -148,13 +148,13 @@ def long_run(minutes: float, work: Path) -> dict[str, Any]:
     saved: set[str] = set()
     with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL) as process:
 
-        def folder_with_checkpoints_noted() -> Path | None:
+        def observed_folder() -> Path | None:
             found = folder()
             if found is not None:
                 saved.update(path.name for path in (found / "checkpoint").glob("step-*"))
             return found
 
-        samples = watch(process, folder_with_checkpoints_noted)
+        samples = watch(process, observed_folder)
     found = folder()
     if process.returncode or found is None:
         sys.exit(f"the run ended with status {process.returncode}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from data.shards import Corpus
 
 ITERATION = re.compile(r"iter \d+: loss [\d.]+, time ([\d.]+)ms")
-# What its README gives for a CPU; the horizon of 2000 iterations is its own.
+# The settings that its README gives for a CPU, including the horizon of 2000 iterations.
 SHIPPED = {
     "device": "cpu",
     "compile": False,
@@ -35,6 +35,8 @@ TUNED = {"batch_size": TUNED_BATCH, **TUNED_RATES}
 
 
 class NanoGPT(CheckoutPeer):
+    """The peer nanoGPT."""
+
     name: ClassVar[str] = "nanogpt"
     title: ClassVar[str] = "nanoGPT"
     given: ClassVar[str] = "CHECKOUT"
@@ -53,7 +55,7 @@ class NanoGPT(CheckoutPeer):
         return (path / "train.py").is_file() and (path / "configurator.py").is_file()
 
     def write_data(self, corpus: Corpus, place: Path) -> None:
-        """train.bin, val.bin and meta.pkl in data/stint."""
+        """Write train.bin, val.bin and meta.pkl to data/stint."""
         folder = place / "data" / "stint"
         write_tokens((corpus.train, corpus.val), folder)
         (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": corpus.tokenizer.n_vocab}))
@@ -68,9 +70,8 @@ class NanoGPT(CheckoutPeer):
         return seconds_in(log, ITERATION, 1e-3)
 
     def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> PeerRun:
-        tokens = (
-            settings["max_iters"] * settings["block_size"] * settings["batch_size"]
-        )  # its last batch trains nothing
+        # nanoGPT runs one more iteration than max_iters, but does not save its result.
+        tokens = settings["max_iters"] * settings["block_size"] * settings["batch_size"]
         return PeerRun(seconds, settings["max_iters"], tokens, each)
 
     def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
