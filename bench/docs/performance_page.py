@@ -235,7 +235,7 @@ def correction(found: dict[str, Any]) -> list[str]:
         "## Why a plan is not corrected during a run",
         "",
         f"A plan for {found['planned_tokens']:,} tokens was run on a device that was 25 % slower than in the plan's trial."
-        f" For the tokens that such a run reaches, the plan's rules give {batches}. Switching to that batch after a tenth of the budget"
+        f" For the tokens that such a run reaches, the plan's rules give {batches}. Switching to it after a tenth of the budget"
         f" lowered the loss by {gain('loss')} for the same number of tokens ({len(seeds)} seeds; {gain('loss_in_result')} on the"
         f" 14 documents of the runs' own evaluations). In {1 - share:.0%} of budgets the rules give the planned batch. So plans"
         " are not corrected during a run.",
