@@ -157,9 +157,7 @@ def test_eight_jobs_of_which_five_fail_in_different_ways(place: Path, tmp_path: 
     faults, switch = with_faults(tmp_path, rates, "learning_rate")
     sweeping = ("optim.learning_rate=0.001,0.002,0.003,0.004,99,0.005,0.006,0.007", *WILD[1:])
     arguments = ("budget.steps=400", *sweeping, "name=eight", "sweep.retries=0")
-    tiny = tuple(
-        text for text in TINY if not text.startswith("optim.learning_rate")
-    )  # else it overrides the sweep
+    tiny = tuple(text for text in TINY if not text.startswith("optim.learning_rate"))  # else it overrides the sweep
     answer = sweep(place, *arguments, faults=faults, tiny=tiny)
     assert answer.returncode == 1
     found = records(place, "eight")
@@ -194,9 +192,7 @@ def test_hydra_launchers_run_the_same_jobs(place: Path, launcher: str) -> None:
 def test_a_diverged_trial_is_a_failed_trial(place: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     space = ("optim.learning_rate=choice(0.003,99)", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=7")
-    tiny = tuple(
-        text for text in TINY if not text.startswith("optim.learning_rate")
-    )  # else it overrides the sweep
+    tiny = tuple(text for text in TINY if not text.startswith("optim.learning_rate"))  # else it overrides the sweep
     answer = sweep(place, "hydra/sweeper=tpe", *space, "budget.steps=300", *WILD[1:], "name=tpe", tiny=tiny)
     statuses = {record["status"] for record in records(place, "tpe")}
     assert statuses == {"finished", "diverged"}, answer.stdout + answer.stderr
