@@ -20,7 +20,7 @@ TRAIN_ONLY = ("eval.every=0",)  # no interim evaluations
 
 
 def argument_parser(description: str | None, corpus: bool = False) -> argparse.ArgumentParser:
-    """A parser that shows a module's docstring as it is. `corpus`: its first argument is a corpus folder."""
+    """A parser that shows `description`, a module's docstring, unchanged. `corpus`: the first argument is a corpus folder."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if corpus:
         parser.add_argument("corpus", help="folder in SlimPajama's layout")
@@ -33,7 +33,7 @@ def write_result(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """An earlier result, or an empty one where there is no file."""
+    """The content of a result file, or an empty dict if there is no file."""
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return content
 
@@ -44,13 +44,13 @@ def corpus_options(folder: str | Path, tokenizer: str = TOKENIZER) -> tuple[str,
 
 
 def run_script(script: str, options: Iterable[str], capture: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project to its end, whatever its status. `capture`: keep its output instead of showing it."""
+    """Run a script of the project to its end, whatever its exit status. `capture`: collect the output instead of showing it."""
     command = [sys.executable, script, *options]
     return subprocess.run(command, cwd=ROOT, capture_output=capture, text=True)
 
 
 def train(options: Iterable[str]) -> None:
-    """Run train.py. Ends this process with the end of its output where it fails."""
+    """Run train.py. If it fails, exits with the end of its output."""
     options = list(options)
     done = run_script("train.py", options)
     if done.returncode:
@@ -74,5 +74,5 @@ def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def median_ratio(values: Iterable[float], others: Iterable[float]) -> float:
-    """The median of the ratios of pairs that were measured in turn, as a shared machine's speed changes over time."""
+    """The median ratio of pairs that were measured in turn, because the speed of a shared machine changes over time."""
     return statistics.median(value / other for value, other in zip(values, others, strict=True))

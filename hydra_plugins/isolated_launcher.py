@@ -1,6 +1,6 @@
-"""Hydra's side of a sweep: turns what the sweeper asks for into jobs of `sweeps.engine.scheduler`. Hydra finds plugins in this folder.
+"""The default Hydra launcher of sweeps: runs the sweeper's jobs with `sweeps.engine`. Hydra finds plugins in this folder.
 
-The class must stay importable by its name, and cheap to import: Hydra imports every plugin at every start.
+The class must stay importable by its name and cheap to import, because Hydra imports every plugin at every start.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="isolated", node=TARGE
 
 
 class Result(JobReturn):
-    """What became of a job; unlike Hydra's own, it says nothing on its own account when it failed."""
+    """The result of a job. Unlike Hydra's JobReturn, it logs nothing when the job has failed."""
 
     @property
     def return_value(self) -> Any:
@@ -32,8 +32,7 @@ class Result(JobReturn):
 
 
 class IsolatedLauncher(BasicLauncher):
-    """Every job is a fresh process with a device of its own. Scripts without sweeps of their own run as Hydra's basic
-    launcher runs them."""
+    """Runs every job of train.py in a new process on a device of its own, and other scripts as Hydra's basic launcher does."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         task = self.task_function
@@ -43,18 +42,18 @@ class IsolatedLauncher(BasicLauncher):
         from hydra.core.utils import filter_overrides, setup_globals
 
         from cli.compose import options_of
-        from sweeps.engine.job import job_of
+        from sweeps.engine.job import make_job
         from sweeps.engine.pruning import run_all
 
         setup_globals()
         assert self.hydra_context is not None and self.config is not None and task is not None
-        sweep_dir, composed = self.config.hydra.sweep.dir, []
+        sweep_dir, jobs = self.config.hydra.sweep.dir, []
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            one = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            HydraConfig.instance().set_config(one)
-            composed.append(job_of(options_of(one), number, list(filter_overrides(overrides)), sweep_dir))
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            HydraConfig.instance().set_config(config)
+            jobs.append(make_job(options_of(config), number, list(filter_overrides(overrides)), sweep_dir))
         results = []
-        for overrides, value in zip(job_overrides, run_all(composed), strict=True):
+        for overrides, value in zip(job_overrides, run_all(jobs), strict=True):
             result = Result(overrides=list(overrides))
             result.return_value = value
             results.append(result)

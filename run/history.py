@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from budget.ledger import read_ledger
 from common.json_io import is_number, mapping, number
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
 
@@ -137,6 +138,24 @@ def median(records: Records, key: str) -> float | None:
     values = column(records, key)
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else None
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of result.json, or an empty dict if it is missing or cannot be read."""
+    return _read_json(folder / "result.json")
+
+
+def final_status(folder: Path, extend_hours: float) -> dict[str, Any] | None:
+    """The content of status.json if the run is finished or diverged and nothing is left to do, else None.
+
+    A finished run continues if `extend_hours` (budget.extend_hours) is more than it was extended by before.
+    """
+    status = _read_json(folder / "status.json")
+    if status.get("status") not in ("finished", "diverged"):
+        return None
+    spent = read_ledger(folder / "ledger.json") or read_result(folder)
+    extended = extend_hours > number(spent.get("extended_hours"), 0.0)
+    return None if status["status"] == "finished" and extended else status
 
 
 def _read_text(path: Path) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from budget.ledger import read_ledger
 from common.errors import MachineError
 from common.format import format_count, format_seconds
-from common.json_io import mapping, number, read_json
 from config import Config
 from data.prepare import prepare
 from run.directory import RunDirectory
-from run.history import read_metrics
+from run.history import final_status, read_metrics
 from run.report.console import Console
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
@@ -28,12 +26,8 @@ if TYPE_CHECKING:
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
     """Say so, rather than train a finished run again, unless its hours were extended. Raises MachineError for one that
     diverged, which would only do so again."""
-    status = mapping(read_json(run.status))
-    if status.get("status") not in ("finished", "diverged"):
-        return False
-    spent = read_ledger(run.ledger) or mapping(read_json(run.result))
-    extended = config.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
-    if status["status"] == "finished" and extended:
+    status = final_status(run.folder, config.budget.extend_hours)
+    if status is None:
         return False
     said = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
     if status["status"] == "diverged":

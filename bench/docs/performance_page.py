@@ -1,6 +1,6 @@
-"""docs/performance.md, and the README's comparison, from the files under bench/results/: python -m bench.docs.performance_page
+"""Generate docs/performance.md and the README's comparison from bench/results/: python -m bench.docs.performance_page
 
-A test compares both with the files. Only findings.md is written by hand.
+A test compares both with the result files. Only findings.md is written by hand.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ FINDINGS = ROOT / "bench" / "findings.md"
 README, BEGIN, END = ROOT / "README.md", "<!-- against: begin -->\n", "<!-- against: end -->"
 HEAD = """# Performance
 
-`python -m bench.docs.performance_page` generates this page from the files under [bench/results](../bench/results). Below each section stand its
-file and the command that measures it again. Losses are in nats per token on validation text. "2 x 128" means 2 layers of
-width 128. Where a table says CPU or names no device, two cores of a shared machine were used, whose speed changes over time.
+`python -m bench.docs.performance_page` generates this page from the files in [bench/results](../bench/results). Each section
+ends with its file and the command that measures it again. Losses are in nats per token on validation text. "2 x 128" means 2
+layers of width 128. Unless a table names another device, two cores of a shared machine were used, whose speed varies.
 
 In the comparisons with other trainers, both train for the same wall-clock time on the same machine, start-up included, with
 the same corpus and tokenizer, and both are scored on the same validation tokens. The other trainer's settings are its own
 (`shipped`), or its own with the schedule's horizon set to the measured time (`matched`), or `matched` with batch size and
-learning rate tuned (`tuned`). `Times as fast` is its time divided by the time in which stint, planning for that time from
-the start, reached its loss. Each program keeps its own GOMP_SPINCOUNT (see the end of this page).
+learning rate tuned (`tuned`). `Times as fast` is the other trainer's time divided by the budget with which stint reaches the
+same loss. Each program keeps its own GOMP_SPINCOUNT (see the end of this page).
 """
 
 
 def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def source_of(path: Path, found: dict[str, Any]) -> str:
-    """A result's file and the command that makes it."""
+    """A result file and the command that makes it."""
     return f"[{path.name}](../bench/results/{path.name}): `{found['how']}`"
 
 
-def as_fast(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
-    """A ratio of times; a lower bound where even the shortest run reached the goal."""
+def speedup_text(ratio: float, goal: float, points: list[dict[str, Any]]) -> str:
+    """A ratio of times as text. It is a lower bound if even the shortest run reached the goal."""
     return f"{'at least ' if all(point['loss'] <= goal for point in points) else ''}{ratio:.1f}"
 
 
@@ -64,12 +65,12 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
                 f"{row['peer_loss']:.3f}",
                 f"{full['loss']:.3f}",
                 f"{row['peer_loss'] - full['loss']:.3f}",
-                as_fast(ratio, row["peer_loss"], row["stint"]) if ratio and len(row["stint"]) > 1 else "-",
+                speedup_text(ratio, row["peer_loss"], row["stint"]) if ratio and len(row["stint"]) > 1 else "-",
             ]
         )
     headline = max((row["form"] for row in found["rounds"]), key=FORMS.index)
     last = [row for row in found["rounds"] if row["form"] == headline]
-    ratios = [row["time_to_loss"] or 0.0 for row in last]  # 0: not even in the peer's own seconds
+    ratios = [row["time_to_loss"] or 0.0 for row in last]  # 0: the loss was not reached in the peer's time
     summary = (
         [
             f"stint reached the loss of {peer.title} ({last[0]['form']}) {statistics.median(ratios):.1f} times as fast (median).",
@@ -84,8 +85,8 @@ def against(peer: type[Peer], found: dict[str, Any]) -> list[str]:
         f"## Against {peer.title}",
         "",
         *([peer.note, ""] if peer.note else []),
-        f"Scored on {found['validation_tokens']:,} validation tokens in windows of {found['window']}. stint's models have {sizes}"
-        " parameters; most of them are rows of the hashed bigram embedding.",
+        f"Scored on {found['validation_tokens']:,} validation tokens in windows of {found['window']} tokens. stint's models"
+        f" have {sizes} parameters, most of them in the hashed bigram embedding.",
         "",
         *summary,
         *table(
@@ -112,10 +113,10 @@ def engine(found: dict[str, Any]) -> list[str]:
     columns = [
         "shape",
         "vocabulary",
-        "tokens a step",
+        "tokens per step",
         "tokens/s",
         "GFLOP/s",
-        "of a bare matmul",
+        "relative to matmul",
         *PARTS,
         "plain loss",
         "AdamW",
@@ -125,9 +126,9 @@ def engine(found: dict[str, Any]) -> list[str]:
         "## A training step",
         "",
         f"On {found['device']}, {found['threads']} threads, {found['precision']}. `loader` to `optimizer` are shares of the"
-        " step's time. `of a bare matmul` compares FLOP/s with those of one large matrix product in the same process."
-        " `plain loss` and `AdamW` are the time of a step with torch's cross-entropy of all logits at once, and with AdamW"
-        " instead of Muon, divided by the time of the step as it is: medians of pairs. `MiB` is the peak memory.",
+        " step's time. `relative to matmul` is the ratio to the FLOP/s of one large matrix product in the same process."
+        " `plain loss` and `AdamW` are the times of a step with torch's cross-entropy of all logits at once, and with AdamW"
+        " instead of Muon, relative to the unchanged step (medians of pairs). `MiB` is the peak memory.",
         "",
         *table(columns, rows),
     ]
@@ -147,20 +148,21 @@ def ablation(found: dict[str, Any]) -> list[str]:
         step = "-" if row["step"] is None else f"{row['step']:.2f}"
         rows.append([row["name"], f"{row['loss']:.3f}", str(row["runs"]), per_token, step, worse])
     noise = [f"{deviation:.3f} ({recipe})" for recipe, deviation in found["noise"].items() if deviation is not None]
-    idle = bought_nothing(found)
+    idle = parts_without_effect(found)
     return [
-        "## One part more or less",
+        "## Ablation",
         "",
         f"Each run takes {found['minutes']:g} minute{'s' * (found['minutes'] != 1)} on {found['threads']} thread"
         f"{'s' * (found['threads'] != 1)}. A row changes one part of the configuration `modern` or `classic`. `Same tokens` is"
-        " the difference in loss after as many tokens; `step time` is relative to the unchanged configuration and good to about"
-        " 0.01; `same time` is the difference in loss with the step time counted. A positive difference is worse."
+        " the difference in loss for the same number of tokens; `step time` is relative to the unchanged configuration, with an"
+        " error of about 0.01; `same time` is the difference in loss with the step time counted. A positive difference is worse."
         + (f" The standard deviation of one difference is {', '.join(noise)}." if noise else ""),
         "",
-        "`modern` has every part that a row is `without` and none that a row is `with`."
+        "`modern` has all parts that a row is `without` and no part that a row is `with`."
         + (
-            f" It is not worse by more than twice the noise without: {', '.join(idle)}. Larger models are better with the"
-            " parts of a block among these; plans below 1e14 FLOPs leave them out (`budget/planner/hyperparameters.py`, block_for)."
+            f" Without one of the following it is not worse by more than twice the noise: {', '.join(idle)}. Those that belong"
+            " to the block help larger models; plans below 1e14 FLOPs leave them out"
+            " (`block_for` in `budget/planner/hyperparameters.py`)."
             if idle
             else ""
         ),
@@ -169,7 +171,7 @@ def ablation(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def bought_nothing(found: dict[str, Any]) -> list[str]:
+def parts_without_effect(found: dict[str, Any]) -> list[str]:
     """Parts of `modern` without which it is not worse by more than twice the standard error."""
     noise = found["noise"]["modern"] or 0.0
     return [
@@ -186,12 +188,12 @@ MODERN_WITHOUT = "modern without "
 
 def tuning(found: dict[str, Any]) -> list[str]:
     rows = []
-    for each in found["budgets"]:
-        plan, planned = each["planned"], each["losses"]["as planned"]
-        others = sorted((loss, name) for name, loss in each["losses"].items() if name != "as planned")
+    for budget in found["budgets"]:
+        plan, planned = budget["planned"], budget["losses"]["as planned"]
+        others = sorted((loss, name) for name, loss in budget["losses"].items() if name != "as planned")
         rows.append(
             [
-                f"{each['minutes']:g} min",
+                f"{budget['minutes']:g} min",
                 f"{plan['n_layer']} x {plan['n_embd']}, {'plain' if plan.get('block') == PLAIN else 'modern'} block,"
                 f" batch {plan['batch_tokens']:,}, rate {plan['learning_rate']:g}",
                 f"{planned:.3f}",
@@ -202,24 +204,24 @@ def tuning(found: dict[str, Any]) -> list[str]:
     return [
         "## The plan against its neighbours",
         "",
-        "Does the planner choose well? Each row shows the planned run and runs with one choice changed, of the plan's or of the"
-        " defaults. All get the same time: each trains on as many tokens as it would reach at its own measured speed, on"
-        f" {', '.join(sorted({str(each['threads']) for each in found['budgets']}))} thread. Differences in loss are relative to"
-        " the planned run; a negative one is better. A run of another width has the bigram embedding that plans have at that"
-        " width. `plain block` is layer norm, GELU, GPT-2's initialisation, no query and key norm and no x0 shortcut at once;"
-        " plans below 1e14 FLOPs have it.",
+        "Each row compares the planned run with runs in which one choice of the plan or one default is changed. All get the same"
+        " time: each trains on the number of tokens that it would reach at its own measured speed, on"
+        f" {', '.join(sorted({str(budget['threads']) for budget in found['budgets']}))} thread. Differences in loss are relative"
+        " to the planned run; a negative one is better. A run of another width has the bigram embedding that plans have at that"
+        " width. `plain block` means layer norm, GELU, GPT-2's initialisation, no query and key norm and no x0 shortcut, all at"
+        " once; plans below 1e14 FLOPs have it.",
         "",
-        *table(["budget", "planned", "loss", "with one choice changed"], rows),
+        *table(["budget", "planned", "loss", "differences with one choice changed"], rows),
         "",
-        f"A curve through the {curve['runs']} runs of all sizes, {curve['flops'][0]:.1g} to {curve['flops'][1]:.1g} FLOPs:"
+        f"A fit to the {curve['runs']} runs that differ in size, {curve['flops'][0]:.1g} to {curve['flops'][1]:.1g} FLOPs:"
         f" ln L = level - {curve['slope']:.3f} ln C + {curve['curvature']:.3f} (ln N / ({curve['centre']:.2f} N*))^2, where N* is"
         f" Chinchilla's optimal size. Its rms error in ln L is {curve['rms']:.4f}. The planner weighs sizes by this curve"
-        " (`budget/laws/published.py`, SMALL_CURVE).",
+        " (`SMALL_CURVE` in `budget/laws/published.py`).",
     ]
 
 
 def correction(found: dict[str, Any]) -> list[str]:
-    """What it bought to change batch and rates in the middle of a run, in the mean over seeds, in percent of the loss."""
+    """The gain of changing batch and rates in the middle of a run: mean over seeds, in percent of the loss."""
     seeds = sorted({run["seed"] for run in found["runs"]})
 
     def gain(key: str) -> str:
@@ -228,15 +230,15 @@ def correction(found: dict[str, Any]) -> list[str]:
         return f"{statistics.mean(gains):.2%} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.2%}"
 
     share, settings = found["share_of_budgets"], found["settings"]
-    batches = f"{settings['corrected']['batch_tokens']:,} tokens a batch instead of {settings['as planned']['batch_tokens']:,}"
+    batches = f"{settings['corrected']['batch_tokens']:,} tokens per batch instead of {settings['as planned']['batch_tokens']:,}"
     return [
-        "## Why a plan stands",
+        "## Why a plan is not corrected during a run",
         "",
-        f"On a device a quarter slower than its trial, the rules say {batches} for the tokens that a run of"
-        f" {found['planned_tokens']:,} planned ones really reaches. Following them after a tenth of the budget lowered the loss"
-        f" by {gain('loss')} for as many tokens ({len(seeds)} seeds; {gain('loss_in_result')} on the 14 documents that these runs"
-        f" scored themselves). In {1 - share:.0%} of budgets they say the same batch as the plan. So nothing is corrected in the"
-        " middle of a run.",
+        f"A plan for {found['planned_tokens']:,} tokens was run on a device that was 25 % slower than in the plan's trial."
+        f" For the tokens that such a run reaches, the plan's rules give {batches}. Switching to it after a tenth of the budget"
+        f" lowered the loss by {gain('loss')} for the same number of tokens ({len(seeds)} seeds; {gain('loss_in_result')} on the"
+        f" 14 documents of the runs' own evaluations). In {1 - share:.0%} of budgets the rules give the planned batch. So plans"
+        " are not corrected during a run.",
     ]
 
 
@@ -251,12 +253,13 @@ def startup(found: dict[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     return [
-        "## From the start of the process",
+        "## Start-up",
         "",
         f"Medians of {found['runs_each']} runs of {3600 * found['hours']:.0f} s each. `Steps until steady` counts the steps"
-        " before the first one of typical length. Trials that measure a plan may take"
+        " before the first one of typical duration. The plan's trials may take"
         f" {probe_seconds(Limits(hours=found['hours'])):g} s of such a run,"
-        f" {probe_seconds(Limits(hours=1 / 12)):g} s of five minutes, and {probe_seconds(Limits(hours=24.0)):g} s at most.",
+        f" {probe_seconds(Limits(hours=1 / 12)):g} s of a run of five minutes, and"
+        f" {probe_seconds(Limits(hours=24.0)):g} s at most.",
         "",
         *table(["run", "time to the first step", "steps until steady", "step time"], rows),
     ]
@@ -264,16 +267,16 @@ def startup(found: dict[str, Any]) -> list[str]:
 
 def same(found: dict[str, Any]) -> list[str]:
     return [
-        "## `classic` is nanoGPT's GPT-2",
+        "## `classic` equals nanoGPT's GPT-2",
         "",
         f"Both trained from the same weights on the same batches. Over {found['steps']} steps their losses differ by at most"
         f" {found['largest_difference']:.0e}; nanoGPT prints 4 digits. The learning rate is constant in both, so this compares"
-        " the model, the loss, AdamW, gradient clipping and the loop, but not initialisation or schedule.",
+        " the model, the loss, AdamW, gradient clipping and the loop, but neither initialisation nor schedule.",
     ]
 
 
 def gpu(found: dict[str, Any]) -> list[str]:
-    """What bench.gpu measured within its time; either stage may be missing."""
+    """The result of bench.speed.gpu. Either stage may be missing."""
     lines = ["## One GPU", "", f"On {found['device']}, torch {found['torch']}, {found['precision']}."]
     lines += [f"MFU is relative to {found['peak_flops'] / 1e12:.0f} TFLOP/s ({found['peak_source']}).", ""]
     rows = [
@@ -295,7 +298,7 @@ def gpu(found: dict[str, Any]) -> list[str]:
         "compile",
         "tokens/s",
         "MFU",
-        "of a bare matmul",
+        "relative to matmul",
         "compile time, cold cache",
         "peak memory, GiB",
     ]
@@ -306,7 +309,7 @@ def gpu(found: dict[str, Any]) -> list[str]:
         lines += table(["", "seconds", "loss"], [[name, f"{r['seconds']:.0f}", f"{r['loss']:.3f}"] for name, r in runs])
         lines += [
             "",
-            f"stint reached nanoGPT's loss {as_fast(ratio, peer['loss'], loss['stint'])} times as fast."
+            f"stint reached nanoGPT's loss {speedup_text(ratio, peer['loss'], loss['stint'])} times as fast."
             if ratio
             else "stint did not reach nanoGPT's loss.",
         ]
@@ -314,7 +317,7 @@ def gpu(found: dict[str, Any]) -> list[str]:
 
 
 def peer_tuning(peer: type[Peer], found: dict[str, Any]) -> list[str]:
-    tuned = {row["name"]: row["loss"] for row in found["rows"]}.get("tuned", math.nan)  # if it is not finished yet
+    tuned = {row["name"]: row["loss"] for row in found["rows"]}.get("tuned", math.nan)  # NaN until it is finished
     rows = [
         [
             row["name"],
@@ -327,9 +330,8 @@ def peer_tuning(peer: type[Peer], found: dict[str, Any]) -> list[str]:
     return [
         f"## {peer.title}'s settings",
         "",
-        f"How well are {peer.title}'s settings tuned? Each row changes one setting of the tuned form, with one seed and the"
-        " schedule's horizon matched. Each gets as many iterations as fit into"
-        f" {found['minutes']:g} minutes at its speed, which was measured in turn with the others.",
+        f"Each row changes one setting of {peer.title}'s tuned form, with one seed and the schedule's horizon matched. It gets"
+        f" the number of iterations that fit into {found['minutes']:g} minutes at its speed; the speeds were measured in turn.",
         "",
         *table(["setting", "loss", "relative to tuned", "iterations"], rows),
     ]
@@ -349,7 +351,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 
 
 def text() -> str:
-    """The page, with a section for each result that is there."""
+    """The page, with a section for each result file that exists."""
     parts = [HEAD]
     for name, section in SECTIONS.items():
         path = RESULTS / f"{name}.json"
@@ -360,7 +362,7 @@ def text() -> str:
 
 
 def comparison() -> str:
-    """The README's table: a row for each peer and form of its settings, medians over the seeds."""
+    """The README's table: a row for each peer and form of its settings, with medians over the seeds."""
     rows: list[list[str]] = []
     everything: list[dict[str, Any]] = []
     for peer in PEERS:
@@ -381,24 +383,24 @@ def comparison() -> str:
 
 
 def block_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The knobs of a block that stint had in the peer's own seconds."""
-    return {knob: row["stint"][0]["model"][knob] for knob in PLAIN}
+    """The block options of stint's run with the peer's time."""
+    return {name: row["stint"][0]["model"][name] for name in PLAIN}
 
 
 def medians(runs: list[dict[str, Any]]) -> list[str]:
-    """Of the peer's loss, stint's, the difference within a seed, and the ratio of the times where it was looked for."""
+    """Medians of the peer's loss, stint's loss, their difference per seed, and the ratio of times, as text."""
     pairs = [(row["peer_loss"], row["stint"][0]["loss"]) for row in runs]
     losses = [*zip(*pairs, strict=True), [peer - own for peer, own in pairs]]
-    # 0: not even in the peer's own seconds; no shorter run was made where the only one was better.
-    sought = [row for row in runs if len(row["stint"]) > 1 or not row["time_to_loss"]]
-    ratio = statistics.median(row["time_to_loss"] or 0.0 for row in sought) if sought else None
-    bound = any(point["loss"] <= row["peer_loss"] for row in sought for point in row["stint"][-1:])
+    # 0: not reached in the peer's time. A single run that reached the loss has no shorter run, and gives no ratio.
+    with_ratio = [row for row in runs if len(row["stint"]) > 1 or not row["time_to_loss"]]
+    ratio = statistics.median(row["time_to_loss"] or 0.0 for row in with_ratio) if with_ratio else None
+    bound = any(point["loss"] <= row["peer_loss"] for row in with_ratio for point in row["stint"][-1:])
     times = "-" if ratio is None else f"{'at least ' * bound}{ratio:.1f} times as fast" if ratio else "not reached"
-    return [*(f"{statistics.median(each):.2f}" for each in losses), times]
+    return [*(f"{statistics.median(values):.2f}" for values in losses), times]
 
 
 def with_comparison(readme: str) -> str:
-    """The README with the table as it should be."""
+    """The README with the current table."""
     before, rest = readme.split(BEGIN)
     return before + BEGIN + comparison() + END + rest.split(END)[1]
 

@@ -1,4 +1,4 @@
-"""Put the outcome of a `make train` into bench/results/make_train.json and into the README.
+"""Write the result of a `make train` to bench/results/make_train.json and to the README.
 
 make train NAME=first && .venv/bin/python -m bench.docs.readme_result outputs/first-*
 """
@@ -20,7 +20,7 @@ def main(folder: str) -> None:
     result = result_of(run)
     log = (run / "log.txt").read_text()
     plan = json.loads((run / "plan.json").read_text())
-    plan.pop("curve")  # for the picture; a hundred points that nobody reads here
+    plan.pop("curve")  # a hundred points for the chart, of no use here
     content = {"how": "make train", "result": result, "plan": plan}
     write_result(RESULTS / "make_train.json", content)
     plan_shown = log[log.index("Plan (in full") :].split("\nnote: ")[0]

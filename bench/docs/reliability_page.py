@@ -1,6 +1,6 @@
 """docs/reliability.md from bench/results/faults.json and soak.json: python -m bench.docs.reliability_page
 
-What stint promises is written here; the outcome is read from the files. A test compares the page with both.
+The promises are written in this file, and the results are read from those files. A test compares the page with both.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ checkpoints is 2 % of the budget's hours, at least two seconds and at most ten m
 
 `python -m bench.docs.reliability_page` generates this page; the figures are from [faults.json](../bench/results/faults.json).
 """
-PROMISES = (  # the fault, what stint does, what is lost
+PROMISES = (  # fault, behaviour of stint, loss
     (
         "kill -9, a power cut, the system's out-of-memory killer",
-        "the same command resumes from the newest intact checkpoint; a checkpoint is written beside the old ones, flushed, then"
-        " renamed, so that there is never half of one",
+        "the same command resumes from the newest intact checkpoint; a checkpoint is written to a temporary name, flushed, then"
+        " renamed, so it is either complete or absent",
         "the work since that checkpoint",
     ),
     (
@@ -35,7 +35,11 @@ PROMISES = (  # the fault, what stint does, what is lost
         " SIGINT ends it at once",
         "nothing",
     ),
-    ("a damaged checkpoint", "its checksum fails: one warning, and the one before it is used", "one more interval"),
+    (
+        "a damaged checkpoint",
+        "its checksum fails; one warning, and the previous checkpoint is used",
+        "one more interval",
+    ),
     (
         "a damaged or missing ledger",
         "what was spent is read from the newest checkpoint and the metrics; one warning",
@@ -44,31 +48,31 @@ PROMISES = (  # the fault, what stint does, what is lost
     ("a damaged plan.json", "its copy beside the checkpoints is used; one warning", "nothing"),
     (
         "a damaged shard, manifest, tokenizer or model",
-        "an error of one line and status 2, before anything is computed with it",
+        "a one-line error with exit status 2 before the file is used",
         "nothing; prepare the corpus again, or use a copy of the model",
     ),
     (
         "a full disk, a quota, a write error",
-        "a checkpoint that cannot be written is a warning, and the next one is tried; at the end of the run each write is tried"
-        " twice, then an error of one line and status 1",
+        "a checkpoint that cannot be written is a warning, and the run continues; at the end of the run each write is tried"
+        " twice, then a one-line error with exit status 1",
         "nothing that was saved",
     ),
     (
         "a slow disk",
-        "checkpoints become rarer, so that they take at most `checkpoint.max_fraction` of the time; the reserve for the end of"
-        " the run grows",
+        "checkpoints become less frequent, so that they take at most `checkpoint.max_fraction` of the time; the reserve for"
+        " the end of the run grows",
         "that share of the time",
     ),
     (
         "out of memory in a step, an evaluation or the warm-up",
-        "half as many sequences at a time, twice as often: the same batch, the same mathematics",
+        "micro-batches of half the size, twice as many: the same batch and the same gradient",
         "part of a step",
     ),
     (
         "a non-finite loss, or one worse than guessing for 32 steps",
-        "the run goes back to the newest good checkpoint, once, at half the learning rate; the second time it ends as"
-        " `diverged`. In float16, a step with a non-finite gradient is skipped; in other precisions, to know that in time every"
-        " step would have to wait for the device",
+        "the run is rolled back once to the newest good checkpoint and continues at half the learning rate; the second time it"
+        " ends as `diverged`. In float16, a step with a non-finite gradient is skipped; in other precisions such a check would"
+        " make every step wait for the device",
         "the work since that checkpoint",
     ),
     (
@@ -83,13 +87,13 @@ PROMISES = (  # the fault, what stint does, what is lost
         "the run reports it, chooses micro-batches for that machine, and compares the plan with the new speed",
         "nothing",
     ),
-    ("a second process for the same run", "it ends with an error of one line and status 2", "nothing"),
+    ("a second process for the same run", "it ends with a one-line error and exit status 2", "nothing"),
     ("wandb hangs or fails", "one warning; metrics.jsonl is the record", "nothing"),
 )
 
 
 def phases(found: dict[str, Any]) -> list[str]:
-    """Kills and signals by the phase in which they arrived."""
+    """Kills and signals by phase."""
     kills, stops = found["kills"], found["signals"]
     rows = [
         [
@@ -105,15 +109,15 @@ def phases(found: dict[str, Any]) -> list[str]:
         "## Killed and stopped in every phase",
         "",
         f"A run of {found['steps']:,} steps on one CPU thread saves a checkpoint every {found['checkpoint_every_s']:g} s. It is"
-        " killed or stopped at random moments of each phase, and the same command is typed again each time.",
+        " killed or stopped at random moments of each phase and resumed by the same command each time.",
         "",
         *table(["phase", "kill -9", "signals", "longest time to save and exit"], rows),
         "",
         f"- {kills['disturbed']} kills in {kills['runs']} runs: the final weights of {kills['identical']} runs equal those of an"
         f" undisturbed run, bit for bit. After a kill at most {kills['worst_lost_steps']} steps ({kills['worst_lost_s']:.2f} s)"
-        f" were done again, and at most {kills['worst_uncounted_s']:.2f} s of a killed process are missing in its ledger.",
+        f" were repeated, and at most {kills['worst_uncounted_s']:.2f} s of a killed process are missing in its ledger.",
         f"- {stops['disturbed']} signals ({signals}) in {stops['runs']} runs: the final weights of {stops['identical']} runs"
-        f" equal those of an undisturbed run; {stops['worst_lost_steps']} steps were done again.",
+        f" equal those of an undisturbed run; {stops['worst_lost_steps']} steps were repeated.",
         "- A run with a budget of 299.9 s was killed with kill -9 after 13, 61 and 55 s and started again each time. All four"
         " processes together took 295.2 s (measured once; `git log -- bench/killed.py` finds the script).",
     ]
@@ -140,21 +144,21 @@ def failures(found: dict[str, Any]) -> list[str]:
 
 
 def growth(found: dict[str, Any]) -> list[str]:
-    """What a long run, a long record and a large corpus take."""
+    """Resources of a long run, a long metrics.jsonl and a large corpus."""
     run, record, corpus = found["run"], found["record"], found.get("corpus")
     names = {"memory_mb": "memory, MB", "files": "open files", "disk_mb": "disk, MB", "tokens_per_second": "tokens/s"}
     rows = [
         [
             names.get(name, name),
-            f"{each['first']:,.0f}",
-            f"{each['last']:,.0f}",
-            f"{each['change']:+.1%}",
-            f"{each['limit']:.0%}",
+            f"{figure['first']:,.0f}",
+            f"{figure['last']:,.0f}",
+            f"{figure['change']:+.1%}",
+            f"{figure['limit']:.0%}",
         ]
-        for name, each in run["verdicts"].items()
+        for name, figure in run["verdicts"].items()
     ]
     return [
-        "## Does anything grow?",
+        "## Growth over time",
         "",
         f"{run['minutes']:.0f} minutes of training, {run['steps']['number']:,} steps and {run['checkpoints_seen']} checkpoints."
         " Start-up and the final evaluation are left out.",
@@ -167,7 +171,7 @@ def growth(found: dict[str, Any]) -> list[str]:
 
 
 def prepared(corpus: dict[str, Any]) -> str:
-    """The memory that preparing a large corpus takes."""
+    """The memory for preparing a large corpus."""
     return (
         f"- Preparing {corpus['whole']['megabytes'] / 1000:.1f} GB of text took {corpus['whole']['peak_memory_mb']:.0f} MB of"
         f" memory; preparing a tenth of it took {corpus['tenth']['peak_memory_mb']:.0f} MB."
@@ -179,7 +183,7 @@ def text() -> str:
     found, soaked = json.loads(RESULT.read_text()), json.loads(SOAK.read_text())
     how = f"{source_of(RESULT, found)}; {source_of(SOAK, soaked)}"
     rows = [list(row) for row in PROMISES]
-    promised = ["## What happens", "", *table(["fault", "what stint does", "what is lost"], rows)]
+    promised = ["## Faults and behaviour", "", *table(["fault", "behaviour", "loss"], rows)]
     sections = [promised, *(section(found) for section in (phases, others, failures)), growth(soaked), [how]]
     return "\n\n".join([HEAD.rstrip("\n"), *("\n".join(section) for section in sections)]) + "\n"
 

@@ -1,7 +1,7 @@
-"""train.py, with a note of each phase that it enters: python -m bench.faults.phases FD KNOBS
+"""Run train.py and report each phase that it enters: python -m bench.faults.phases FD KEY=VALUE ...
 
-The same run as train.py's, whose phases bench/faults/prove_faults.py can see from outside, so that it can kill in all of them. A note
-is a line with the phase's name in the pipe FD; a phase may lie within another one, which is noted again when it is left.
+The phases let bench/faults/prove_faults.py kill the run in each of them. Entering a phase writes a line with its name to the
+pipe FD. Phases may be nested; leaving the inner one writes the name of the outer one again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-IMPORT = "import"  # of libraries; this and what lies between two phases
+IMPORT = "import"  # imports of libraries, and the time between other phases
 PHASES: dict[str, tuple[str, ...]] = {
     "preparing": ("train.prepare_corpus",),
     IMPORT: ("train.open_run_device",),  # loads torch
@@ -24,29 +24,29 @@ PHASES: dict[str, tuple[str, ...]] = {
 }
 
 
-def noted(function: Callable[..., Any], phase: str, inside: list[str], pipe: int) -> Callable[..., Any]:
-    """The function, with a note when it is entered and another when it is left."""
+def with_phase_notes(function: Callable[..., Any], phase: str, phases: list[str], pipe: int) -> Callable[..., Any]:
+    """Wrap a function so that its phase is reported on entry and the outer phase on exit. `phases`: the stack of phases."""
 
     def call(*arguments: Any, **keywords: Any) -> Any:
-        inside.append(phase)
+        phases.append(phase)
         os.write(pipe, f"{phase}\n".encode())
         try:
             return function(*arguments, **keywords)
         finally:
-            inside.pop()
-            os.write(pipe, f"{inside[-1]}\n".encode())
+            phases.pop()
+            os.write(pipe, f"{phases[-1]}\n".encode())
 
     return call
 
 
 def main() -> None:
-    pipe, inside = int(sys.argv.pop(1)), [IMPORT]
+    pipe, phases = int(sys.argv.pop(1)), [IMPORT]
     os.write(pipe, f"{IMPORT}\n".encode())
     for phase, names in PHASES.items():
         for name in names:
             path, _, function = name.rpartition(".")
             module = importlib.import_module(path)
-            setattr(module, function, noted(getattr(module, function), phase, inside, pipe))
+            setattr(module, function, with_phase_notes(getattr(module, function), phase, phases, pipe))
     importlib.import_module("train").command()
 
 

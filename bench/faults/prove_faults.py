@@ -1,13 +1,13 @@
-"""Is anything lost that was paid for? Runs that are killed and stopped in every phase, and typed again; and every other fault.
+"""Test that no paid work is lost: runs that are killed or stopped in every phase and resumed, and all other faults.
 
     python -m bench.faults.prove_faults --kills 200 --signals 56
 
-A chain is one run, killed (or stopped by a signal) again and again, each time at a random moment of the phase that is next,
-and followed by the same command; the last process ends by itself. Its weights are held against those of a run that nobody
-disturbed. Then come the tests of all other faults. What goes wrong is written down as a row, and the next chain begins.
+A chain is one run that is killed (or stopped by a signal) several times, each time at a random moment of the next phase, and
+then resumed by the same command; the last process ends by itself. Its weights are compared with those of an undisturbed run.
+Then the tests of all other faults run. A failure is recorded, and the next chain starts.
 
-About four seconds a kill. A chain that is done is kept in outputs/prove-faults/, so that the same command, typed again, goes
-on; --fresh begins anew.
+One kill takes about four seconds. Finished chains are kept in outputs/prove-faults/, so the same command continues after an
+interruption; --fresh starts again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from bench.common import RESULTS, ROOT, argument_parser, write_result
 from bench.faults.phases import PHASES
-from bench.faults.watched_run import Watched, accounts, digest, resumes
+from bench.faults.watched_run import WatchedRun, lost_at_resumes, read_accounts, weights_hash
 from common.signals import STOPPING
 from run.environment import git_commit
 from tests.conftest import TINY
@@ -38,7 +38,7 @@ PLACE = ROOT / "outputs" / "prove-faults"
 TESTS = ("tests/training/test_faults.py", "tests/training/test_injected_faults.py", "tests/training/test_corruption.py")
 STEPS = 1000
 EVERY_S = 0.2  # between checkpoints
-KNOBS = (
+OPTIONS = (
     *TINY,
     f"budget.steps={STEPS}",
     f"checkpoint.every_s={EVERY_S}",
@@ -47,20 +47,27 @@ KNOBS = (
     "eval.interim_tokens=5000",
     "name=faults",
 )
-# What is disturbed in one run, in the order in which it comes; what has been done cannot be disturbed any more.
+# The phases to disturb in one run, in the order in which they occur. A phase that is over cannot be disturbed any more.
 KILLED = (
     "preparing", "preparing", "import", "warm-up", "training", "checkpoint", "evaluation", "training", "checkpoint", "report",
 )  # fmt: skip
 STOPPED = ("preparing", "import", "warm-up", "training", "checkpoint", "evaluation", "report")
-ENTRIES = {"checkpoint": 5, "evaluation": 4, "report": 3}  # of a phase that comes often, any of so many
-LIMIT_S = 5.0  # to save and be gone after a signal
-PATIENCE_S = 180.0  # with a process that should end by itself
+ENTRIES = {"checkpoint": 5, "evaluation": 4, "report": 3}  # for a repeated phase, one of its first entries is drawn
+LIMIT_S = 5.0  # to save and exit after a signal
+PATIENCE_S = 180.0  # for a process that should end by itself
 
 
 @dataclass
 class Row:
-    """One process of a chain. `phase`: where it was when it was disturbed, None when it ended by itself before; seconds:
-    `lived_s` from its start to then, `exit_s` from the signal to its end, `uncounted_s` that its ledger does not know of."""
+    """One process of a chain.
+
+    Attributes:
+        wanted: The phase to disturb.
+        phase: The phase in which it was disturbed; None if it ended by itself before.
+        lived_s: Seconds from its start to its end.
+        exit_s: Seconds from the signal to its end.
+        uncounted_s: Seconds that are missing in its ledger.
+    """
 
     chain: str
     wanted: str
@@ -74,8 +81,7 @@ class Row:
 
 @dataclass
 class Chain:
-    """A run that was disturbed, from its first process to its last. `lost`: for each process that went on, the steps
-    and seconds since the checkpoint that it went on from."""
+    """A disturbed run, from its first process to its last. `lost`: steps and seconds that were lost at each resume."""
 
     name: str
     rows: list[Row]
@@ -84,8 +90,8 @@ class Chain:
     failures: list[str]
 
 
-def texts() -> Path:
-    """A corpus whose preparing takes long enough to be disturbed: Python's own modules."""
+def write_texts() -> Path:
+    """Write a corpus that takes long enough to prepare: the modules of Python's standard library."""
     folder = PLACE / "texts"
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(Path(os.__file__).parent.glob("*.py")):
@@ -93,66 +99,65 @@ def texts() -> Path:
     return folder
 
 
-def knobs(name: str) -> list[str]:
-    """The command of a chain; corpus and run lie in a folder of its own."""
+def run_options(name: str) -> list[str]:
+    """The options of a chain's run. Each chain has its own folder for the prepared corpus and the run."""
     place = PLACE / name
-    return [*KNOBS, f"data.path={PLACE / 'texts'}", f"data.cache_dir={place / 'prepared'}", f"output_dir={place}"]
+    return [*OPTIONS, f"data.path={PLACE / 'texts'}", f"data.cache_dir={place / 'prepared'}", f"output_dir={place}"]
 
 
 def reference() -> tuple[str, dict[str, float]]:
-    """The hash of the weights that nobody disturbed, and the seconds that a phase typically takes."""
+    """Run without disturbance. Returns the hash of the weights and the typical seconds of each phase."""
     shutil.rmtree(PLACE / "reference", ignore_errors=True)
-    with Watched(knobs("reference")) as process:
-        entered = process.to_the_end(PATIENCE_S)
+    with WatchedRun(run_options("reference")) as process:
+        entered = process.wait_to_end(PATIENCE_S)
         if process.status != 0:
-            sys.exit(f"the run that nobody disturbs failed: {process.said()}")
+            sys.exit(f"the undisturbed run failed: {process.last_line()}")
     durations: dict[str, list[float]] = defaultdict(list)
     for (phase, began), (_, ended) in pairwise(entered):
         durations[phase].append(ended - began)
     typical = {phase: statistics.median(sorted(seconds)[-5:]) for phase, seconds in durations.items()}
     typical["training"] = sum(durations["training"]) / len(KILLED)
-    return digest(PLACE / "reference"), typical
+    return weights_hash(PLACE / "reference"), typical
 
 
 def disturb(row: Row, number: int, typical: dict[str, float], draw: random.Random) -> None:
-    """Start the run, disturb it with signal `number` at a random moment of the phase that is wanted, and look at what it
-    left behind."""
+    """Start the run, send signal `number` at a random moment of the phase `row.wanted`, and check the files that it leaves."""
     folder = PLACE / row.chain
-    before = accounts(folder)
-    with Watched(knobs(row.chain)) as process:
+    before = read_accounts(folder)
+    with WatchedRun(run_options(row.chain)) as process:
         entry = draw.randint(1, ENTRIES.get(row.wanted, 1))
-        came = process.wait_for(row.wanted, entry, PATIENCE_S)
-        if came and process.pause(draw.uniform(0, 0.9 * typical[row.wanted])):
+        entered = process.wait_for(row.wanted, entry, PATIENCE_S)
+        if entered and process.pause(draw.uniform(0, 0.9 * typical[row.wanted])):
             sent = time.monotonic()
             row.phase = process.phase()
             os.kill(process.pid, number)
             status = process.wait(PATIENCE_S)
             row.exit_s = time.monotonic() - sent
-            row.failures += judged(number, status, row.phase, row.exit_s, process.said())
+            row.failures += exit_failures(number, status, row.phase, row.exit_s, process.last_line())
         elif process.wait(PATIENCE_S) != 0:
-            row.failures.append(f"it failed by itself: {process.said()}")
+            row.failures.append(f"it failed without a signal: {process.last_line()}")
         row.lived_s = process.lived_s()
-    after = accounts(folder)
+    after = read_accounts(folder)
     if after.spent_s < before.spent_s - 1e-6:
-        row.failures.append(f"the budget spent went back from {before.spent_s:.2f} to {after.spent_s:.2f} s")
+        row.failures.append(f"the spent budget decreased from {before.spent_s:.2f} to {after.spent_s:.2f} s")
     if row.phase not in (None, "import", "preparing"):
         row.uncounted_s = row.lived_s - (after.spent_s - before.spent_s) - after.prepare_s
 
 
-def judged(number: int, status: int | None, phase: str, exit_s: float, said: str) -> list[str]:
-    """What is wrong with the end of a process that got a signal."""
+def exit_failures(number: int, status: int | None, phase: str, exit_s: float, last_line: str) -> list[str]:
+    """The failures in how a process ended after signal `number`."""
     if status is None:
-        return [f"still there {PATIENCE_S:g} s after the signal"]
-    early = phase == "import" and status == -number  # not yet listening, and nothing to save
+        return [f"still running {PATIENCE_S:g} s after the signal"]
+    early = phase == "import" and status == -number  # before its handlers were installed; nothing to save
     if status not in (-signal.SIGKILL, 0) and status != 128 + number and not early:
-        return [f"ended with status {status}: {said}"]
+        return [f"ended with status {status}: {last_line}"]
     if number != signal.SIGKILL and exit_s > LIMIT_S:
         return [f"took {exit_s:.1f} s to save and end"]
     return []
 
 
 def chain(kind: str, index: int, wanted: tuple[str, ...], weights: str, typical: dict[str, float]) -> Chain:
-    """One run, disturbed in the phases `wanted`, one after the other, and then left to end."""
+    """Disturb one run in the phases `wanted`, one after another, then let it end."""
     name = f"{kind}-{index}"
     shutil.rmtree(PLACE / name, ignore_errors=True)
     draw, rows = random.Random(name), list[Row]()
@@ -164,24 +169,26 @@ def chain(kind: str, index: int, wanted: tuple[str, ...], weights: str, typical:
         if row.phase is None or row.failures:
             break
     failures = []
-    with Watched(knobs(name)) as process:
-        process.to_the_end(PATIENCE_S)
+    with WatchedRun(run_options(name)) as process:
+        process.wait_to_end(PATIENCE_S)
         if process.status != 0:
-            failures.append(f"{name}: the last process ended with status {process.status}: {process.said()}")
-    identical = digest(PLACE / name) == weights
+            failures.append(f"{name}: the last process ended with status {process.status}: {process.last_line()}")
+    identical = weights_hash(PLACE / name) == weights
     if not identical:
-        failures.append(f"{name}: its weights are not those of the run that nobody disturbed")
-    lost = resumes(PLACE / name)
+        failures.append(f"{name}: its weights differ from those of the undisturbed run")
+    lost = lost_at_resumes(PLACE / name)
     if kind == "signals" and any(steps for steps, _ in lost):
-        failures.append(f"{name}: steps were lost after a signal that lets a run save: {lost}")
-    failures += [f"{name}, {row.signal} in {row.phase or row.wanted}: {each}" for row in rows for each in row.failures]
+        failures.append(f"{name}: steps were lost although the signal lets a run save: {lost}")
+    failures += [
+        f"{name}, {row.signal} in {row.phase or row.wanted}: {failure}" for row in rows for failure in row.failures
+    ]
     if not failures:
         shutil.rmtree(PLACE / name, ignore_errors=True)
     return Chain(name, rows, identical, lost, failures)
 
 
-class Kept:
-    """The chains that are done, also by earlier processes of this command on the same commit."""
+class KeptChains:
+    """The finished chains, including those of earlier processes of this command on the same commit."""
 
     def __init__(self, path: Path, commit: str | None) -> None:
         self._path, self._commit = path, commit
@@ -196,45 +203,47 @@ class Kept:
         return row
 
 
-def chains(kind: str, count: int, order: tuple[str, ...], kept: Kept, weights: str, typical: dict[str, float]) -> Any:
-    """Chains until `count` processes were disturbed."""
-    done, index, found = 0, 0, []
+def chains(
+    kind: str, count: int, order: tuple[str, ...], kept: KeptChains, weights: str, typical: dict[str, float]
+) -> Any:
+    """Run chains until `count` processes were disturbed."""
+    done, index, rows = 0, 0, []
     while done < count:
         name = f"{kind}-{index}"
         row = kept.chains.get(name) or kept.add(chain(kind, index, order[: count - done], weights, typical))
-        disturbed = sum(each["phase"] is not None for each in row["rows"])
+        disturbed = sum(process["phase"] is not None for process in row["rows"])
         done, index = done + max(1, disturbed), index + 1
-        found.append(row)
+        rows.append(row)
         print(f"{name}: {disturbed} {kind}, {done} of {count}; {'; '.join(row['failures']) or 'identical'}", flush=True)
-    return found
+    return rows
 
 
-def figures(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and worst cases of chains, by the phase that was disturbed."""
-    rows = [row for each in found for row in each["rows"] if row["phase"] is not None]
+def figures(chains: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and worst cases of chains, by disturbed phase."""
+    rows = [row for chain in chains for row in chain["rows"] if row["phase"] is not None]
     by_phase = {}
     for phase in PHASES:
-        here = [row for row in rows if row["phase"] == phase]
-        exits = [row["exit_s"] for row in here if row["exit_s"] is not None]
-        by_phase[phase] = {"disturbed": len(here), "worst_exit_s": round(max(exits, default=0.0), 2)}
-    lost = [pair for each in found for pair in each["lost"]]
+        in_phase = [row for row in rows if row["phase"] == phase]
+        exits = [row["exit_s"] for row in in_phase if row["exit_s"] is not None]
+        by_phase[phase] = {"disturbed": len(in_phase), "worst_exit_s": round(max(exits, default=0.0), 2)}
+    lost = [pair for chain in chains for pair in chain["lost"]]
     uncounted = [row["uncounted_s"] for row in rows if row["uncounted_s"] is not None]
     signals = [row["signal"] for row in rows]
     return {
         "disturbed": len(rows),
         "by_phase": by_phase,
         "by_signal": {name: signals.count(name) for name in sorted(set(signals))},
-        "runs": len(found),
-        "identical": sum(each["identical"] for each in found),
+        "runs": len(chains),
+        "identical": sum(chain["identical"] for chain in chains),
         "worst_lost_steps": max((steps for steps, _ in lost), default=0),
         "worst_lost_s": round(max((seconds for _, seconds in lost), default=0.0), 2),
         "worst_uncounted_s": round(max(uncounted, default=0.0), 2),
-        "failures": [failure for each in found for failure in each["failures"]],
+        "failures": [failure for chain in chains for failure in chain["failures"]],
     }
 
 
 class Outcomes:
-    """A plugin of pytest: one row for each test function."""
+    """A pytest plugin that collects one row per test function."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
@@ -252,13 +261,15 @@ class Outcomes:
             row[report.outcome] += 1
             row["cases"] += dict(report.user_properties).get("cases", 1)
             if report.outcome == "failed":
-                crash = getattr(report.longrepr, "reprcrash", None)  # no path of this machine, as its last line has
-                said = (crash.message if crash else str(report.longrepr)).strip().splitlines()
-                row["bad"].append(f"{report.nodeid}: {said[0] if said else 'no reason given'}")
+                crash = getattr(
+                    report.longrepr, "reprcrash", None
+                )  # unlike its last line, without a path of this machine
+                lines = (crash.message if crash else str(report.longrepr)).strip().splitlines()
+                row["bad"].append(f"{report.nodeid}: {lines[0] if lines else 'no reason given'}")
 
 
 def other_faults() -> list[dict[str, Any]]:
-    """The tests of all other faults, those that take minutes as well."""
+    """Run the tests of all other faults, including slow ones. Returns a row per test function."""
     import pytest
 
     outcomes = Outcomes()
@@ -270,14 +281,14 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--kills", type=int, default=200, help="processes killed with -9")
     parser.add_argument("--signals", type=int, default=56, help="processes stopped with a signal")
-    parser.add_argument("--fresh", action="store_true", help="forget the chains that are done")
+    parser.add_argument("--fresh", action="store_true", help="discard the finished chains")
     options = parser.parse_args()
     if options.fresh:
         shutil.rmtree(PLACE, ignore_errors=True)
-    for name in STOPPING:  # what nohup, or a shell's &, has made us ignore the runs would ignore while they load
+    for name in STOPPING:  # under nohup, or started with & by a shell, the runs would inherit ignored signals
         signal.signal(signal.Signals[name], signal.SIG_DFL)
-    texts()
-    kept = Kept(PLACE / "chains.jsonl", git_commit())
+    write_texts()
+    kept = KeptChains(PLACE / "chains.jsonl", git_commit())
     weights, typical = reference()
     print("typical seconds: " + ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in typical.items()), flush=True)
     killed = chains("kills", options.kills, KILLED, kept, weights, typical)
@@ -295,7 +306,7 @@ def main() -> None:
     write_result(RESULT, content)
     failures = content["kills"]["failures"] + content["signals"]["failures"]
     failures += [line for row in content["others"] for line in row["bad"]]
-    print("\n".join(failures) or "no failure")
+    print("\n".join(failures) or "no failures")
     print(f"{RESULT}; python -m bench.docs.reliability_page writes docs/reliability.md")
 
 

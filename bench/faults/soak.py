@@ -1,11 +1,11 @@
-"""Does anything grow? A run of half an hour that saves every few seconds, a record of a million lines, a corpus of 10 GB.
+"""Test that nothing grows: a run of half an hour that saves every few seconds, a million lines of metrics, a 10 GB corpus.
 
-    python -m bench.faults.soak                        # all three, about an hour and a half; 40 GB of disk
-    python -m bench.faults.soak run --minutes 2        # one of them, shorter
+    python -m bench.faults.soak                        # all three parts, about 90 minutes; 40 GB of disk
+    python -m bench.faults.soak run --minutes 2        # one part, shorter
     python -m bench.faults.soak corpus --gigabytes 1
 
-Writes bench/results/soak.json, a section for each part, with what was found and whether it is within the limits below. The
-run is watched from outside, once a second, through /proc: Linux only.
+Writes bench/results/soak.json with a section for each part: the measurements, and whether they are within the limits below.
+The run is observed from outside, once a second, through /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ RESULT = RESULTS / "soak.json"
 NAME = "soak"
 CHECKPOINT_S = 3
 FEWEST_STEPS = 10_000
-# The beginning, in which libraries load and memory fills, and the end, in which the last evaluation and the report are made.
+# Left out: the beginning, in which libraries load and memory fills, and the end with the last evaluation and the report.
 FIRST_SHARE, FIRST_S, LAST_SHARE, LAST_S = 0.2, 180.0, 0.1, 20.0
-# Largest change from the first to the last fifth of what is between.
+# Largest allowed change from the first to the last fifth of the rest.
 FLAT = {"memory_mb": 0.02, "files": 0.0, "threads": 0.0, "disk_mb": 0.05, "tokens_per_second": 0.1}
-KEPT_SAMPLES = 200  # of the run, in the result
+KEPT_SAMPLES = 200  # samples of the run in the result
 LINES, REPORT_S = 1_000_000, 10.0
-CORPUS_GROWTH = 0.05  # of the peak memory, from a tenth of the corpus to all of it
+CORPUS_GROWTH = 0.05  # of the peak memory, from a tenth of the corpus to the whole corpus
 FILE_BYTES = 64 << 20
 DOCUMENT_CHARACTERS = 3000
-# A vocabulary of bytes: with 4096 tokens the logits of a batch are 16 MB, and where the allocator puts a block of that size
-# changes a few times in half an hour. Such a step of 4 % hides what would be looked for here.
+# The vocabulary is bytes. With 4096 tokens the logits of a batch take 16 MB, and the allocator moves a block of that size a
+# few times in half an hour. Such a step of 4 % would hide slow growth.
 TINY = (
     "data=stdlib", "data.tokenizer=bytes",
     "model.n_layer=1", "model.n_head=1", "model.n_embd=64", "model.block_size=64", "model.bigram_rows=4096",
@@ -54,7 +54,7 @@ TINY = (
 
 @dataclass(frozen=True)
 class Sample:
-    """A process and its folder at a moment; `second` is counted from its start."""
+    """Resources of a process and its folder, `second` seconds after its start."""
 
     second: float
     memory_mb: float
@@ -64,16 +64,16 @@ class Sample:
 
 
 def sample(process: int, folder: Path, second: float) -> Sample:
-    """Raises OSError when the process is gone."""
-    about = Path(f"/proc/{process}")
-    status = dict(line.split(":", 1) for line in (about / "status").read_text().splitlines())
+    """Take a sample of a process and its folder. Raises OSError if the process has ended."""
+    proc = Path(f"/proc/{process}")
+    status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     memory_kb = float(status["VmRSS"].split()[0]) if "VmRSS" in status else math.nan
-    opened = len(os.listdir(about / "fd"))  # noqa: PTH208 (a Path for each would only be counted)
+    opened = len(os.listdir(proc / "fd"))  # noqa: PTH208 (only counted)
     return Sample(second, memory_kb / 1024, opened, int(status["Threads"]), disk_bytes(folder) / 2**20)
 
 
 def disk_bytes(folder: Path) -> int:
-    """Of all files below a folder, which come and go meanwhile."""
+    """The size of all files below a folder. Files may appear and vanish meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -84,29 +84,29 @@ def disk_bytes(folder: Path) -> int:
 
 
 def watch(process: subprocess.Popen[bytes], folder: Callable[[], Path | None]) -> list[Sample]:
-    """A sample a second until the process ends."""
-    began, found = time.monotonic(), []
+    """Take a sample per second until the process ends."""
+    began, samples = time.monotonic(), []
     while process.poll() is None:
-        where = folder()
-        if where is not None:
+        path = folder()
+        if path is not None:
             try:
-                found.append(sample(process.pid, where, time.monotonic() - began))
-            except (OSError, ValueError):  # it has just ended
+                samples.append(sample(process.pid, path, time.monotonic() - began))
+            except (OSError, ValueError):  # the process has just ended
                 break
         time.sleep(1.0)
-    return found
+    return samples
 
 
-def steady(samples: list[Sample]) -> list[Sample]:
-    """Those between the beginning and the end."""
+def steady_samples(samples: list[Sample]) -> list[Sample]:
+    """The samples without the beginning and the end of the run."""
     length = samples[-1].second
     first = min(FIRST_S, FIRST_SHARE * length)
     last = length - min(LAST_S, LAST_SHARE * length)
-    return [each for each in samples if first <= each.second <= last]
+    return [sample for sample in samples if first <= sample.second <= last]
 
 
 def change(values: list[float], typical: Callable[[list[float]], float]) -> dict[str, float]:
-    """What is typical of the first and of the last fifth of a series, and how far apart the two are."""
+    """The typical value of the first and the last fifth of a series, and their relative change."""
     fifth = max(1, len(values) // 5)
     first, last = typical(values[:fifth]), typical(values[-fifth:])
     return {
@@ -116,15 +116,15 @@ def change(values: list[float], typical: Callable[[list[float]], float]) -> dict
     }
 
 
-def judged(name: str, found: dict[str, float]) -> dict[str, Any]:
-    """With its limit, and whether it is kept; what falls is fine, but for the speed."""
+def with_limit(name: str, found: dict[str, float]) -> dict[str, Any]:
+    """Add the limit of a figure and whether it is kept. Only an increase counts; for the speed, only a decrease."""
     drift = -found["change"] if name == "tokens_per_second" else found["change"]
     return {**found, "limit": FLAT[name], "flat": drift <= FLAT[name]}
 
 
 def verdicts(samples: list[Sample], points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whether each figure stayed as it was. `points`: of metrics.jsonl."""
-    middle = steady(samples)
+    """Check each figure for growth. `points`: the steps in metrics.jsonl."""
+    middle = steady_samples(samples)
     length = samples[-1].second
     rates = [p["tokens_per_second"] for p in points if 0.2 < p["hours"] * 3600 / length < 0.95]
     series: dict[str, tuple[list[float], Callable[[list[float]], float]]] = {
@@ -134,27 +134,27 @@ def verdicts(samples: list[Sample], points: list[dict[str, Any]]) -> dict[str, A
         "disk_mb": ([each.disk_mb for each in middle], max),
         "tokens_per_second": (rates, statistics.median),
     }
-    return {name: judged(name, change(values, typical)) for name, (values, typical) in series.items() if values}
+    return {name: with_limit(name, change(values, typical)) for name, (values, typical) in series.items() if values}
 
 
 def long_run(minutes: float, work: Path) -> dict[str, Any]:
-    """Train a tiny model for so long, and watch."""
+    """Train a tiny model for `minutes` and observe the process."""
 
     def folder() -> Path | None:
         return next(iter((work / "outputs").glob(f"{NAME}-*")), None)
 
-    prepared = f"data.cache_dir={ROOT / 'prepared'}"
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, prepared, f"budget.hours={minutes / 60}"]
+    measure_preparing = f"data.cache_dir={ROOT / 'prepared'}"
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, measure_preparing, f"budget.hours={minutes / 60}"]
     saved: set[str] = set()
     with subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL) as process:
 
-        def here() -> Path | None:
+        def observed_folder() -> Path | None:
             found = folder()
             if found is not None:
                 saved.update(path.name for path in (found / "checkpoint").glob("step-*"))
             return found
 
-        samples = watch(process, here)
+        samples = watch(process, observed_folder)
     found = folder()
     if process.returncode or found is None:
         sys.exit(f"the run ended with status {process.returncode}")
@@ -179,7 +179,7 @@ def long_run(minutes: float, work: Path) -> dict[str, Any]:
 
 
 def points(lines: int) -> Iterator[str]:
-    """A record as train.py writes it, of so many steps, with an evaluation at every thousandth."""
+    """The lines of a metrics.jsonl with `lines` steps, as train.py writes it, with an evaluation at every thousandth step."""
     for step in range(1, lines + 1):
         axes = {"step": step, "tokens": 1024 * step, "flops": 1e9 * step, "hours": step / 2e5, "progress": step / lines}
         if step % 1000:
@@ -196,7 +196,7 @@ def points(lines: int) -> Iterator[str]:
 
 
 def long_record(lines: int, work: Path) -> dict[str, Any]:
-    """Seconds and memory of a report on so many lines."""
+    """Measure the report of a run with `lines` lines of metrics: seconds and peak memory."""
     folder = work / "record"
     folder.mkdir()
     with (folder / "metrics.jsonl").open("w") as file:
@@ -215,7 +215,7 @@ def long_record(lines: int, work: Path) -> dict[str, Any]:
 
 
 def measured(code: str, arguments: list[str]) -> tuple[float, float]:
-    """Seconds and megabytes, at most, of a Python process of its own."""
+    """Run `code` in a new Python process. Returns its seconds and its peak memory in MiB."""
     peak = "; print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     began = time.monotonic()
     command = [sys.executable, "-c", code + peak, *arguments]
@@ -227,8 +227,7 @@ def measured(code: str, arguments: list[str]) -> tuple[float, float]:
 
 
 def write_corpus(folder: Path, total: int, file_bytes: int = FILE_BYTES) -> list[Path]:
-    """About `total` bytes of JSON lines: Python's own sources in pieces, again and again, each time with words changed, so
-    that no document is a duplicate."""
+    """Write about `total` bytes of JSON lines from pieces of Python's own sources, changed so that no document is a duplicate."""
     sources = sorted(Path(os.__file__).parent.glob("*.py"))
     whole = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in sources)
     pieces = [whole[at : at + DOCUMENT_CHARACTERS] for at in range(0, len(whole), DOCUMENT_CHARACTERS)]
@@ -245,8 +244,8 @@ def write_corpus(folder: Path, total: int, file_bytes: int = FILE_BYTES) -> list
     return paths
 
 
-def prepared(paths: list[Path], tokenizer: str, work: Path) -> dict[str, float]:
-    """Seconds and memory of preparing these files."""
+def measure_preparing(paths: list[Path], tokenizer: str, work: Path) -> dict[str, float]:
+    """Measure the preparation of these files: seconds and peak memory."""
     corpus = work / f"of-{len(paths)}"
     corpus.mkdir()
     for path in paths:
@@ -264,20 +263,20 @@ def prepared(paths: list[Path], tokenizer: str, work: Path) -> dict[str, float]:
 
 
 def large_corpus(gigabytes: float, work: Path, tokenizer: str = "bpe-4096") -> dict[str, Any]:
-    """Memory of preparing a corpus, beside that for a tenth of it."""
+    """Measure the peak memory of preparing a corpus, and of preparing a tenth of it."""
     raw = work / "raw"
     raw.mkdir()
     total = int(gigabytes * 1e9)
     paths = write_corpus(raw, total, min(FILE_BYTES, total // 20))
-    small, whole = (prepared(some, tokenizer, work) for some in (paths[: len(paths) // 10], paths))
+    small, whole = (measure_preparing(some, tokenizer, work) for some in (paths[: len(paths) // 10], paths))
     growth = whole["peak_memory_mb"] / small["peak_memory_mb"] - 1
     return {"tenth": small, "whole": whole, "growth": round(growth, 4), "limit": CORPUS_GROWTH} | {
         "constant": growth <= CORPUS_GROWTH
     }
 
 
-def keep(part: str, found: dict[str, Any]) -> None:
-    """Put a part's section into the result, beside those of the others."""
+def write_section(part: str, found: dict[str, Any]) -> None:
+    """Write the section of a part to the result and keep the sections of the others."""
     content = {"how": "python -m bench.faults.soak"} | read_result(RESULT)
     content[part] = {"how": f"python -m bench.faults.soak {' '.join(sys.argv[1:])}".strip(), **found}
     write_result(RESULT, content)
@@ -286,11 +285,11 @@ def keep(part: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("part", nargs="?", choices=["run", "record", "corpus"], help="one part alone")
+    parser.add_argument("part", nargs="?", choices=["run", "record", "corpus"], help="run only this part")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--lines", type=int, default=LINES)
     parser.add_argument("--gigabytes", type=float, default=10.0)
-    parser.add_argument("--work", default=None, help="folder for what is large; a temporary one where none is named")
+    parser.add_argument("--work", default=None, help="folder for large files (default: a temporary one)")
     options = parser.parse_args()
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
         "run": lambda work: long_run(options.minutes, work),
@@ -299,7 +298,7 @@ def main() -> None:
     }
     for part in [options.part] if options.part else parts:
         with tempfile.TemporaryDirectory(dir=options.work) as work:
-            keep(part, parts[part](Path(work)))
+            write_section(part, parts[part](Path(work)))
 
 
 if __name__ == "__main__":

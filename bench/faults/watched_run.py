@@ -1,4 +1,4 @@
-"""A run in a process of its own whose phases can be seen, and what it left on the disk; for bench/faults/prove_faults.py."""
+"""For bench/faults/prove_faults.py: a run in its own process whose phases are visible, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from bench.common import ROOT
 from budget.ledger import read_ledger
 
 
-class Watched:
-    """`python -m bench.faults.phases` with knobs; what it started is gone when the block is left."""
+class WatchedRun:
+    """A process of bench.faults.phases with options of train.py, as a context manager. Leaving it kills the process group."""
 
-    def __init__(self, knobs: list[str]) -> None:
-        self._pipe, theirs = os.pipe()
-        self._output: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the block is left)
+    def __init__(self, options: list[str]) -> None:
+        self._pipe, write_end = os.pipe()
+        self._output: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
         self._began = time.monotonic()
         self._ended = self._began
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.faults.phases", str(theirs), *knobs],
+            [sys.executable, "-m", "bench.faults.phases", str(write_end), *options],
             cwd=ROOT,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            pass_fds=[theirs],
+            pass_fds=[write_end],
             start_new_session=True,
         )
-        os.close(theirs)
+        os.close(write_end)
         self._rest = b""
-        self.entered: list[tuple[str, float]] = []  # every phase that was noted, and when
+        self.entered: list[tuple[str, float]] = []  # every phase that was reported, with its time
         self.status: int | None = None
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def __enter__(self) -> Watched:
+    def __enter__(self) -> WatchedRun:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -56,7 +56,7 @@ class Watched:
         self._output.close()
 
     def _read(self, seconds: float) -> bool:
-        """Wait so long for a note; whether there may be more of them."""
+        """Wait up to `seconds` for reports. Returns False at the end of the pipe."""
         if not select.select([self._pipe], [], [], max(0.0, seconds))[0]:
             return True
         data = os.read(self._pipe, 65536)
@@ -65,7 +65,7 @@ class Watched:
         return bool(data)
 
     def wait_for(self, phase: str, entry: int, seconds: float) -> bool:
-        """Until the process enters `phase` for the `entry`-th time; False where it never did."""
+        """Wait until the process enters `phase` for the `entry`-th time. Returns False if it did not within `seconds`."""
         deadline = time.monotonic() + seconds
         while sum(name == phase for name, _ in self.entered) < entry:
             if time.monotonic() > deadline or not self._read(deadline - time.monotonic()):
@@ -73,7 +73,7 @@ class Watched:
         return True
 
     def pause(self, seconds: float) -> bool:
-        """Let it go on for so long, to the millisecond; whether it is still there."""
+        """Let the process run for `seconds`, to the millisecond. Returns whether it is still alive."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if not self._read(left):
@@ -81,7 +81,7 @@ class Watched:
         return True
 
     def wait(self, seconds: float) -> int | None:
-        """Until the process has ended, `seconds` at most; its status, or None."""
+        """Wait up to `seconds` for the end of the process. Returns its exit status, or None if it still runs."""
         try:
             self.status = self._process.wait(seconds)
             self._ended = time.monotonic()
@@ -90,12 +90,12 @@ class Watched:
         return self.status
 
     def phase(self) -> str:
-        """Where the process is now."""
+        """The phase that the process is in now."""
         self._read(0.0)
         return self.entered[-1][0] if self.entered else "import"
 
-    def to_the_end(self, seconds: float) -> list[tuple[str, float]]:
-        """Let it run, for `seconds` at most; the phases it went through, and its end."""
+    def wait_to_end(self, seconds: float) -> list[tuple[str, float]]:
+        """Let the process run to its end, for at most `seconds`. Returns its phases and its end, with times."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._read(deadline - time.monotonic()):
             pass
@@ -103,43 +103,46 @@ class Watched:
         return [*self.entered, ("end", time.monotonic())]
 
     def lived_s(self) -> float:
+        """Seconds from the start of the process to its end."""
         return self._ended - self._began
 
-    def said(self) -> str:
+    def last_line(self) -> str:
         """The last line of its output."""
         self._output.seek(0)
-        return (self._output.read().strip().splitlines() or ["nothing was said"])[-1]
+        return (self._output.read().strip().splitlines() or ["no output"])[-1]
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """What a run's ledger says: seconds of the budget, and those of preparing in its last process."""
+    """From a run's ledger: seconds spent of the budget, and seconds of preparing data in the last process."""
 
     spent_s: float = 0.0
     prepare_s: float = 0.0
 
 
 def run_folder(place: Path) -> Path | None:
-    """The one run below `place`."""
+    """The folder of the run in `place`, or None."""
     return next(place.glob("faults-*"), None)
 
 
-def accounts(place: Path) -> Accounts:
+def read_accounts(place: Path) -> Accounts:
+    """The accounts of the run in `place`; zero without a ledger."""
     folder = run_folder(place)
     ledger = read_ledger(folder / "ledger.json") if folder else None
     return Accounts(sum(ledger["ledger_s"].values()), ledger["prepare_s"]) if ledger else Accounts()
 
 
-def digest(place: Path) -> str:
-    """The hash of a run's finished weights, or a word for their absence."""
+def weights_hash(place: Path) -> str:
+    """The hash of a finished run's weights, or "no weights"."""
     folder = run_folder(place)
     path = folder / "model.safetensors" if folder else None
     return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.exists() else "no weights"
 
 
-def resumes(place: Path) -> list[tuple[int, float]]:
-    """For each process of a run that went on from a checkpoint: the steps, and the seconds of the budget, between that
-    checkpoint and the last point that the process before it logged."""
+def lost_at_resumes(place: Path) -> list[tuple[int, float]]:
+    """The steps and seconds of the budget that were lost at each resume of a run.
+
+    They are counted from the checkpoint to the last step that the previous process logged."""
     folder = run_folder(place)
     lines = (folder / "metrics.jsonl").read_text().splitlines() if folder else []
     lost, last, hours = list[tuple[int, float]](), 0, {0: 0.0}

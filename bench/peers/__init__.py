@@ -1,4 +1,4 @@
-"""The trainers that stint is compared with. The *_train.py and *_loss.py beside this file are started by path."""
+"""The trainers that stint is compared with. The *_train.py and *_loss.py in this folder are started by their paths."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.peers.peer import Peer
 
 CHECKOUTS: tuple[type[CheckoutPeer], ...] = (NanoGPT, LlmBaselines)
 PEERS: tuple[type[Peer], ...] = (*CHECKOUTS, Cramming)
-KNOWN = f"a checkout of {' or '.join(kind.title for kind in CHECKOUTS)}, or {Cramming.given}"  # what --peer takes
+KNOWN = f"a checkout of {' or '.join(kind.title for kind in CHECKOUTS)}, or {Cramming.given}"  # the values of --peer
 
 
 def find_peer(given: str, corpus: str) -> Peer | None:
-    """The peer that `--peer` names: the word cramming or a checkout. `corpus`: folder of stint's own runs."""
+    """The peer for a value of `--peer`, the word cramming or a checkout; None for anything else. `corpus`: for stint's runs."""
     if given == Cramming.given:
         return Cramming(corpus)
     path = Path(given).resolve()

@@ -1,17 +1,16 @@
-"""stint against a peer: the same seconds on the same machine, the same training tokens, the same validation tokens.
+"""Compare stint with a peer: the same time on the same machine, the same corpus, the same validation tokens.
 
-    python -m bench.peers.against ../shared/corpus/slimpajama --peer ../nanoGPT --minutes 5      # two hours on two idle cores
-    python -m bench.peers.against ../shared/corpus/slimpajama --peer ../llm-baselines
-    python -m bench.peers.against ../shared/corpus/slimpajama --peer cramming                    # its recipe; needs no checkout
+    python -m bench.peers.against CORPUS --peer ../nanoGPT --minutes 5      # two hours on two idle cores
+    python -m bench.peers.against CORPUS --peer ../llm-baselines
+    python -m bench.peers.against CORPUS --peer cramming                    # its settings in stint; needs no checkout
 
-The peer's own training script runs from the user's checkout, on data files that are written from stint's prepared corpus, in
-three forms: as it is shipped, in sizes for a CPU; with its schedule's horizon matched to the seconds; and with its batch and
-learning rate tuned as well, which is the headline. How many iterations fit is measured first. stint then runs for the
-seconds that the peer really took, and again for a third, a quarter, ... of them, until it no longer reaches the peer's loss:
-the time-to-loss ratio. All seconds count, of both, from process start to exit; what a peer evaluates is cut to a batch.
-Both are judged on the same tokens of the validation part in windows of the peer's length, and stint's at its own length
-as well. Whatever comes out is written to bench/results/against_PEER.json; started again, also with more seeds or forms,
-it goes on with what is missing.
+The peer's own training script runs from the user's checkout on stint's prepared corpus, with three forms of its settings:
+shipped, with sizes for a CPU; matched, with the schedule's horizon set to the time; and tuned, with batch size and learning
+rate tuned as well, which is the main comparison. The number of iterations that fit is measured first. stint then runs for the
+seconds that the peer took, and again for 1/3, 1/4, ... of them until it no longer reaches the peer's loss. This gives the
+time-to-loss ratio. All seconds from process start to exit count for both; evaluations of the peer are limited to one batch.
+Both are scored on the same validation tokens in windows of the peer's length, and stint also in windows of its own length.
+The result is bench/results/against_PEER.json. The same command, also with more seeds or forms, measures only what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ import torch
 from bench.common import RESULTS, ROOT, argument_parser, result_of, write_result
 from bench.peers import KNOWN, find_peer
 from bench.peers.peer import FORMS, Peer, write_windows
-from bench.peers.stint_run import corpus_in, run_stint, scored
+from bench.peers.stint_run import prepared_corpus, run_stint, score_run
 from data.eval_windows import EvalRange
 from data.shards import Corpus
 from device.device import open_device
@@ -46,11 +45,11 @@ class Comparison:
     """One peer and stint on a corpus.
 
     Attributes:
-        folder: Of the corpus, in SlimPajama's layout.
+        folder: The corpus, in SlimPajama's layout.
         place: Working folder of all runs.
-        minutes: The peer's, start and all.
-        tokens: Of the validation part.
-        arguments: Of stint's train.py.
+        minutes: Time of a run of the peer, start-up included.
+        tokens: Number of validation tokens.
+        arguments: Options of stint's train.py.
     """
 
     peer: Peer
@@ -63,13 +62,13 @@ class Comparison:
     arguments: tuple[str, ...]
 
     def how(self) -> str:
-        """The command, without the paths of this machine."""
+        """The command without paths of this machine."""
         command = " ".join(["python -m bench.peers.against CORPUS", *self.arguments])
         options = f"--peer {self.peer.given} --minutes {self.minutes:g} --seeds {self.seeds} --tokens {self.tokens}"
         return f"{command} {options} --forms {' '.join(self.forms)}"
 
     def content(self, found: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of the result's file."""
+        """The content of the result file with the rounds `found`."""
         return {
             "how": self.how(),
             "torch": torch.__version__,
@@ -80,7 +79,7 @@ class Comparison:
         }
 
     def rounds(self, corpus: Corpus, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-        """A measurement for every form of the peer and every seed but those that are `done`."""
+        """Measure every form and seed that is not in `done`, one after another."""
         self.peer.write_data(corpus, self.place)
         write_windows(EvalRange(corpus.val, self.peer.window, self.tokens), self.place / "windows.npz")
         missing = [(form, seed) for seed in range(self.seeds) for form in self.forms if (form, seed) not in done]
@@ -90,7 +89,7 @@ class Comparison:
             yield self.row(corpus, form, seed, self.peer.settings(form, fits[form]))
 
     def row(self, corpus: Corpus, form: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-        """The peer once, and stint in its seconds; for the headline in less and less of them."""
+        """Run the peer once and stint for the same seconds; for the last form also for decreasing shares of them."""
         name, speed = f"out-{form}-{seed}", matmul_speed()
         ran = self.peer.run(self.place, name, seed, settings)
         goal = self.peer.loss(self.place, name, settings, self.place / "windows.npz")
@@ -119,13 +118,13 @@ class Comparison:
         }
 
     def point(self, corpus: Corpus, name: str, seed: int, share: float, seconds: float) -> dict[str, Any]:
-        """One run of stint's."""
+        """Run stint once for `seconds` and score it."""
         speed = matmul_speed()
         arguments = [f"budget.hours={seconds / 3600:.8g}", *self.arguments]
         folder = run_stint(self.place, self.folder, name, seed, arguments)
         result = result_of(folder)
         device = open_device("cpu", None, "float32", 1.0)
-        figures = scored(folder, corpus, self.tokens, self.peer.window, device)
+        figures = score_run(folder, corpus, self.tokens, self.peer.window, device)
         return {
             "share": share,
             "seconds": result["spent"]["hours"] * 3600 + result["prepare_s"],
@@ -133,13 +132,13 @@ class Comparison:
             "loss": figures["loss"],
             "bits_per_byte": figures["bits_per_byte"],
             "matmul_flops_per_second": speed,
-            "loss_own_window": scored(folder, corpus, self.tokens, None, device)["loss"],
+            "loss_own_window": score_run(folder, corpus, self.tokens, None, device)["loss"],
             "model": result["model"],
         }
 
 
 def matmul_speed() -> float:
-    """FLOP/s of a large matrix product now, on the cores that every run has: how the machine wanders between two runs."""
+    """FLOP/s of a large matrix product now, on the cores of the runs. It shows how the machine's speed changes between runs."""
     device = open_device("cpu", None, "float32", 1.0)
     return measure_peak(device.torch_device, torch.float32, device.synchronize)
 
@@ -161,23 +160,25 @@ def time_to_loss(goal: float, seconds: float, points: list[dict[str, Any]]) -> f
 
 
 def earlier_rounds(path: Path, asked: Comparison) -> list[dict[str, Any]]:
-    """What an earlier start of the same command measured, or of one that differs in its seeds and forms alone, with the same
-    settings of the peer. Seeds and forms that are not asked for now stay: they were paid for."""
+    """The rounds in the result file, if its command differs only in seeds and forms and the peer's settings are the same.
+
+    Rounds of seeds and forms that are not requested now are kept."""
     if not path.exists():
         return []
     earlier, now = json.loads(path.read_text()), asked.content([])
-    if earlier["settings"] != now["settings"] or _alike(earlier["how"]) != _alike(now["how"]):
+    if earlier["settings"] != now["settings"] or _without_seeds_and_forms(earlier["how"]) != _without_seeds_and_forms(
+        now["how"]
+    ):
         return []
     return list(earlier["rounds"])
 
 
-def _alike(how: str) -> str:
-    """A command without its seeds and forms."""
+def _without_seeds_and_forms(how: str) -> str:
     return re.sub(r" --(seeds|forms)( [^-]\S*)+", "", how)
 
 
 def conclude(peer: Peer, forms: tuple[str, ...], found: list[dict[str, Any]]) -> None:
-    """Print what it comes to."""
+    """Print the mean gains and the time-to-loss ratios."""
     for form in forms:
         gains = [row["peer_loss"] - row["stint"][0]["loss"] for row in found if row["form"] == form]
         if gains:
@@ -188,16 +189,16 @@ def conclude(peer: Peer, forms: tuple[str, ...], found: list[dict[str, Any]]) ->
 
 
 def parsed() -> tuple[Comparison, Path]:
-    """What the command line asks for, and the file of its result."""
+    """The comparison of the command line and its result file. Exits for an unknown peer or form."""
     parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--peer", required=True, help=KNOWN)
-    parser.add_argument("--minutes", type=float, default=5.0, help="the peer's, start and all")
+    parser.add_argument("--minutes", type=float, default=5.0, help="time of a run of the peer, start-up included")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=524288, help="of the validation part")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, help="default: all that the peer has")
+    parser.add_argument("--tokens", type=int, default=524288, help="number of validation tokens")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, help="default: all forms of the peer")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "against", help="folder of the runs")
     parser.add_argument("--output", type=Path, help="default: bench/results/against_PEER.json")
-    parser.add_argument("arguments", nargs="*", help="for stint's train.py")
+    parser.add_argument("arguments", nargs="*", help="options of stint's train.py")
     options = parser.parse_args()
     folder = str(Path(options.corpus).resolve())
     peer = find_peer(options.peer, folder)
@@ -205,7 +206,7 @@ def parsed() -> tuple[Comparison, Path]:
         sys.exit(f"--peer {options.peer!r} is not {KNOWN}; skipped")
     forms = tuple(options.forms or peer.forms)
     if unknown := set(forms) - set(peer.forms):
-        sys.exit(f"--forms {' '.join(sorted(unknown))}: {peer.title} has {', '.join(peer.forms)}")
+        sys.exit(f"--forms {' '.join(sorted(unknown))}: the forms of {peer.title} are {', '.join(peer.forms)}")
     place = (options.place / peer.name).resolve()
     arguments = tuple(options.arguments)
     asked = Comparison(peer, folder, place, options.minutes, options.seeds, options.tokens, forms, arguments)
@@ -215,11 +216,11 @@ def parsed() -> tuple[Comparison, Path]:
 def main() -> None:
     asked, output = parsed()
     asked.place.mkdir(parents=True, exist_ok=True)
-    corpus = corpus_in(asked.folder)
+    corpus = prepared_corpus(asked.folder)
     found = earlier_rounds(output, asked)
     if others := {str(row.get("git")) for row in found} - {str(git_commit())}:
         print(
-            f"{output.name} has rounds of stint at {', '.join(sorted(others))}; they stay, now it is at {git_commit()}"
+            f"{output.name} has rounds of stint at {', '.join(sorted(others))}; they are kept, new ones are at {git_commit()}"
         )
     for row in asked.rounds(corpus, {(row["form"], row["seed"]) for row in found}):
         found.append(row)

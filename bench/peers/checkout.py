@@ -1,4 +1,4 @@
-"""What those peers share whose own training script runs from the user's checkout."""
+"""The base class of peers whose own training script runs from the user's checkout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.peers.peer import Peer, Ran
+from bench.peers.peer import Peer, PeerRun
 
 if TYPE_CHECKING:
     from data.shards import Split
@@ -27,35 +27,36 @@ CALIBRATION = 200  # iterations
 
 @dataclass(frozen=True)
 class CheckoutPeer(Peer):
-    """A peer whose own training script runs, unchanged, for a number of iterations, which is the amount of `settings`. It
-    is started by NAME_train.py and its model scored by NAME_loss.py, in processes of their own, for its modules have the
-    names of ours."""
+    """A peer whose own training script runs unchanged. The `amount` of its settings is a number of iterations.
+
+    NAME_train.py starts the script and NAME_loss.py scores its model. Both run in their own processes, because modules of the
+    peer have the same names as modules of stint."""
 
     checkout: Path
 
     @staticmethod
     @abstractmethod
     def is_at(path: Path) -> bool:
-        """Whether `path` is a checkout of it."""
+        """Whether `path` is a checkout of this peer."""
 
     @staticmethod
     @abstractmethod
     def iteration_seconds(log: str) -> tuple[float, ...]:
-        """Of every iteration in what it prints."""
+        """The seconds of every iteration, read from the script's output."""
 
     @abstractmethod
-    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
-        """What a run with these settings amounts to."""
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> PeerRun:
+        """Describe a run with these settings; `each`: seconds of its iterations."""
 
     @abstractmethod
     def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
-        """Of NAME_train.py, after the checkout."""
+        """The arguments of NAME_train.py after the checkout."""
 
     @abstractmethod
     def loss_arguments(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> list[str]:
-        """Of NAME_loss.py, after the checkout."""
+        """The arguments of NAME_loss.py after the checkout."""
 
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         arguments = self.train_arguments(place, name, seed, settings)
         command = [sys.executable, str(SCRIPTS / f"{self.name}_train.py"), str(self.checkout), *arguments]
         began = time.monotonic()
@@ -81,7 +82,7 @@ class CheckoutPeer(Peer):
 
 
 def write_tokens(splits: Iterable[Split], folder: Path) -> None:
-    """train.bin and val.bin as nanoGPT and its descendants read them: uint16, nothing else."""
+    """Write train.bin and val.bin in nanoGPT's format: uint16 token ids without a header."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in splits:
         tokens = np.concatenate([np.asarray(shard, dtype=np.uint16) for shard in split.shards])
@@ -89,9 +90,10 @@ def write_tokens(splits: Iterable[Split], folder: Path) -> None:
 
 
 def flags(settings: dict[str, Any]) -> list[str]:
+    """Settings as arguments --KEY=VALUE."""
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
 def seconds_in(log: str, pattern: re.Pattern[str], unit: float) -> tuple[float, ...]:
-    """The first group of every match, in units of `unit` seconds."""
+    """Seconds: the first group of every match of `pattern`, times `unit`."""
     return tuple(unit * float(found[1]) for found in pattern.finditer(log))

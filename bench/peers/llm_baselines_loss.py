@@ -1,5 +1,6 @@
-"""Nats that an llm-baselines checkpoint needs for given windows:
-python llm_baselines_loss.py CHECKOUT CHECKPOINT WINDOWS.npz [--KEY=VALUE ...], with the options that it was trained with
+"""Score an llm-baselines checkpoint on windows. The options are those that it was trained with.
+
+python llm_baselines_loss.py CHECKOUT CHECKPOINT WINDOWS.npz [--KEY=VALUE ...]
 """
 
 import argparse
@@ -15,7 +16,7 @@ from models.utils import get_model
 
 from config import parse_args_with_format
 
-tiktoken.get_encoding = lambda name: None  # asked for by every model, never used here
+tiktoken.get_encoding = lambda name: None  # every model loads it, but it is not used here
 model = get_model(parse_args_with_format("base", argparse.ArgumentParser(), sys.argv[4:], None))
 model.load_state_dict(torch.load(sys.argv[2], map_location="cpu", weights_only=True)["model"])
 model.eval()

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bench.peers.checkout import CheckoutPeer, flags, seconds_in, write_tokens
-from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, Ran, rates_beside
+from bench.peers.peer import SIZES, TUNED_BATCH, TUNED_RATE, PeerRun, scaled_rates
 
 if TYPE_CHECKING:
     from data.shards import Corpus
 
 ITERATION = re.compile(r"iter \d+: loss [\d.]+, time ([\d.]+)ms")
-# What its README gives for a CPU; the horizon of 2000 iterations is its own.
+# The settings that its README gives for a CPU, including the horizon of 2000 iterations.
 SHIPPED = {
     "device": "cpu",
     "compile": False,
@@ -35,10 +35,12 @@ TUNED = {"batch_size": TUNED_BATCH, **TUNED_RATES}
 
 
 class NanoGPT(CheckoutPeer):
+    """The peer nanoGPT."""
+
     name: ClassVar[str] = "nanogpt"
     title: ClassVar[str] = "nanoGPT"
     given: ClassVar[str] = "CHECKOUT"
-    rates: ClassVar[dict[str, dict[str, Any]]] = rates_beside(TUNED_RATES, 0.5, 2.0)
+    rates: ClassVar[dict[str, dict[str, Any]]] = scaled_rates(TUNED_RATES, 0.5, 2.0)
     neighbours: ClassVar[dict[str, dict[str, Any]]] = {
         "batch x 0.5": {"batch_size": TUNED_BATCH // 2},
         "batch x 2": {"batch_size": TUNED_BATCH * 2},
@@ -53,7 +55,7 @@ class NanoGPT(CheckoutPeer):
         return (path / "train.py").is_file() and (path / "configurator.py").is_file()
 
     def write_data(self, corpus: Corpus, place: Path) -> None:
-        """train.bin, val.bin and meta.pkl in data/stint."""
+        """Write train.bin, val.bin and meta.pkl to data/stint."""
         folder = place / "data" / "stint"
         write_tokens((corpus.train, corpus.val), folder)
         (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": corpus.tokenizer.n_vocab}))
@@ -67,11 +69,10 @@ class NanoGPT(CheckoutPeer):
     def iteration_seconds(log: str) -> tuple[float, ...]:
         return seconds_in(log, ITERATION, 1e-3)
 
-    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> Ran:
-        tokens = (
-            settings["max_iters"] * settings["block_size"] * settings["batch_size"]
-        )  # its last batch trains nothing
-        return Ran(seconds, settings["max_iters"], tokens, each)
+    def ran(self, seconds: float, each: tuple[float, ...], settings: dict[str, Any]) -> PeerRun:
+        # nanoGPT runs one more iteration than max_iters, but does not save its result.
+        tokens = settings["max_iters"] * settings["block_size"] * settings["batch_size"]
+        return PeerRun(seconds, settings["max_iters"], tokens, each)
 
     def train_arguments(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> list[str]:
         return [str(seed), *flags(settings | {"out_dir": name})]

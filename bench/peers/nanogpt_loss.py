@@ -1,4 +1,4 @@
-"""Nats that a nanoGPT checkpoint needs for given windows: python nanogpt_loss.py CHECKOUT CHECKPOINT WINDOWS.npz"""
+"""Score a nanoGPT checkpoint on windows: python nanogpt_loss.py CHECKOUT CHECKPOINT WINDOWS.npz"""
 
 import sys
 
@@ -10,7 +10,7 @@ from model import GPT, GPTConfig
 
 saved = torch.load(sys.argv[2], map_location="cpu", weights_only=True)
 model = GPT(GPTConfig(**saved["model_args"]))
-# A compiled model saves its parameters under names of its own.
+# A compiled model saves its parameters with a prefix.
 model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()})
 model.eval()
 score(lambda x, y: model(x, y)[1], sys.argv[3])

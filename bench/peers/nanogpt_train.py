@@ -1,7 +1,7 @@
-"""Runs a nanoGPT checkout's own train.py, unchanged, with another seed: python nanogpt_train.py CHECKOUT SEED [--KEY=VALUE ...]
+"""Run train.py of a nanoGPT checkout, unchanged, with another seed: python nanogpt_train.py CHECKOUT SEED [--KEY=VALUE ...]
 
-The working folder holds data/<dataset>/train.bin, val.bin and meta.pkl. A file of its own, started by path, because the
-checkout has a module named `model` as well.
+The working folder has data/<dataset>/train.bin, val.bin and meta.pkl. This file is started by its path, because the checkout
+has a module with the name `model` as well.
 """
 
 import runpy
@@ -13,8 +13,8 @@ import torch
 
 checkout, seed = Path(sys.argv[1]).resolve(), int(sys.argv[2])
 plain_seed = torch.manual_seed
-torch.manual_seed = lambda fixed: plain_seed(fixed + seed)  # its seed is no option of its
-if not Path("configurator.py").exists():  # read from the working folder
+torch.manual_seed = lambda fixed: plain_seed(fixed + seed)  # nanoGPT has no option for the seed
+if not Path("configurator.py").exists():  # nanoGPT reads it from the working folder
     shutil.copy(checkout / "configurator.py", ".")
 sys.path.insert(0, str(checkout))
 sys.argv = ["train.py", *sys.argv[3:]]

@@ -1,4 +1,4 @@
-"""What bench.against asks of a peer: a trainer that stint is compared with."""
+"""The interface of a peer, a trainer that stint is compared with."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from data.shards import Corpus
 
 FORMS = ("shipped", "matched", "tuned")
-# The sizes that nanoGPT's README gives for a CPU, with a batch (sequences) and learning rate that serve it well: of eight
-# neighbours one layer of this width was 0.013 nats better, and all others worse (bench/results/tune_nanogpt.json, a seed each).
+# The sizes that nanoGPT's README gives for a CPU, with a tuned batch size (in sequences) and learning rate: see
+# bench/results/tune_nanogpt.json.
 SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 128}
 WINDOW, TUNED_BATCH, TUNED_RATE = 64, 24, 4e-3
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A run of a peer. `seconds`: of the whole process; `each`: of every iteration, as its log has them, if it has."""
+class PeerRun:
+    """A run of a peer. `seconds`: of the whole process; `each`: of every iteration, if its log has them."""
 
     seconds: float
     iterations: int
@@ -35,13 +35,13 @@ class Peer(ABC):
 
     Attributes:
         name: Part of the result's file name.
-        title: In prose.
-        given: What `--peer` takes, as a result says how to get it again.
-        note: What a reader of the result has to know; may be empty.
-        forms: Of its settings, the headline last.
-        window: Context of its model, tokens.
-        rates: Changes of the tuned form's learning rate alone, by their names, for bench.tune_peer.
-        neighbours: Other changes of the tuned form.
+        title: Its name in text.
+        given: The value of `--peer` in the command that a result records.
+        note: A remark for readers of the result; may be empty.
+        forms: The forms of its settings; the last one is the main comparison.
+        window: Context length of its model in tokens.
+        rates: Changes of the tuned form's learning rate, by name, for bench.peers.tune_peer.
+        neighbours: Other changes of the tuned form, by name.
     """
 
     name: ClassVar[str]
@@ -55,35 +55,37 @@ class Peer(ABC):
 
     @abstractmethod
     def write_data(self, corpus: Corpus, place: Path) -> None:
-        """The corpus under the working folder `place` as the peer reads it."""
+        """Write the corpus to the working folder `place` in the peer's format."""
 
     @abstractmethod
     def amount_within(self, place: Path, form: str, seconds: float) -> float:
-        """How much fits into `seconds`, start and all, in the unit that `settings` takes."""
+        """The `amount` of a run that takes `seconds`, start-up included, in the unit of `settings`."""
 
     @abstractmethod
     def settings(self, form: str, amount: float) -> dict[str, Any]:
-        """Its options, by its own names, for a run of that length."""
+        """The peer's options, with its own names, for a run of length `amount`."""
 
     def settings_for(self, form: str, iterations: int) -> dict[str, Any]:
-        """The same for a run of so many iterations, whatever the unit of `settings`."""
+        """As `settings`, for a run of `iterations`, whatever the unit of `amount`."""
         return self.settings(form, iterations)
 
     @abstractmethod
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
-        """Trains, and leaves the model in place/name. Ends the program where the peer fails."""
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
+        """Train and write the model to place/name. Exits if the peer fails."""
 
     @abstractmethod
     def loss(self, place: Path, name: str, settings: dict[str, Any], windows: Path) -> float:
-        """Nats per token of that model on windows that `write_windows` wrote."""
+        """The loss of that model in nats per token on the windows that `write_windows` wrote."""
 
 
-def rates_beside(settings: dict[str, float], *factors: float) -> dict[str, dict[str, Any]]:
-    """`rates` of a peer whose learning rate is in these settings."""
-    return {f"learning rate x {by:g}": {key: by * value for key, value in settings.items()} for by in factors}
+def scaled_rates(settings: dict[str, float], *factors: float) -> dict[str, dict[str, Any]]:
+    """`rates` of a peer: the learning rates in `settings` times each factor."""
+    return {
+        f"learning rate x {factor:g}": {key: factor * value for key, value in settings.items()} for factor in factors
+    }
 
 
 def write_windows(windows: EvalRange, path: Path) -> None:
-    """An .npz that peers are scored on: inputs x and targets y, -1 for none, int64 (windows, tokens)."""
+    """Write the .npz on which peers are scored: inputs x and targets y, int64 (windows, tokens); a target of -1 is ignored."""
     x, y, _ = windows.windows(0, windows.n_windows)
     np.savez(path, x=x, y=y)

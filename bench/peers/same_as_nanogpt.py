@@ -1,10 +1,10 @@
-"""Is `classic` GPT-2 as nanoGPT trains it? Twenty steps from the same weights on the same batches.
+"""Check that `classic` trains like nanoGPT's GPT-2: twenty steps from the same weights on the same batches.
 
-    python -m bench.peers.same_as_nanogpt --peer ../nanoGPT      # half a minute; skips without a checkout
+    python -m bench.peers.same_as_nanogpt --peer ../nanoGPT      # half a minute; skipped without a checkout
 
-The checkout's own train.py runs unchanged on a small random corpus and prints a loss a step. Then stint's own train.py
-trains `classic` on the windows that the peer's generator drew, from the weights that it initialised. The losses are to
-agree to the 4 digits that the peer prints. Writes bench/results/same_as_nanogpt.json.
+The checkout's train.py runs unchanged on a small random corpus and prints the loss of each step. Then stint's train.py trains
+`classic` from the same initial weights on the same batches. The losses must agree in the 4 digits that nanoGPT prints.
+Writes bench/results/same_as_nanogpt.json.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESULT = RESULTS / "same_as_nanogpt.json"
 STEPS, SEED, SPREAD = 20, 1337, 1e-4
 SIZES = {"n_layer": 3, "n_head": 4, "n_embd": 128, "block_size": 64, "vocab_size": 512}
 BATCH, RATE, DECAY, BETAS, CLIP = 12, 1e-3, 0.1, (0.9, 0.99), 1.0
-# The peer's names, piece by piece.
+# Parts of nanoGPT's parameter names, and stint's names for them.
 NAMES = {
     "transformer.": "",
     "h.": "blocks.",
@@ -43,14 +43,15 @@ NAMES = {
 }
 
 
-def renamed(name: str) -> str:
+def rename_parameter(name: str) -> str:
+    """stint's name of a parameter of nanoGPT."""
     for theirs, ours in NAMES.items():
         name = re.sub(rf"(^|(?<=\.)){re.escape(theirs)}", ours, name)
     return name
 
 
 def peer_module(checkout: Path) -> Any:
-    """The checkout's model.py, under a name that is not ours."""
+    """Import the checkout's model.py under a name that does not collide with stint's."""
     spec = importlib.util.spec_from_file_location("peer_model", checkout / "model.py")
     assert spec is not None
     assert spec.loader is not None
@@ -61,7 +62,7 @@ def peer_module(checkout: Path) -> Any:
 
 
 def peer_losses(checkout: Path, place: Path, tokens: np.ndarray) -> list[float]:
-    """What its train.py prints."""
+    """The losses that nanoGPT's train.py prints."""
     data = place / "data" / "random"
     data.mkdir(parents=True)
     for split in ("train", "val"):
@@ -93,12 +94,16 @@ def peer_losses(checkout: Path, place: Path, tokens: np.ndarray) -> list[float]:
 
 
 def peer_start(checkout: Path, tokens: np.ndarray) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
-    """Its first weights under our names, and the batches that its generator draws after them: one before the loop, one
-    for each split of the evaluation at the first iteration, then one an iteration."""
+    """nanoGPT's initial weights, with stint's names, and its batches (x, y), int64 (B, T).
+
+    Its generator draws one batch before the loop, one per split for the evaluation at the first iteration, then one per
+    iteration."""
     module = peer_module(checkout)
     torch.manual_seed(SEED)
     model = module.GPT(module.GPTConfig(**SIZES, bias=False, dropout=0.0))
-    weights = {renamed(name): value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        rename_parameter(name): value.clone() for name, value in model.state_dict().items() if name != "lm_head.weight"
+    }
     length = SIZES["block_size"]
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -116,7 +121,7 @@ def peer_start(checkout: Path, tokens: np.ndarray) -> tuple[dict[str, Tensor], l
 
 
 def our_losses(place: Path, weights: dict[str, Tensor], batches: list[tuple[Tensor, Tensor]]) -> list[float]:
-    """Those of train.py's own loop, with the peer's weights and batches put in where it builds its own."""
+    """The losses of stint's train.py, with nanoGPT's weights and batches in place of its own."""
     import train
     from cli.launch import launch
     from config import Config
@@ -136,7 +141,7 @@ def our_losses(place: Path, weights: dict[str, Tensor], batches: list[tuple[Tens
 
     train.build = build
     text = place / "text.txt"
-    text.write_text("\n".join(f"line {i} of a text that only has to be there" for i in range(4000)))
+    text.write_text("\n".join(f"line {i} of a text that is not used" for i in range(4000)))
     sys.argv = [
         *("train.py", "model=classic", "optim=adamw", "data=text", f"data.path={text}", "data.tokenizer=bytes"),
         *(f"model.{key}={value}" for key, value in SIZES.items()),
@@ -158,7 +163,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, help="checkout of nanoGPT")
     checkout = parser.parse_args().peer.resolve()
     if not (checkout / "model.py").exists():
-        print(f"{checkout} is no checkout of nanoGPT; skipped")
+        print(f"{checkout} is not a checkout of nanoGPT; skipped")
         return
     tokens = np.random.default_rng(0).zipf(1.3, 100_000).clip(max=SIZES["vocab_size"]).astype(np.uint16) - 1
     with tempfile.TemporaryDirectory() as folder:

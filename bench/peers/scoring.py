@@ -1,4 +1,4 @@
-"""What the *_loss.py beside this file have in common: they run in processes of their own, with a peer's modules."""
+"""Scoring for the *_loss.py in this folder, which run in their own processes with a peer's modules."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,10 @@ BATCH = 64  # windows at once
 
 
 def score(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], windows: str) -> None:
-    """Print one JSON object: nats in all and tokens. `loss`: nats per target of inputs and targets, the peer's own.
-    windows: an .npz of inputs x and targets y, -1 for none, int64 (windows, tokens)."""
+    """Print a JSON object with the sum of nats and the number of tokens.
+
+    `loss`: the peer's function of inputs and targets, in nats per target. `windows`: an .npz with inputs x and targets y, int64
+    (windows, tokens); a target of -1 is ignored."""
     with np.load(windows, allow_pickle=False) as found:
         x, y = torch.from_numpy(found["x"]), torch.from_numpy(found["y"])
     nats = 0.0

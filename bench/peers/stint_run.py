@@ -19,68 +19,72 @@ from device.device import Device
 from evals.language_model import evaluate
 from run.load_model import load_model
 
-# The same number however slow the machine or the model is, so that all runs are scored on the same tokens.
+# The evaluation is never shortened, so that all runs are scored on the same tokens.
 SCORED = (*TRAIN_ONLY, "eval.tokens=65536", "eval.max_fraction=1")
 
 
-def corpus_in(folder: str) -> Corpus:
+def prepared_corpus(folder: str) -> Corpus:
     """The corpus of a folder in SlimPajama's layout as `run_stint` uses it; prepares it if necessary."""
     return open_corpus(prepare(DataSpec(source="slimpajama", path=folder, tokenizer=TOKENIZER), log=print).folder)
 
 
 def run_stint(place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> Path:
-    """Run stint and return the run's folder. `corpus`: a folder in SlimPajama's layout. An earlier run of this name is
-    removed, as it was timed at another moment."""
+    """Run stint and return the run's folder. `corpus`: a folder in SlimPajama's layout.
+
+    An earlier run with this name is removed, because it was timed at another moment."""
     shutil.rmtree(place / name, ignore_errors=True)
     train(
         [
             *corpus_options(corpus),
-            "data.max_bytes=null",  # as the comparison prepared it for the peer, so that no run has to prepare it anew
+            "data.max_bytes=null",  # as it was prepared for the peer, so that no run has to prepare it again
             *(*TRAIN_ONLY, "eval.tokens=16384", f"seed={seed}", f"output_dir={place / name}", *arguments),
         ]
     )
-    return finished(place, name)
+    return finished_run(place, name)
 
 
-def finished(place: Path, name: str) -> Path:
-    """The folder of the newest finished run of that name. Raises ValueError if there is none."""
+def finished_run(place: Path, name: str) -> Path:
+    """The folder of the newest finished run with that name. Raises ValueError without one."""
     return max((place / name).glob("*/result.json"), key=lambda path: path.stat().st_mtime).parent
 
 
-def scored(folder: Path, corpus: Corpus, tokens: int, block: int | None, device: Device) -> dict[str, Any]:
+def score_run(folder: Path, corpus: Corpus, tokens: int, block: int | None, device: Device) -> dict[str, Any]:
     """Score a finished model on validation tokens of its corpus, in windows of `block` tokens (None: its own block size).
-    Exits if the model was trained on another corpus: token ids would differ, and it may have seen the validation text."""
+
+    Exits if the model was trained on another corpus: token ids would differ, and it might have seen the validation text."""
     found, val = load_model(str(folder), device.torch_device), corpus.val
     if found.about["data_fingerprint"] != corpus.fingerprint:
-        sys.exit(f"{folder} was not trained on {corpus.folder}, so it cannot be scored on that")
+        sys.exit(f"{folder} was not trained on {corpus.folder}, so it cannot be scored there")
     windows = EvalRange(val, block or found.model.shape.block_size, tokens)
     token_bytes = corpus.tokenizer.token_bytes
     return evaluate(found.model, windows, token_bytes, val.sources, 64, device.torch_device, device.autocast)
 
 
-def begin_as_train_does() -> None:
-    """Start this `python -m` process again with the environment that train.py sets for torch's libraries before it loads
-    them."""
+def restart_with_train_environment() -> None:
+    """Restart this `python -m` process with the environment variables that train.py sets before it imports torch."""
     module = sys.modules["__main__"].__spec__
     if module is not None and not BEFORE_TORCH.keys() <= os.environ.keys():
         command = [sys.executable, "-m", module.name, *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **BEFORE_TORCH})
 
 
-def folder_of(name: str, seed: int) -> str:
+def run_folder_name(name: str, seed: int) -> str:
     """The name of a run's folder."""
     return f"{name.replace(' ', '-').replace(',', '')}-{seed}"
 
 
-def hours_of(minutes: float) -> str:
-    """The budget option for a run of so many minutes, start-up included."""
+def hours_option(minutes: float) -> str:
+    """The budget option for a run of `minutes`, start-up included."""
     return f"budget.hours={minutes / 60:.6g}"
 
 
-def run_within(budget: str, place: Path, corpus: str, name: str, seed: int, arguments: list[str]) -> dict[str, Any]:
-    """Run train.py with the option `budget`, unless that run is finished, and return its figures. A failed run has the key
-    `failed` instead of figures."""
-    place = place / folder_of(name, seed)
+def run_with_budget(
+    budget: str, place: Path, corpus: str, name: str, seed: int, arguments: list[str]
+) -> dict[str, Any]:
+    """Run train.py with the option `budget`, unless that run is finished, and return its figures.
+
+    A failed run has the key `failed` instead of figures."""
+    place = place / run_folder_name(name, seed)
     options = [
         *corpus_options(corpus),
         *SCORED,

@@ -1,14 +1,15 @@
-"""Is the tuned form of a peer well tuned? Its loss with one of its settings changed, for the same time.
+"""Check how well the tuned form of a peer is tuned: its loss with one setting changed, for the same time.
 
-    python -m bench.peers.tune_peer ../shared/corpus/slimpajama --peer ../nanoGPT --minutes 5 --at-once     # 45 minutes on two cores
-    python -m bench.peers.tune_peer ../shared/corpus/slimpajama --peer ../llm-baselines --at-once           # its learning rate alone
-    python -m bench.peers.tune_peer ../shared/corpus/slimpajama --peer cramming --at-once                   # the same
+    python -m bench.peers.tune_peer CORPUS --peer ../nanoGPT --minutes 5 --at-once     # 45 minutes on two cores
+    python -m bench.peers.tune_peer CORPUS --peer ../llm-baselines --at-once           # its learning rate only
+    python -m bench.peers.tune_peer CORPUS --peer cramming --at-once                   # its learning rate only
 
-What bench.against takes for the headline, and neighbours of it: `rates` and `neighbours` of the peer. A shared machine wanders by
-more than they differ, so no clock stops these runs: each has as many iterations as would fit on a machine that stays as it is.
-For that iterations of all of them are timed in turn. A schedule's horizon is the run's own, and each is scored on the validation
-tokens of bench.against. What is timed and finished stays in bench/results/tune_PEER.json when it is started again.
-`--at-once`: as many runs at the same time as there are cores, each on one; they come to the same, but for rounding.
+The rows are the tuned form of bench.peers.against and the peer's `rates` and `neighbours`. The speed of a shared machine varies
+by more than they differ, so a run is not stopped by the clock. Each has the number of iterations that would fit into the time
+at constant speed, which is found by timing iterations of all rows in turn. The schedule's horizon is that of the run, and each
+run is scored on the validation tokens of bench.peers.against. Timings and finished rows are kept in
+bench/results/tune_PEER.json. `--at-once` starts as many runs at the same time as there are cores, each on one core; the
+results are the same except for rounding.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from bench.common import RESULTS, ROOT, argument_parser, median_ratio, read_resu
 from bench.peers import KNOWN, find_peer
 from bench.peers.checkout import CALIBRATION
 from bench.peers.peer import Peer, write_windows
-from bench.peers.stint_run import corpus_in
+from bench.peers.stint_run import prepared_corpus
 from data.eval_windows import EvalRange
 
-ROUNDS = 3  # of timing
+ROUNDS = 3  # of timing all rows
 
 
 def rows_of(peer: Peer) -> dict[str, dict[str, Any]]:
-    """What each row changes of the tuned form."""
+    """The changes of the tuned form in each row, by name."""
     return {"tuned": {}} | peer.rates | peer.neighbours
 
 
@@ -42,7 +43,7 @@ def settings_of(peer: Peer, name: str, iterations: int) -> dict[str, Any]:
 
 
 def fitting(peer: Peer, place: Path, seconds: float) -> dict[str, int]:
-    """Iterations of each row for `seconds`, start and all; a rate makes none slower."""
+    """Iterations of each row for `seconds`, start-up included. Rows that change only the learning rate are not timed."""
     starts: list[float] = []
     each: dict[str, list[float]] = {name: [] for name in rows_of(peer) if name not in peer.rates}
     for _ in range(ROUNDS):
@@ -52,12 +53,12 @@ def fitting(peer: Peer, place: Path, seconds: float) -> dict[str, int]:
             times.append(statistics.median(ran.each))
     tuned = each["tuned"]
     fits = (seconds - statistics.median(starts)) / statistics.median(tuned)
-    quicker = {name: median_ratio(tuned, times) for name, times in each.items()}
-    return {name: int(fits * quicker.get(name, 1.0)) for name in rows_of(peer)}
+    speedup = {name: median_ratio(tuned, times) for name, times in each.items()}
+    return {name: int(fits * speedup.get(name, 1.0)) for name in rows_of(peer)}
 
 
 def measured(peer: Peer, place: Path, name: str, iterations: int) -> dict[str, Any]:
-    """A row: its settings and what they came to."""
+    """Run a row and return its settings and results."""
     settings, folder = settings_of(peer, name, iterations), f"out-{name.replace(' ', '-')}"
     ran = peer.run(place, folder, 0, settings)
     loss = peer.loss(place, folder, settings, place / "windows.npz")
@@ -74,8 +75,8 @@ def measured(peer: Peer, place: Path, name: str, iterations: int) -> dict[str, A
 def main() -> None:
     parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--peer", required=True, help=KNOWN)
-    parser.add_argument("--minutes", type=float, default=5.0, help="that each run is given as many iterations for")
-    parser.add_argument("--tokens", type=int, default=524288, help="of the validation part")
+    parser.add_argument("--minutes", type=float, default=5.0, help="time for which each run gets iterations")
+    parser.add_argument("--tokens", type=int, default=524288, help="number of validation tokens")
     parser.add_argument("--at-once", action="store_true", help="a run on each core at the same time")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "tune_peer", help="folder of the runs")
     parser.add_argument("--output", type=Path, help="default: bench/results/tune_PEER.json")
@@ -87,11 +88,12 @@ def main() -> None:
     output = options.output or RESULTS / f"tune_{peer.name}.json"
     place = (options.place / peer.name).resolve()
     place.mkdir(parents=True, exist_ok=True)
-    corpus = corpus_in(folder)
+    corpus = prepared_corpus(folder)
     peer.write_data(corpus, place)
     write_windows(EvalRange(corpus.val, peer.window, options.tokens), place / "windows.npz")
     head = {
-        "how": f"python -m bench.peers.tune_peer CORPUS --peer {peer.given} --minutes {options.minutes:g} --tokens {options.tokens}",
+        "how": f"python -m bench.peers.tune_peer CORPUS --peer {peer.given} --minutes {options.minutes:g}"
+        f" --tokens {options.tokens}",
         "minutes": options.minutes,
         "validation_tokens": options.tokens,
         "window": peer.window,
@@ -104,11 +106,11 @@ def main() -> None:
     cores = SimpleQueue[set[int]]()
     for core in os.sched_getaffinity(0) if options.at_once else ():
         cores.put({core})
-    # A process has the cores of the thread that starts it.
+    # A process inherits the cores of the thread that starts it.
     pin = (lambda: os.sched_setaffinity(0, cores.get())) if options.at_once else None
     writing = Lock()
 
-    def kept(name: str) -> None:
+    def measure_and_write(name: str) -> None:
         row = measured(peer, place, name, found["iterations"][name])
         with writing:
             found["rows"].append(row)
@@ -117,9 +119,9 @@ def main() -> None:
     missing = [name for name in rows_of(peer) if name not in {row["name"] for row in found["rows"]}]
     with ThreadPoolExecutor(cores.qsize() or 1, initializer=pin) as pool:
         try:
-            for done in as_completed([pool.submit(kept, name) for name in missing]):
+            for done in as_completed([pool.submit(measure_and_write, name) for name in missing]):
                 done.result()
-        except BaseException:  # of a row, or Ctrl-C: what runs may end, nothing more is begun
+        except BaseException:  # also Ctrl-C: running rows may finish, no more are started
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -1,8 +1,8 @@
-"""Would the refit have known? Published isoFLOP runs, the three cheapest budgets given, a 68 times larger one asked for.
+"""Test the extrapolation of a refitted law: fit the three smallest budgets of published isoFLOP runs, predict a 68 times larger.
 
-    python -m bench.quality.law_extrapolation ../shared/reference/scaling_porian_isoflop.csv
+    python -m bench.quality.law_extrapolation FILE
 
-The file holds Porian et al. 2024's (arXiv 2406.19146) tuned runs: columns dataset, C, N, D, L. The best size at 3.4e18
+FILE: the tuned runs of Porian et al. 2024 (arXiv:2406.19146) as CSV with columns dataset, C, N, D, L. The best size at 3.4e18
 FLOPs, from parabolas through all twelve budgets, is 189M parameters on RefinedWeb and 188M on OpenWebText2.
 """
 
@@ -34,20 +34,20 @@ def read_points(path: Path) -> dict[str, list[Point]]:
 
 
 def replay(points: list[Point], truth: float) -> dict[str, Any]:
-    """What the cheapest budgets say about TARGET, with the prior and without."""
-    cheap = [point for each in group(points)[:BUDGETS] for point in each]
-    found = fit(cheap)
-    size = found.law.parameters(TARGET)
+    """Predict the best size at TARGET FLOPs from the smallest budgets and compare it with `truth`."""
+    cheap = [point for budget in group(points)[:BUDGETS] for point in budget]
+    fitted = fit(cheap)
+    size = fitted.law.parameters(TARGET)
     return {
         "runs": len(cheap),
-        "budgets": [each.flops for each in found.slices],
-        "best_sizes": [each.parameters for each in found.slices],
+        "budgets": [part.flops for part in fitted.slices],
+        "best_sizes": [part.parameters for part in fitted.slices],
         "predicted": size,
-        "interval_80": found.law.interval(TARGET),
+        "interval_80": fitted.law.interval(TARGET),
         "truth": truth,
         "error": size / truth - 1,
-        "free_exponent": found.free,
-        "flagged_unstable": any("unstable" in warning for warning in found.warnings),
+        "free_exponent": fitted.free,
+        "flagged_unstable": any("unstable" in warning for warning in fitted.warnings),
         "whole_curve": math.exp(fit(points).law.intercept) * TARGET ** fit(points).law.exponent,
         "goal_met": abs(size / truth - 1) <= GOAL,
     }
@@ -55,13 +55,13 @@ def replay(points: list[Point], truth: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, metavar="FILE")
     path = parser.parse_args().path
     if not path.exists():
-        print(f"skipped: {path} is not here")
+        print(f"skipped: {path} does not exist")
         return
     points = read_points(path)
-    content = {"how": f"python -m bench.quality.law_extrapolation {path}", "target_flops": TARGET}
+    content = {"how": "python -m bench.quality.law_extrapolation FILE", "target_flops": TARGET}
     content |= {name: replay(points[name], truth) for name, truth in TRUTH.items()}
     write_result(RESULT, content)
     print(json.dumps(content, indent=1))

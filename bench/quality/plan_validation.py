@@ -1,15 +1,15 @@
-"""Is the plan right? A law from two small budgets on this machine chooses a size for a larger one; then five sizes run there.
+"""Validate the plan: fit a law to two small budgets on this machine, let it choose a size for a larger one, and compare sizes.
 
-    make prove-plan CORPUS=../shared/corpus/slimpajama      # about an hour on two idle cores
+    make prove-plan CORPUS=FOLDER      # about an hour on two idle cores
 
-1. One cell with three seeds: how large is noise?
-2. Five sizes at each of two budgets in FLOPs, a factor of two apart; `budget.laws.refit` makes a law of them.
-3. `train.py law=local` plans and runs a budget in hours about four times as large as the larger of the two.
-4. Four more sizes run for the same hours: half and twice the chosen one, and two between.
+1. One configuration runs with three seeds, to measure the noise.
+2. Five sizes run at each of two budgets in FLOPs, a factor of two apart; `budget.laws.refit` fits a law to them.
+3. `train.py law=local` plans and runs a budget in hours with about four times the FLOPs of the larger of the two.
+4. Four more sizes run for the same hours: half and twice the chosen size, and two in between.
 
-Passed when the chosen size is within 1 % of the best loss of the five, and better than half and twice its size; tokens
-are within 2 % of the plan's, and the wall clock within 5 % of the budget. Whatever comes out is written down. A run that
-is finished is not run again, so that the command can be stopped and typed again.
+The plan passes if the chosen size is within 1 % of the best loss of the five and better than half and twice the size, the
+tokens are within 2 % of the plan's, and the wall clock is within 5 % of the budget. The result is written in any case.
+Finished runs are not run again, so the command can be stopped and repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESULT = RESULTS / "prove_plan.json"
 PICTURE = ROOT / "docs" / "prove_plan.png"
 TOKENIZER, VOCAB, BLOCK = "bytes", padded_vocab(257), 256
 EVAL_TOKENS = 131072  # the same in every run, so that losses can be compared
-# (layers, width): 70 thousand to 10 million parameters in steps of 1.2 to 2, none of a single wide layer
+# (layers, width): 70 thousand to 10 million parameters in steps of a factor of 1.2 to 2, without single wide layers
 LADDER = (
     *((1, 64), (2, 64), (3, 64), (4, 64), (2, 128), (3, 128), (4, 128), (3, 192), (4, 192), (4, 256), (6, 256)),
     *((6, 320), (6, 384)),
@@ -44,13 +44,13 @@ HELD_OUT = 4.0  # times the larger slice's compute
 
 
 def parameters(layers: int, width: int) -> int:
-    """N as laws count it."""
+    """The number of parameters N as the scaling laws count it."""
     shape = Shape(layers, max(1, width // 64), width, BLOCK, VOCAB, **PRESETS["modern"])
     return shape.matmul_parameters()
 
 
 def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
-    """The folder of a run of train.py, which is started unless it is finished."""
+    """Run train.py, unless that run is finished, and return the run's folder."""
     options = [
         *(*corpus_options(corpus, TOKENIZER), f"model.block_size={BLOCK}", f"eval.tokens={EVAL_TOKENS}"),
         *("eval.max_fraction=0.3", f"output_dir={place}", f"name={name}", *arguments),
@@ -60,21 +60,24 @@ def run(place: Path, corpus: str, name: str, *arguments: str) -> Path:
         sys.exit(f"{name} failed")
     folders = [folder for folder in place.glob(f"{name}-*") if (folder / "result.json").exists()]
     if len(folders) != 1:
-        sys.exit(f"{place} holds {len(folders)} runs named {name}: of other settings? Empty it or give another --place")
+        sys.exit(
+            f"{place} has {len(folders)} runs named {name}, perhaps with other settings; empty it or use another --place"
+        )
     return folders[0]
 
 
-def sized(layers: int, width: int) -> list[str]:
+def size_options(layers: int, width: int) -> list[str]:
+    """The options for a size."""
     return [f"model.n_layer={layers}", f"model.n_embd={width}"]
 
 
 def cell(flops: float, shape: tuple[int, int]) -> list[str]:
-    """The arguments of a run that spends `flops` as laws count them, 6ND, so that a slice is one in the fit as well."""
-    return [f"budget.tokens={flops / (6 * parameters(*shape)):.6g}", *sized(*shape)]
+    """The options of a run that spends `flops`, counted as 6ND, so that the fit sees the runs of a slice as one slice."""
+    return [f"budget.tokens={flops / (6 * parameters(*shape)):.6g}", *size_options(*shape)]
 
 
-def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
-    """Runs of one budget: SIZES of them around LADDER[centre], more beyond where the best one lies at an edge."""
+def run_slice(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
+    """Run SIZES sizes around LADDER[centre] at one budget, and more if the best one is at an edge. Returns their folders."""
     low = max(0, min(centre - SIZES // 2, len(LADDER) - SIZES))
     high = low + SIZES - 1
     folders: dict[int, Path] = {}
@@ -96,14 +99,15 @@ def slice_of(place: Path, corpus: str, flops: float, centre: int) -> list[Path]:
 
 
 def finished(folder: Path) -> FinishedRun:
-    found = read_run(folder, "loss")
-    if isinstance(found, str):
-        sys.exit(f"{folder}: {found}")
-    return found
+    """Read a finished run. Exits with the reason if it cannot be used for a law."""
+    run = read_run(folder, "loss")
+    if isinstance(run, str):
+        sys.exit(f"{folder}: {run}")
+    return run
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What of a run the proof looks at."""
+    """The figures of a run in the result."""
     result = result_of(folder)
     keys = ("n_layer", "n_embd", "parameters_law")
     return {
@@ -124,7 +128,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def rivals(chosen: int) -> list[tuple[int, int]]:
-    """Shapes of LADDER nearest to half, 0.7, 1.4 and twice the chosen number of parameters, none twice."""
+    """The shapes in LADDER nearest to 0.5, 0.7, 1.4 and 2 times the chosen number of parameters, all different."""
     shapes: list[tuple[int, int]] = []
     for factor in (0.5, 0.7, 1.4, 2.0):
         target = factor * chosen
@@ -134,8 +138,7 @@ def rivals(chosen: int) -> list[tuple[int, int]]:
 
 
 def held_out_hours(rows: list[dict[str, Any]], flops: float) -> float:
-    """Hours in which a model of the larger slice's best size trains on HELD_OUT times its compute, at the best speed
-    that its size reached in the slices."""
+    """Hours in which the best size of the larger slice spends HELD_OUT times its FLOPs, at that size's best speed."""
     slice_rows = [row for row in rows if abs(math.log(row["flops_6nd"] / flops)) < 0.1]
     best = min(slice_rows, key=lambda row: row["loss"])["parameters_law"]
     speed = max(row["flops_6nd"] / row["training_hours"] for row in rows if row["parameters_law"] == best)
@@ -143,7 +146,7 @@ def held_out_hours(rows: list[dict[str, Any]], flops: float) -> float:
 
 
 def verdict(chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) -> dict[str, Any]:
-    """Each point of the proof, with its number."""
+    """The criteria and whether each is met."""
     best = min([chosen, *others], key=lambda row: row["loss"])
     smaller = [row for row in others if row["parameters_law"] <= 0.6 * chosen["parameters_law"]]
     larger = [row for row in others if row["parameters_law"] >= 1.7 * chosen["parameters_law"]]
@@ -163,7 +166,7 @@ def verdict(chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) 
 
 
 def picture(found: Fit, chosen: dict[str, Any], others: list[dict[str, Any]], hours: float) -> None:
-    """What the law was made of, and the held-out runs beside what was predicted."""
+    """Draw the slices of the law, and the held-out runs with the prediction."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -189,30 +192,30 @@ def picture(found: Fit, chosen: dict[str, Any], others: list[dict[str, Any]], ho
 
 def main() -> None:
     parser = argument_parser(__doc__, corpus=True)
-    parser.add_argument("--flops", type=float, default=2.5e12, help="compute of the larger slice (default: 2.5e12)")
+    parser.add_argument("--flops", type=float, default=2.5e12, help="FLOPs of the larger slice (default: 2.5e12)")
     parser.add_argument("--centre", type=int, default=2, help="index in LADDER of the middle size of the slices")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "prove-plan", help="folder of the runs")
     options = parser.parse_args()
     place, corpus = options.place, options.corpus
     shape = LADDER[options.centre]
-    # The default seed's run is the slice's own.
+    # The run with the default seed is part of the slice.
     noise = [run(place, corpus, f"seed{seed}", *cell(options.flops, shape), f"seed={seed}") for seed in OTHER_SEEDS]
-    small = slice_of(place, corpus, options.flops / FACTOR, options.centre)
-    large = slice_of(place, corpus, options.flops, options.centre)
+    small = run_slice(place, corpus, options.flops / FACTOR, options.centre)
+    large = run_slice(place, corpus, options.flops, options.centre)
     folders = small + large + noise
     runs = [finished(folder) for folder in folders]
-    found = fit([each.point for each in runs], source=f"{len(runs)} runs of bench.prove_plan")
+    found = fit([done.point for done in runs], source=f"{len(runs)} runs of bench.quality.plan_validation")
     print("\n".join(lines_of(found)), flush=True)
     law = place / "law.json"
     refit = [sys.executable, "-m", "budget.laws.refit", *map(str, folders), "--output", str(law)]
     subprocess.run(refit, cwd=ROOT, check=True)
     hours = held_out_hours([outcome(folder) for folder in folders], options.flops)
-    # A law made again is another law: what was planned from the old one is not mistaken for its outcome.
+    # The name contains a hash of the law, so that runs planned with an earlier law are not mistaken for runs with this one.
     held_out = f"held-out-{hashlib.sha256(law.read_bytes()).hexdigest()[:6]}-{hours}h"
     budget = [f"budget.hours={hours}", "law=local", f"plan.law_file={law}"]
     chosen = outcome(run(place, corpus, f"{held_out}-planned", *budget))
     others = [
-        outcome(run(place, corpus, f"{held_out}-{layers}x{width}", *budget, *sized(layers, width)))
+        outcome(run(place, corpus, f"{held_out}-{layers}x{width}", *budget, *size_options(layers, width)))
         for layers, width in rivals(chosen["parameters_law"])
     ]
     content = {

@@ -1,7 +1,7 @@
-"""All sweeps of sweeps/ on a small budget, and what each of them says: python -m bench.quality.sweeps FOLDER
+"""Run all sweeps in sweeps/ on a small budget and collect their verdicts: python -m bench.quality.sweeps FOLDER
 
-FOLDER: a corpus in SlimPajama's layout. Some 40 jobs of half a minute on two cores; typed again, it goes on. The pages are
-in outputs/cpu/sweeps/NAME/report.html; bench/results/sweeps.json has their tables and verdicts.
+FOLDER: a corpus in SlimPajama's layout. About 40 jobs of half a minute run on two cores; the same command continues after an
+interruption. The reports are outputs/cpu/sweeps/NAME/report.html; bench/results/sweeps.json has the tables and verdicts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sweeps.engine.report import write
 from sweeps.engine.table import read_sweep, verdict
 
 RESULT, PLACE = RESULTS / "sweeps.json", Path("outputs/cpu")
-# That of the seeds first: the others take their noise from it.
+# The sweep of seeds is first, because the others take their noise from it.
 NAMES = ("seeds", "size", "width_depth", "batch", "dropout", "learning_rate", "schedule", "isoflop", "baselines")
 FIGURES = {
     "loss": ("eval", "loss"),
@@ -24,7 +24,7 @@ FIGURES = {
 
 
 def swept(name: str, corpus: str, hours: float) -> dict[str, Any]:
-    """Run it, or what is left of it, and read its table."""
+    """Run a sweep, or continue it, and return its table and verdict."""
     options = ["-cd", "sweeps", "-cn", name, f"budget.hours={hours}", *corpus_options(corpus), f"output_dir={PLACE}"]
     status = run_script("train.py", options, capture=False).returncode
     folder = ROOT / PLACE / "sweeps" / name
@@ -39,7 +39,7 @@ def swept(name: str, corpus: str, hours: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("corpus", help="relative to the checkout, or whole")
+    parser.add_argument("corpus", help="absolute path, or relative to the checkout")
     parser.add_argument("--hours", type=float, default=0.008, help="budget of a job")
     options = parser.parse_args()
     found = {name: swept(name, options.corpus, options.hours) for name in NAMES}

@@ -1,14 +1,14 @@
-"""What one GPU does with a model of 124M and one of 166M parameters, and the time to a loss against nanoGPT.
+"""Benchmark one GPU: the speed of models with 124M and 166M parameters, and the time to nanoGPT's loss.
 
-    python -m bench.speed.gpu                             # eight minutes at most; writes bench/results/gpu.json
-    python -m bench.speed.gpu --peer ../nanoGPT           # and the time to a loss, on text that every Python has with it
+    python -m bench.speed.gpu                             # at most eight minutes; writes bench/results/gpu.json
+    python -m bench.speed.gpu --peer ../nanoGPT           # also the time to a loss, on the text of Python's standard library
 
-speed: training steps on random tokens, without torch.compile, block by block and whole: tokens/s, the share of the peak (MFU)
-and of what a bare matrix product reaches in the same process, memory, and the seconds of compiling with a cold cache. loss:
-nanoGPT with the settings that it ships for a small GPU run, its horizon matched to the seconds, and stint in the same seconds
-and in shares of them, start and all; both are judged on the same tokens in the peer's windows.
+Stage `speed`: training steps on random tokens without torch.compile, with regional compilation, and with the whole model
+compiled. It measures tokens/s, MFU, the ratio to a bare matrix product in the same process, memory, and the time to compile
+with a cold cache. Stage `loss`: nanoGPT with its settings for a small GPU run and the horizon matched to the time, and stint
+for the same seconds and for shares of them, start-up included. Both are scored on the same tokens in the peer's windows.
 
-Each stage is a process with its seconds, after which it is ended; what it measured until then is written down already.
+Each stage is a process that is ended after its time. Its measurements are written as they are made.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 
 from bench.common import RESULTS, ROOT, TRAIN_ONLY, argument_parser, read_result, result_of, run_script, write_result
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Ran, write_windows
-from bench.peers.stint_run import scored
+from bench.peers.peer import PeerRun, write_windows
+from bench.peers.stint_run import score_run
 from bench.speed.train_step import Step
 from budget.flops import flops_per_token
 from common.monotonic import now
@@ -46,20 +46,20 @@ from model.config import PRESETS, Shape
 from model.optim.settings import OptimSettings
 
 RESULT = RESULTS / "gpu.json"
-SECONDS = 460.0  # of eight minutes, with some left to start and to stop
-SPEED_SHARE = 0.4  # of them, where a peer is given
+SECONDS = 460.0  # eight minutes less the time to start and stop
+SPEED_SHARE = 0.4  # of the seconds, if there is a peer
 
 GPT2 = Shape(12, 12, 768, 1024, 50304, **PRESETS["classic"])
 LLAMA = Shape(18, 12, 768, 1024, 50304, **PRESETS["llama"])
-# In the order of what is wanted most, should the time not suffice for all.
+# The most important first, in case the time does not suffice for all.
 SHAPES = (GPT2, replace(LLAMA, block_size=512), replace(GPT2, block_size=512), LLAMA)
-WAYS = ("off", "regional", "on")  # to compile, as in device.compile
+WAYS = ("off", "regional", "on")  # values of device.compile
 STEP_TOKENS = 32768
 WARM, STEADY_S, FEWEST = 3, 4.0, 5
 
 TEXT = DataSpec(source="stdlib", tokenizer="bpe-4096", validation_fraction=0.03)
 VALIDATION_TOKENS = 65536
-# nanoGPT's config/train_shakespeare_char.py, three minutes on an A100 by its README.
+# nanoGPT's config/train_shakespeare_char.py, which takes three minutes on an A100 according to its README.
 PEER: dict[str, Any] = {
     "device": "cuda",
     "compile": True,
@@ -79,13 +79,13 @@ PEER: dict[str, Any] = {
     "dataset": "stint",
 }
 CALIBRATION = 100  # iterations
-SHARES = (1.0, 1 / 4, 1 / 8, 1 / 12)  # of the peer's seconds, for stint; down to the first that misses its loss
-MOST_S = 120.0  # for the peer
-JUDGING_S = 20.0  # for evaluations, beside the seconds of the runs
+SHARES = (1.0, 1 / 4, 1 / 8, 1 / 12)  # of the peer's seconds, for runs of stint until one misses the peer's loss
+MOST_S = 120.0  # for the run of the peer
+JUDGING_S = 20.0  # for the evaluations after the runs
 
 
-def steady_s(step: Step, seconds: float) -> float:
-    """Seconds a step, many in a row. As in training, the host reads a loss when the next step is launched."""
+def steady_step_seconds(step: Step, seconds: float) -> float:
+    """Seconds per step, over many steps. As in training, the host reads a loss after it has launched the next step."""
     for _ in range(WARM):
         step.run(apart=False)
     step.device.synchronize()
@@ -100,7 +100,7 @@ def steady_s(step: Step, seconds: float) -> float:
 
 
 def speed_of(shape: Shape, way: str, device: Device, tokens: int, seconds: float) -> dict[str, Any]:
-    """Training steps of about `tokens`, in sequences that fit the memory at once, for so many seconds."""
+    """Measure training steps of about `tokens` tokens, without gradient accumulation, for `seconds`."""
     gc.collect()
     device.release_memory()
     device.restart_peak_memory()
@@ -109,9 +109,9 @@ def speed_of(shape: Shape, way: str, device: Device, tokens: int, seconds: float
     began = now()
     step.run()
     first_s = now() - began
-    each = steady_s(step, seconds)
+    step_s = steady_step_seconds(step, seconds)
     peak_memory = device.peak_memory()
-    rate = sequences * shape.block_size / each
+    rate = sequences * shape.block_size / step_s
     matmul = measure_peak(device.torch_device, getattr(torch, device.precision), device.synchronize)
     return {
         "shape": f"{shape.n_layer} x {shape.n_embd}, {shape.activation}",
@@ -123,37 +123,39 @@ def speed_of(shape: Shape, way: str, device: Device, tokens: int, seconds: float
         "mfu": rate * flops_per_token(shape) / device.peak_flops,
         "matmul_flops_per_second": matmul,
         "share_of_matmul": rate * flops_per_token(shape) / matmul,
-        "compile_s": max(0.0, first_s - each) if way != "off" else None,
+        "compile_s": max(0.0, first_s - step_s) if way != "off" else None,
         "peak_memory": peak_memory,
     }
 
 
 def speeds(device: Device, place: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows so far, one more each time. The compiler's folders are in `place`."""
+    """Yield the rows so far, with one more each time. The compiler's caches are in `place`."""
     from torch._inductor.utils import fresh_cache
 
-    torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=device.torch_device))  # what a process pays for once
+    torch.compile(torch.nn.functional.gelu)(
+        torch.ones(64, device=device.torch_device)
+    )  # the first compilation costs extra
     rows = []
     for shape in SHAPES:
         for way in WAYS:
-            # Without a folder of its own, one way would find kernels of the one before.
+            # With a shared cache, one way would reuse kernels of the way before.
             with fresh_cache(dir=str(place), delete=False):
                 rows.append(speed_of(shape, way, device, STEP_TOKENS, STEADY_S))
-            torch.compiler.reset()  # the next shape would count as one of changing sizes
+            torch.compiler.reset()  # else the next shape would be compiled with dynamic sizes
             row = rows[-1]
             print(f"{row['parameters'] / 1e6:.0f}M, block {row['block_size']}, compile {way}:"
                   f" {row['tokens_per_second']:,.0f} tokens/s, MFU {row['mfu']:.1%}", flush=True)  # fmt: skip
             yield rows
 
 
-def iterations_within(seconds: float, ran: Ran) -> int:
-    """Iterations that a process like this one has time for, start and all."""
+def iterations_within(seconds: float, ran: PeerRun) -> int:
+    """The iterations for which a process like `ran` has time in `seconds`, start-up included."""
     typical = statistics.median(ran.each)
     return max(1, int((seconds - (ran.seconds - len(ran.each) * typical)) / typical))
 
 
 def run_stint(place: Path, seconds: float, device: Device) -> Path:
-    """The folder of a run of so many seconds."""
+    """Run stint for `seconds` and return the run's folder."""
     name = f"stint-{seconds:.0f}s"
     options = [
         *("data=stdlib", f"data.tokenizer={TEXT.tokenizer}", f"data.validation_fraction={TEXT.validation_fraction}"),
@@ -164,14 +166,14 @@ def run_stint(place: Path, seconds: float, device: Device) -> Path:
     return next(place.glob(f"{name}-*"))
 
 
-def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, **others: Any) -> Ran:
-    """Its model is in place/name."""
+def run_peer(peer: NanoGPT, place: Path, name: str, iterations: int, **others: Any) -> PeerRun:
+    """Run nanoGPT for a number of iterations. Its model is written to place/name."""
     horizon = {"max_iters": iterations, "lr_decay_iters": iterations, "eval_interval": iterations}
     return peer.run(place, name, 0, PEER | horizon | others)
 
 
 def against_peer(checkout: Path, place: Path, device: Device, deadline: float) -> Iterator[dict[str, Any]]:
-    """What is known so far of the time to nanoGPT's loss, more each time."""
+    """Measure the time to nanoGPT's loss. Yields the result so far after each run."""
     from bench.peers.against import time_to_loss
 
     corpus = open_corpus(prepare(TEXT).folder)
@@ -180,7 +182,7 @@ def against_peer(checkout: Path, place: Path, device: Device, deadline: float) -
     write_windows(chosen, place / "windows.npz")
     peer = NanoGPT(checkout)
     peer.write_data(corpus, place)
-    # To be timed each, its iterations wait for the GPU here; in what is compared only those that it logs do.
+    # With log_interval=1 every iteration waits for the GPU, so that it can be timed. The compared run logs every tenth.
     calibrated = run_peer(peer, place, "calibration", CALIBRATION, log_interval=1)
     planned_s = min(MOST_S, (deadline - now() - JUDGING_S) / (1 + sum(SHARES)))
     ran = run_peer(peer, place, "out", iterations_within(planned_s, calibrated))
@@ -196,14 +198,14 @@ def against_peer(checkout: Path, place: Path, device: Device, deadline: float) -
         try:
             folder = run_stint(place, share * ran.seconds, device)
         except subprocess.CalledProcessError as error:
-            if error.returncode == 2 and found["stint"]:  # as it said: too short for a single step
+            if error.returncode == 2 and found["stint"]:  # the budget is too short for a single step
                 return
             raise
         result = result_of(folder)
         found["stint"].append(
             {
                 "seconds": 3600 * result["spent"]["hours"] + result["prepare_s"],
-                "loss": scored(folder, corpus, VALIDATION_TOKENS, block, device)["loss"],
+                "loss": score_run(folder, corpus, VALIDATION_TOKENS, block, device)["loss"],
                 "tokens": result["spent"]["tokens"],
                 "model": result["model"],
                 "compile_cache": result["environment"]["compile_cache"],
@@ -230,16 +232,15 @@ def measure(stage: str, device: Device, seconds: float, peer: Path | None, place
     if any(earlier.get(key) != value for key, value in about.items()):
         earlier = {}
     deadline = now() + seconds
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / "compiled")  # cold, whatever ran before
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / "compiled")  # a cold cache
     found: Iterator[Any]
     found = against_peer(peer, place, device, deadline) if stage == "loss" and peer else speeds(device, place)
     for part in found:
         write_result(output, earlier | about | {stage: part})
 
 
-def bounded(command: list[str], seconds: float) -> bool:
-    """Run a command; whether it ended by itself within so many seconds, and well. If not, it and all that it started are
-    ended."""
+def run_bounded(command: list[str], seconds: float) -> bool:
+    """Run a command and kill it, with its child processes, after `seconds`. Returns whether it ended before with status 0."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(timeout=seconds) == 0
@@ -254,7 +255,7 @@ def bounded(command: list[str], seconds: float) -> bool:
 def run_stages(
     stages: list[str], seconds: float, command: list[str], start: Callable[[list[str], float], bool]
 ) -> list[str]:
-    """Each stage by `start`, within its share of the seconds; those that did not come to their end."""
+    """Run each stage by `start` within its share of the seconds. Returns the stages that did not finish."""
     deadline, cut = now() + seconds, []
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
@@ -267,17 +268,19 @@ def run_stages(
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--peer", type=Path, help="checkout of nanoGPT")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
-    parser.add_argument("--stage", choices=("speed", "loss"), help="only this one, in this process, in --place")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for the whole benchmark")
+    parser.add_argument(
+        "--stage", choices=("speed", "loss"), help="run only this stage, in this process; needs --place"
+    )
     parser.add_argument("--place", type=Path, help="an empty folder")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("error: bench.gpu measures a CUDA device, and there is none here; on a CPU: make bench", file=sys.stderr)
+        print("error: bench.speed.gpu needs a CUDA device, and there is none; on a CPU use make bench", file=sys.stderr)
         sys.exit(2)
     peer = options.peer.resolve() if options.peer else None
     if peer is not None and not (peer / "train.py").exists():
-        print(f"error: --peer {peer} is no checkout of nanoGPT: it has no train.py", file=sys.stderr)
+        print(f"error: --peer {peer} is not a checkout of nanoGPT: it has no train.py", file=sys.stderr)
         sys.exit(2)
     if options.stage:
         device = open_device("cuda", None, "auto", None)
@@ -287,8 +290,8 @@ def main() -> None:
     command = [sys.executable, "-m", "bench.speed.gpu", "--output", str(options.output.resolve())]
     command += ["--peer", str(peer)] if peer else []
     with tempfile.TemporaryDirectory() as place:
-        for stage in run_stages(stages, options.seconds, [*command, "--place", place], bounded):
-            print(f"{stage}: not all of it was measured; what was is in {options.output}", file=sys.stderr)
+        for stage in run_stages(stages, options.seconds, [*command, "--place", place], run_bounded):
+            print(f"{stage}: not everything was measured; the finished part is in {options.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""From the start of the process to the first step, and from there to steady speed.
+"""Benchmark the start-up: the time from the start of the process to the first step, and the steps until steady speed.
 
     python -m bench.speed.startup      # five minutes; writes bench/results/startup.json
 
-Runs of train.py on the embedded corpus, prepared beforehand, with the plan's trials and without; medians of several.
+train.py runs on the prepared corpus of Python's standard library, with the plan's trials and without. The figures are medians
+of several runs.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ REPEATS = 5
 HOURS = 0.008
 FIXED = ("probe=false", "mfu=0.3", "model.n_layer=1", "model.n_embd=64", "optim.batch_tokens=1024")
 VARIANTS = {"measured plan": (), "sizes given, no trials": FIXED}
-STEADY = 0.1  # of the typical step's length above it
+STEADY = 0.1  # a step is steady if it is at most 10 % longer than the typical one
 
 
-def start_of(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, float]:
-    """Seconds from the process' start to the end of its first step, and steps until they are as short as most are."""
+def measure_start(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, float]:
+    """Run train.py and measure the seconds to the end of the first step and the steps until steady speed."""
     common = (*TRAIN_ONLY, "eval.tokens=4096", f"budget.hours={HOURS}", f"output_dir={place}", f"name={name}")
     train([*common, *arguments])
     folder = next(place.glob(f"{name}-*"))
@@ -34,7 +35,7 @@ def start_of(place: Path, name: str, arguments: tuple[str, ...]) -> dict[str, fl
     steady = next(i for i, seconds in enumerate(steps) if seconds <= (1 + STEADY) * typical)
     result = result_of(folder)
     ledger = result["ledger_s"]
-    times = [each + result["prepare_s"] for each in times]  # finding the prepared corpus, which is not on the budget
+    times = [seconds + result["prepare_s"] for seconds in times]  # finding the prepared corpus is not on the budget
     return {"first_step_s": times[0], "typical_step_s": typical, "steps_to_steady": steady, "setup_s": ledger["setup"]}
 
 
@@ -44,7 +45,7 @@ def main() -> None:
         for turn in range(REPEATS):
             for name, arguments in VARIANTS.items():
                 found[name].append(
-                    start_of(Path(folder), f"{'-'.join(name.split()[:2])}-{turn}".replace(",", ""), arguments)
+                    measure_start(Path(folder), f"{'-'.join(name.split()[:2])}-{turn}".replace(",", ""), arguments)
                 )
     rows: list[dict[str, Any]] = []
     for name, runs in found.items():

@@ -1,10 +1,10 @@
 """The speed of a training step relative to the hardware's limit, and the time of each of its parts.
 
-    python -m bench.speed.train_step      # some minutes on two idle cores; writes bench/results/engine.json
+    python -m bench.speed.train_step      # several minutes on two idle cores; writes bench/results/engine.json
 
-Variants of a step run in turn, so that a machine whose speed changes treats all alike; medians. The limit is the speed of a
-bare matrix product in the same process. `plain_loss` is the same step with torch's own cross-entropy
-(model/loss.py), `adamw` with AdamW for the matrices as well.
+Variants of a step run in turn, so that changes of the machine's speed affect all alike. The figures are medians. The limit is
+the speed of a bare matrix product in the same process. `plain_loss` is the same step with torch's own cross-entropy (see
+model/loss.py), `adamw` the same step with AdamW for the matrices.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bench.common import RESULTS, median_ratio, medians, write_result
-from bench.peers.stint_run import begin_as_train_does
+from bench.peers.stint_run import restart_with_train_environment
 from budget.flops import flops_per_token
 from common.monotonic import now
 from data.batch import Batch
@@ -39,18 +39,20 @@ from training.objectives import next_token
 from training.step import TrainingStep
 
 RESULT = RESULTS / "engine.json"
-# layers, width, block size, sequences a step, vocabulary
+# layers, width, block size, sequences per step, vocabulary
 SHAPES = (
     (1, 64, 64, 16, 4096), (2, 128, 64, 32, 4096), (4, 256, 256, 8, 4096), (8, 512, 256, 8, 4096), (2, 128, 64, 32, 50304),
 )  # fmt: skip
 ROWS = 1 << 18
-WARM, FEWEST, SECONDS = 2, 5, 40.0  # rounds that do not count, rounds that do, and for how long there are more of them
-MODELS = 4  # made anew where two kinds of steps are compared
+WARM, FEWEST, SECONDS = 2, 5, 40.0  # warm-up rounds, fewest timed rounds, and the time for further rounds
+MODELS = 4  # pairs of new models when two kinds of steps are compared
 PARTS = ("loader", "forward", "backward", "clip", "optimizer")
 
 
 class Step:
-    """One training step of a shape, its parts timed; `compiled` as in device.compile, `at_once` sequences (None: all)."""
+    """A training step of a model whose parts are timed.
+
+    `sequences`: batch size. `compiled`: a value of device.compile. `at_once`: sequences per micro-batch (None: all)."""
 
     def __init__(
         self,
@@ -76,8 +78,10 @@ class Step:
         self.steps, self.loss = 0, torch.zeros(())
 
     def run(self, apart: bool = True) -> dict[str, float]:
-        """Seconds by part, and in all. `apart`: wait for the device after each, so that they are those of the parts; else
-        it is not waited for at all, and they are those of launching them."""
+        """Run one step. Returns the seconds of each part and of all.
+
+        `apart`: wait for the device after each part, so that the seconds are those of the parts. Otherwise the device is not
+        waited for, and they are the seconds to launch the parts."""
         self._parts, self._apart = dict.fromkeys(PARTS, 0.0), apart
         began = self._last = now()
         batch = self.loader.batch(self.steps)
@@ -94,7 +98,7 @@ class Step:
         return self._parts | {"all": self._last - began}
 
     def _timed_loss(self, batch: Batch[torch.Tensor]) -> torch.Tensor:
-        """The loss; what passed before it since the last mark is the backward pass of the part before."""
+        """The loss of a micro-batch. The time since the last mark was the backward pass of the micro-batch before."""
         self._mark("backward")
         loss = self.loss_of(batch)
         self._mark("forward")
@@ -107,9 +111,10 @@ class Step:
         self._parts[part] += self._last - before
 
 
-def token_relative(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:
-    """The time per token in steps of `changed`, relative to `other`: steps of both in turn, of models that are built several
-    times, as the place of a model's memory changes its speed by a few percent."""
+def relative_token_time(changed: Callable[[], Step], other: Callable[[], Step], rounds: int) -> float:
+    """The time per token in steps of `changed` relative to `other`, timed in turn.
+
+    The models are built several times, because the location of a model in memory changes its speed by a few percent."""
     ratios = []
     for _ in range(MODELS):
         both = (changed(), other())
@@ -122,7 +127,7 @@ def token_relative(changed: Callable[[], Step], other: Callable[[], Step], round
 
 @contextmanager
 def plain_loss() -> Iterator[None]:
-    """torch's own cross-entropy, of all logits at once."""
+    """Use torch's cross-entropy of all logits at once while the block runs."""
     whole = dict(loss.WHOLE_BYTES)
     loss.WHOLE_BYTES.update(cpu=1 << 60, cuda=1 << 60)
     try:
@@ -136,11 +141,11 @@ VARIANTS = {"stint": nullcontext, "plain_loss": plain_loss, "adamw": nullcontext
 
 def over_stint(times: dict[str, list[dict[str, float]]], name: str) -> float:
     """The time of a variant's step relative to stint's in the same round."""
-    return median_ratio(*([step["all"] for step in times[which]] for which in (name, "stint")))
+    return median_ratio(*([step["all"] for step in times[variant]] for variant in (name, "stint")))
 
 
-def memory_of_a_step(shape: Shape, sequences: int, device: Device) -> int:
-    """Peak bytes of a model, its optimizer's state and two training steps."""
+def step_peak_memory(shape: Shape, sequences: int, device: Device) -> int:
+    """The peak memory in bytes of a model, its optimizer state and two training steps."""
     gc.collect()
     device.release_memory()
     before = device.restart_peak_memory()
@@ -151,10 +156,10 @@ def memory_of_a_step(shape: Shape, sequences: int, device: Device) -> int:
 
 
 def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: int, device: Device) -> dict[str, Any]:
-    """One line of the table."""
+    """Measure one shape. Returns its row of the table."""
     shape = Shape(layers, width // 64, width, block, vocabulary, **PRESETS["modern"], bigram_rows=ROWS)
-    memory = memory_of_a_step(shape, sequences, device)
-    # One model for all that differ in code alone: where its memory happens to lie makes a few percent.
+    memory = step_peak_memory(shape, sequences, device)
+    # Variants that differ only in code share a model, because its location in memory changes the speed by a few percent.
     muon, adamw = (Step(shape, sequences, OptimSettings(name), device) for name in ("muon", "adamw"))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     order = random.Random(0)
@@ -164,7 +169,8 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
         if turn >= WARM + FEWEST and now() - began > SECONDS:
             break
         peaks.append(measure_peak(device.torch_device, getattr(torch, device.precision), device.synchronize))
-        for name in order.sample([*VARIANTS], len(VARIANTS)):  # what ran before leaves the caches as it likes
+        # In random order, because each step depends on the caches that the one before leaves.
+        for name in order.sample([*VARIANTS], len(VARIANTS)):
             with VARIANTS[name]():
                 found = (adamw if name == "adamw" else muon).run()
             if turn >= WARM:
@@ -190,7 +196,7 @@ def rows_for(layers: int, width: int, block: int, sequences: int, vocabulary: in
 
 
 def main() -> None:
-    begin_as_train_does()
+    restart_with_train_environment()
     device = open_device("auto", None, "auto", 1.0)
     rows = []
     for each in SHAPES:

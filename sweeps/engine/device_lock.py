@@ -1,4 +1,4 @@
-"""Which devices there are, and that one job alone computes on each: a lock file a device, for all sweeps of a machine."""
+"""The devices of a machine, each locked by one job at a time, across all sweeps of the user."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ QUERY_LIMIT_S = 20.0
 
 @dataclass(frozen=True)
 class SweepDevice:
-    """What one job may have to itself, and the environment in which it sees nothing else."""
+    """A device that one job uses alone. `environment` hides the other devices from the job's process."""
 
     name: str
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def devices(wanted: str) -> list[SweepDevice]:
-    """The devices that jobs with device.name=`wanted` may have: GPUs that this process may see, else the cores, which are
-    one device, since two timed budgets on the same memory would slow each other down. What Slurm gave to a job of its own is
-    that job's alone, whatever its numbers are."""
+def lockable_devices(wanted: str) -> list[SweepDevice]:
+    """The devices that jobs with device.name=`wanted` may use: the visible GPUs, else the CPU.
+
+    All cores count as one device, because two jobs on the same memory would slow each other down. Names contain the id of the
+    Slurm job, if there is one: Slurm numbers the devices of each of its jobs from 0."""
     slurm = os.environ.get("SLURM_JOB_ID")
-    of_slurm = f"slurm-{slurm}-" if slurm else ""
-    cores = SweepDevice(f"{of_slurm}cores")
+    prefix = f"slurm-{slurm}-" if slurm else ""
+    cores = SweepDevice(f"{prefix}cores")
     if wanted in ("cpu", "mps"):
         return [cores]
     gpus = visible_gpus()
-    if wanted.startswith("cuda:"):  # the job sees all of them, and counts as we do
-        number = int(wanted.removeprefix("cuda:"))
-        return [SweepDevice(f"{of_slurm}gpu-{gpus[number] if number < len(gpus) else number}")]
-    return [SweepDevice(f"{of_slurm}gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [cores]
+    if wanted.startswith("cuda:"):  # the job sees all GPUs, with the same indices
+        index = int(wanted.removeprefix("cuda:"))
+        return [SweepDevice(f"{prefix}gpu-{gpus[index] if index < len(gpus) else index}")]
+    return [SweepDevice(f"{prefix}gpu-{gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [cores]
 
 
 def visible_gpus() -> list[str]:
-    """Identifiers of the GPUs, without loading torch: those of CUDA_VISIBLE_DEVICES where it is set, else all."""
-    found = _indices()
+    """Identifiers of the visible GPUs, found without importing torch: those in CUDA_VISIBLE_DEVICES if it is set, else all."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
-        return found
-    given = [each.strip() for each in allowed.split(",") if each.strip()]
-    return [] if "-1" in given else given
+        return _gpu_indices()
+    gpus = [gpu.strip() for gpu in allowed.split(",") if gpu.strip()]
+    return [] if "-1" in gpus else gpus
 
 
-def _indices() -> list[str]:
+def _gpu_indices() -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -62,8 +62,8 @@ def _indices() -> list[str]:
 
 
 class DeviceLock:
-    """A device held until `release`, or until the last process that inherited `descriptor` has died: a job outlives a sweep
-    that is killed, and keeps its device."""
+    """A device held until `release`, or until the last process that inherited `descriptor` has ended: a job that outlives a
+    killed sweep keeps its device."""
 
     def __init__(self, device: SweepDevice, file: IO[str]) -> None:
         self.device = device
@@ -75,7 +75,7 @@ class DeviceLock:
 
 
 def try_device_lock(device: SweepDevice) -> DeviceLock | str:
-    """The lease of a device, or who has it."""
+    """The lock of a device, or a description of the process that holds it."""
     folder = Path(tempfile.gettempdir()) / f"stint-leases-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     held = try_lock(folder / f"{device.name}.lock")

@@ -1,4 +1,7 @@
-"""A sweep's folder: what was asked for, so that the same command goes on with it and another one does not mix with it."""
+"""The start of a sweep: the resolvers of its YAML file, checks of its options, and sweep.json in its folder.
+
+sweep.json holds the sweep's definition. The same command continues the sweep; another definition gets a new folder.
+"""
 
 from __future__ import annotations
 
@@ -20,43 +23,46 @@ from common.json_io import read_json, write_json
 from config import NOT_IDENTITY
 from run.directory import lock, set_aside
 from sweeps.engine.job import ROOT
-from sweeps.engine.plan_relative import FIXED, VALUES, plan_of
+from sweeps.engine.plan_relative import FIXED, VALUES, make_plan
 from sweeps.engine.table import HIGHER_IS_BETTER
 
-CURRENT: Path | None = None  # the sweep that this process launched
+CURRENT: Path | None = None  # folder of the sweep that this process started
 _PLANS: dict[str, dict[str, Any]] = {}
 _LOCK: IO[str] | None = None
 
 
-def plan_relative(what: str, *, _root_: DictConfig) -> str:
-    """`${plan_relative:WHAT}` in a sweep's file: values around the plan of its budget, e.g. "1,2,4".
+def plan_relative(name: str, *, _root_: DictConfig) -> str:
+    """Resolve `${plan_relative:NAME}` in a sweep's file to values around the plan for its budget, e.g. "1,2,4".
 
-    What was chosen once is kept in sweep.json, since a speed measured again would choose other jobs. Raises UserError.
+    The values are kept in sweep.json, because a new measurement of the speed could choose other jobs. Raises UserError for an
+    unknown name, and on Slurm with device.name=auto.
     """
-    if what not in VALUES:
-        raise UserError(f"${{plan_relative:{what}}} is not known; allowed: {', '.join(VALUES)}")
+    if name not in VALUES:
+        raise UserError(f"${{plan_relative:{name}}} is not known; allowed: {', '.join(VALUES)}")
     if _root_.hydra.launcher._target_.endswith(".SlurmLauncher") and _root_.device.name == "auto":
         raise UserError(
-            "this sweep takes values around the plan, and device.name=auto would plan for the machine that it is started on; name"
+            "this sweep uses values around the plan, and device.name=auto would plan for the machine that starts the sweep; name"
             " the device of Slurm's nodes, e.g. device=a100"
         )
-    place = Path(_root_.hydra.sweep.dir).absolute() / "sweep.json"
-    about = read_json(place) or {}
-    chosen = about.get("around") or {}
-    if what not in chosen:
+    path = Path(_root_.hydra.sweep.dir).absolute() / "sweep.json"
+    content = read_json(path) or {}
+    chosen = content.get("around") or {}
+    if name not in chosen:
         config = options_of(_root_)
         yaml = as_yaml(config)
         if yaml not in _PLANS:
-            _PLANS[yaml] = plan_of(yaml)
-        chosen[what] = ",".join(VALUES[what](_PLANS[yaml]))
-        if about:
-            write_json(place, about | {"around": chosen})
-    return str(chosen[what])
+            _PLANS[yaml] = make_plan(yaml)
+        chosen[name] = ",".join(VALUES[name](_PLANS[yaml]))
+        if content:
+            write_json(path, content | {"around": chosen})
+    return str(chosen[name])
 
 
 def width_of(*shapes: str, _root_: DictConfig) -> int | str:
-    """`${width_of:2x64,4x128}` in the override of a job: the width that goes with its depth, so that a sweep over pairs of the
-    two is one over depths. It stands for itself until a job has its depth. Raises UserError for a depth without a width."""
+    """Resolve `${width_of:2x64,4x128}` in a job's override to the width that belongs to the job's depth.
+
+    With it, a sweep over pairs of depth and width is a sweep over depths. The interpolation stays as it is until a job has a
+    depth. Raises UserError for a depth without a width."""
     depth, widths = OmegaConf.select(_root_, "model.n_layer"), dict(shape.split("x") for shape in shapes)
     if depth is None:
         return f"${{width_of:{','.join(shapes)}}}"
@@ -65,14 +71,14 @@ def width_of(*shapes: str, _root_: DictConfig) -> int | str:
     return int(widths[str(depth)])
 
 
-def refuse_around(what: str) -> str:
-    """The resolver's former name. Raises UserError with the new one."""
-    raise UserError(f"${{around:{what}}} has a new name; write ${{plan_relative:{what}}}")
+def refuse_former_name(name: str) -> str:
+    """Resolve `${around:NAME}`, the former spelling. Always raises UserError with the new one."""
+    raise UserError(f"${{around:{name}}} has a new name; write ${{plan_relative:{name}}}")
 
 
 def slurm_minutes(*, _root_: DictConfig) -> int:
-    """Slurm's time limit for a job: its hours and a tenth more for preparing data, and a quarter of an hour for what Slurm
-    and the signal before the limit take. Raises UserError for a budget without hours, whose length nobody knows."""
+    """Slurm's time limit for a job in minutes: the job's hours, a tenth more for preparing data, and 15 minutes for Slurm and
+    for the signal that it sends before the limit. Raises UserError if the budget has no hours."""
     hours = _root_.budget.hours
     if hours is None:
         raise UserError(
@@ -82,88 +88,93 @@ def slurm_minutes(*, _root_: DictConfig) -> int:
 
 
 def direction(*, _root_: DictConfig) -> str:
-    """Which way is better in the sweep's metric, as Optuna calls it."""
+    """Optuna's direction for the sweep's metric: "minimize" or "maximize"."""
     return "maximize" if _root_.sweep.metric in HIGHER_IS_BETTER else "minimize"
 
 
 OmegaConf.register_new_resolver("plan_relative", plan_relative, replace=True)
-OmegaConf.register_new_resolver("around", refuse_around, replace=True)
+OmegaConf.register_new_resolver("around", refuse_former_name, replace=True)
 OmegaConf.register_new_resolver("direction", direction, replace=True)
 OmegaConf.register_new_resolver("width_of", width_of, replace=True)
 OmegaConf.register_new_resolver("slurm_minutes", slurm_minutes, replace=True)
 
 
 class SweepStart(Callback):
-    """Hydra calls this before it asks for the first job, whatever the launcher and the sweeper."""
+    """Opens the sweep's folder. Hydra calls this before the first job, with every launcher and sweeper."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global CURRENT
-        with reported():  # Hydra swallows what a callback raises, but not the exit that this makes of it
-            if refused := unsupported_options(config):
-                raise UserError(*refused)
-            about = {"command": single_run_command(), "swept": swept_keys(config)}
-            CURRENT = begin(Path(config.hydra.sweep.dir).absolute(), definition_of(config), about)
-        # Launchers that start processes of their own have these import the task.
+        with reported():  # Hydra swallows exceptions of a callback, but not the exit that `reported` turns them into
+            if problems := unsupported_options(config):
+                raise UserError(*problems)
+            content = {"command": single_run_command(), "swept": swept_keys(config)}
+            CURRENT = open_sweep(Path(config.hydra.sweep.dir).absolute(), sweep_definition(config), content)
+        # The processes of other launchers import the task.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def unsupported_options(config: DictConfig) -> list[str]:
-    """Why hours and pruning that were asked for would not be kept, a line each: they compare and share among all jobs, so they
-    need a sweeper that names all at once, since each batch would have the hours anew, and the launcher that knows of both."""
+    """List, one line each, the options of the sweep that its launcher or sweeper does not support.
+
+    sweep.hours and sweep.prune share hours among all jobs and compare all jobs. They need the isolated launcher, and a sweeper
+    that gives all jobs at once: otherwise every batch of jobs would get the full hours again."""
     hydra, sweep = config.hydra, config.get("sweep", {})
     params, size = hydra.sweeper.get("params") or {}, hydra.sweeper.get("max_batch_size")
     hours, prune = params.get("sweep.hours", sweep.get("hours")), params.get("sweep.prune", sweep.get("prune", "none"))
     if not hydra.launcher._target_.endswith(".IsolatedLauncher"):
-        why = "is for the default launcher alone; take hydra/launcher=isolated"
+        why = "works only with the default launcher; use hydra/launcher=isolated"
     elif not hydra.sweeper._target_.endswith(".BasicSweeper"):
         why = (
-            "is for jobs that are named at once, and this sweeper chooses them one after another; take hydra/sweeper=basic, or"
-            " limit it by its number of jobs (hydra.sweeper.n_trials) and budget.hours"
+            "needs all jobs at once, and this sweeper chooses them one after another; use hydra/sweeper=basic, or limit the"
+            " sweep by its number of jobs (hydra.sweeper.n_trials) and budget.hours"
         )
     elif size is not None:
         why = (
-            f"is for jobs that are named at once, and hydra.sweeper.max_batch_size={size} names {size} at a time; leave that"
-            " out, one job runs on each device anyhow"
+            f"needs all jobs at once, and hydra.sweeper.max_batch_size={size} gives {size} at a time; leave that option out,"
+            " as each device runs one job at a time anyway"
         )
     else:
         return []
-    hours_line = [] if hours is None else [f"sweep.hours={hours} {why}"]
-    alone = not hydra.launcher._target_.endswith(".IsolatedLauncher") and sweep.get("on_error") == "stop"
-    stop_line = [f"sweep.on_error=stop {why}"] if alone else []
-    return hours_line + ([] if prune == "none" else [f"sweep.prune={prune} {why}"]) + stop_line
+    problems = [] if hours is None else [f"sweep.hours={hours} {why}"]
+    if prune != "none":
+        problems.append(f"sweep.prune={prune} {why}")
+    if not hydra.launcher._target_.endswith(".IsolatedLauncher") and sweep.get("on_error") == "stop":
+        problems.append(f"sweep.on_error=stop {why}")
+    return problems
 
 
-def settings_of(config: DictConfig) -> str:
-    """A digest of all that the jobs share: with an edited file or other defaults they are other jobs."""
+def settings_digest(config: DictConfig) -> str:
+    """Hash the configuration that all jobs share. An edited file or other defaults make a different sweep."""
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    shared = {str(key): value for key, value in plain.items() if key != "hydra" and not _beside_the_point(str(key))}
+    shared = {str(key): value for key, value in plain.items() if key != "hydra" and not _is_not_identity(str(key))}
     for group, leaf in (name.split(".") for name in NOT_IDENTITY if "." in name):
         shared[group].pop(leaf, None)
     return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def definition_of(config: DictConfig) -> dict[str, Any]:
-    """What makes a sweep another one: its knobs, as the sweep's file and the command line give them."""
-    overrides = [each for each in config.hydra.overrides.task if not _beside_the_point(each.split("=")[0])]
+def sweep_definition(config: DictConfig) -> dict[str, Any]:
+    """The options that identify a sweep, as its file and the command line give them."""
+    overrides = [text for text in config.hydra.overrides.task if not _is_not_identity(text.split("=")[0])]
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
-    return {"overrides": sorted(overrides), "params": params, "settings": settings_of(config)}
+    return {"overrides": sorted(overrides), "params": params, "settings": settings_digest(config)}
 
 
 def swept_keys(config: DictConfig) -> list[str]:
-    """The knobs that the sweep's file or the command line gives several values."""
+    """The options to which the sweep's file or the command line gives several values."""
     parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}  # type: ignore[union-attr]
-    several = [key for key, values in params.items() if values not in [f"${{plan_relative:{each}}}" for each in FIXED]]
+    fixed = [f"${{plan_relative:{name}}}" for name in FIXED]
+    several = [key for key, values in params.items() if values not in fixed]
     return [*several, *(override.get_key_element() for override in parsed if override.is_sweep_override())]
 
 
-def _beside_the_point(key: str) -> bool:
+def _is_not_identity(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in NOT_IDENTITY)
 
 
 def single_run_command() -> list[str]:
-    """The command of one job alone, to be followed by its overrides."""
+    """The command that runs one job without the sweep; the job's overrides are to be appended."""
     arguments = get_args_parser().parse_args()
     command = ["python", "train.py"]
     if arguments.config_dir:
@@ -173,10 +184,11 @@ def single_run_command() -> list[str]:
     return command
 
 
-def begin(folder: Path, definition: dict[str, Any], about: dict[str, Any]) -> Path:
-    """Lock the sweep's folder and write sweep.json; the folder of another sweep of the same name is set aside.
+def open_sweep(folder: Path, definition: dict[str, Any], about: dict[str, Any]) -> Path:
+    """Lock the sweep's folder and write sweep.json with `definition` and the keys of `about`.
 
-    Raises UserError where another live process has it, or it cannot be written.
+    A folder of a different sweep with the same name is set aside first. Raises UserError if another live process uses the
+    folder, or if it cannot be written.
     """
     global _LOCK
     try:
@@ -185,7 +197,8 @@ def begin(folder: Path, definition: dict[str, Any], about: dict[str, Any]) -> Pa
         before = read_json(folder / "sweep.json")
         if before is not None and before.get("definition") != definition:
             print(
-                f"sweep   {folder} holds another sweep of this name; that is now {set_aside(folder).name}", flush=True
+                f"sweep   {folder} held another sweep with this name; it was renamed to {set_aside(folder).name}",
+                flush=True,
             )
             folder.mkdir()
             _LOCK, before = lock(folder), None

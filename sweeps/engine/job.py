@@ -1,7 +1,7 @@
-"""One job of a sweep: a fresh process of train.py, what became of it, and its record in the sweep's folder.
+"""One job of a sweep: its train.py process, its outcome, and its record in the sweep's folder.
 
-A job is a run like any other: its folder is named by its own configuration, so that it is found again by the sweep that is
-started again, by another sweep that holds the same job, and by the same command typed alone.
+A job is a run like any other, and its folder is named after its configuration. So the same sweep started again, another sweep
+with the same job, and the same command without a sweep all find the same run.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from budget.ledger import read_ledger
 from cli.compose import as_yaml
 from common.errors import MachineError, UserError
 from common.file_lock import try_lock
-from common.json_io import mapping, number, read_json, write_json
+from common.json_io import mapping, read_json, write_json
 from config import Config, identity
 from run.directory import lock, requeued, run_name, set_aside
+from run.history import final_status, read_result
 from sweeps.engine.device_lock import DeviceLock
 
 ROOT = Path(__file__).parents[2]
-# A job's file under SWEEP/jobs/ is a configuration of its own: complete, so that later edits of sweeps/ and conf/ do not
-# reach jobs that wait.
-HEAD = """defaults:
+# The first lines of a job's file under SWEEP/jobs/. The file holds the complete configuration, so later edits of sweeps/ and
+# conf/ do not change jobs that are still waiting.
+CONFIG_HEAD = """defaults:
   - config_schema
   - quiet
   - _self_
@@ -38,30 +39,36 @@ OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|DefaultCPUAllocator", re.I
 )
 CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
-TAIL_BYTES = 8_000  # of a job's log, where the reason of a failure stands
+TAIL_BYTES = 8_000  # read from the end of a job's log to find the reason of a failure
 GOOD = ("finished", "pruned", "paused", "not started")
-# What starting again can mend; the others would only fail in the same way, or were wished for.
+# Outcomes that may change on a retry. The others would fail in the same way again, or were intended.
 RETRIED = ("killed", "failed")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run: `overrides` as on the command line, and the whole configuration that they lead to; `folder` is the
-    sweep's for jobs, where its files are. longer: the hours that the others left bought it, so it is not ranked with them."""
+    """A job to run.
+
+    Attributes:
+        overrides: As on the command line.
+        folder: SWEEP/jobs, where the files of all jobs are.
+        options: The complete configuration of the run.
+        longer: Whether the job is a longer run of the best one, on hours that were left over. It is not ranked.
+    """
 
     number: int
     overrides: tuple[str, ...]
     folder: Path
-    knobs: Config
+    options: Config
     longer: bool = False
 
     @cached_property
     def name(self) -> str:
-        return run_name(self.knobs.name, identity(self.knobs))
+        return run_name(self.options.name, identity(self.options))
 
     @property
     def run(self) -> Path:
-        return Path(self.knobs.output_dir).absolute() / self.name
+        return Path(self.options.output_dir).absolute() / self.name
 
     @property
     def config(self) -> Path:
@@ -85,24 +92,27 @@ class Job:
 
     @cached_property
     def swept(self) -> list[str]:
-        """The overrides of knobs that the sweep varies, without those that were given for all jobs."""
+        """The overrides of options that the sweep varies, without those that are the same for all jobs."""
         keys = (read_json(self.folder.parent / "sweep.json") or {}).get("swept", [])
-        return [each for each in self.overrides if each.split("=")[0] in keys]
+        return [override for override in self.overrides if override.split("=")[0] in keys]
 
     def write(self) -> None:
-        """The file that the job's process reads. In wandb the jobs of a sweep are a group, with what is swept as tags."""
-        wandb, name = self.knobs.wandb, self.knobs.name
+        """Write the file that the job's process reads. In wandb, the jobs of a sweep form a group."""
+        wandb, name = self.options.wandb, self.options.name
         wandb = replace(wandb, group=wandb.group or name, tags=[*dict.fromkeys([*wandb.tags, name, *self.swept])])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(HEAD + as_yaml(replace(self.knobs, wandb=wandb)))
+        self.config.write_text(CONFIG_HEAD + as_yaml(replace(self.options, wandb=wandb)))
 
 
 @dataclass
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
-    status: finished | pruned | paused | not started | diverged | out of memory | refused | killed | failed | stopped. value:
-    the sweep's metric; of a pruned one, its last validation loss. not started: the sweep's hours were used up, or it stopped.
+    Attributes:
+        status: finished | pruned | paused | not started | diverged | out of memory | refused | killed | failed | stopped.
+            "not started" means that the sweep's hours were used up or that the sweep was stopped.
+        why: The reason, for people.
+        value: The sweep's metric; for a pruned job its last validation loss.
     """
 
     status: str
@@ -115,48 +125,48 @@ class Outcome:
 
 
 class JobFailed(MachineError):
-    """A job of a sweep did not finish; what a sweeper records as a failed trial."""
+    """A job of a sweep did not finish. A sweeper records it as a failed trial."""
 
 
-def job_of(config: Config, number: int, overrides: list[str], sweep_dir: str) -> Job:
-    """The job of one configuration, its file written."""
-    given = tuple(_resolved(config, override) for override in overrides)
-    job = Job(number, given, Path(sweep_dir).absolute() / "jobs", config)
+def make_job(config: Config, number: int, overrides: list[str], sweep_dir: str) -> Job:
+    """Make the job of a configuration and write its file."""
+    resolved = tuple(_resolved(config, override) for override in overrides)
+    job = Job(number, resolved, Path(sweep_dir).absolute() / "jobs", config)
     job.write()
     return job
 
 
 def _resolved(config: Config, override: str) -> str:
-    """An override with the value that it led to where it stands for another one: the job's label and command show it."""
+    """Replace an interpolation in an override by its value, so that the job's label and command show the value."""
     key, _, value = override.partition("=")
-    if not value.startswith(("${", "$\\{")):  # Hydra's basic sweeper escapes it
+    if not value.startswith(("${", "$\\{")):  # the second is how Hydra's basic sweeper escapes it
         return override
     group, _, leaf = key.partition(".")
     return f"{key}={getattr(getattr(config, group), leaf) if leaf else getattr(config, group)}"
 
 
-def anew(job: Job) -> Job:
-    """With fresh=true: what the job left is set aside, once, so that each of its processes goes on with the one before.
+def apply_fresh(job: Job) -> Job:
+    """With fresh=true, set the job's earlier run aside. The returned job has fresh=false, so that its retries resume the run.
 
-    Raises UserError where another live process has the run, or it cannot be moved.
+    Raises UserError if another live process uses the run, or if the run cannot be moved.
     """
-    if not job.knobs.fresh:
+    if not job.options.fresh:
         return job
     if not requeued():
-        put_away(job.run)
+        set_run_aside(job.run)
         job.record.unlink(missing_ok=True)
-    job = replace(job, knobs=replace(job.knobs, fresh=False))
+    job = replace(job, options=replace(job.options, fresh=False))
     job.write()
     return job
 
 
-def put_away(run: Path) -> None:
-    """Set a run's folder aside, if there is one. Raises UserError."""
+def set_run_aside(run: Path) -> None:
+    """Rename a run's folder, if there is one, to NAME.old-K. Raises UserError if it is in use or cannot be renamed."""
     if not run.exists():
         return
     try:
         held = lock(run)
-        set_aside(run)  # still locked, so that nobody takes it over while it moves
+        set_aside(run)  # still locked, so that no other process takes it meanwhile
         held.close()
     except OSError as error:
         raise UserError(
@@ -164,23 +174,24 @@ def put_away(run: Path) -> None:
         ) from None
 
 
-def held_by(job: Job) -> str | None:
-    """Who works in the job's run now, e.g. a process that outlived the sweep that began it; None where nobody does."""
+def run_holder(job: Job) -> str | None:
+    """Describe the process that uses the job's run now, or return None. It may have outlived the sweep that started it."""
     if not (job.run / "lock").exists():
         return None
     try:
-        found = try_lock(job.run / "lock")
-    except OSError:  # the job itself will say what is wrong with the folder
+        held = try_lock(job.run / "lock")
+    except OSError:  # the job itself will report what is wrong with the folder
         return None
-    if isinstance(found, str):
-        return found
-    found.close()
+    if isinstance(held, str):
+        return held
+    held.close()
     return None
 
 
-def start(job: Job, lease: DeviceLock) -> subprocess.Popen[bytes]:
-    """The job's process, in a session of its own, so that a Ctrl-C reaches it only through the sweep. torch.compile has a cache
-    of its own for each, or the first job would pay for what the others find."""
+def start_process(job: Job, device_lock: DeviceLock) -> subprocess.Popen[bytes]:
+    """Start the job's process in a new session, so that Ctrl-C reaches it only through the sweep.
+
+    Each job has its own torch.compile cache. With a shared one, the first job would pay for what the others reuse."""
     caches = {} if CACHE_DIR in os.environ else {CACHE_DIR: str(job.compiler_cache)}
     command = [sys.executable, str(ROOT / "train.py"), "-cd", str(job.folder), "-cn", job.name]
     with job.log.open("ab") as log:
@@ -189,38 +200,32 @@ def start(job: Job, lease: DeviceLock) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **caches, **lease.device.environment},
+            env={**os.environ, **caches, **device_lock.device.environment},
             start_new_session=True,
-            pass_fds=(lease.descriptor,),
+            pass_fds=(device_lock.descriptor,),
         )
 
 
-def already(job: Job) -> Outcome | None:
-    """The outcome of a job that needs no process any more: diverged, finished with no hours added since or, where the
-    sweep still prunes, pruned."""
+def earlier_outcome(job: Job) -> Outcome | None:
+    """The outcome of a job that does not have to run again, else None.
+
+    That is a job that has diverged, one that has finished and got no more hours since and, if the sweep still prunes, one that
+    was pruned."""
     record = mapping(read_json(job.record))
-    if record.get("status") == "pruned" and job.knobs.sweep.prune != "none":
+    if record.get("status") == "pruned" and job.options.sweep.prune != "none":
         return Outcome("pruned", str(record.get("why", "")), record.get("value"))
-    status = (read_json(job.run / "status.json") or {}).get("status")
-    if status not in ("finished", "diverged") or (status == "finished" and _extended(job)):
-        return None
-    return outcome_of(job, 0)
+    return read_outcome(job, 0) if final_status(job.run, job.options.budget.extend_hours) else None
 
 
-def _extended(job: Job) -> bool:
-    """Whether budget.extend_hours adds something that the run has not had, as train.py sees it."""
-    spent = read_ledger(job.run / "ledger.json") or mapping(read_json(job.run / "result.json"))
-    return job.knobs.budget.extend_hours > number(spent.get("extended_hours"), 0.0)
+def read_outcome(job: Job, code: int, log_from: int = 0) -> Outcome:
+    """Derive the outcome from the exit status `code`, the run's status.json and the end of its log.
 
-
-def outcome_of(job: Job, code: int, log_from: int = 0) -> Outcome:
-    """What the exit status, the run's status.json and the end of its log say; log_from: where the log of the process that
-    ended begins."""
-    found = read_json(job.run / "status.json") or {}
-    status, reason = found.get("status"), str(found.get("reason", ""))
+    The log of the process that has ended begins at byte `log_from`."""
+    content = mapping(read_json(job.run / "status.json"))
+    status, reason = content.get("status"), str(content.get("reason", ""))
     if code == 0 and status == "finished":
-        result = read_json(job.run / "result.json") or {}
-        return Outcome("finished", "", (result.get("eval") or {}).get(job.knobs.sweep.metric))
+        evaluation = mapping(read_result(job.run).get("eval"))
+        return Outcome("finished", "", evaluation.get(job.options.sweep.metric))
     if status == "diverged":
         return Outcome("diverged", reason)
     if code < 0:
@@ -232,22 +237,22 @@ def outcome_of(job: Job, code: int, log_from: int = 0) -> Outcome:
     last = _reason(job, log_from)
     if OUT_OF_MEMORY.search(last):
         return Outcome("out of memory", last)
-    return Outcome("failed", last or f"exit status {code} without a word")
+    return Outcome("failed", last or f"exit status {code} without output")
 
 
 def _killed_by(number: int) -> str:
     name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-    by_whom = ", by hand or by the system for lack of memory" if name == "SIGKILL" else ""
-    return f"killed by {name}{by_whom}"
+    cause = ", by a person or by the system for lack of memory" if name == "SIGKILL" else ""
+    return f"killed by {name}{cause}"
 
 
 def log_size(job: Job) -> int:
-    """Where the next process of the job begins to write: the log keeps what all of them said."""
+    """Bytes in the job's log, to which the next process appends."""
     return job.log.stat().st_size if job.log.exists() else 0
 
 
 def last_lines(job: Job, log_from: int = 0) -> list[str]:
-    """The end of a job's log, of what was written from `log_from` on."""
+    """The last lines of a job's log, from byte `log_from` on."""
     try:
         with job.log.open("rb") as file:
             file.seek(max(log_from, job.log.stat().st_size - TAIL_BYTES))
@@ -257,21 +262,21 @@ def last_lines(job: Job, log_from: int = 0) -> list[str]:
 
 
 def _reason(job: Job, log_from: int) -> str:
-    """The last error message of the log, or else its last line."""
+    """The last error message in the log, or its last line if it has no error message."""
     lines = last_lines(job, log_from)
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1]
 
 
 def hours_spent(run: Path) -> float:
-    """Hours that a run has used up, in all its processes."""
+    """Hours of the budget that a run has spent, over all its processes."""
     ledger = read_ledger(run / "ledger.json")
     return sum(ledger["ledger_s"].values()) / 3600 if ledger else 0.0
 
 
 def write_record(job: Job, outcome: Outcome, tries: int, seconds: float) -> None:
-    """The job's line of the sweep's table, as a file of its own: launchers of all kinds write at the same time."""
+    """Write the job's row of the sweep's table. It is a file of its own, because several launchers may write at once."""
     content = asdict(outcome) | {"number": job.number, "overrides": list(job.overrides), "run": str(job.run)}
-    content |= {"name": job.name, "tries": tries, "seconds": seconds, "metric": job.knobs.sweep.metric}
-    content |= {"hours": job.knobs.budget.hours, "hours_spent": hours_spent(job.run), "longer": job.longer}
+    content |= {"name": job.name, "tries": tries, "seconds": seconds, "metric": job.options.sweep.metric}
+    content |= {"hours": job.options.budget.hours, "hours_spent": hours_spent(job.run), "longer": job.longer}
     write_json(job.record, content)

@@ -1,4 +1,4 @@
-"""What train.py hands to the launcher: the functions of a sweep, which load the rest of this folder when they are called."""
+"""The sweep functions that train.py passes to `cli.launch.launch`. They import the rest of this folder only when called."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 
 def run_job(config: Any, number: int, overrides: list[str], sweep_dir: str) -> float | None:
-    """Run one job in a process of its own; returns the sweep's metric. Raises as `sweeps.engine.scheduler.run_alone` does."""
-    from sweeps.engine.job import job_of
-    from sweeps.engine.scheduler import run_alone
+    """Run one job in its own process and return the sweep's metric. Raises what `scheduler.run_single_job` raises."""
+    from sweeps.engine.job import make_job
+    from sweeps.engine.scheduler import run_single_job
 
-    return run_alone(job_of(config, number, overrides, sweep_dir))
+    return run_single_job(make_job(config, number, overrides, sweep_dir))
 
 
 def current_sweep() -> Path | None:
-    """The folder of the sweep that this process launched, if it did."""
-    record = sys.modules.get("sweeps.engine.hydra_callback")
-    return None if record is None else record.CURRENT
+    """The folder of the sweep that this process started, or None."""
+    callback = sys.modules.get("sweeps.engine.hydra_callback")
+    return None if callback is None else callback.CURRENT
 
 
 def conclude_sweep() -> None:

@@ -1,8 +1,8 @@
-"""Values chosen by or around the plan of a sweep's own budget: what `${plan_relative:WHAT}` in sweeps/*.yaml stands for.
+"""Values at or around the plan for a sweep's budget: the meaning of `${plan_relative:NAME}` in sweeps/*.yaml.
 
-The published values of the competition that these sweeps come from (24, 18, 12 and 8 layers of width 768 and three hours of
-an A100) mean nothing on two CPU cores. So where the plan is of that size, they are taken as they are, and elsewhere values
-in the same proportions around what the plan chooses.
+The sweeps come from a competition with three hours of an A100, whose published values (24, 18, 12 and 8 layers of width 768)
+are far too large for two CPU cores. If the plan is of that size, the published values are used. Otherwise the values stand in
+the same proportions to the plan's own.
 """
 
 from __future__ import annotations
@@ -20,56 +20,62 @@ from typing import Any
 from common.errors import UserError
 from config import EvalConfig
 from model.config import PLAIN
-from sweeps.engine.job import HEAD, ROOT
+from sweeps.engine.job import CONFIG_HEAD, ROOT
 
-# From so many parameters (as a law counts them) on, the published shapes are within reach of the budget.
+# The published shapes are used if the plan has at least this many parameters (counted as the scaling law counts them).
 PUBLISHED_FROM = 60e6
 PUBLISHED_DEPTHS, PUBLISHED_WIDTH, PUBLISHED_BEST = (8, 12, 18, 24), 768, 18
-# Wider against deeper at 12 n_layer n_embd^2 = 127M, that of 18 x 768.
+# From deep and narrow to wide and flat, all with 12 n_layer n_embd^2 near 127M, the value of 18 x 768.
 PUBLISHED_SAME = ("41x512", "26x640", "18x768", "10x1024", "7x1280")
 PUBLISHED_BATCH, PUBLISHED_BLOCK = 66 * 512, 512
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-EVALUATED = (
-    1 / 32
-)  # of the planned tokens: 1 % of the time, so that jobs four times as slow need not cut it (eval.max_fraction)
+# Evaluated tokens as a share of the planned tokens. This takes 1 % of the time, so jobs that are four times as slow still
+# evaluate all of them (eval.max_fraction).
+EVALUATED = 1 / 32
 LEAST_EVALUATED = 4096
-SLICES = (0.125, 0.25, 0.5)  # of the plan's compute: the largest size is slower, and still within the hours
+SLICES = (
+    0.125,
+    0.25,
+    0.5,
+)  # of the plan's FLOPs; the largest size is slower than planned and still fits into the hours
 
 Plan = Mapping[str, Any]
 
 
-def published(plan: Plan) -> bool:
-    """Whether the published shapes suit the budget."""
+def uses_published_shapes(plan: Plan) -> bool:
+    """Whether the budget is large enough for the published shapes."""
     return float(plan["parameters_law"]) >= PUBLISHED_FROM
 
 
 def depths(plan: Plan) -> list[str]:
-    """8, 12, 18 and 24 eighteenths of the planned depth, all different."""
-    if published(plan):
+    """8/18, 12/18, 18/18 and 24/18 of the planned depth, without duplicates."""
+    if uses_published_shapes(plan):
         return [str(layers) for layers in PUBLISHED_DEPTHS]
-    base = max(3, int(plan["n_layer"]))  # of less, the quarters would fall together
-    layers = [max(1, round(base * each / PUBLISHED_BEST)) for each in PUBLISHED_DEPTHS]
-    return [str(each) for each in dict.fromkeys(layers)]
+    base = max(3, int(plan["n_layer"]))  # with fewer, several of the depths would be equal
+    layers = [max(1, round(base * depth / PUBLISHED_BEST)) for depth in PUBLISHED_DEPTHS]
+    return [str(depth) for depth in dict.fromkeys(layers)]
 
 
 def depths_width(plan: Plan) -> list[str]:
-    return [str(PUBLISHED_WIDTH if published(plan) else plan["n_embd"])]
+    return [str(PUBLISHED_WIDTH if uses_published_shapes(plan) else plan["n_embd"])]
 
 
-def layers_of(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
+def layers_only(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
     return [shape.split("x")[0] for shape in shapes(plan)]
 
 
-def widths_of(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
-    """What every job finds its own width by, from its depth."""
+def width_by_depth(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
+    """An interpolation that gives every job the width that belongs to its depth."""
     return [f"${{width_of:{','.join(shapes(plan))}}}"]
 
 
 def width_depth(plan: Plan) -> list[str]:
-    """Shapes of nearly the same 12 n_layer n_embd^2, from deep and narrow to wide and flat; one of each depth."""
-    if published(plan):
+    """Shapes with nearly the same 12 n_layer n_embd^2, from deep and narrow to wide and flat; one per depth."""
+    if uses_published_shapes(plan):
         return list(PUBLISHED_SAME)
-    base = max(8 * 64**2, int(plan["n_layer"]) * int(plan["n_embd"]) ** 2)  # of less, 64 wide is the only width
+    base = max(
+        8 * 64**2, int(plan["n_layer"]) * int(plan["n_embd"]) ** 2
+    )  # for a smaller one, 64 would be the only width
     shapes = [(round(base / width**2), width) for width in range(64, 2049, 64)]
     good = [(layers, width) for layers, width in shapes if layers and abs(layers * width**2 / base - 1) <= 0.15]
     return [f"{layers}x{width}" for layers, width in dict(good).items() if layers <= 64]
@@ -80,10 +86,10 @@ def learning_rates(plan: Plan) -> list[str]:
 
 
 def batches(plan: Plan) -> list[str]:
-    """Tokens per step in whole sequences; with as many tokens in all, a smaller batch is more steps."""
+    """Batch sizes in tokens, in whole sequences. A smaller batch means more steps for the same number of tokens."""
     block = int(plan["block_size"])
     sequences = [max(1, round(factor * int(plan["batch_tokens"]) / block)) for factor in FACTORS]
-    return [str(each * block) for each in dict.fromkeys(sequences)]
+    return [str(count * block) for count in dict.fromkeys(sequences)]
 
 
 def isoflop_budgets(plan: Plan) -> list[str]:
@@ -91,52 +97,55 @@ def isoflop_budgets(plan: Plan) -> list[str]:
 
 
 def isoflop_sizes(plan: Plan) -> list[str]:
-    """The planned shape and those nearest to a quarter, half, twice and four times its blocks, each of another depth; where
-    none is within a factor of 1.5, it is left out."""
+    """The planned shape, and those nearest to 1/4, 1/2, 2 and 4 times its n_layer n_embd^2, each with a different depth.
+
+    A size with no shape within a factor of 1.5 is left out."""
     base = int(plan["n_layer"]) * int(plan["n_embd"]) ** 2
     shapes = [
         (layers, width) for width in range(64, 4097, 64) for layers in range(1, 65) if 16 <= width / layers <= 128
     ]
-    found = {int(plan["n_layer"]): int(plan["n_embd"])}
+    width_at = {int(plan["n_layer"]): int(plan["n_embd"])}  # by depth
     for factor in (0.25, 4.0, 0.5, 2.0):
-        free = [(layers, width) for layers, width in shapes if layers not in found]
-        off = {(layers, width): abs(math.log2(layers * width**2 / (factor * base))) for layers, width in free}
-        # Within 15 % of the size, the usual proportions count more than the size.
-        best = min(free, key=lambda shape: (max(off[shape], 0.2), abs(shape[1] / shape[0] - 64)))
-        if off[best] < math.log2(1.5) + 0.01:
-            found[best[0]] = best[1]
-    return [f"{layers}x{width}" for layers, width in sorted(found.items(), key=lambda shape: shape[0] * shape[1] ** 2)]
+        free = [(layers, width) for layers, width in shapes if layers not in width_at]
+        distance = {(layers, width): abs(math.log2(layers * width**2 / (factor * base))) for layers, width in free}
+        # Among shapes within 15 % of the size, the one nearest to the usual width of 64 per layer is taken.
+        best = min(free, key=lambda shape: (max(distance[shape], 0.2), abs(shape[1] / shape[0] - 64)))
+        if distance[best] < math.log2(1.5) + 0.01:
+            width_at[best[0]] = best[1]
+    return [
+        f"{layers}x{width}" for layers, width in sorted(width_at.items(), key=lambda shape: shape[0] * shape[1] ** 2)
+    ]
 
 
 def baseline_depths(plan: Plan) -> list[str]:
-    """24 and 18 layers; elsewhere four and three thirds of the planned depth."""
-    if published(plan):
+    """24 and 18 layers, or 4/3 of the planned depth and the planned depth."""
+    if uses_published_shapes(plan):
         return ["24", "18"]
     base = max(3, int(plan["n_layer"]))
     return [str(round(base * 4 / 3)), str(base)]
 
 
 def baseline_batch(plan: Plan) -> list[str]:
-    return [str(PUBLISHED_BATCH if published(plan) else plan["batch_tokens"])]
+    return [str(PUBLISHED_BATCH if uses_published_shapes(plan) else plan["batch_tokens"])]
 
 
 def baseline_block(plan: Plan) -> list[str]:
-    return [str(PUBLISHED_BLOCK if published(plan) else plan["block_size"])]
+    return [str(PUBLISHED_BLOCK if uses_published_shapes(plan) else plan["block_size"])]
 
 
-def of_the_block(name: str, plan: Plan) -> list[str]:
+def block_option(name: str, plan: Plan) -> list[str]:
     return [str(plan["block"][name])]
 
 
 def eval_tokens(plan: Plan) -> list[str]:
-    """So many validation tokens that every job of a sweep can afford them, as each would else cut them to its own speed."""
+    """A number of validation tokens that every job can afford. Otherwise each job would cut it according to its own speed."""
     tokens = EvalConfig().tokens
     while tokens > max(LEAST_EVALUATED, EVALUATED * float(plan["tokens"])):
         tokens //= 2
     return [str(tokens)]
 
 
-# One value each: what a job's own measurements would choose a little differently each time is the same in all jobs of a sweep.
+# Names with a single value. A job's own measurements could choose a slightly different one, so all jobs of a sweep share it.
 FIXED = (
     *("n_layer", "n_embd", "depths_width", "batch", "optimizer", "learning_rate", "block_size", "bigram_rows", *PLAIN),
     *("eval_tokens", "baseline_batch", "baseline_block"),
@@ -149,33 +158,35 @@ VALUES: dict[str, Callable[[Plan], list[str]]] = {
     "learning_rate": lambda plan: [str(plan["learning_rate"])],
     "block_size": lambda plan: [str(plan["block_size"])],
     "bigram_rows": lambda plan: [str(plan["bigram_rows"])],
-    **{name: partial(of_the_block, name) for name in PLAIN},
+    **{name: partial(block_option, name) for name in PLAIN},
     "eval_tokens": eval_tokens,
     "depths": depths,
     "depths_width": depths_width,
-    "width_depth_layers": partial(layers_of, width_depth),
-    "width_depth_widths": partial(widths_of, width_depth),
+    "width_depth_layers": partial(layers_only, width_depth),
+    "width_depth_widths": partial(width_by_depth, width_depth),
     "learning_rates": learning_rates,
     "batches": batches,
     "isoflop_budgets": isoflop_budgets,
-    "isoflop_layers": partial(layers_of, isoflop_sizes),
-    "isoflop_widths": partial(widths_of, isoflop_sizes),
+    "isoflop_layers": partial(layers_only, isoflop_sizes),
+    "isoflop_widths": partial(width_by_depth, isoflop_sizes),
     "baseline_depths": baseline_depths,
     "baseline_batch": baseline_batch,
     "baseline_block": baseline_block,
 }
 
 
-def plan_of(yaml: str) -> dict[str, Any]:
-    """The plan of a configuration, from plan.py in a process of its own, which may need the device to itself.
+def make_plan(yaml: str) -> dict[str, Any]:
+    """The plan for a configuration, made by plan.py in its own process, which may need the device for itself.
 
-    Raises UserError with what plan.py says.
+    Raises UserError with the error lines of plan.py.
     """
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "sweep.yaml").write_text(HEAD + yaml)
+        (Path(folder) / "sweep.yaml").write_text(CONFIG_HEAD + yaml)
         command = [sys.executable, str(ROOT / "plan.py"), "-cd", folder, "-cn", "sweep", "output=json", "probe=false"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode:
-        lines = [line.removeprefix("error: ") for line in answer.stderr.splitlines() if line.startswith("error: ")]
-        raise UserError(*(lines or [f"no plan to choose the sweep's values by: {answer.stderr.strip()[-300:]}"]))
-    return dict(json.loads(answer.stdout))
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+        raise UserError(
+            *(lines or [f"plan.py failed, so the sweep's values cannot be chosen: {done.stderr.strip()[-300:]}"])
+        )
+    return dict(json.loads(done.stdout))

@@ -1,8 +1,8 @@
-"""The hours of a whole sweep: who may start, who is stopped because others are ahead, and what the hours left over buy.
+"""The hours of a whole sweep, pruning of jobs that are behind, and longer runs on hours that are left over.
 
-Runs are compared at equal shares of their budgets. That is fair because every schedule follows the share spent: two runs at
-a quarter of theirs are at the same point of their learning rates, whatever their sizes and speeds. A job that is stopped
-has saved; with sweep.prune=none the same command goes on with it.
+Runs are compared at equal shares of their budgets. That is fair because every schedule follows the share that is spent: two
+runs at a quarter of their budgets are at the same point of their schedules, whatever their sizes and speeds. A pruned job has
+saved a checkpoint; with sweep.prune=none the same command continues it.
 """
 
 from __future__ import annotations
@@ -19,103 +19,106 @@ from common.format import format_seconds
 from common.json_io import is_number, mapping, read_json
 from config import HALVING_RUNGS
 from run.history import evaluations, read_metrics
-from sweeps.engine.job import Job, Outcome, already, anew, hours_spent, put_away, write_record
-from sweeps.engine.scheduler import Queue, Watch, say, value_of
+from sweeps.engine.job import Job, Outcome, apply_fresh, earlier_outcome, hours_spent, set_run_aside, write_record
+from sweeps.engine.scheduler import Queue, Watch, say, sweeper_value
 from sweeps.engine.table import HIGHER_IS_BETTER
 
-NEAR = (
-    0.02  # of the budget: evaluations come with the first step after each tenth of it, never at the same share exactly
-)
-LEAST_OTHERS = 3  # a median of fewer says little
+# As a share of the budget. An evaluation comes with the first step after each tenth of the budget, so the shares of two runs
+# are never exactly equal.
+SHARE_TOLERANCE = 0.02
+LEAST_OTHERS = 3  # jobs are not compared with the median of fewer others
 SLACK_HOURS = 1e-6  # hours are sums of floats
 
 
 def run_all(jobs: Sequence[Job]) -> list[float | Exception | None]:
-    """Run the jobs that a sweeper asks for, within the sweep's hours; the metric of each, or why it failed."""
+    """Run the jobs that a sweeper gives, within the sweep's hours. Returns each job's metric, or the reason of its failure."""
     if not jobs:
         return []
-    sweep = jobs[0].knobs.sweep
+    sweep = jobs[0].options.sweep
     say(f"{len(jobs)} jobs" + (f" within {sweep.hours:g} hours" if sweep.hours is not None else ""))
-    jobs = begun_anew(jobs)
-    pool = Pool(sweep.hours, jobs)
+    jobs = apply_fresh_to_all(jobs)
+    pool = HoursPool(sweep.hours, jobs)
     outcomes = MODES[sweep.prune](jobs, pool)
-    if sweep.hours is not None and not failure_stops(jobs, outcomes):
-        queue(pool.longer_runs(outcomes), None, pool)
-    return [value_of(job, outcomes.get(job.number)) for job in jobs]
+    if sweep.hours is not None and not stops_on_failure(jobs, outcomes):
+        run_queue(pool.longer_runs(outcomes), None, pool)
+    return [sweeper_value(job, outcomes.get(job.number)) for job in jobs]
 
 
-def begun_anew(jobs: Sequence[Job]) -> list[Job]:
-    """With fresh=true the longer runs that these jobs' hours bought are set aside as well. Raises UserError."""
-    if jobs[0].knobs.fresh:
+def apply_fresh_to_all(jobs: Sequence[Job]) -> list[Job]:
+    """With fresh=true, set the earlier runs of the jobs aside, and the longer runs of their sweep. Raises UserError."""
+    if jobs[0].options.fresh:
         for record in longer_records(jobs[0].folder):
-            put_away(Path(record["run"]))
+            set_run_aside(Path(record["run"]))
             (jobs[0].folder / f"{record['name']}.json").unlink()
-    return [anew(job) for job in jobs]
+    return [apply_fresh(job) for job in jobs]
 
 
-# -- what stops a job --------------------------------------------------------------------------------------------------
+# -- pruning -----------------------------------------------------------------------------------------------------------
 
 
-def losses_of(run: Path) -> list[tuple[float, float]]:
-    """(share of the budget, validation loss) of a run's evaluations on the way."""
+def read_losses(run: Path) -> list[tuple[float, float]]:
+    """(share of the budget, validation loss) of a run's interim evaluations."""
     points = evaluations(read_metrics(run))
     return [(p["progress"], p["val_loss"]) for p in points if is_number(p["val_loss"]) and is_number(p.get("progress"))]
 
 
 def loss_at(losses: Sequence[tuple[float, float]], share: float) -> float | None:
-    """The validation loss at `share` of the budget, on the line between the evaluations around it; None where they do not
-    reach that far, or begin later."""
+    """The validation loss at `share` of the budget, interpolated linearly between evaluations; None outside of them."""
     before = [point for point in losses if point[0] <= share]
     after = [point for point in losses if point[0] >= share]
     if not before:
         return None
     if not after:
         last = max(before)
-        return last[1] if share - last[0] <= NEAR else None
+        return last[1] if share - last[0] <= SHARE_TOLERANCE else None
     (x, low), (z, high) = max(before), min(after)
     return low if z == x else low + (high - low) * (share - x) / (z - x)
 
 
-def behind_the_median(job: Job, others: Sequence[Sequence[tuple[float, float]]]) -> Outcome | None:
-    """Median stopping (Golovin et al. 2017, Vizier): a job whose best loss so far is above the median of what the others
-    had at the same share."""
-    losses = losses_of(job.run)
-    if not losses or losses[-1][0] < job.knobs.sweep.prune_from:
+def median_stopping(job: Job, others: Sequence[Sequence[tuple[float, float]]]) -> Outcome | None:
+    """The outcome "pruned" if the job's best loss so far is above the median loss of the others at the same share, else None.
+
+    This is median stopping (Golovin et al. 2017, Vizier)."""
+    losses = read_losses(job.run)
+    if not losses or losses[-1][0] < job.options.sweep.prune_from:
         return None
     share = losses[-1][0]
-    known = [loss for each in others if (loss := loss_at(each, share)) is not None]
+    known = [loss for other in others if (loss := loss_at(other, share)) is not None]
     if len(known) < LEAST_OTHERS:
         return None
     median, best = statistics.median(known), min(loss for _, loss in losses)
     if best <= median:
         return None
-    why = f"at {share:.0%} of its budget {best:.3f}, the median of {len(known)} others {median:.3f}"
+    why = f"loss {best:.3f} at {share:.0%} of its budget, median of {len(known)} others {median:.3f}"
     return Outcome("pruned", why, losses[-1][1])
 
 
 def median_watch(jobs: Sequence[Job]) -> Watch:
-    ended: dict[Path, list[tuple[float, float]]] = {}  # read once: this runs beside jobs whose seconds count
+    """A watch that applies `median_stopping` to a job and the runs of the sweep that have ended."""
+    ended: dict[
+        Path, list[tuple[float, float]]
+    ] = {}  # each is read once, as this process shares the CPU with timed jobs
 
     def watch(job: Job) -> Outcome | None:
-        for path in known_runs(jobs[0].folder):
+        for path in ended_runs(jobs[0].folder):
             if path not in ended:
-                ended[path] = losses_of(path)
-        return behind_the_median(job, [losses for path, losses in ended.items() if path != job.run])
+                ended[path] = read_losses(path)
+        return median_stopping(job, [losses for path, losses in ended.items() if path != job.run])
 
     return watch
 
 
-def known_runs(folder: Path) -> list[Path]:
-    """Runs of the sweep that have ended, in this start of it or in an earlier one."""
+def ended_runs(folder: Path) -> list[Path]:
+    """The runs of the sweep that have finished or were pruned, also in an earlier start of the sweep."""
     records = [mapping(read_json(path)) for path in folder.glob("*.json")]
-    return [Path(each["run"]) for each in records if each.get("status") in ("finished", "pruned")]
+    return [Path(record["run"]) for record in records if record.get("status") in ("finished", "pruned")]
 
 
 def rung_watch(rung: float) -> Watch:
-    """Stops every job once it was evaluated at or after `rung`."""
+    """A watch that pauses every job after its first evaluation at or after `rung`, a share of the budget."""
 
     def watch(job: Job) -> Outcome | None:
-        losses = losses_of(job.run)
+        losses = read_losses(job.run)
         if not losses or losses[-1][0] < rung:
             return None
         return Outcome("paused", f"at {losses[-1][0]:.0%} of its budget, loss {losses[-1][1]:.3f}", losses[-1][1])
@@ -124,168 +127,171 @@ def rung_watch(rung: float) -> Watch:
 
 
 def loss_at_rung(losses: Sequence[tuple[float, float]], rung: float) -> float:
-    """What a job that came past the rung is ranked by; where its steps are so large that it was not evaluated before, the
-    first loss beyond."""
-    found = loss_at(losses, rung)
-    return next((loss for share, loss in losses if share >= rung), math.inf) if found is None else found
+    """The loss by which a job that has passed the rung is ranked. If all its evaluations are later, the first of them."""
+    loss = loss_at(losses, rung)
+    return next((later for share, later in losses if share >= rung), math.inf) if loss is None else loss
 
 
-# -- the three ways through a sweep ------------------------------------------------------------------------------------
+# -- sweep.prune -------------------------------------------------------------------------------------------------------
 
 
-def all_of_them(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
-    return queue(jobs, None, pool)
+def run_unpruned(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]:
+    return run_queue(jobs, None, pool)
 
 
-def by_median(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
-    return queue(jobs, median_watch(jobs), pool)
+def run_with_median_stopping(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]:
+    return run_queue(jobs, median_watch(jobs), pool)
 
 
-def by_halving(jobs: Sequence[Job], pool: Pool) -> dict[int, Outcome]:
-    """All to the first rung, the better half to the second, the better half of those to the end.
+def run_with_halving(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]:
+    """Successive halving: run all jobs to the first rung, the better half to the second, and the better half of those to the end.
 
-    Who is kept follows from the runs alone: all that came past a rung are ranked there, those that went on from it or stopped
-    at it in an earlier start of the sweep as well, so that the same command halves no second time. One that has been at its
-    end before is not to be stopped on the way there, if hours were added since.
+    The ranking at a rung depends only on the files of the runs and includes jobs that passed the rung in an earlier start of
+    the sweep, so the same command does not halve twice. A job that had finished and got more hours is not paused at a rung.
     """
     outcomes: dict[int, Outcome] = {}
-    through = [job for job in jobs if (job.run / "result.json").exists()]
+    had_finished = [job for job in jobs if (job.run / "result.json").exists()]
     going = list(jobs)
     for rung in HALVING_RUNGS:
         watch = rung_watch(rung)
-        there = {job.number: paused for job in going if not lost(job) and (paused := watch(job)) is not None}
-        found = there | queue([job for job in going if job.number not in there and job not in through], watch, pool)
-        outcomes |= found
-        if failure_stops(jobs, outcomes):
+        # Jobs that passed the rung in an earlier start need not run now.
+        passed = {job.number: paused for job in going if not has_failed(job) and (paused := watch(job)) is not None}
+        to_run = [job for job in going if job.number not in passed and job not in had_finished]
+        at_rung = passed | run_queue(to_run, watch, pool)
+        outcomes |= at_rung
+        if stops_on_failure(jobs, outcomes):
             return outcomes
-        ended = [job for job in going if job.number in found and found[job.number].status == "paused"]
-        keep = max(1, math.ceil(len(ended) / 2))
-        ranked = sorted(ended, key=lambda job: loss_at_rung(losses_of(job.run), rung))
+        paused_jobs = [job for job in going if job.number in at_rung and at_rung[job.number].status == "paused"]
+        keep = max(1, math.ceil(len(paused_jobs) / 2))
+        ranked = sorted(paused_jobs, key=lambda job: loss_at_rung(read_losses(job.run), rung))
         for job in ranked[keep:]:
-            if job not in through:
-                why = f"behind {keep} of {len(ended)} at {rung:.0%} of the budget"
+            if job not in had_finished:
+                why = f"{keep} of {len(paused_jobs)} jobs were ahead at {rung:.0%} of the budget"
                 outcomes[job.number] = Outcome("pruned", why, outcomes[job.number].value)
-                mark(job, outcomes[job.number])
+                mark_pruned(job, outcomes[job.number])
         going = [job for job in jobs if job in ranked[:keep]]
-    return outcomes | queue([job for job in jobs if job in through or job in going], None, pool)
+    return outcomes | run_queue([job for job in jobs if job in had_finished or job in going], None, pool)
 
 
-def lost(job: Job) -> bool:
-    """Whether nothing will come of a job any more, however far it came."""
-    outcome = already(job)
+def has_failed(job: Job) -> bool:
+    """Whether an earlier start of the sweep left the job in a state from which it cannot finish."""
+    outcome = earlier_outcome(job)
     return outcome is not None and not outcome.good
 
 
-def failure_stops(jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> bool:
-    """Whether a job has failed after which nothing more is to start."""
-    return jobs[0].knobs.sweep.on_error == "stop" and not all(outcome.good for outcome in outcomes.values())
+def stops_on_failure(jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> bool:
+    """Whether a job has failed and sweep.on_error=stop, so that no more jobs start."""
+    return jobs[0].options.sweep.on_error == "stop" and not all(outcome.good for outcome in outcomes.values())
 
 
-def mark(job: Job, outcome: Outcome) -> None:
-    """Say and record that a job that had paused does not go on."""
+def mark_pruned(job: Job, outcome: Outcome) -> None:
+    """Report and record that a paused job does not continue."""
     say(f"{job.label} {outcome.status}: {outcome.why}")
     before = mapping(read_json(job.record))
     write_record(job, outcome, before.get("tries", 0), before.get("seconds", 0.0))
 
 
-def queue(jobs: Sequence[Job], watch: Watch | None, pool: Pool) -> dict[int, Outcome]:
-    line = Queue(jobs, watch, pool)
-    line.run()
-    return line.outcomes
+def run_queue(jobs: Sequence[Job], watch: Watch | None, pool: HoursPool) -> dict[int, Outcome]:
+    """Run jobs until all have ended. Returns their outcomes by job number."""
+    waiting = Queue(jobs, watch, pool)
+    waiting.run()
+    return waiting.outcomes
 
 
-MODES = {"none": all_of_them, "median": by_median, "halving": by_halving}
+MODES = {"none": run_unpruned, "median": run_with_median_stopping, "halving": run_with_halving}
 
 
 # -- hours -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Pool:
-    """Device hours that the jobs draw from; None: no limit."""
+class HoursPool:
+    """The device hours that all jobs of a sweep share; None means no limit."""
 
     hours: float | None
     jobs: Sequence[Job]
 
     def __post_init__(self) -> None:
-        self.promised: dict[Path, float] = {}  # to runs that were started
-        if self.hours is not None and any(job.knobs.budget.hours is None for job in self.jobs):
-            raise UserError("sweep.hours is shared out by budget.hours, which is not set for every job")
-        self.bought = longer_records(self.jobs[0].folder)  # by earlier starts of the sweep
+        self.reserved: dict[Path, float] = {}  # hours by run, for runs that were started
+        if self.hours is not None and any(job.options.budget.hours is None for job in self.jobs):
+            raise UserError("sweep.hours needs budget.hours for every job; set budget.hours=H")
+        self.longer = longer_records(self.jobs[0].folder)  # longer runs of earlier starts of the sweep
 
     def spent(self) -> float:
-        runs = {job.run for job in self.jobs} | {Path(each["run"]) for each in self.bought}
+        """Hours spent by all runs of the sweep."""
+        runs = {job.run for job in self.jobs} | {Path(record["run"]) for record in self.longer}
         return sum(hours_spent(run) for run in runs)
 
     def left(self) -> float:
-        """Hours that no run has used and no started one may still use."""
-        open_ = sum(max(0.0, promised - hours_spent(run)) for run, promised in self.promised.items())
-        return (self.hours or 0.0) - self.spent() - open_
+        """Hours that are neither spent nor reserved for a running job."""
+        unspent = sum(max(0.0, reserved - hours_spent(run)) for run, reserved in self.reserved.items())
+        return (self.hours or 0.0) - self.spent() - unspent
 
     def reserve(self, job: Job) -> str | None:
-        """Keep its hours for a job until it is released; or why it may not start."""
+        """Reserve a job's hours until `release`. Returns None, or the reason why the job may not start."""
         if self.hours is None:
             return None
         spent = hours_spent(job.run)
-        needed = (job.knobs.budget.hours or 0.0) + job.knobs.budget.extend_hours - spent
+        needed = (job.options.budget.hours or 0.0) + job.options.budget.extend_hours - spent
         if needed > self.left() + SLACK_HOURS:
             return f"it needs {needed:.3g} hours and sweep.hours={self.hours:g} has {max(0.0, self.left()):.3g} left"
-        self.promised[job.run] = needed + spent
+        self.reserved[job.run] = needed + spent
         return None
 
     def release(self, job: Job) -> None:
-        """What a job that has ended did not use is free again. The sweep knows that it has: status.json still tells of an
-        earlier process while a new one loads its libraries."""
-        self.promised.pop(job.run, None)
+        """Free the hours that an ended job did not use. The caller knows that the job has ended; status.json may still be that of
+        an earlier process while a new one imports its libraries."""
+        self.reserved.pop(job.run, None)
 
     def longer_runs(self, outcomes: dict[int, Outcome]) -> list[Job]:
-        """What is left goes to one longer run of the best job. Those of earlier starts of the sweep are found again, and one
-        of them that has not ended goes on before another is bought."""
-        earlier = [
-            again
-            for each in self.bought
-            for job in self.jobs
-            if (again := longer(job, each["number"], each["hours"])).name == each["name"]
-        ]
-        if all(already(job) for job in earlier) and (more := self._one_more(outcomes)):
-            earlier.append(more)
-        for job in earlier:
-            job.write()
-        return earlier
+        """The longer runs of the sweep. The hours that are left go to one longer run of the best job.
 
-    def _one_more(self, outcomes: dict[int, Outcome]) -> Job | None:
-        """A longer run of the best job, if it can be longer than that and than what was bought before."""
+        Longer runs of earlier starts of the sweep are included. One that has not ended continues before a new one is added."""
+        runs = [
+            again
+            for record in self.longer
+            for job in self.jobs
+            if (again := longer_run(job, record["number"], record["hours"])).name == record["name"]
+        ]
+        if all(earlier_outcome(job) for job in runs) and (more := self._new_longer_run(outcomes)):
+            runs.append(more)
+        for job in runs:
+            job.write()
+        return runs
+
+    def _new_longer_run(self, outcomes: dict[int, Outcome]) -> Job | None:
+        """A longer run of the best job, or None if the hours left do not exceed those of every run before."""
         done = [job for job in self.jobs if job.number in outcomes and outcomes[job.number].status == "finished"]
         done = [job for job in done if outcomes[job.number].value is not None]
         if not done:
             return None
-        sign = -1 if done[0].knobs.sweep.metric in HIGHER_IS_BETTER else 1
+        sign = -1 if done[0].options.sweep.metric in HIGHER_IS_BETTER else 1
         best = min(done, key=lambda job: sign * float(outcomes[job.number].value or 0.0))
-        had = max([float(best.knobs.budget.hours or 0.0), *(each["hours"] for each in self.bought)])
-        hours = rounded_down(self.left())
-        if hours <= had:
-            say(f"{hours:.4g} hours are left, too few for a longer run of the best ({had:g} hours)")
+        longest = max([float(best.options.budget.hours or 0.0), *(record["hours"] for record in self.longer)])
+        hours = round_hours_down(self.left())
+        if hours <= longest:
+            say(f"{hours:.4g} hours are left, too few for a longer run of the best job (it had {longest:g} hours)")
             return None
-        say(f"{format_seconds(3600 * hours)} are left: a longer run of the best, {best.label}")
-        numbers = [*(job.number for job in self.jobs), *(each["number"] for each in self.bought)]
-        return longer(best, max(numbers) + 1, hours)
+        say(f"{format_seconds(3600 * hours)} are left; starting a longer run of the best job, {best.label}")
+        numbers = [*(job.number for job in self.jobs), *(record["number"] for record in self.longer)]
+        return longer_run(best, max(numbers) + 1, hours)
 
 
 def longer_records(folder: Path) -> list[dict[str, Any]]:
-    """The records of the longer runs among those in a sweep's folder for jobs."""
+    """The records of longer runs in SWEEP/jobs."""
     records = [mapping(read_json(path)) for path in sorted(folder.glob("*.json"))]
-    return [each for each in records if each.get("longer")]
+    return [record for record in records if record.get("longer")]
 
 
-def longer(job: Job, number: int, hours: float) -> Job:
-    """The same as `job` with other hours."""
-    knobs = replace(job.knobs, budget=replace(job.knobs.budget, hours=hours, extend_hours=0.0))
-    overrides = [each for each in job.overrides if not each.startswith("budget.hours=")]
-    return Job(number, (*overrides, f"budget.hours={hours:g}"), job.folder, knobs, longer=True)
+def longer_run(job: Job, number: int, hours: float) -> Job:
+    """A copy of `job` with `hours` as its budget."""
+    options = replace(job.options, budget=replace(job.options.budget, hours=hours, extend_hours=0.0))
+    overrides = [text for text in job.overrides if not text.startswith("budget.hours=")]
+    return Job(number, (*overrides, f"budget.hours={hours:g}"), job.folder, options, longer=True)
 
 
-def rounded_down(hours: float) -> float:
-    """Four digits, as they can be typed, and not more than there are."""
+def round_hours_down(hours: float) -> float:
+    """Round down to four significant digits, so that the number can be typed and is not more than there is."""
     if hours <= 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(hours)) - 3)

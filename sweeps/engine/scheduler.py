@@ -1,6 +1,6 @@
-"""The launcher of this machine: one fresh process a job, one device a job, a line the moment a job ends.
+"""The queue of a sweep's jobs on this machine: one new process and one device per job, and a line of output as each ends.
 
-No more than that: queues, priorities and other machines are Slurm's.
+Priorities and several machines are left to Slurm.
 """
 
 from __future__ import annotations
@@ -22,65 +22,68 @@ from common.format import format_seconds
 from common.json_io import mapping, read_json
 from common.monotonic import now
 from common.signals import STOPPING, Interrupted
-from sweeps.engine.device_lock import DeviceLock, SweepDevice, devices, try_device_lock
+from sweeps.engine.device_lock import DeviceLock, SweepDevice, lockable_devices, try_device_lock
 from sweeps.engine.job import (
     RETRIED,
     Job,
     JobFailed,
     Outcome,
-    already,
-    anew,
-    held_by,
+    apply_fresh,
+    earlier_outcome,
     last_lines,
     log_size,
-    outcome_of,
-    start,
+    read_outcome,
+    run_holder,
+    start_process,
     write_record,
 )
 
 POLL_S = 0.1
-LOOK_S = 1.0  # between two looks at what the running jobs write
+CHECK_S = 1.0  # between two checks of what the running jobs have written
 
-# Looks at a running job and says whether to stop it, and what to call that.
+# Checks a running job. Returns the outcome under which to stop it, or None to let it run.
 Watch = Callable[[Job], Outcome | None]
 
 
 class Hours(Protocol):
-    """What all jobs of a sweep draw from."""
+    """The hours that all jobs of a sweep share."""
 
     def reserve(self, job: Job) -> str | None:
-        """Keep a job's hours for it; or why it may not start."""
+        """Reserve a job's hours. Returns None, or the reason why the job may not start."""
 
     def release(self, job: Job) -> None:
-        """A job that hours were promised to has ended, or does not start yet."""
+        """Free the reserved hours of a job that has ended or does not start yet."""
 
 
 @dataclass
 class Running:
+    """A job with its process and device."""
+
     job: Job
     process: subprocess.Popen[bytes]
-    lease: DeviceLock
+    device_lock: DeviceLock
     began: float
-    log_from: int  # bytes of the log that earlier processes wrote
+    log_from: int  # bytes of the log that earlier processes have written
     tries: int = 1
-    stopped_as: Outcome | None = None  # by `Watch`
-    told: bool = False  # that the sweep is to stop
+    stopped_as: Outcome | None = None  # set when a `Watch` stops the job
+    signalled: bool = False  # whether the sweep's stopping signal was passed on
 
 
 class Stop:
-    """The signal that asks the sweep to stop; jobs get the same one, save, and exit."""
+    """The signal that stops the sweep, if one was received. The jobs get the same signal, save, and exit."""
 
     def __init__(self) -> None:
         self.name: str | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        """Handle stopping signals while the block runs. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # What is ignored stays ignored: nohup means that the sweep is to outlive its terminal.
-        heard = [name for name in STOPPING if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN]
-        before = {name: signal.signal(signal.Signals[name], self._handle) for name in heard}
+        # An ignored signal stays ignored: under nohup the sweep outlives its terminal.
+        handled = [name for name in STOPPING if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN]
+        before = {name: signal.signal(signal.Signals[name], self._handle) for name in handled}
         try:
             yield
         finally:
@@ -94,7 +97,7 @@ class Stop:
 
 
 class Queue:
-    """Jobs on devices until all have ended."""
+    """Runs jobs on the machine's devices until all have ended. `outcomes` holds their outcomes by job number."""
 
     def __init__(self, jobs: Sequence[Job], watch: Watch | None = None, pool: Hours | None = None) -> None:
         self.waiting = deque(jobs)
@@ -102,15 +105,15 @@ class Queue:
         self.outcomes: dict[int, Outcome] = {}
         self.total = len(jobs)
         self.stop = Stop()
-        self.places = {wanted: devices(wanted) for wanted in {job.knobs.device.name for job in jobs}}
+        self.devices = {name: lockable_devices(name) for name in {job.options.device.name for job in jobs}}
         self._watch, self._pool = watch, pool
-        self._told: set[str] = set()
-        self._held: dict[int, float] = {}  # when to look again at a job whose run is in use
-        self._looked = now()
-        self._short = False  # of hours for the job that is next, until another one ends
+        self._said: set[str] = set()
+        self._retry_at: dict[int, float] = {}  # by job number: when to check again whether its run is still in use
+        self._checked_at = now()
+        self._short = False  # whether the next job waits for hours until another one ends
 
     def run(self) -> None:
-        """Raises Interrupted after a stopping signal, once every job has saved and exited."""
+        """Run the jobs. After a stopping signal, raises Interrupted once every job has saved and exited."""
         with self.stop.watching():
             while self.waiting or self.running:
                 self._collect()
@@ -118,44 +121,47 @@ class Queue:
                     self._forward()
                 else:
                     self._begin()
-                    self._look()
-                threading.Event().wait(POLL_S)  # no lock in it that a signal's handler would have to wait for
+                    self._check_running()
+                threading.Event().wait(
+                    POLL_S
+                )  # a new event: a shared one has a lock that a signal handler could wait for
         if self.stop.name:
             raise Interrupted(self.stop.name)
 
     def _begin(self) -> None:
-        """Start the jobs that have a device, in their order; one whose devices are all taken holds up no other."""
-        taken = {each.lease.device.name for each in self.running}
+        """Start waiting jobs in order while devices are free. A job whose devices are all in use does not block the others."""
+        taken = {running.device_lock.device.name for running in self.running}
         for job in list(self.waiting):
-            places = [device for device in self.places[job.knobs.device.name] if device.name not in taken]
+            free = [device for device in self.devices[job.options.device.name] if device.name not in taken]
             if not self.waiting or self._short:  # sweep.on_error=stop has cleared it, or no hours are free
                 return
-            if not places or not self._wanted(job):
+            if not free or not self._may_start(job):
                 continue
-            lease = self._lease(places)
-            if lease is None:
-                taken |= {device.name for device in places}
+            device_lock = self._lock_device(free)
+            if device_lock is None:
+                taken |= {device.name for device in free}
                 self._release(job)
                 continue
-            taken.add(lease.device.name)
+            taken.add(device_lock.device.name)
             self.waiting.remove(job)
-            say(f"{job.label} started on {lease.device.name}, log {os.path.relpath(job.log)}")
+            say(f"{job.label} started on {device_lock.device.name}, log {os.path.relpath(job.log)}")
             log_from = log_size(job)
-            self.running.append(Running(job, start(job, lease), lease, now(), log_from))
+            self.running.append(Running(job, start_process(job, device_lock), device_lock, now(), log_from))
 
-    def _wanted(self, job: Job) -> bool:
-        """Whether a waiting job needs a process and has the hours. One that is done already is told and left out, as is one
-        without hours, unless those that run may leave it some."""
-        outcome = already(job)
+    def _may_start(self, job: Job) -> bool:
+        """Whether a waiting job needs a process and its hours could be reserved.
+
+        A job that is done already leaves the queue. So does one without hours, unless the running jobs may leave it some."""
+        outcome = earlier_outcome(job)
         if outcome is not None:
             self.waiting.remove(job)
             self._end(job, outcome, tries=0, seconds=0.0)
             return False
-        if now() < self._held.get(job.number, 0.0):
+        if now() < self._retry_at.get(job.number, 0.0):
             return False
-        if holder := held_by(job):
-            self._held[job.number] = now() + LOOK_S
-            self._tell(f"{job.label} waits: its run is in use by {holder}")
+        if holder := run_holder(job):
+            self._retry_at[job.number] = now() + CHECK_S
+            self._say_once(f"{job.label} waits: its run is in use by {holder}")
             return False
         refusal = self._pool.reserve(job) if self._pool else None
         if refusal is None:
@@ -165,101 +171,103 @@ class Queue:
             say(f"{job.label} waits: {refusal}")
         else:
             self.waiting.remove(job)
-            say(f"{job.label} is not started: {refusal}")
-            self.outcomes[job.number] = not_started(job, refusal)
+            say(f"{job.label} was not started: {refusal}")
+            self.outcomes[job.number] = record_not_started(job, refusal)
         return False
 
     def _release(self, job: Job) -> None:
         if self._pool:
             self._pool.release(job)
 
-    def _lease(self, places: Sequence[SweepDevice]) -> DeviceLock | None:
-        """The first of the devices that no other sweep has."""
-        for device in places:
-            lease = try_device_lock(device)
-            if isinstance(lease, DeviceLock):
-                return lease
-            self._tell(f"{device.name} is in use by {lease}; waiting")
+    def _lock_device(self, devices: Sequence[SweepDevice]) -> DeviceLock | None:
+        """Lock the first device that no other sweep uses; None if there is none."""
+        for device in devices:
+            held = try_device_lock(device)
+            if isinstance(held, DeviceLock):
+                return held
+            self._say_once(f"{device.name} is in use by {held}; waiting")
         return None
 
-    def _tell(self, line: str) -> None:
-        """Once."""
-        if line not in self._told:
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
             say(line)
-            self._told.add(line)
+            self._said.add(line)
 
-    def _drop(self, why: str) -> None:
-        """Nothing that waits is started any more."""
+    def _clear_waiting(self, why: str) -> None:
+        """Record all waiting jobs as not started."""
         for job in self.waiting:
-            not_started(job, why)
+            record_not_started(job, why)
         self.waiting.clear()
 
     def _collect(self) -> None:
-        for each in list(self.running):
-            code = each.process.poll()
+        """Handle the processes that have ended: retry their jobs or record the outcomes."""
+        for running in list(self.running):
+            code = running.process.poll()
             if code is None:
                 continue
-            outcome = outcome_of(each.job, code, each.log_from)
-            if each.stopped_as is not None and outcome.status in ("stopped", "killed"):  # killed: it had not begun yet
-                outcome = each.stopped_as
-            if outcome.status in RETRIED and each.tries <= each.job.knobs.sweep.retries and not self.stop.name:
-                say(f"{each.job.label} {outcome.status}: {outcome.why}; trying again")
-                each.log_from = log_size(each.job)
-                each.process = start(each.job, each.lease)
-                each.tries += 1
+            job, outcome = running.job, read_outcome(running.job, code, running.log_from)
+            # "killed": the signal came before the process had installed its handlers.
+            if running.stopped_as is not None and outcome.status in ("stopped", "killed"):
+                outcome = running.stopped_as
+            if outcome.status in RETRIED and running.tries <= job.options.sweep.retries and not self.stop.name:
+                say(f"{job.label} {outcome.status}: {outcome.why}; trying again")
+                running.log_from = log_size(job)
+                running.process = start_process(job, running.device_lock)
+                running.tries += 1
                 continue
-            self.running.remove(each)
-            each.lease.release()
-            self._end(each.job, outcome, each.tries, now() - each.began)
+            self.running.remove(running)
+            running.device_lock.release()
+            self._end(job, outcome, running.tries, now() - running.began)
 
     def _end(self, job: Job, outcome: Outcome, tries: int, seconds: float) -> None:
+        """Record and report the outcome of a job. `tries`: processes that ran now; 0 if the outcome is an earlier one."""
         self.outcomes[job.number] = outcome
         self._release(job)
-        if outcome.status == "finished":  # any other may go on, and finds what it has compiled
+        if outcome.status == "finished":  # any other job may be continued and then reuses its compiled kernels
             shutil.rmtree(job.compiler_cache, ignore_errors=True)
         self._short = False
-        # What needed no process now: an earlier start of the sweep knows how long it took.
+        # The tries and the duration of an earlier outcome are in the earlier record.
         before = {} if tries else read_json(job.record) or {}
         write_record(job, outcome, tries or before.get("tries", 0), seconds or before.get("seconds", 0.0))
-        told = (
-            f"{job.knobs.sweep.metric} {outcome.value:.4f}"
+        detail = (
+            f"{job.options.sweep.metric} {outcome.value:.4f}"
             if outcome.status == "finished" and outcome.value
             else outcome.why
         )
-        how_long = format_seconds(seconds) if tries else "before"
-        say(f"{job.label} {outcome.status} ({how_long}): {told}")
-        if not outcome.good and job.knobs.sweep.on_error == "stop" and self.waiting:
+        duration = format_seconds(seconds) if tries else "earlier"
+        say(f"{job.label} {outcome.status} ({duration}): {detail}")
+        if not outcome.good and job.options.sweep.on_error == "stop" and self.waiting:
             say(f"sweep.on_error=stop: {len(self.waiting)} jobs are not started")
-            self._drop("sweep.on_error=stop after a failure")
+            self._clear_waiting("sweep.on_error=stop after a failure")
 
-    def _look(self) -> None:
-        """Once a second: is a job to be stopped? And on a terminal, what the running ones say, in one line."""
-        if now() - self._looked < LOOK_S:
+    def _check_running(self) -> None:
+        """Once a second, stop jobs that the watch prunes and, on a terminal, show the running jobs' last output in one line."""
+        if now() - self._checked_at < CHECK_S:
             return
-        self._looked = now()
-        for each in self.running:
-            found = self._watch(each.job) if self._watch and each.stopped_as is None else None
-            if found is not None:
-                each.stopped_as = found
-                each.process.terminate()  # it saves, so that nothing is lost that may be wanted later
+        self._checked_at = now()
+        for running in self.running:
+            outcome = self._watch(running.job) if self._watch and running.stopped_as is None else None
+            if outcome is not None:
+                running.stopped_as = outcome
+                running.process.terminate()  # it saves a checkpoint, so the job can be continued later
         if sys.stdout.isatty():
             lines = [
-                f"#{each.job.number} of {self.total}: {(last_lines(each.job, each.log_from) or [''])[-1]}"
-                for each in self.running
+                f"#{running.job.number} of {self.total}: {(last_lines(running.job, running.log_from) or [''])[-1]}"
+                for running in self.running
             ]
             print(f"\r\x1b[K{' | '.join(lines)[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
 
     def _forward(self) -> None:
-        """Hand the signal on, once; no job is started any more."""
-        self._drop("the sweep was stopped")
-        for each in self.running:
-            if each.process.poll() is None and not each.told:
-                each.process.send_signal(signal.Signals[self.stop.name or "SIGTERM"])
-                each.told = True
+        """Pass the stopping signal on to each running job, once. No more jobs start."""
+        self._clear_waiting("the sweep was stopped")
+        for running in self.running:
+            if running.process.poll() is None and not running.signalled:
+                running.process.send_signal(signal.Signals[self.stop.name or "SIGTERM"])
+                running.signalled = True
 
 
-def not_started(job: Job, why: str) -> Outcome:
-    """A row for it in the sweep's table, unless an earlier start of the sweep has left one that says more."""
+def record_not_started(job: Job, why: str) -> Outcome:
+    """Write the record of a job that was not started, unless an earlier start of the sweep has left one with more to tell."""
     outcome = Outcome("not started", why)
     if mapping(read_json(job.record)).get("status") in (None, "not started"):
         write_record(job, outcome, tries=0, seconds=0.0)
@@ -267,12 +275,13 @@ def not_started(job: Job, why: str) -> Outcome:
 
 
 def say(line: str) -> None:
+    """Print a line of the sweep's output, over the status line of a terminal."""
     start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
     print(f"{start_of_line}sweep   {line}", flush=True)
 
 
-def value_of(job: Job, outcome: Outcome | None) -> float | Exception | None:
-    """What a sweeper is told of a job."""
+def sweeper_value(job: Job, outcome: Outcome | None) -> float | Exception | None:
+    """The value that the sweeper gets for a job: the metric, or an exception if the job did not end well."""
     if outcome is None:
         return JobFailed(f"{job.label} was not started")
     if not outcome.good:
@@ -280,14 +289,14 @@ def value_of(job: Job, outcome: Outcome | None) -> float | Exception | None:
     return outcome.value
 
 
-def run_alone(job: Job) -> float | None:
-    """One job under another launcher (joblib, submitit), which is in a process of its own there already.
+def run_single_job(job: Job) -> float | None:
+    """Run one job under another launcher (joblib, submitit), which has started a process for it. Returns the metric.
 
-    Raises JobFailed, and UserError where fresh=true finds the run in use. A stopping signal, once the job has saved, goes on
-    to the handler that the launcher had set: submitit's puts the job back into Slurm's queue, from where it goes on with what
-    is left of its budget.
+    Raises JobFailed, and UserError if fresh=true finds the run in use. After a stopping signal, when the job has saved, the
+    handler that the launcher had installed is called. submitit's handler requeues the job in Slurm, where it continues with
+    the rest of its budget.
     """
-    job = anew(job)
+    job = apply_fresh(job)
     queue = Queue([job])
     try:
         queue.run()
@@ -297,7 +306,7 @@ def run_alone(job: Job) -> float | None:
         if callable(handler):
             handler(number, None)
         raise
-    value = value_of(job, queue.outcomes.get(job.number))
+    value = sweeper_value(job, queue.outcomes.get(job.number))
     if isinstance(value, Exception):
         raise value
     return value

@@ -1,9 +1,9 @@
-"""A Hydra sweep as a file for `wandb sweep`, so that wandb's agents, on as many machines as there are, run its jobs:
+"""Convert a Hydra sweep to a file for `wandb sweep`, so that wandb agents on several machines run its jobs.
 
     python -m sweeps.engine.wandb_agent seeds budget.hours=0.05 > agents.yaml
     wandb sweep agents.yaml
 
-A job is the same run as in the Hydra sweep, in the folder of the same name: whoever comes second finds it finished.
+A job is the same run, in the same folder, as in the Hydra sweep. Whichever starts it second finds it finished.
 """
 
 from __future__ import annotations
@@ -26,31 +26,40 @@ SWEEPS = Path(__file__).parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: the name of a sweep, then overrides as train.py takes them. Exit status 2 for a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.engine.wandb_agent", description=__doc__.split(":")[0])
+    """The command line: the name of a sweep, then overrides as for train.py. A user error has exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m sweeps.engine.wandb_agent", description=__doc__.split("\n")[0])
     parser.add_argument("name", help="the sweep: sweeps/NAME.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py; with commas it is swept")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="as for train.py; KEY=VALUE,VALUE,... is swept",
+    )
     options = parser.parse_args(arguments)
     with reported():
-        print(yaml.safe_dump(sweep_file(options.name, options.overrides), sort_keys=False), end="")
+        print(yaml.safe_dump(agent_file(options.name, options.overrides), sort_keys=False), end="")
 
 
-def sweep_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """What `wandb sweep` reads: the knobs that are swept, under their own names, and the command of a job.
+def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The content of the file that `wandb sweep` reads: the swept options under their own names, and the command of a job.
 
-    Raises UserError for a sweep that does not exist, an override that cannot be read, or nothing to sweep.
+    Raises UserError for an unknown sweep, for an override that cannot be read, and if no option has several values.
     """
     known = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
     if name not in known:
         raise UserError(f"sweep {name} is not known; allowed: {', '.join(known)}{closest(name, known)}")
-    config = composed(name, [f"{key}={values[0]}" for key, values in choices(overrides).items() if len(values) == 1])
+    config = compose_sweep(
+        name, [f"{key}={values[0]}" for key, values in parse_values(overrides).items() if len(values) == 1]
+    )
     params = [f"{key}={value}" for key, value in (config["hydra"]["sweeper"].get("params") or {}).items()]
-    told = choices([*params, *overrides])
-    fixed = [f"{key}={values[0]}" for key, values in told.items() if len(values) == 1]
-    parameters = {key: {"values": list(map(plain, values))} for key, values in told.items() if len(values) > 1}
+    values_of = parse_values([*params, *overrides])
+    fixed = [f"{key}={values[0]}" for key, values in values_of.items() if len(values) == 1]
+    parameters = {
+        key: {"values": list(map(parse_scalar, values))} for key, values in values_of.items() if len(values) > 1
+    }
     if not parameters:
         raise UserError(f"sweep {name} sweeps nothing; give an option several values, e.g. seed=1,2,3")
-    mode = ["hydra.mode=RUN", "wandb.mode=online"]  # one job; wandb counts it as run when it hears of it
+    mode = ["hydra.mode=RUN", "wandb.mode=online"]  # a single job; online, so that wandb learns that it has run
     file = {
         "program": "train.py",
         "name": name,
@@ -67,51 +76,52 @@ def sweep_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in file.items() if value is not None}
 
 
-def choices(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each knob, in Hydra's spelling; the last override of a knob counts. Raises UserError for one that is
-    neither a value nor a list of values."""
+def parse_values(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """The values of each option, in Hydra's spelling. The last override of an option counts.
+
+    Raises UserError for an override that is neither a value nor a list of values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
             key = override.get_key_element()
             if not override.is_sweep_override():
-                found[key] = [override.get_value_element_as_str()]
+                values[key] = [override.get_value_element_as_str()]
             elif override.is_discrete_sweep():
-                found[key] = [str(value) for value in override.sweep_string_iterator()]
+                values[key] = [str(value) for value in override.sweep_string_iterator()]
             else:
-                raise UserError(f"{text!r} is a range without steps; an agent takes a list: {key}=VALUE,VALUE,...")
+                raise UserError(f"{text!r} is a range without steps; an agent needs a list: {key}=VALUE,VALUE,...")
         except HydraException as error:
             raise UserError(f"{text!r} cannot be read as KEY=VALUE: {' '.join(str(error).split())}") from None
-    return found
+    return values
 
 
-def plain(text: str) -> Any:
-    """A number or truth value as itself, so that wandb draws it on an axis; anything else in Hydra's spelling."""
+def parse_scalar(text: str) -> Any:
+    """A number or boolean as a Python value, so that wandb draws it on an axis; anything else in Hydra's spelling."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     value = OverridesParser.create().parse_override(f"x={text}").value()
     return value if isinstance(value, bool | int | float) else text
 
 
-def composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The sweep's configuration with Hydra's own part, resolved. Raises UserError where Hydra refuses it."""
+def compose_sweep(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The groups hydra, wandb and sweep of the sweep's configuration, resolved. Raises UserError if Hydra rejects it."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    importlib.import_module("sweeps.engine.hydra_callback")  # the resolvers of the sweeps' files
+    importlib.import_module("sweeps.engine.hydra_callback")  # registers the resolvers of sweeps/*.yaml
     register_schemas()
-    folder = "'file://{}'".format(str(CONF).replace("'", "\\'"))  # in quotes: the checkout may lie at any path
+    folder = "'file://{}'".format(str(CONF).replace("'", "\\'"))  # quoted, as the checkout may be at any path
     try:
-        with initialize_config_dir(str(SWEEPS), version_base="1.3"), tempfile.TemporaryDirectory() as nowhere:
-            # What an earlier sweep of that name chose around its budget is not for this one.
-            ours = [f"hydra.searchpath=[{folder}]", f"hydra.sweep.dir='{nowhere}'"]
-            config = compose(name, [*ours, *overrides], return_hydra_config=True)
+        with initialize_config_dir(str(SWEEPS), version_base="1.3"), tempfile.TemporaryDirectory() as empty:
+            # In an empty folder, ${plan_relative:} does not take the values of an earlier sweep with this name.
+            search = [f"hydra.searchpath=[{folder}]", f"hydra.sweep.dir='{empty}'"]
+            config = compose(name, [*search, *overrides], return_hydra_config=True)
             swept = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
             wandb, sweep = (OmegaConf.to_container(config[group], resolve=True) for group in ("wandb", "sweep"))
     except (HydraException, OmegaConfBaseException) as error:

@@ -1,4 +1,4 @@
-"""The GPU's benchmark, as far as it can be held against a CPU: its arithmetic, its bounds, and what it leaves behind."""
+"""bench.speed.gpu, as far as it can be tested on a CPU: arithmetic, time limits and result files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ import torch
 
 from bench.docs.performance_page import gpu as page_section
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Ran
-from bench.peers.stint_run import scored
+from bench.peers.peer import PeerRun
+from bench.peers.stint_run import score_run
 from bench.speed import gpu
 from budget.flops import flops_per_token
 from common.monotonic import now
@@ -39,16 +39,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "STEADY_S", 0.05)
     monkeypatch.setattr(gpu, "STEP_TOKENS", 256)
     monkeypatch.setattr(gpu, "SHAPES", (TINY,))
-    monkeypatch.setattr(torch, "compile", lambda function: function)  # takes a C++ compiler
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back afterwards
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # the real one needs a C++ compiler
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
 
 
-def test_the_models_are_of_the_sizes_that_they_are_called_by() -> None:
+def test_the_models_have_their_nominal_sizes() -> None:
     assert [round(shape.parameters(positions=False) / 1e6) for shape in (gpu.GPT2, gpu.LLAMA)] == [124, 166]
     assert {(shape.n_layer, shape.block_size) for shape in gpu.SHAPES} == {(12, 1024), (12, 512), (18, 1024), (18, 512)}
 
 
-def test_speed_is_tokens_in_seconds_and_a_share_of_the_peak() -> None:
+def test_speed_and_mfu_are_consistent() -> None:
     began = time.monotonic()
     row = gpu.speed_of(TINY, "off", CPU, 256, 0.2)
     elapsed = time.monotonic() - began
@@ -62,7 +62,7 @@ def test_speed_is_tokens_in_seconds_and_a_share_of_the_peak() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_what_was_measured_is_on_file_after_each_row_and_the_other_stage_stays(
+def test_each_row_is_written_at_once_and_the_other_stage_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "gpu.json"
@@ -88,7 +88,7 @@ def test_what_was_measured_is_on_file_after_each_row_and_the_other_stage_stays(
     assert "speed" not in json.loads(output.read_text())
 
 
-def test_the_page_says_how_fast_the_peers_loss_was_reached() -> None:
+def test_the_page_shows_the_time_to_the_peers_loss() -> None:
     about = {"device": "a GPU", "torch": "2", "precision": "bfloat16", "peak_flops": 312e12, "peak_source": "table"}
     runs = [{"seconds": 100.0, "loss": 2.5}, {"seconds": 33.0, "loss": 3.1}]
     loss = {"peer": {"seconds": 100.0, "loss": 3.0}, "stint": runs, "time_to_loss": 2.75}
@@ -98,19 +98,19 @@ def test_the_page_says_how_fast_the_peers_loss_was_reached() -> None:
     assert "stint did not reach nanoGPT's loss." in page_section(about | {"loss": loss | {"time_to_loss": None}})
 
 
-def test_a_stage_is_ended_with_all_that_it_started_when_its_seconds_are_over(tmp_path: Path) -> None:
+def test_a_stage_is_killed_with_its_children_at_its_time_limit(tmp_path: Path) -> None:
     late = tmp_path / "late"
     script = f"import subprocess; subprocess.run(['sh', '-c', 'sleep 2; touch {late}'])"
     began = time.monotonic()
-    assert not gpu.bounded([sys.executable, "-c", script], 0.5)
+    assert not gpu.run_bounded([sys.executable, "-c", script], 0.5)
     assert time.monotonic() - began < 1.5
-    assert gpu.bounded([sys.executable, "-c", ""], 30.0)
-    assert not gpu.bounded([sys.executable, "-c", "raise SystemExit(1)"], 30.0)
+    assert gpu.run_bounded([sys.executable, "-c", ""], 30.0)
+    assert not gpu.run_bounded([sys.executable, "-c", "raise SystemExit(1)"], 30.0)
     time.sleep(max(0.0, 2.5 - (time.monotonic() - began)))
     assert not late.exists()
 
 
-def test_stages_share_the_seconds_and_a_cut_one_is_named() -> None:
+def test_stages_share_the_time_and_unfinished_ones_are_named() -> None:
     asked: list[tuple[str, float]] = []
 
     def start(command: list[str], seconds: float) -> bool:
@@ -119,19 +119,19 @@ def test_stages_share_the_seconds_and_a_cut_one_is_named() -> None:
 
     assert gpu.run_stages(["speed"], 100.0, ["x"], start) == ["speed"]
     assert gpu.run_stages(["speed", "loss"], 100.0, ["x"], start) == ["speed"]
-    assert asked == [("speed", 100), ("speed", 40), ("loss", 100)]  # the first took no time
+    assert asked == [("speed", 100), ("speed", 40), ("loss", 100)]  # the first stage took no time
 
 
-def test_the_peers_iterations_are_those_that_fit_beside_its_start() -> None:
-    # 10 s of start and compilation, which the first iteration's time holds; 0.05 s an iteration.
+def test_the_peers_iterations_leave_time_for_its_start() -> None:
+    # 10 s of start-up and compilation, which are part of the first iteration; 0.05 s per iteration.
     each = (8.05, *[0.05] * 99)
-    ran = Ran(2.0 + sum(each), 100, 0, each)
+    ran = PeerRun(2.0 + sum(each), 100, 0, each)
     assert gpu.iterations_within(60.0, ran) == pytest.approx(1000, abs=1)
     assert gpu.iterations_within(5.0, ran) == 1
 
 
 @pytest.mark.parametrize("refused", [None, 1, 2])
-def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens(
+def test_peer_and_stint_share_the_time_and_are_scored_on_the_same_tokens(
     refused: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, zero = np.arange(5000, dtype=np.uint16) % 100, np.zeros(1, dtype=np.int64)
@@ -139,15 +139,15 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
     asked: list[dict[str, Any]] = []
     runs: list[float] = []
 
-    def ran(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def ran(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         asked.append(settings)
         each = (0.1,) * settings["max_iters"]
-        return Ran(5.0 + sum(each), len(each), 0, each)
+        return PeerRun(5.0 + sum(each), len(each), 0, each)
 
     def stint(place: Path, seconds: float, device: Device) -> Path:
         runs.append(seconds)
         if len(runs) == refused:
-            raise CalledProcessError(2, "train.py")  # the budget does not hold one step, where it is not the first
+            raise CalledProcessError(2, "train.py")  # the budget is too short for one step
         result = {
             "spent": {"hours": seconds / 3600, "tokens": 1},
             "model": {},
@@ -166,30 +166,32 @@ def test_the_peer_and_stint_share_what_is_left_and_are_judged_on_the_same_tokens
     monkeypatch.setattr(NanoGPT, "run", ran)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0)
     monkeypatch.setattr(gpu, "run_stint", stint)
-    monkeypatch.setattr(gpu, "scored", judged)
+    monkeypatch.setattr(gpu, "score_run", judged)
     found: list[dict[str, Any]] = []
-    with pytest.raises(CalledProcessError) if refused == 1 else nullcontext():  # that is no result
+    with (
+        pytest.raises(CalledProcessError) if refused == 1 else nullcontext()
+    ):  # without any run of stint there is no result
         found.extend(json.loads(json.dumps(each)) for each in gpu.against_peer(tmp_path, tmp_path, CPU, now() + 90.0))
     if refused == 1:
         return
     assert [len(each["stint"]) for each in found] == ([0, 1] if refused else [0, 1, 2])
     planned = asked[1]["max_iters"]
     assert 5.0 + 0.1 * planned == pytest.approx((90 - gpu.JUDGING_S) / (1 + sum(gpu.SHARES)), abs=0.3)
-    assert [each["log_interval"] for each in asked] == [1, 10], "timed one by one, then as it is shipped"
+    assert [each["log_interval"] for each in asked] == [1, 10], "every iteration for timing, then the shipped interval"
     assert asked[1]["lr_decay_iters"] == asked[1]["eval_interval"] == planned
     assert runs == pytest.approx([found[0]["peer"]["seconds"], found[0]["peer"]["seconds"] / 4])
     if refused:
-        assert found[-1]["time_to_loss"] == pytest.approx(1.0)  # at least
+        assert found[-1]["time_to_loss"] == pytest.approx(1.0)  # a lower bound
     else:
-        # Better in the same seconds, worse in a quarter of them: no shorter one is run.
+        # Better in the same time, worse in a quarter of it: no shorter run follows.
         assert 1 < found[-1]["time_to_loss"] < 4
     with np.load(tmp_path / "windows.npz", allow_pickle=False) as windows:
         assert windows["x"].shape[1] == gpu.PEER["block_size"]
         assert int((windows["y"] != -1).sum()) == found[0]["validation_tokens"] == 5000
 
 
-def test_stint_is_scored_on_the_corpus_that_it_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the real thing: train.py prepares what the peer was given, and nothing else."""
+def test_stint_is_scored_only_on_its_own_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real train.py: it uses the corpus that was prepared for the peer."""
     spec = replace(gpu.TEXT, cache_dir=str(tmp_path / "prepared"), max_bytes=2_000_000)
     corpus = open_corpus(prepare(spec).folder)
     plain = subprocess.run
@@ -201,22 +203,22 @@ def test_stint_is_scored_on_the_corpus_that_it_was_trained_on(tmp_path: Path, mo
 
     monkeypatch.setattr(subprocess, "run", small)
     folder = gpu.run_stint(tmp_path, 30.0, CPU)
-    assert len(list(Path(spec.cache_dir).glob("stdlib-*/manifest.json"))) == 1, "one corpus for both"
-    loss = scored(folder, corpus, 4096, 64, CPU)["loss"]
+    assert len(list(Path(spec.cache_dir).glob("stdlib-*/manifest.json"))) == 1, "both use one corpus"
+    loss = score_run(folder, corpus, 4096, 64, CPU)["loss"]
     assert 0.5 < loss / math.log(4096) < 1.1
     other = open_corpus(prepare(replace(spec, validation_fraction=0.1)).folder)
     with pytest.raises(SystemExit, match="was not trained on"):
-        scored(folder, other, 4096, 64, CPU)
+        score_run(folder, other, 4096, 64, CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_without_a_gpu_it_says_so_in_one_line(
+def test_without_a_gpu_the_error_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench.speed.gpu"])
     with pytest.raises(SystemExit) as caught:
         gpu.main()
     assert caught.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "CUDA" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "CUDA" in error

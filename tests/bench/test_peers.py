@@ -1,4 +1,4 @@
-"""The peers of bench.against: what they are asked to do, and, where there are checkouts, that they do it."""
+"""The peers of bench.peers.against: their settings and, if there are checkouts, their runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from bench.common import RESULTS
-from bench.docs.performance_page import SECTIONS, as_fast
+from bench.docs.performance_page import SECTIONS, speedup_text
 from bench.peers import PEERS, find_peer
 from bench.peers.against import earlier_rounds, parsed
 from bench.peers.checkout import CheckoutPeer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import FORMS, Peer, Ran
+from bench.peers.peer import FORMS, Peer, PeerRun
 from data.eval_windows import EvalRange
 from data.shards import Corpus, open_corpus
 from tests.conftest import ROOT
@@ -33,10 +33,10 @@ FOLDERS = {NanoGPT: "nanoGPT", LlmBaselines: "llm-baselines"}
 
 
 def checkout_of(kind: type[CheckoutPeer]) -> CheckoutPeer:
-    """From the folder that PEERS names, or beside this one; skips where it is not there."""
+    """The checkout in the folder PEERS, or next to this project. Skips the test without one."""
     path = Path(os.environ.get("PEERS", ROOT.parent)) / FOLDERS[kind]
     if not kind.is_at(path):
-        pytest.skip(f"no checkout of {kind.title} at {path}; PEERS=FOLDER says where they are")
+        pytest.skip(f"no checkout of {kind.title} at {path}; set PEERS to the folder of the checkouts")
     return kind(path)
 
 
@@ -62,11 +62,10 @@ def fake(tmp_path: Path) -> dict[type[CheckoutPeer], Path]:
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("against_*.json")), ids=lambda path: path.stem)
-def test_the_command_of_a_result_goes_on_with_it(
+def test_the_command_of_a_result_continues_it(
     path: Path, fake: dict[type[CheckoutPeer], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is recognised when it is typed again, also with more seeds or forms; another length, or other settings of the peer,
-    measure anew."""
+    """The result is kept if the command differs only in seeds or forms. Another time or other settings start again."""
     kept = json.loads(path.read_text())
     paths = {kind.given: str(folder) for kind, folder in fake.items()} | {"CORPUS": "corpus"}
     monkeypatch.setattr(sys, "argv", [paths.get(word, word) for word in kept["how"].split()[2:]])
@@ -75,14 +74,14 @@ def test_the_command_of_a_result_goes_on_with_it(
     assert earlier_rounds(path, asked) == kept["rounds"] != []
     assert asked.content(kept["rounds"]).keys() == kept.keys()
     assert earlier_rounds(path, replace(asked, seeds=asked.seeds + 1, forms=FORMS)) == kept["rounds"]
-    assert earlier_rounds(path, replace(asked, seeds=1)) == kept["rounds"], "what was measured is not thrown away"
+    assert earlier_rounds(path, replace(asked, seeds=1)) == kept["rounds"], "measured rounds are not discarded"
     assert earlier_rounds(path, replace(asked, minutes=asked.minutes + 1)) == []
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps(kept | {"settings": {}}))
     assert earlier_rounds(changed, asked) == []
 
 
-def test_a_peer_is_known_by_its_files(fake: dict[type[CheckoutPeer], Path]) -> None:
+def test_a_peer_is_recognised_by_its_files(fake: dict[type[CheckoutPeer], Path]) -> None:
     for kind, path in fake.items():
         assert type(find_peer(str(path), "")) is kind
     assert find_peer("cramming", "corpus") == Cramming("corpus")
@@ -96,7 +95,7 @@ def test_a_peer_is_known_by_its_files(fake: dict[type[CheckoutPeer], Path]) -> N
         (("--peer", "cramming", "--forms", "shipped"), ("shipped", "matched, tuned")),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_line(
+def test_unknown_peers_and_forms_are_refused_in_one_line(
     arguments: tuple[str, ...], parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["against.py", "corpus", *arguments])
@@ -107,28 +106,28 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 
 
 class Known(NanoGPT):
-    """Every run takes 2 seconds to start, and its iterations 40 ms but for the first."""
+    """Every run takes 2 s to start, 1 s for its first iteration and 40 ms for each other."""
 
-    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
+    def run(self, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
         each = (1.0, *[0.04] * (settings["max_iters"] - 1))
-        return Ran(2.0 + sum(each), len(each), 0, each)
+        return PeerRun(2.0 + sum(each), len(each), 0, each)
 
 
-def test_what_fits_leaves_time_for_the_start(tmp_path: Path) -> None:
+def test_the_fitted_iterations_leave_time_for_the_start(tmp_path: Path) -> None:
     assert Known(tmp_path).amount_within(tmp_path, "tuned", 62.0) == pytest.approx(60 / 0.04, abs=1)
 
 
 @pytest.mark.parametrize("form", ["shipped", "matched", "tuned"])
-def test_forms_differ_in_horizon_and_in_batch_and_rate_alone(form: str) -> None:
+def test_forms_differ_only_in_horizon_batch_and_rate(form: str) -> None:
     nano, baselines = NanoGPT(Path()).settings(form, 900), LlmBaselines(Path()).settings(form, 900)
-    assert (nano["max_iters"], baselines["latest_ckpt_interval"]) == (900, 900), "where the run ends"
+    assert (nano["max_iters"], baselines["latest_ckpt_interval"]) == (900, 900), "the end of the run"
     horizons = (nano["lr_decay_iters"], baselines["iterations"])
     assert horizons == ((2000, 15000) if form == "shipped" else (900, 900))
     rates = (nano["learning_rate"], baselines["lr"])
     assert rates == ((4e-3, 4e-3) if form == "tuned" else (1e-3, 1e-3))
     assert (nano["batch_size"], baselines["batch_size"]) == ((24, 24) if form == "tuned" else (12, 50))
     assert baselines["warmup_steps"] == {"shipped": 3000, "matched": 180, "tuned": 45}[form]
-    sizes = {(each["n_layer"], each["n_head"], each["n_embd"]) for each in (nano, baselines)}
+    sizes = {(peer["n_layer"], peer["n_head"], peer["n_embd"]) for peer in (nano, baselines)}
     assert sizes == {(4, 4, 128)}
 
 
@@ -152,10 +151,10 @@ def test_the_page_has_a_section_for_each_peer(peer: type[Peer]) -> None:
     assert ("nanoGPT" in "".join(line for line in lines if line != peer.note)) == (peer is NanoGPT)
 
 
-def test_a_ratio_is_a_bound_where_the_shortest_run_was_better_still() -> None:
+def test_a_ratio_is_a_bound_if_the_shortest_run_was_better() -> None:
     runs = [{"loss": 4.0}, {"loss": 4.3}]
-    assert as_fast(3.04, 4.5, runs) == "at least 3.0"
-    assert as_fast(3.04, 4.2, runs) == "3.0"
+    assert speedup_text(3.04, 4.5, runs) == "at least 3.0"
+    assert speedup_text(3.04, 4.2, runs) == "3.0"
 
 
 @pytest.mark.parametrize("kind", [NanoGPT, LlmBaselines], ids=lambda kind: kind.name)
@@ -175,10 +174,10 @@ def test_a_checkout_trains_on_our_tokens_and_is_scored(
     ran = peer.run(tmp_path, "out", 1, settings)
     assert ran.iterations == steps
     assert ran.tokens == steps * 24 * 64
-    assert len(ran.each) == steps + (kind is NanoGPT)  # it trains once more, after it has saved
+    assert len(ran.each) == steps + (kind is NanoGPT)  # nanoGPT runs one more iteration after saving
     assert 0 < sum(ran.each) < ran.seconds
     loss = peer.loss(tmp_path, "out", settings, tmp_path / "windows.npz")
-    if kind is NanoGPT:  # as it saves a model that it has compiled
+    if kind is NanoGPT:  # the names in the checkpoint of a compiled model
         (path,) = tmp_path.rglob("ckpt.pt")
         saved = torch.load(path, weights_only=True)
         saved["model"] = {f"_orig_mod.{name}": value for name, value in saved["model"].items()}
@@ -187,7 +186,7 @@ def test_a_checkout_trains_on_our_tokens_and_is_scored(
     assert 1.0 < loss < math.log(n_vocab) - 0.3, "better than guessing"
 
 
-def test_the_recipe_of_cramming_is_one_that_stint_can_train() -> None:
+def test_stint_can_plan_the_settings_of_cramming() -> None:
     settings = Cramming("").settings("matched", 300.0)
     arguments = [f"{key}={value}" for key, value in settings.items()] + ["mfu=0.3", "device=a100", "output=json"]
     answer = subprocess.run(

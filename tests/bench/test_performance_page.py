@@ -1,4 +1,4 @@
-"""docs/performance.md says what the files under bench/results/ say."""
+"""docs/performance.md matches the files in bench/results/."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bench.peers.against import time_to_loss
 from tests.conftest import ROOT
 
 
-def test_the_page_is_made_of_the_results() -> None:
-    assert DOC.read_text() == text(), "python -m bench.docs.performance_page writes it anew"
+def test_the_performance_page_matches_the_results() -> None:
+    assert DOC.read_text() == text(), "run python -m bench.docs.performance_page"
 
 
-def test_every_result_says_how_to_get_it_again() -> None:
+def test_every_result_has_its_command() -> None:
     for path in (ROOT / "bench" / "results").glob("*.json"):
         assert json.loads(path.read_text())["how"], path.name
     assert any((RESULTS / f"{name}.json").exists() for name in SECTIONS)
 
 
-def test_the_time_to_a_loss_lies_between_the_two_budgets_around_it() -> None:
+def test_time_to_loss_is_interpolated_between_two_budgets() -> None:
     points = [{"seconds": 300.0, "loss": 3.7}, {"seconds": 100.0, "loss": 4.0}, {"seconds": 75.0, "loss": 4.1}]
     assert time_to_loss(4.0, 300.0, points) == pytest.approx(3.0)
     found = time_to_loss(4.05, 300.0, points)
     assert found is not None
     assert 3.0 < found < 4.0
-    assert time_to_loss(4.2, 300.0, points) == 4.0, "a lower bound where all were better"
+    assert time_to_loss(4.2, 300.0, points) == 4.0, "a lower bound if all runs were better"
     assert time_to_loss(3.6, 300.0, points) is None

@@ -1,4 +1,4 @@
-"""The plan beside its neighbours: which rows there are, and what a second call makes of the first."""
+"""bench.quality.plan_neighbours: the rows, resumed measurements and the fitted curve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.peers.stint_run import folder_of
+from bench.peers.stint_run import run_folder_name
 from bench.quality import plan_neighbours as tune
 from bench.quality.plan_neighbours import curve, measured, rows_of
 from bench.speed.train_step import PARTS, Step
@@ -61,11 +61,11 @@ def test_neighbours_differ_from_the_plan_in_one_choice() -> None:
         "plain block",
     }
     changed = {name: set(row) - set(planned) for name, row in rows.items()}
-    block = {each for each in changed.pop("plain block") if each.startswith("model.")}
-    assert {each.partition("=")[0] for each in block} == {f"model.{knob}" for knob in PLAIN}
-    several = ("1 x 128", "2 x 128", "1 x 96", "1 x 32")  # with a table of another size
+    block = {text for text in changed.pop("plain block") if text.startswith("model.")}
+    assert {text.partition("=")[0] for text in block} == {f"model.{name}" for name in PLAIN}
+    several = ("1 x 128", "2 x 128", "1 x 96", "1 x 32")  # these also change the bigram rows
     assert all(len(row) == 1 for name, row in changed.items() if name not in several)
-    assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for its own width"
+    assert "model.bigram_rows=131072" in rows["1 x 128"], "by the rule for this width"
     assert "optim.batch_tokens=512" in rows["batch x 0.5"]
 
 
@@ -75,7 +75,7 @@ def test_smaller_sizes_are_among_the_rows() -> None:
     assert sizes == beside | {"16 x 64"} | {f"4 x {w}" for w in (96, 112, 160)}
 
 
-def test_a_plain_block_is_held_against_the_other_one() -> None:
+def test_a_planned_plain_block_is_compared_with_the_modern_one() -> None:
     rows = rows_of(PLAN | {"block": PLAIN})
     assert "plain block" not in rows
     assert "no x0 shortcut" not in rows, "it has none"
@@ -86,7 +86,7 @@ def test_a_plain_block_is_held_against_the_other_one() -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was planned and timed, in its order."""
+    """The plans and timings that were made, in order."""
     found: list[str] = []
     names = {row: name for name, row in rows_of(PLAN).items()}
     monkeypatch.setattr(tune, "plan_for", lambda *arguments: found.append("plan") or PLAN)
@@ -99,19 +99,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_second_call_keeps_the_plan_the_speeds_and_the_runs_of_the_first(tmp_path: Path, asked: list[str]) -> None:
+def test_a_second_call_reuses_plan_speeds_and_runs(tmp_path: Path, asked: list[str]) -> None:
     place = tmp_path / "10min"
     measured(place, 10.0, "corpus", 1, [0], ["2 x 128"])
     assert asked == ["plan", "as planned", "2 x 128"]
-    (place / folder_of("2 x 128", 0) / "run").mkdir(parents=True)
-    (place / folder_of("2 x 128", 0) / "run" / "result.json").write_text("{}")
+    (place / run_folder_name("2 x 128", 0) / "run").mkdir(parents=True)
+    (place / run_folder_name("2 x 128", 0) / "run" / "result.json").write_text("{}")
     plan, rows, speeds = measured(place, 10.0, "corpus", 1, [0], ["cosine"])
     assert asked[3:] == ["cosine"]
     assert plan == PLAN
     assert set(rows) == set(speeds) == {"as planned", "2 x 128", "cosine"}
 
 
-def test_speeds_are_on_file_as_they_come(tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_speed_is_written_at_once(tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(row: tune.Row, planned: tune.Row, device: Device) -> float:
         if row != planned:
             raise KeyboardInterrupt
@@ -127,7 +127,7 @@ def test_speeds_are_on_file_as_they_come(tmp_path: Path, asked: list[str], monke
     }
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path, asked: list[str]) -> None:
+def test_incomparable_runs_are_refused(tmp_path: Path, asked: list[str]) -> None:
     with pytest.raises(SystemExit, match="1x128: the rows are as planned"):
         measured(tmp_path, 10.0, "corpus", 1, [0], ["1x128"])
     measured(tmp_path, 10.0, "corpus", 1, [0], ["cosine"])
@@ -146,8 +146,8 @@ def test_a_step_in_parts_is_the_same_step() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_the_curve_is_found_again() -> None:
-    """Of losses that are made by one; rows of another batch or rate say nothing of sizes, and a block has a level of its own."""
+def test_the_fit_recovers_a_known_curve() -> None:
+    """The fit recovers a known curve. Rows with another batch or rate are ignored, and each block has its own level."""
     law, runs = LAWS["chinchilla-table3"], []
     for name, tokens in (
         ("1 x 64", 1e7),
@@ -171,7 +171,7 @@ def test_the_curve_is_found_again() -> None:
         assert found["runs"] == 6
 
 
-def test_the_planners_curve_is_the_one_that_was_measured() -> None:
+def test_the_planner_uses_the_measured_curve() -> None:
     found = json.loads(tune.RESULT.read_text())["curve"]
     assert SMALL_CURVE[1:3] == pytest.approx((found["slope"], found["curvature"]), abs=0.001)
     assert SMALL_CURVE[3] == pytest.approx(found["centre"], abs=0.01)

@@ -1,4 +1,4 @@
-"""The proof that nothing is lost, in small, and that it would see a loss."""
+"""A short form of bench.faults.prove_faults, and tests that it detects losses."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pytest
 
 from bench.docs.reliability_page import DOC, text
 from bench.faults import prove_faults
-from bench.faults.prove_faults import Chain, Kept, Row, chain, disturb, figures, judged, reference
-from bench.faults.watched_run import Accounts, resumes
+from bench.faults.prove_faults import Chain, KeptChains, Row, chain, disturb, exit_failures, figures, reference
+from bench.faults.watched_run import Accounts, lost_at_resumes
 from tests.conftest import TINY
 
 
 @pytest.fixture
 def small(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs of 150 steps below a folder of their own."""
+    """Make the runs short, 150 steps, in a folder of this test."""
     often = ("checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
     monkeypatch.setattr(prove_faults, "PLACE", tmp_path)
-    monkeypatch.setattr(prove_faults, "KNOBS", (*TINY, "budget.steps=150", "eval.every=0", *often, "name=faults"))
+    monkeypatch.setattr(prove_faults, "OPTIONS", (*TINY, "budget.steps=150", "eval.every=0", *often, "name=faults"))
     (tmp_path / "texts").symlink_to(place / "texts")
     return tmp_path
 
 
-def test_killed_while_it_saves_a_run_ends_with_the_same_weights(small: Path) -> None:
-    """The short form of make prove-faults; the long one kills and stops a run in every phase, hundreds of times."""
+def test_a_run_killed_while_saving_ends_with_the_same_weights(small: Path) -> None:
+    """The short form of make prove-faults, which kills and stops runs hundreds of times, in every phase."""
     weights, typical = reference()
     assert set(typical) >= set(prove_faults.KILLED)
     done = chain("kills", 0, ("checkpoint",), weights, typical)
@@ -38,12 +38,12 @@ def test_killed_while_it_saves_a_run_ends_with_the_same_weights(small: Path) -> 
     assert figures([asdict(done)])["disturbed"] == 1
 
 
-def test_a_run_that_forgets_what_it_spent_is_found_out(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decreasing_budget_is_a_failure(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledgers = iter([Accounts(9.0), Accounts(1.0)])
-    monkeypatch.setattr(prove_faults, "accounts", lambda place: next(ledgers))
+    monkeypatch.setattr(prove_faults, "read_accounts", lambda place: next(ledgers))
     row = Row("forgets", "import")
     disturb(row, signal.SIGKILL, {"import": 0.1}, random.Random(0))
-    assert row.failures == ["the budget spent went back from 9.00 to 1.00 s"]
+    assert row.failures == ["the spent budget decreased from 9.00 to 1.00 s"]
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,13 @@ def test_a_run_that_forgets_what_it_spent_is_found_out(small: Path, monkeypatch:
         (signal.SIGTERM, None, "training", 180.0, 1),
     ],
 )
-def test_what_counts_as_a_failure(number: int, status: int | None, phase: str, exit_s: float, failures: int) -> None:
-    assert len(judged(number, status, phase, exit_s, "what it said")) == failures
+def test_exit_statuses_and_times_that_are_failures(
+    number: int, status: int | None, phase: str, exit_s: float, failures: int
+) -> None:
+    assert len(exit_failures(number, status, phase, exit_s, "last line")) == failures
 
 
-def test_what_is_done_again_after_a_kill_is_counted(tmp_path: Path) -> None:
+def test_steps_repeated_after_a_kill_are_counted(tmp_path: Path) -> None:
     folder = tmp_path / "faults-0"
     folder.mkdir()
     lines = [
@@ -74,15 +76,15 @@ def test_what_is_done_again_after_a_kill_is_counted(tmp_path: Path) -> None:
         {"event": "resume", "step": 8},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
-    assert resumes(tmp_path) == [(0, 0.0), (3, pytest.approx(3.0)), (0, 0.0)]
+    assert lost_at_resumes(tmp_path) == [(0, 0.0), (3, pytest.approx(3.0)), (0, 0.0)]
 
 
-def test_what_is_done_is_kept_for_the_next_time_on_the_same_commit(tmp_path: Path) -> None:
+def test_finished_chains_are_kept_for_the_same_commit(tmp_path: Path) -> None:
     done = Chain("kills-0", [Row("kills-0", "training", "training", "SIGKILL")], True, [(1, 0.1)], [])
-    added = Kept(tmp_path / "chains.jsonl", "a").add(done)
-    assert Kept(tmp_path / "chains.jsonl", "a").chains == {"kills-0": added}
-    assert Kept(tmp_path / "chains.jsonl", "b").chains == {}
+    added = KeptChains(tmp_path / "chains.jsonl", "a").add(done)
+    assert KeptChains(tmp_path / "chains.jsonl", "a").chains == {"kills-0": added}
+    assert KeptChains(tmp_path / "chains.jsonl", "b").chains == {}
 
 
-def test_the_page_is_made_of_the_results() -> None:
-    assert DOC.read_text() == text(), "python -m bench.docs.reliability_page writes it anew"
+def test_the_reliability_page_matches_the_results() -> None:
+    assert DOC.read_text() == text(), "run python -m bench.docs.reliability_page"

@@ -1,4 +1,4 @@
-"""The soak's judgement, on made-up figures that are known to grow or not; and each of its parts, small."""
+"""The verdicts of bench.faults.soak on synthetic figures, and a small form of each part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.faults.soak import Sample, large_corpus, long_record, long_run, point
 
 
 def samples(**growth: float) -> list[Sample]:
-    """Half an hour, in which each figure grows by so much of itself, evenly."""
+    """Samples of half an hour in which each figure grows linearly by the given share."""
     start = {"memory_mb": 400.0, "files": 20.0, "threads": 9.0, "disk_mb": 30.0}
     values = [
         {name: value * (1 + growth.get(name, 0.0) * i / 1800) for name, value in start.items()} for i in range(1800)
@@ -23,7 +23,7 @@ def samples(**growth: float) -> list[Sample]:
 
 
 def speeds(last: float) -> list[dict[str, Any]]:
-    """Points of a run whose speed ends at `last` times what it was."""
+    """Points of a run whose speed changes linearly to `last` times its start."""
     return [{"hours": i / 2000, "tokens_per_second": 5e4 * (1 + (last - 1) * i / 1000)} for i in range(1000)]
 
 
@@ -39,21 +39,21 @@ def speeds(last: float) -> list[dict[str, Any]]:
         ({}, 0.7, {"tokens_per_second"}),
     ],
 )
-def test_what_grows_is_found(growth: dict[str, float], last: float, bad: set[str]) -> None:
+def test_growth_is_detected(growth: dict[str, float], last: float, bad: set[str]) -> None:
     found = verdicts(samples(**growth), speeds(last))
     assert set(found) == {"memory_mb", "files", "threads", "disk_mb", "tokens_per_second"}
-    assert {name for name, each in found.items() if not each["flat"]} == bad
+    assert {name for name, figure in found.items() if not figure["flat"]} == bad
 
 
-def test_what_only_the_beginning_takes_is_no_growth() -> None:
-    """Libraries that load in the first minutes, and the report at the end."""
+def test_the_beginning_and_the_end_are_ignored() -> None:
+    """Libraries load in the first minutes, and the report is made at the end."""
     found = samples()
     early = [Sample(s.second, s.memory_mb / 4, 3, 2, 0.0) if s.second < 100 else s for s in found]
     late = [Sample(s.second, 2 * s.memory_mb, 90, 80, s.disk_mb) if s.second > 1790 else s for s in early]
-    assert all(each["flat"] for each in verdicts(late, speeds(1.0)).values())
+    assert all(figure["flat"] for figure in verdicts(late, speeds(1.0)).values())
 
 
-def test_a_made_up_record_and_corpus_are_of_the_size_asked_for(tmp_path: Path) -> None:
+def test_synthetic_metrics_and_corpus_have_the_requested_size(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in points(2000)]
     assert [line["step"] for line in lines] == list(range(1, 2001))
     assert sum("val_loss" in line for line in lines) == 2
@@ -64,8 +64,8 @@ def test_a_made_up_record_and_corpus_are_of_the_size_asked_for(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_report_on_a_million_lines_takes_time_in_proportion(tmp_path: Path) -> None:
-    """Ten times the lines take ten times as long, not a hundred times; the seconds themselves are the machine's."""
+def test_the_time_of_a_report_is_proportional_to_the_lines(tmp_path: Path) -> None:
+    """The time grows in proportion to the lines. The seconds themselves depend on the machine and are not tested."""
     (tmp_path / "tenth").mkdir()
     tenth, found = long_record(100_000, tmp_path / "tenth"), long_record(1_000_000, tmp_path)
     assert found["seconds"] < 40 * tenth["seconds"], (tenth, found)
@@ -74,18 +74,18 @@ def test_a_report_on_a_million_lines_takes_time_in_proportion(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_preparing_ten_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
-    """Bytes, as the sample that a BPE is trained on has not reached its full size with so little."""
+def test_preparing_ten_times_the_text_needs_no_more_memory(tmp_path: Path) -> None:
+    """With bytes: the training sample of a BPE tokenizer would still grow with so little text."""
     found = large_corpus(0.06, tmp_path, "bytes")
     assert found["whole"]["megabytes"] > 9 * found["tenth"]["megabytes"]
     assert found["constant"], found
 
 
 @pytest.mark.slow
-def test_a_short_run_is_watched(tmp_path: Path) -> None:
+def test_a_short_run_is_observed(tmp_path: Path) -> None:
     found = long_run(0.5, tmp_path)
     assert found["steps"]["number"] > 100
     assert found["checkpoints_seen"] > 3
     assert found["overshoot_s"] < 0
     assert set(found["verdicts"]) == {"memory_mb", "files", "threads", "disk_mb", "tokens_per_second"}
-    assert all(each["threads"] > 0 and each["memory_mb"] > 50 for each in found["samples"])
+    assert all(sample["threads"] > 0 and sample["memory_mb"] > 50 for sample in found["samples"])

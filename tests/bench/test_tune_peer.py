@@ -1,4 +1,4 @@
-"""The neighbours of a peer's tuned form: which there are, and that what was paid for is kept."""
+"""bench.peers.tune_peer: the rows, and that finished rows are kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.peers import tune_peer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
 from bench.peers.nanogpt import NanoGPT
-from bench.peers.peer import Peer, Ran
+from bench.peers.peer import Peer, PeerRun
 from bench.peers.tune_peer import rows_of, settings_of
 from data.shards import open_corpus
 from tests.data.helpers import make, texts, write_jsonl
@@ -31,10 +31,10 @@ def test_neighbours_differ_from_the_tuned_form_in_one_choice(peer: Peer) -> None
     for name, changes in rows_of(peer).items():
         settings = settings_of(peer, name, 900)
         changed = {key for key in settings if settings[key] != tuned[key]}
-        assert changed == set(changes), f"{name}: every change is one, and of a setting that there is"
+        assert changed == set(changes), f"{name}: every change is of an existing setting and has an effect"
 
 
-def test_a_row_has_the_tuned_forms_schedule_over_its_own_iterations() -> None:
+def test_the_schedule_of_a_row_ends_with_its_iterations() -> None:
     nanogpt = settings_of(NanoGPT(Path("checkout")), "learning rate x 0.5", 900)
     assert nanogpt["lr_decay_iters"] == nanogpt["max_iters"] == 900
     assert nanogpt["min_lr"] == pytest.approx(nanogpt["learning_rate"] / 10)
@@ -45,24 +45,24 @@ def test_a_row_has_the_tuned_forms_schedule_over_its_own_iterations() -> None:
     assert "budget.hours" not in cramming
 
 
-def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And each is given what fits of it, whatever the machine does meanwhile: a batch twice as large half as many iterations."""
+def test_finished_rows_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterations are fitted at constant speed although the machine gets slower: twice the batch has half the iterations."""
     runs: list[str] = []
     cores: list[int] = []
 
-    def run(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> Ran:
-        slower = 1 + len(runs) // (1 + len(NanoGPT.neighbours)) / 2  # from round to round
+    def run(self: NanoGPT, place: Path, name: str, seed: int, settings: dict[str, Any]) -> PeerRun:
+        slower = 1 + len(runs) // (1 + len(NanoGPT.neighbours)) / 2  # slower in each round
         runs.append(name)
         cores.append(len(os.sched_getaffinity(0)))
         each = (slower * 1e-3 * settings["batch_size"],) * settings["max_iters"]
-        return Ran(2.0 + sum(each), len(each), 0, each)
+        return PeerRun(2.0 + sum(each), len(each), 0, each)
 
     monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
     monkeypatch.setattr(NanoGPT, "run", run)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0 + settings["learning_rate"])
     write_jsonl(tmp_path / "text.jsonl", texts(300))
     prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
+    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
     output = tmp_path / "found.json"
     options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output), "--minutes", "0.5"]
     monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000", "--at-once"])
@@ -70,11 +70,11 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     found = json.loads(output.read_text())
     rows = rows_of(NanoGPT(tmp_path))
     assert {row["name"] for row in found["rows"]} == set(rows)
-    assert set(cores[-len(rows) :]) == {1}, "at the same time, on a core each"
+    assert set(cores[-len(rows) :]) == {1}, "each run has one core"
     fitted = {row["name"]: row["iterations"] for row in found["rows"]}
     assert fitted["tuned"] == fitted["learning rate x 2"] == found["iterations"]["tuned"]
     assert fitted["batch x 2"] == pytest.approx(fitted["tuned"] / 2, abs=1)
-    assert len(set(runs)) == 1 + len(rows), "a folder for each, as some run at the same time"
+    assert len(set(runs)) == 1 + len(rows), "each has its own folder, because some run at the same time"
     before = len(runs)
     assert np.load(tmp_path / "runs" / "nanogpt" / "windows.npz", allow_pickle=False)["x"].shape[1] == found["window"]
     tune_peer.main()
@@ -83,11 +83,13 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     assert "| learning rate x 0.5 | 4.002 | -0.002 |" in "\n".join(lines)
 
 
-def test_a_row_that_fails_begins_no_other_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[str] = []
+def test_a_failed_row_stops_the_rest_and_finished_rows_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
 
     def measured(peer: NanoGPT, place: Path, name: str, iterations: int) -> dict[str, Any]:
-        begun.append(name)
+        started.append(name)
         if name == "learning rate x 2":
             sys.exit("the peer failed")
         return {"name": name, "loss": 4.0}
@@ -97,13 +99,13 @@ def test_a_row_that_fails_begins_no_other_and_loses_none(tmp_path: Path, monkeyp
     monkeypatch.setattr(tune_peer, "fitting", lambda peer, place, seconds: dict.fromkeys(rows_of(peer), 9))
     write_jsonl(tmp_path / "text.jsonl", texts(300))
     prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "corpus_in", lambda folder: open_corpus(prepared.folder))
+    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
     output = tmp_path / "found.json"
     options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options])
     with pytest.raises(SystemExit, match="the peer failed"):
         tune_peer.main()
-    paid = [name for name in begun if name != "learning rate x 2"]
-    assert [row["name"] for row in json.loads(output.read_text())["rows"]] == paid
-    assert paid[:2] == ["tuned", "learning rate x 0.5"]
-    assert len(begun) < len(rows_of(NanoGPT(tmp_path)))
+    finished = [name for name in started if name != "learning rate x 2"]
+    assert [row["name"] for row in json.loads(output.read_text())["rows"]] == finished
+    assert finished[:2] == ["tuned", "learning rate x 0.5"]
+    assert len(started) < len(rows_of(NanoGPT(tmp_path)))

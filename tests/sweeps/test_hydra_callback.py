@@ -1,4 +1,4 @@
-"""The folder of a sweep: the same command goes on with it, another sweep of the name does not mix with it."""
+"""The folder of a sweep: the same command continues it, and another sweep with the same name gets a new folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ABOUT = {"command": ["python", "train.py"], "swept": ["seed"]}
 
 
 def begin(folder: Path, definition: dict[str, object]) -> None:
-    record.begin(folder, definition, ABOUT)
+    record.open_sweep(folder, definition, ABOUT)
     assert record._LOCK is not None
     record._LOCK.close()
 
 
-def test_the_same_sweep_keeps_its_jobs_and_the_values_it_chose(tmp_path: Path) -> None:
+def test_the_same_sweep_keeps_its_jobs_and_plan_relative_values(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     begin(folder, {"params": {"model.n_layer": "${plan_relative:depths}"}})
     about = json.loads((folder / "sweep.json").read_text())
@@ -35,7 +35,7 @@ def test_the_same_sweep_keeps_its_jobs_and_the_values_it_chose(tmp_path: Path) -
     assert (folder / "jobs").exists()
 
 
-def test_another_sweep_of_the_name_sets_the_first_aside(tmp_path: Path) -> None:
+def test_another_sweep_with_the_same_name_sets_the_first_aside(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     begin(folder, {"overrides": ["seed=1,2"]})
     (folder / "jobs").mkdir()
@@ -45,17 +45,17 @@ def test_another_sweep_of_the_name_sets_the_first_aside(tmp_path: Path) -> None:
     assert json.loads((folder / "sweep.json").read_text())["around"] == {}
 
 
-def test_a_sweep_whose_file_or_defaults_have_changed_is_another(tmp_path: Path) -> None:
-    """Or its earlier runs would pass for other seeds of the new ones; what does not reach a run changes nothing."""
+def test_changed_files_or_defaults_make_another_sweep(tmp_path: Path) -> None:
+    """Otherwise earlier runs would count as other seeds of the new ones. Options that do not reach a run change nothing."""
     content = {name: {leaf: 1} for name, leaf in (part.split(".") for part in NOT_IDENTITY if part.count(".") == 1)}
     content |= {"schedule": {"warmup": 0.05}, "hydra": {"mode": "RUN"}, "output_dir": "a"}
-    first = record.settings_of(OmegaConf.create(content))
+    first = record.settings_digest(OmegaConf.create(content))
     content |= {"output_dir": "b", "hydra": {"mode": "MULTIRUN"}, "plan": {"folder": "c"}}
-    assert record.settings_of(OmegaConf.create(content)) == first
-    assert record.settings_of(OmegaConf.create(content | {"schedule": {"warmup": 0.1}})) != first
+    assert record.settings_digest(OmegaConf.create(content)) == first
+    assert record.settings_digest(OmegaConf.create(content | {"schedule": {"warmup": 0.1}})) != first
 
 
-def test_values_around_a_plan_of_this_machine_are_not_taken_to_slurm() -> None:
+def test_slurm_needs_a_named_device_for_plan_relative_values() -> None:
     target = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
     root = {"hydra": {"launcher": {"_target_": target}}, "device": {"name": "auto"}}
     with pytest.raises(UserError, match="device=a100"):
@@ -63,13 +63,16 @@ def test_values_around_a_plan_of_this_machine_are_not_taken_to_slurm() -> None:
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("loss", "minimize"), ("accuracy", "maximize")])
-def test_optuna_is_told_which_way_is_better(metric: str, direction: str) -> None:
+def test_the_direction_for_optuna_follows_the_metric(metric: str, direction: str) -> None:
     assert record.direction(_root_=OmegaConf.create({"sweep": {"metric": metric}})) == direction
 
 
-def test_a_sweep_that_runs_is_not_started_twice(tmp_path: Path) -> None:
-    record.begin(tmp_path / "s", {}, ABOUT)
-    code = f"from pathlib import Path; from sweeps.engine.hydra_callback import begin; begin(Path({str(tmp_path / 's')!r}), {{}}, {ABOUT!r})"
+def test_a_running_sweep_is_not_started_twice(tmp_path: Path) -> None:
+    record.open_sweep(tmp_path / "s", {}, ABOUT)
+    code = (
+        "from pathlib import Path; from sweeps.engine.hydra_callback import open_sweep;"
+        f" open_sweep(Path({str(tmp_path / 's')!r}), {{}}, {ABOUT!r})"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "UserError" in answer.stderr
     assert "is in use by process" in answer.stderr
@@ -77,10 +80,10 @@ def test_a_sweep_that_runs_is_not_started_twice(tmp_path: Path) -> None:
     record._LOCK.close()
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        record.begin(tmp_path / "file" / "s", {}, ABOUT)
+        record.open_sweep(tmp_path / "file" / "s", {}, ABOUT)
 
 
 BASIC = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "max_batch_size": None, "params": None}
@@ -103,10 +106,10 @@ JOBLIB = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.Jobli
         (BASIC, JOBLIB, {"hours": 5, "prune": "median"}, ["sweep.hours=5", "sweep.prune=median"]),
     ],
 )
-def test_what_would_not_be_kept_is_refused(
+def test_unsupported_hours_and_pruning_are_refused(
     sweeper: dict[str, object], launcher: dict[str, object], sweep: dict[str, object], said: list[str]
 ) -> None:
-    """Hours that are shared out anew for each batch of jobs are no limit; other launchers know neither them nor pruning."""
+    """Hours would start again for each batch of jobs, and other launchers support neither hours nor pruning."""
     content = {"hydra": {"sweeper": sweeper, "launcher": launcher}, "sweep": {"hours": None, "prune": "none"} | sweep}
     lines = record.unsupported_options(OmegaConf.create(content))
     assert len(lines) == len(said)

@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them: jobs in processes of their own, and what is left when some of them die."""
+"""Sweeps as a user starts them, with jobs in their own processes, of which some are killed or fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY
 
-# Loaded by every Python process of the sweep: a job with one of these seeds meets its fault when it opens its metrics.
+# Loaded by every Python process of the sweep. A job whose OPTION has one of these values fails when it opens metrics.jsonl.
 FAULTS = """
 import os, re, resource, signal, sys
 FAULTS = {FAULTS}
@@ -26,7 +26,7 @@ def fault_of():
         return None
     path = os.path.join(words[words.index("-cd") + 1], words[words.index("-cn") + 1] + ".yaml")
     try:
-        found = re.search(r"^ *{KNOB}: ([0-9.]+)$", open(path).read(), re.M)
+        found = re.search(r"^ *{OPTION}: ([0-9.]+)$", open(path).read(), re.M)
     except OSError:
         return None
     return FAULTS.get(float(found[1])) if found else None
@@ -34,7 +34,7 @@ def fault_of():
 def watch(event, arguments, fault=fault_of()):
     if fault and event == "open" and str(arguments[0]).endswith("metrics.jsonl"):
         if fault == "raise":
-            raise RuntimeError("something that nobody thought of")
+            raise RuntimeError("an unexpected error")
         if fault == "exit":
             os._exit(7)
         if fault == "kill":
@@ -68,18 +68,18 @@ def records(place: Path, name: str) -> list[dict[str, object]]:
     return sorted((json.loads(path.read_text()) for path in paths), key=lambda record: record["number"])
 
 
-def with_faults(folder: Path, faults: dict[float, str], knob: str = "seed") -> tuple[Path, Path]:
-    """The folder for PYTHONPATH, and the file whose presence turns the faults on. faults: by the value of `knob`."""
+def with_faults(folder: Path, faults: dict[float, str], option: str = "seed") -> tuple[Path, Path]:
+    """Returns the folder for PYTHONPATH and the file whose presence turns the faults on. `faults`: by the value of `option`."""
     switch = folder / "on"
     switch.touch()
     (folder / "sitecustomize.py").write_text(
-        FAULTS.replace("{FAULTS}", repr(faults)).replace("{on!r}", repr(str(switch))).replace("{KNOB}", knob)
+        FAULTS.replace("{FAULTS}", repr(faults)).replace("{on!r}", repr(str(switch))).replace("{OPTION}", option)
     )
     return folder, switch
 
 
-def test_one_job_that_dies_is_one_failed_job(place: Path, tmp_path: Path) -> None:
-    """Killed once and tried again in vain; the others finish, the table says why, and the same command mends it."""
+def test_one_killed_job_does_not_stop_the_others(place: Path, tmp_path: Path) -> None:
+    """It and its retry are killed. The other jobs finish, the table gives the reason, and the same command repairs it."""
     faults, switch = with_faults(tmp_path, {2: "kill"})
     arguments = ("budget.steps=5", "seed=1,2,3", "name=dies")
     first = sweep(place, *arguments, faults=faults)
@@ -96,13 +96,13 @@ def test_one_job_that_dies_is_one_failed_job(place: Path, tmp_path: Path) -> Non
     switch.unlink()
     second = sweep(place, *arguments, faults=faults)
     assert second.returncode == 0, second.stdout + second.stderr
-    mended = records(place, "dies")
-    assert [record["status"] for record in mended] == ["finished"] * 3
-    assert len({record["value"] for record in mended}) == 3, "three seeds, three models"
-    assert second.stdout.count("finished (before)") == 2, "what was finished is not run again"
+    repaired = records(place, "dies")
+    assert [record["status"] for record in repaired] == ["finished"] * 3
+    assert len({record["value"] for record in repaired}) == 3, "three seeds, three models"
+    assert second.stdout.count("finished (earlier)") == 2, "finished jobs are not run again"
 
 
-def test_a_mistake_in_one_job_stops_the_sweep_before_anything_is_spent(place: Path) -> None:
+def test_a_user_error_in_one_job_stops_the_sweep_before_it_starts(place: Path) -> None:
     answer = sweep(place, "budget.steps=5", "model.dropout=0,2", "name=wrong")
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: ")
@@ -110,7 +110,7 @@ def test_a_mistake_in_one_job_stops_the_sweep_before_anything_is_spent(place: Pa
     assert not list((place / "outputs").glob("wrong-*"))
 
 
-def test_hours_that_batches_would_not_keep_are_refused_before_anything_is_spent(place: Path) -> None:
+def test_sweep_hours_with_batches_of_jobs_are_refused_before_the_start(place: Path) -> None:
     arguments = ("budget.hours=0.01", "sweep.hours=0.02", "seed=1,2", "name=batches")
     answer = sweep(place, "hydra.sweeper.max_batch_size=1", *arguments)
     assert answer.returncode == 2
@@ -119,15 +119,15 @@ def test_hours_that_batches_would_not_keep_are_refused_before_anything_is_spent(
     assert not list((place / "outputs").glob("**/*batches*"))
 
 
-def test_a_stopped_sweep_saves_its_job_and_goes_on(place: Path, tmp_path: Path) -> None:
+def test_a_stopped_sweep_saves_its_running_job(place: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"data.path={place / 'texts'}"]
     command += ["budget.steps=20000", "seed=1,2", "name=halt"]
-    # A suite in the background of a script is started with SIGINT ignored, which would be the sweep's to respect.
-    hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Tests that run in the background of a script inherit an ignored SIGINT, which the sweep would ignore as well.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=place, env=dict(os.environ, TMPDIR=str(tmp_path))
     )  # fmt: skip
-    signal.signal(signal.SIGINT, hearing)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not list((place / "outputs").glob("halt-*/checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -141,29 +141,29 @@ def test_a_stopped_sweep_saves_its_job_and_goes_on(place: Path, tmp_path: Path) 
     assert "Traceback" not in shown + errors
 
 
-def test_stop_at_the_first_failure_where_that_is_asked_for(place: Path, tmp_path: Path) -> None:
+def test_on_error_stop_stops_at_the_first_failure(place: Path, tmp_path: Path) -> None:
     faults, _ = with_faults(tmp_path, {1: "exit"})
     arguments = ("budget.steps=3", "seed=1,2", "name=first", "sweep.on_error=stop", "sweep.retries=0")
     answer = sweep(place, *arguments, faults=faults)
     assert answer.returncode == 1
-    assert [each["status"] for each in records(place, "first")] == ["failed", "not started"]
+    assert [record["status"] for record in records(place, "first")] == ["failed", "not started"]
     assert "1 jobs are not started" in answer.stdout
 
 
 @pytest.mark.slow
-def test_eight_jobs_of_which_five_fail_in_five_ways(place: Path, tmp_path: Path) -> None:
-    """The other three finish, the table says why each failed, and the same command finishes what can be finished."""
+def test_eight_jobs_of_which_five_fail_in_different_ways(place: Path, tmp_path: Path) -> None:
+    """The other three finish, the table gives the reason of each failure, and the same command finishes what it can."""
     rates = {0.001: "raise", 0.002: "exit", 0.003: "kill", 0.004: "memory"}
     faults, switch = with_faults(tmp_path, rates, "learning_rate")
     sweeping = ("optim.learning_rate=0.001,0.002,0.003,0.004,99,0.005,0.006,0.007", *WILD[1:])
     arguments = ("budget.steps=400", *sweeping, "name=eight", "sweep.retries=0")
-    tiny = tuple(knob for knob in TINY if not knob.startswith("optim.learning_rate"))  # a fixed value has the last word
+    tiny = tuple(text for text in TINY if not text.startswith("optim.learning_rate"))  # else it overrides the sweep
     answer = sweep(place, *arguments, faults=faults, tiny=tiny)
     assert answer.returncode == 1
     found = records(place, "eight")
     failed = ["failed", "failed", "killed", "out of memory", "diverged"]
     assert [record["status"] for record in found] == [*failed, *["finished"] * 3], answer.stdout
-    assert "nobody thought of" in str(found[0]["why"])
+    assert "an unexpected error" in str(found[0]["why"])
     page = html.unescape((place / "outputs" / "sweeps" / "eight" / "report.html").read_text())
     assert all(str(record["why"]) in page for record in found[:5])
     switch.unlink()
@@ -177,7 +177,7 @@ def test_eight_jobs_of_which_five_fail_in_five_ways(place: Path, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_hydras_own_launchers_run_the_same_jobs(place: Path, launcher: str) -> None:
+def test_hydra_launchers_run_the_same_jobs(place: Path, launcher: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher" if launcher == "joblib" else "submitit")
     answer = sweep(place, f"hydra/launcher={launcher}", "budget.steps=5", "seed=1,2", f"name={launcher}")
     assert answer.returncode == 0, answer.stdout + answer.stderr
@@ -189,10 +189,10 @@ def test_hydras_own_launchers_run_the_same_jobs(place: Path, launcher: str) -> N
 
 
 @pytest.mark.slow
-def test_a_trial_that_diverges_is_a_failed_trial_and_never_a_nan(place: Path) -> None:
+def test_a_diverged_trial_is_a_failed_trial(place: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     space = ("optim.learning_rate=choice(0.003,99)", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=7")
-    tiny = tuple(knob for knob in TINY if not knob.startswith("optim.learning_rate"))  # a fixed value has the last word
+    tiny = tuple(text for text in TINY if not text.startswith("optim.learning_rate"))  # else it overrides the sweep
     answer = sweep(place, "hydra/sweeper=tpe", *space, "budget.steps=300", *WILD[1:], "name=tpe", tiny=tiny)
     statuses = {record["status"] for record in records(place, "tpe")}
     assert statuses == {"finished", "diverged"}, answer.stdout + answer.stderr

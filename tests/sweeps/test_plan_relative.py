@@ -1,4 +1,4 @@
-"""The values that a sweep takes around a plan."""
+"""Values at or around a plan for the sweeps in sweeps/*.yaml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from common.errors import UserError
 from config import Config
 from model.config import PLAIN, PRESETS
-from sweeps.engine.job import job_of
+from sweeps.engine.job import make_job
 from sweeps.engine.plan_relative import FIXED, VALUES, isoflop_sizes, width_depth
 
 SMALL = {
@@ -42,7 +42,7 @@ LARGE = {
 }
 
 
-def test_at_the_competitions_scale_the_published_values_are_taken() -> None:
+def test_large_plans_use_the_published_values() -> None:
     assert VALUES["depths"](LARGE) == ["8", "12", "18", "24"]
     assert VALUES["baseline_depths"](LARGE) == ["24", "18"]
     assert VALUES["depths_width"](LARGE) == ["768"]
@@ -50,7 +50,7 @@ def test_at_the_competitions_scale_the_published_values_are_taken() -> None:
     assert VALUES["baseline_block"](LARGE) == ["512"]
 
 
-def test_elsewhere_they_lie_around_the_plan() -> None:
+def test_small_plans_use_values_around_the_plan() -> None:
     assert VALUES["depths"](SMALL) == ["1", "2", "3", "4"]
     assert VALUES["depths_width"](SMALL) == ["128"]
     assert VALUES["learning_rates"](SMALL) == ["0.0025", "0.005", "0.01", "0.02", "0.04"]
@@ -58,23 +58,23 @@ def test_elsewhere_they_lie_around_the_plan() -> None:
     assert VALUES["baseline_batch"](SMALL) == ["1024"]
 
 
-def test_all_jobs_are_scored_on_as_many_tokens_as_the_slowest_can_afford() -> None:
+def test_the_slowest_job_can_afford_the_evaluated_tokens() -> None:
     assert VALUES["eval_tokens"](SMALL) == ["32768"]
     assert VALUES["eval_tokens"](LARGE) == ["262144"]
     assert VALUES["eval_tokens"](SMALL | {"tokens": 1e4}) == ["4096"]
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("what", VALUES)
-def test_all_are_different_and_more_than_one_where_they_are_swept(what: str, plan: dict[str, Any]) -> None:
-    values = VALUES[what](plan)
+@pytest.mark.parametrize("name", VALUES)
+def test_values_differ_and_swept_names_have_several(name: str, plan: dict[str, Any]) -> None:
+    values = VALUES[name](plan)
     assert len(set(values)) == len(values)
-    assert (len(values) == 1) == (what in FIXED or what.endswith("_widths"))
+    assert (len(values) == 1) == (name in FIXED or name.endswith("_widths"))
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE, SMALL | {"n_layer": 1, "n_embd": 64}], ids=["small", "large", "least"])
-def test_wide_and_deep_have_the_same_blocks(plan: dict[str, Any]) -> None:
-    """12 n_layer n_embd^2 within 15 % of each other's middle, as the competition compared them."""
+def test_wide_and_deep_shapes_have_nearly_the_same_size(plan: dict[str, Any]) -> None:
+    """All have 12 n_layer n_embd^2 within 15 % of the same value, as in the competition."""
     sizes = [tuple(map(int, value.split("x"))) for value in width_depth(plan)]
     blocks = [layers * width**2 for layers, width in sizes]
     assert max(blocks) / min(blocks) < 1.36
@@ -91,14 +91,14 @@ def test_isoflop_sizes_centre_on_the_plan(plan: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("plan", [SMALL, LARGE, SMALL | {"n_layer": 1, "n_embd": 64}], ids=["small", "large", "least"])
-@pytest.mark.parametrize(("what", "shapes"), [("isoflop", isoflop_sizes), ("width_depth", width_depth)])
-def test_each_depth_of_a_sweep_finds_its_width(plan: dict[str, Any], what: str, shapes: Any) -> None:
+@pytest.mark.parametrize(("sweep", "shapes"), [("isoflop", isoflop_sizes), ("width_depth", width_depth)])
+def test_each_depth_of_a_sweep_resolves_to_its_width(plan: dict[str, Any], sweep: str, shapes: Any) -> None:
     from sweeps.engine.hydra_callback import width_of
 
-    (text,) = VALUES[f"{what}_widths"](plan)
+    (text,) = VALUES[f"{sweep}_widths"](plan)
     listed = text.removeprefix("${width_of:").removesuffix("}").split(",")
     found = []
-    for depth in VALUES[f"{what}_layers"](plan):
+    for depth in VALUES[f"{sweep}_layers"](plan):
         root = OmegaConf.create({"model": {"n_layer": int(depth)}})
         found.append(f"{depth}x{width_of(*listed, _root_=root)}")
     assert found == shapes(plan)
@@ -106,22 +106,22 @@ def test_each_depth_of_a_sweep_finds_its_width(plan: dict[str, Any], what: str, 
         width_of(*listed, _root_=OmegaConf.create({"model": {"n_layer": 63}}))
 
 
-def test_the_runs_of_a_law_are_of_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their budgets may lie on both sides of where plans change the context, the table or the block."""
+def test_all_runs_of_the_isoflop_sweep_have_one_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their budgets may lie on both sides of a threshold where plans change block size, bigram rows or block."""
     from sweeps.engine import hydra_callback as record
     from sweeps.engine import wandb_agent
 
-    monkeypatch.setattr(record, "plan_of", lambda yaml: SMALL)
-    params = wandb_agent.composed("isoflop", ["budget.hours=0.05"])["hydra"]["sweeper"]["params"]
+    monkeypatch.setattr(record, "make_plan", lambda yaml: SMALL)
+    params = wandb_agent.compose_sweep("isoflop", ["budget.hours=0.05"])["hydra"]["sweeper"]["params"]
     assert len(params["budget.flops"].split(",")) == 3
     given = {key.removeprefix("model."): str(value) for key, value in params.items() if key.startswith("model.")}
     del given["n_layer"], given["n_embd"]
-    assert given == {"block_size": "64", "bigram_rows": "262144"} | {knob: str(value) for knob, value in PLAIN.items()}
+    assert given == {"block_size": "64", "bigram_rows": "262144"} | {name: str(value) for name, value in PLAIN.items()}
 
 
-def test_a_job_of_pairs_is_labelled_with_both_of_its_sizes(tmp_path: Path) -> None:
+def test_overrides_show_the_resolved_width(tmp_path: Path) -> None:
     config = Config()
     config.model.n_layer, config.model.n_embd, config.output_dir = 2, 128, str(tmp_path)
     for text in ("${width_of:1x64,2x128}", "$\\{width_of\\:1x64\\,2x128\\}"):
-        job = job_of(config, 0, ["model.n_layer=2", f"model.n_embd={text}"], str(tmp_path))
+        job = make_job(config, 0, ["model.n_layer=2", f"model.n_embd={text}"], str(tmp_path))
         assert job.overrides == ("model.n_layer=2", "model.n_embd=128")

@@ -19,7 +19,7 @@ from run.directory import lock
 from sweeps.engine import scheduler as local
 from sweeps.engine.device_lock import DeviceLock, SweepDevice, try_device_lock
 from sweeps.engine.job import Job, Outcome, write_record
-from sweeps.engine.pruning import Pool
+from sweeps.engine.pruning import HoursPool
 from sweeps.engine.scheduler import Queue, Stop
 from tests.sweeps.test_pruning import job, left_behind
 
@@ -29,7 +29,7 @@ Acting = Callable[[Callable[[Job], Act]], list[int]]
 
 
 class Process:
-    """Stands for the process of a job: each look at it lets it act once more."""
+    """A stand-in for a job's process. Each call of `poll` runs the act to its next yield."""
 
     def __init__(self, act: Act) -> None:
         self._act = act
@@ -52,10 +52,10 @@ class Process:
 
 @pytest.fixture
 def acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acting:
-    """Has jobs act as they are told, on one device alone; the list is that of the jobs that were started."""
+    """Replace the processes of jobs by acts, on one device. Returns a list to which the numbers of started jobs are added."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(local, "POLL_S", 0.0)
-    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("cores")])
+    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("cores")])
     started: list[int] = []
 
     def by(acts: Callable[[Job], Act]) -> list[int]:
@@ -63,7 +63,7 @@ def acting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Acting:
             started.append(job.number)
             return Process(acts(job))
 
-        monkeypatch.setattr(local, "start", start)
+        monkeypatch.setattr(local, "start_process", start)
         return started
 
     return by
@@ -73,7 +73,7 @@ def record(job: Job) -> dict[str, Any]:
     return dict(json.loads(job.record.read_text()))
 
 
-def test_a_failure_is_told_by_what_its_own_process_said(tmp_path: Path, acting: Acting) -> None:
+def test_the_reason_of_a_failure_is_from_the_log_of_its_own_process(tmp_path: Path, acting: Acting) -> None:
     one = job(tmp_path, 0)
     one.log.write_text("error: the disk of yesterday was full\n")
 
@@ -96,17 +96,17 @@ def never(job: Job) -> Act:
 
 
 def ended(job: Job, status: str = "finished", loss: float = 4.0, spent_hours: float = 1.0) -> None:
-    """What a run leaves that was evaluated at its end."""
+    """Write the files of a run that has ended and was evaluated."""
     left_behind(job, [5.0, loss], spent_hours, status)
     (job.run / "result.json").write_text(json.dumps({"eval": {"loss": loss, "perplexity": 10 * loss}}))
 
 
-def test_a_job_that_was_finished_is_recorded_as_it_is_now(tmp_path: Path, acting: Acting) -> None:
-    """By another metric, and although an earlier start of the sweep had seen it die; what that took stays."""
+def test_the_record_of_an_already_finished_job_is_updated(tmp_path: Path, acting: Acting) -> None:
+    """An earlier start of the sweep had recorded it as killed, by another metric. Its tries and seconds are kept."""
     one = job(tmp_path, 0)
     write_record(one, Outcome("killed", "killed by SIGKILL"), 2, 60.0)
     ended(one)
-    one.knobs.sweep.metric = "perplexity"
+    one.options.sweep.metric = "perplexity"
     acting(never)
     Queue([one]).run()
     found = record(one)
@@ -114,20 +114,20 @@ def test_a_job_that_was_finished_is_recorded_as_it_is_now(tmp_path: Path, acting
     assert [found[key] for key in ("tries", "seconds", "hours_spent")] == [2, 60.0, 1.0]
 
 
-def test_each_job_is_leased_the_device_that_it_asks_for(
+def test_each_job_runs_on_the_device_that_its_options_name(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two on the same one take turns, and one on another does not wait for them."""
+    """Two jobs on one device take turns. A job on another device does not wait for them."""
     place = {"cuda:0": [SweepDevice("gpu-0")], "cuda:1": [SweepDevice("gpu-1")]}
-    monkeypatch.setattr(local, "devices", place.__getitem__)
+    monkeypatch.setattr(local, "lockable_devices", place.__getitem__)
     jobs = [job(tmp_path, number) for number in range(3)]
     for each, wanted in zip(jobs, ("cuda:0", "cuda:0", "cuda:1"), strict=True):
-        each.knobs.device.name = wanted
+        each.options.device.name = wanted
     held: list[list[str]] = []
 
     def works(job: Job) -> Act:
         for _ in range(3):
-            held.append(sorted(f"{each.job.number} on {each.lease.device.name}" for each in queue.running))
+            held.append(sorted(f"{each.job.number} on {each.device_lock.device.name}" for each in queue.running))
             yield
         ended(job)
         return 0
@@ -141,10 +141,10 @@ def test_each_job_is_leased_the_device_that_it_asks_for(
 
 
 @pytest.mark.parametrize(("used", "started"), [(0.25, [0, 1]), (0.75, [0])])
-def test_a_job_waits_for_the_hours_that_running_ones_may_leave(
+def test_a_job_waits_for_hours_that_running_jobs_may_leave(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, used: float, started: list[int]
 ) -> None:
-    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
+    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
 
     def works(job: Job) -> Act:
@@ -154,11 +154,11 @@ def test_a_job_waits_for_the_hours_that_running_ones_may_leave(
         return 0
 
     found = acting(works)
-    Queue(jobs, pool=Pool(1.5, jobs)).run()
+    Queue(jobs, pool=HoursPool(1.5, jobs)).run()
     assert found == started
 
 
-def test_hours_are_kept_for_a_job_whose_device_is_in_use(tmp_path: Path, acting: Acting) -> None:
+def test_hours_are_not_reserved_while_the_device_is_in_use(tmp_path: Path, acting: Acting) -> None:
     held = try_device_lock(SweepDevice("cores"))
     assert isinstance(held, DeviceLock)
     one = job(tmp_path, 0, pool_hours=1.0)
@@ -169,7 +169,7 @@ def test_hours_are_kept_for_a_job_whose_device_is_in_use(tmp_path: Path, acting:
         return 0
 
     started = acting(works)
-    queue = Queue([one], pool=Pool(1.0, [one]))
+    queue = Queue([one], pool=HoursPool(1.0, [one]))
     queue._begin()
     queue._begin()
     assert len(queue.waiting) == 1
@@ -178,11 +178,11 @@ def test_hours_are_kept_for_a_job_whose_device_is_in_use(tmp_path: Path, acting:
     assert started == [0]
 
 
-def test_hours_are_kept_for_a_job_that_goes_on_until_it_has_ended(
+def test_hours_stay_reserved_until_a_continued_job_has_ended(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an earlier start of the sweep left says "stopped" until the new process is that far; then it takes its hours."""
-    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
+    """status.json is still "stopped", from an earlier process, until the new one has started."""
+    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
     left_behind(jobs[0], [5.0], 0.3, "stopped")
 
@@ -193,16 +193,16 @@ def test_hours_are_kept_for_a_job_that_goes_on_until_it_has_ended(
         return 0
 
     started = acting(works)
-    Queue(jobs, pool=Pool(1.5, jobs)).run()
+    Queue(jobs, pool=HoursPool(1.5, jobs)).run()
     assert started == [0]
 
 
-def test_a_run_that_another_process_works_in_is_waited_for(
+def test_a_job_waits_while_another_process_uses_its_run(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a sweep that was killed, whose jobs live on, or another one that holds the same job; other jobs do not wait."""
-    monkeypatch.setattr(local, "LOOK_S", 0.0)
-    monkeypatch.setattr(local, "devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
+    """The process may be left from a killed sweep, or belong to another sweep with the same job. Other jobs do not wait."""
+    monkeypatch.setattr(local, "CHECK_S", 0.0)
+    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number) for number in range(2)]
     jobs[0].run.mkdir(parents=True)
     held = lock(jobs[0].run)
@@ -219,10 +219,10 @@ def test_a_run_that_another_process_works_in_is_waited_for(
     assert capsys.readouterr().out.count("waits: its run is in use by process") == 1
 
 
-def test_a_job_that_is_pruned_before_it_could_save_is_pruned_all_the_same(
+def test_a_job_that_is_stopped_while_it_imports_is_pruned(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "LOOK_S", 0.0)
+    monkeypatch.setattr(local, "CHECK_S", 0.0)
     one = job(tmp_path, 0)
     left_behind(one, [5.0, 4.9, 4.8], 0.3, "stopped")  # by an earlier start of the sweep
 
@@ -251,8 +251,8 @@ def test_a_sweep_under_nohup_outlives_its_terminal() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_jobs_that_the_hours_did_not_reach_are_rows_of_the_table(tmp_path: Path, acting: Acting) -> None:
-    """They are no failures; with more hours they start."""
+def test_jobs_without_hours_are_recorded_as_not_started(tmp_path: Path, acting: Acting) -> None:
+    """They do not count as failures. With more hours they start."""
     jobs = [job(tmp_path, number, pool_hours=1.0) for number in range(2)]
 
     def works(job: Job) -> Act:
@@ -261,21 +261,21 @@ def test_jobs_that_the_hours_did_not_reach_are_rows_of_the_table(tmp_path: Path,
         return 0
 
     acting(works)
-    queue = Queue(jobs, pool=Pool(1.0, jobs))
+    queue = Queue(jobs, pool=HoursPool(1.0, jobs))
     queue.run()
     assert queue.outcomes[1].good
     assert record(jobs[1])["status"] == "not started"
     assert "sweep.hours=1" in record(jobs[1])["why"]
     acting(works)
-    Queue(jobs, pool=Pool(2.0, jobs)).run()
+    Queue(jobs, pool=HoursPool(2.0, jobs)).run()
     assert record(jobs[1])["status"] == "finished"
 
 
-def test_a_stop_waits_for_nothing_wherever_it_comes(tmp_path: Path, acting: Acting) -> None:
-    """Also not for a lock that what it interrupts holds: the signal comes at every line of the waiting in turn."""
+def test_a_stopping_signal_never_waits_for_a_lock(tmp_path: Path, acting: Acting) -> None:
+    """The signal arrives at every line of threading's code in turn. It must not wait for a lock that this code holds."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError("the sweep did not hear the signal")
+        raise TimeoutError("the sweep did not handle the signal")
 
     def interrupt(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
         watched = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

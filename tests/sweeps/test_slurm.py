@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm: jobs that are preempted, killed and out of time all finish, with their budgets kept."""
+"""Sweeps on a real Slurm: jobs that are preempted, killed or over the time limit finish within their budgets."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def cluster() -> Iterator[None]:
     slurm_cluster.down()
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 120.0) -> Any:
-    """The first true answer of `what`; between two looks, requeued jobs are let off most of Slurm's two minutes of waiting."""
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """The first true result of `condition`. Meanwhile requeued jobs are released early from Slurm's two minutes of waiting."""
     deadline = time.monotonic() + seconds
     pending_since: dict[str, float] = {}
     while time.monotonic() < deadline:
-        if answer := what():
+        if answer := condition():
             return answer
         release(pending_since)
         time.sleep(0.5)
-    raise AssertionError("nothing came of it")
+    raise AssertionError(f"not true within {seconds:g} s")
 
 
 def release(pending_since: dict[str, float]) -> None:
-    """Start what has waited five seconds. A job that starts within the second of its requeue finds its credential revoked
-    by the node, for Slurm tells the two apart by whole seconds, and fails for good."""
+    """Start jobs that have been pending for five seconds. A job that starts within the second of its requeue fails for good:
+    Slurm distinguishes the two starts by whole seconds, so the node revokes the job's credential."""
     pending = slurm_cluster.run("squeue", "--array", "--noheader", "--states=PD", "--format=%i").split()
     for job in set(pending_since) - set(pending):
         del pending_since[job]
@@ -61,14 +61,16 @@ def release(pending_since: dict[str, float]) -> None:
 
 
 def slurm_job(run: Path) -> str:
-    """Slurm's number of the job that works in a run's folder, from the environment of the process there."""
+    """The id of the Slurm job that uses a run's folder, from the environment of the process that holds the lock."""
     holder = int((run / "lock").read_text().split()[1])
     variables = Path(f"/proc/{holder}/environ").read_bytes().split(b"\0")
-    return next(each for each in variables if each.startswith(b"SLURM_JOB_ID=")).decode().removeprefix("SLURM_JOB_ID=")
+    return (
+        next(entry for entry in variables if entry.startswith(b"SLURM_JOB_ID=")).decode().removeprefix("SLURM_JOB_ID=")
+    )
 
 
-def test_four_jobs_three_of_them_in_trouble(cluster: None, place: Path) -> None:
-    """Seed 1 is preempted with a signal and requeued, seed 2 killed, seed 3 out of time; seed 4 is left alone."""
+def test_disturbed_jobs_resume_and_finish_within_their_budgets(cluster: None, place: Path) -> None:
+    """Seed 1 is preempted by a signal and requeued, seed 2 is killed, seed 3 reaches its time limit, seed 4 is undisturbed."""
     seconds = 100
     arguments = [
         *(*TINY, f"data.path={place / 'texts'}", "name=slurm", "seed=1,2,3,4", f"budget.hours={seconds / 3600:.6f}"),
@@ -108,5 +110,5 @@ def runs_by_seed(place: Path) -> dict[int, Path]:
 
 
 def later_part(run: Path) -> str:
-    """metrics.jsonl without its first event, that of the start."""
+    """metrics.jsonl without the first line, the event of the start."""
     return "\n".join((run / "metrics.jsonl").read_text().splitlines()[1:])

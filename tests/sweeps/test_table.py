@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sweeps.engine.report import render
-from sweeps.engine.table import as_csv, columns_of, hours_of, read_sweep, student, verdict
+from sweeps.engine.table import as_csv, hours_by_kind, read_sweep, t_quantile, table_columns, verdict
 from tests.run.report.test_run_report import HOSTILE, Page
 
 
@@ -64,20 +64,20 @@ def test_noise_is_the_deviation_between_seeds_of_the_same_settings(tmp_path: Pat
     assert sweep.noise == pytest.approx(math.sqrt(statistics.mean(statistics.variance(pair) for pair in pairs)))
 
 
-def test_what_noise_does_not_tell_apart_is_a_tie(tmp_path: Path) -> None:
+def test_groups_within_noise_are_named_after_the_best(tmp_path: Path) -> None:
     first, _, tied, worse = verdict(read_sweep(sweep_folder(tmp_path, SEEDS)))
     assert first == "Best: model.dropout=0 with loss 4.0100 (mean of 2 runs)."
-    assert "tie: model.dropout=0.05 (4.0200)" in tied
-    assert worse == "Worse by more than noise: model.dropout=0.2 (4.2100)."
+    assert tied == "Within noise of the best: model.dropout=0.05 (4.0200)."
+    assert worse == "Worse by more than the noise: model.dropout=0.2 (4.2100)."
 
 
 def test_without_seeds_the_verdict_says_that_noise_is_unknown(tmp_path: Path) -> None:
     lines = verdict(read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)])))
     assert lines[0] == "Best: a=1 with loss 4.0000."
-    assert "not measured" in lines[1]
+    assert lines[1].startswith("The noise is unknown")
 
 
-def test_noise_comes_from_the_sweep_of_seeds_beside_it(tmp_path: Path) -> None:
+def test_noise_is_taken_from_the_seeds_sweep_in_the_same_folder(tmp_path: Path) -> None:
     sweep_folder(tmp_path, [([f"seed={n}"], loss) for n, loss in enumerate((4.0, 4.1, 4.2))], name="seeds")
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1), (["a=3"], 5.0)]))
     assert sweep.noise == pytest.approx(0.1)
@@ -91,7 +91,7 @@ def test_noise_comes_from_the_sweep_of_seeds_beside_it(tmp_path: Path) -> None:
         ({"environment": {"device": "NVIDIA A100"}}, "another device"),
     ],
 )
-def test_noise_of_other_runs_is_not_borrowed(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_noise_on_another_text_or_device_is_not_used(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     seeds = {f"job{n}": changes for n in range(3)}
     sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)]))
@@ -99,31 +99,31 @@ def test_noise_of_other_runs_is_not_borrowed(tmp_path: Path, changes: dict[str, 
     assert said in verdict(sweep)[1]
 
 
-def test_noise_of_much_shorter_runs_is_not_borrowed(tmp_path: Path) -> None:
+def test_noise_of_much_shorter_runs_is_not_used(tmp_path: Path) -> None:
     seeds = sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds")
     for path in (seeds / "jobs").glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"hours_spent": 0.005}))
     assert "another budget" in verdict(read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)])))[1]
 
 
-def test_a_difference_has_to_be_larger_where_few_runs_tell_what_noise_is(tmp_path: Path) -> None:
-    """Of three seeds, 2.5 times the noise says nothing; the quantiles are those of the printed tables."""
+def test_fewer_seeds_need_a_larger_difference(tmp_path: Path) -> None:
+    """With three seeds, 2.5 times the noise is not significant; the quantiles are those of printed tables of Student's t."""
     sweep_folder(tmp_path, [([f"seed={n}"], loss) for n, loss in enumerate((4.0, 4.1, 4.2))], name="seeds")
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.5), (["a=3"], 4.7)]))
     assert [group.label for group in sweep.ties(sweep.groups[0])] == ["a=2"]
-    assert [round(student(freedom), 3) for freedom in (2, 10, 30, 120)] == [4.303, 2.228, 2.042, 1.98]
+    assert [round(t_quantile(freedom), 3) for freedom in (2, 10, 30, 120)] == [4.303, 2.228, 2.042, 1.98]
 
 
-def test_a_budget_of_compute_that_its_hours_cut_short_is_said(tmp_path: Path) -> None:
+def test_verdict_warns_if_hours_ended_a_budget_in_flops(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)], job0={"budget": {"flops": 1e12}})
     path = tmp_path / "outputs" / "s-0" / "result.json"
-    assert not any("before their budget" in line for line in verdict(read_sweep(folder)))
+    assert not any("ended before" in line for line in verdict(read_sweep(folder)))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped_by": "hours"}))
-    assert any("before their budget of compute was spent: #0;" in line for line in verdict(read_sweep(folder)))
+    assert any("The hours of #0 ended before their other budget" in line for line in verdict(read_sweep(folder)))
 
 
-def test_the_noise_of_perplexities_grows_with_them(tmp_path: Path) -> None:
-    """That of the sweep of seeds is taken in the metric of the other: here twice as high, at twice the perplexity."""
+def test_noise_of_perplexity_is_scaled_to_its_level(tmp_path: Path) -> None:
+    """The noise of the seeds sweep is converted to the other sweep's metric: at twice the perplexity it is twice as high."""
     seeds = {f"job{n}": {"eval": {"perplexity": value}} for n, value in enumerate((48.0, 50.0, 52.0))}
     sweep_folder(tmp_path, [([f"seed={n}"], 4.0) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
     folder = sweep_folder(tmp_path, [(["a=1"], 99.0), (["a=2"], 101.0)])
@@ -132,13 +132,13 @@ def test_the_noise_of_perplexities_grows_with_them(tmp_path: Path) -> None:
     assert read_sweep(folder).noise == pytest.approx(4.0)
 
 
-def test_large_numbers_are_shown_short(tmp_path: Path) -> None:
+def test_large_numbers_are_shown_in_scientific_notation(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_folder(tmp_path, [(["budget.flops=77500000000.0"], 4.0), (["budget.flops=1e+18"], 3.0)]))
     assert [row.label for row in sweep.rows] == ["budget.flops=7.75e+10", "budget.flops=1e+18"]
     assert sweep.command_of(sweep.rows[0]).endswith("budget.flops=77500000000.0")
 
 
-def test_failures_are_in_the_table_and_out_of_the_ranking(tmp_path: Path) -> None:
+def test_failed_jobs_are_in_the_table_but_not_ranked(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], None)]))
     assert [row.status for row in sweep.rows] == ["finished", "killed"]
     assert len(sweep.groups) == 1
@@ -146,7 +146,7 @@ def test_failures_are_in_the_table_and_out_of_the_ranking(tmp_path: Path) -> Non
     assert [row["status"] for row in rows] == ["finished", "killed"]
     assert float(rows[0]["eval.loss"]) == 4.0
     assert rows[1]["eval.loss"] == ""
-    assert "why" in columns_of(sweep)
+    assert "why" in table_columns(sweep)
 
 
 def test_equal_hours_on_different_devices_are_not_ranked(tmp_path: Path) -> None:
@@ -157,15 +157,15 @@ def test_equal_hours_on_different_devices_are_not_ranked(tmp_path: Path) -> None
     assert verdict(read_sweep(folder), force=True)[0].startswith("Best: a=1")
 
 
-def test_scores_on_different_text_are_said_not_to_compare(tmp_path: Path) -> None:
+def test_verdict_warns_about_scores_on_different_text(tmp_path: Path) -> None:
     jobs = [(["a=1"], 4.0), (["a=2"], 4.1)]
     folder = sweep_folder(tmp_path, jobs, job0={"eval": {"tokens": 4096}}, job1={"eval": {"tokens": 8192}})  # type: ignore[arg-type]
     assert any("4,096 to 8,192 validation tokens" in line for line in verdict(read_sweep(folder)))
 
 
-def test_hours_that_did_not_buy_the_same_are_said(tmp_path: Path) -> None:
+def test_verdict_warns_about_unequal_speeds(tmp_path: Path) -> None:
     jobs = [(["a=1"], 4.0), (["a=2"], 4.1), (["a=3"], 4.2)]
-    steps, large = {"spent": {"steps": 10}}, {"n_layer": 4}  # another shape has a speed of its own
+    steps, large = {"spent": {"steps": 10}}, {"n_layer": 4}  # another shape may have another speed
     speeds = {
         f"job{n}": steps | {"throughput": {"tokens_per_second": speed}} for n, speed in enumerate((1000, 1250, 300))
     }
@@ -184,22 +184,22 @@ def test_accuracy_is_better_when_it_is_higher(tmp_path: Path) -> None:
     assert verdict(read_sweep(folder))[0].startswith("Best: a=2")
 
 
-def test_hours_say_what_pruning_left(tmp_path: Path) -> None:
+def test_hours_left_by_pruned_jobs_are_listed(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.5)])
     path = folder / "jobs" / "s-1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "pruned", "hours_spent": 0.005}))
-    assert dict(hours_of(read_sweep(folder))) == pytest.approx(
-        {"finished": 0.0199, "pruned": 0.005, "left by those that were pruned": 0.015}
+    assert dict(hours_by_kind(read_sweep(folder))) == pytest.approx(
+        {"finished": 0.0199, "pruned": 0.005, "left by pruned jobs": 0.015}
     )
 
 
-def test_the_command_of_a_job_can_be_typed(tmp_path: Path) -> None:
+def test_the_command_of_a_job_is_quoted_for_the_shell(tmp_path: Path) -> None:
     sweep = read_sweep(sweep_folder(tmp_path, [(['wandb.tags=["a b"]', "seed=1"], 4.0)]))
     assert sweep.command_of(sweep.rows[0]) == "python train.py 'wandb.tags=[\"a b\"]' seed=1"
 
 
-def test_a_table_holds_one_metric(tmp_path: Path) -> None:
-    """Also while the records of an earlier start, which went by another one, are not all written again."""
+def test_all_rows_show_the_same_metric(tmp_path: Path) -> None:
+    """Also while some records are from an earlier start of the sweep with another metric."""
     jobs = [(["a=1"], 4.1), (["a=2"], 4.0)]
     folder = sweep_folder(tmp_path, jobs, job1={"eval": {"perplexity": 54.6}})
     first = folder / "jobs" / "s-0.json"
@@ -210,7 +210,7 @@ def test_a_table_holds_one_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", ["finished", "killed"])
-def test_a_longer_run_is_not_one_of_the_jobs_that_are_counted(tmp_path: Path, status: str) -> None:
+def test_a_longer_run_is_not_counted_as_a_job(tmp_path: Path, status: str) -> None:
     folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1), (["a=1"], 3.9)])
     last = folder / "jobs" / "s-2.json"
     last.write_text(json.dumps(json.loads(last.read_text()) | {"longer": True, "status": status}))
@@ -230,7 +230,7 @@ def test_the_page_is_self_contained_and_escapes_hostile_text(tmp_path: Path) -> 
     assert page.text.count("evil.example") >= 4  # verdict, command, table of jobs, table of failures
 
 
-def test_the_curves_of_a_large_sweep_say_how_many_jobs_they_show(tmp_path: Path) -> None:
+def test_the_number_of_curves_shown_is_stated(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path, [([f"a={n}"], 4.0 + n) for n in range(12)])
     for run in (tmp_path / "outputs").glob("s-*"):
         points = [{"step": step, "hours": step, "flops": step, "tokens": step, "val_loss": 9 - step} for step in (1, 2)]

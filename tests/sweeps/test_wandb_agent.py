@@ -1,4 +1,4 @@
-"""A sweep of wandb's agents and the Hydra sweep it was made from: the same runs, under the same names."""
+"""Jobs of wandb agents are the same runs, with the same names, as those of the Hydra sweep."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from config import BudgetConfig, Config, WandbConfig
 from run.tracking.fields import figures
-from sweeps.engine.job import job_of
-from sweeps.engine.wandb_agent import main, sweep_file
+from sweeps.engine.job import make_job
+from sweeps.engine.wandb_agent import agent_file, main
 from tests.conftest import ROOT
 
-# Starts train.py's own command line as often as told, each time with the arguments of one line of standard input, and
-# prints for every run that would begin its name, its group and its tags.
+# Runs train.py's command line once for each line of standard input, which holds its arguments, and prints the name, mode,
+# group and tags of every run that it would start.
 RECORDER = """
 import json, sys
 from pathlib import Path
@@ -40,7 +40,7 @@ for line in sys.stdin:
 
 
 def runs(commands: list[list[str]]) -> list[list[Any]]:
-    """What each command line of train.py would begin: name, mode, group and tags of every run."""
+    """Name, mode, group and tags of every run that the command lines of train.py would start."""
     lines = "".join(json.dumps(command) + "\n" for command in commands)
     command = [sys.executable, "-c", RECORDER]
     answer = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=ROOT, timeout=120)
@@ -48,21 +48,21 @@ def runs(commands: list[list[str]]) -> list[list[Any]]:
     return [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("[")]
 
 
-def here(folder: Path) -> list[str]:
-    """Hydra runs the jobs in its own process, and leaves its notes in `folder`."""
+def in_process(folder: Path) -> list[str]:
+    """Options with which Hydra runs the jobs in its own process, with the sweep's folder `folder`."""
     return ["hydra/launcher=basic", f"hydra.sweep.dir={folder}"]
 
 
 def agent_commands(file: dict[str, Any]) -> Iterator[list[str]]:
-    """The arguments of train.py as wandb's agent makes them, for each point of the grid. The file takes the way through
-    YAML and JSON that it takes to wandb's server and back."""
+    """The arguments of train.py that wandb's agent makes for each point of the grid. The file is first converted to YAML and
+    JSON and back, as on its way to wandb's server."""
     file = json.loads(json.dumps(yaml.safe_load(yaml.safe_dump(file))))
     assert file["command"][:3] == ["${env}", "python", "train.py"]
     names = list(file["parameters"])
     for point in itertools.product(*(file["parameters"][name]["values"] for name in names)):
-        told = create_sweep_command_args({"args": {n: {"value": v} for n, v in zip(names, point, strict=True)}})
-        words = (told[w[2:-1]] if w.startswith("${args") else [w] for w in file["command"][3:])
-        yield [word for several in words for word in several]
+        arguments = create_sweep_command_args({"args": {n: {"value": v} for n, v in zip(names, point, strict=True)}})
+        words = (arguments[w[2:-1]] if w.startswith("${args") else [w] for w in file["command"][3:])
+        yield [word for group in words for word in group]
 
 
 SWEEPS = (
@@ -79,11 +79,11 @@ SWEEPS = (
 )
 
 
-def test_agents_run_the_very_same_jobs(tmp_path: Path) -> None:
+def test_agents_run_the_same_jobs(tmp_path: Path) -> None:
     by_hydra = runs(
-        [["-cd", "sweeps", "-cn", "seeds", *here(tmp_path / str(i)), *each] for i, each in enumerate(SWEEPS)]
+        [["-cd", "sweeps", "-cn", "seeds", *in_process(tmp_path / str(i)), *each] for i, each in enumerate(SWEEPS)]
     )
-    by_agents = runs([job for overrides in SWEEPS for job in agent_commands(sweep_file("seeds", overrides))])
+    by_agents = runs([job for overrides in SWEEPS for job in agent_commands(agent_file("seeds", overrides))])
     assert len({name for name, *_ in by_hydra}) == len(by_hydra) == 3 + 2 + 2
     assert sorted(name for name, *_ in by_hydra) == sorted(name for name, *_ in by_agents)
     assert {mode for _, mode, *_ in by_agents} == {"online"}
@@ -93,14 +93,14 @@ def test_agents_run_the_very_same_jobs(tmp_path: Path) -> None:
 def test_jobs_of_an_agent_are_grouped_and_tagged(tmp_path: Path) -> None:
     one = ["-cd", "sweeps", "-cn", "seeds", "hydra.mode=RUN", "budget.steps=5"]
     found = runs([[*one, "wandb.tags=[mine]", "seed=1"], [*one, "wandb.group=given"], ["budget.steps=5"]])
-    assert [told[2] for told in found] == ["seeds", "given", None]
-    assert [told[3] for told in found] == [["mine", "seeds", "budget.steps=5", "seed=1"], [], []]
+    assert [run[2] for run in found] == ["seeds", "given", None]
+    assert [run[3] for run in found] == [["mine", "seeds", "budget.steps=5", "seed=1"], [], []]
 
 
-def test_jobs_of_the_launcher_are_grouped_and_tagged_by_what_is_swept(tmp_path: Path) -> None:
+def test_jobs_of_the_launcher_are_grouped_and_tagged_with_swept_options(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"swept": ["seed"]}))
     config = Config(budget=BudgetConfig(steps=5), name="s", wandb=WandbConfig(tags=["mine"]))
-    job = job_of(config, 0, ["seed=1", "budget.steps=5"], str(tmp_path))
+    job = make_job(config, 0, ["seed=1", "budget.steps=5"], str(tmp_path))
     written = yaml.safe_load(job.config.read_text())["wandb"]
     assert (written["group"], written["tags"]) == ("s", ["mine", "s", "seed=1"])
 
@@ -108,7 +108,7 @@ def test_jobs_of_the_launcher_are_grouped_and_tagged_by_what_is_swept(tmp_path: 
 BUDGET = "budget.tokens=1e6"
 
 
-def test_numbers_stay_numbers_and_the_file_is_what_wandb_reads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_and_booleans_keep_their_type_in_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     main(
         [
             "seeds",
@@ -131,16 +131,15 @@ def test_numbers_stay_numbers_and_the_file_is_what_wandb_reads(capsys: pytest.Ca
     assert "hydra.mode=RUN" in file["command"], "one job, not a sweep of one"
 
 
-def test_an_agent_is_judged_by_the_sweep_s_own_metric() -> None:
-    """By its name among the figures of a run, which way is better as well."""
-    assert sweep_file("seeds", [BUDGET])["metric"] == {"name": "eval_loss", "goal": "minimize"}
-    told = sweep_file("seeds", [BUDGET, "sweep.metric=accuracy"])["metric"]
-    assert told == {"name": "eval_accuracy", "goal": "maximize"}
-    assert told["name"] in figures({"eval": {"accuracy": 0.4}})
+def test_the_agent_uses_the_metric_of_the_sweep() -> None:
+    assert agent_file("seeds", [BUDGET])["metric"] == {"name": "eval_loss", "goal": "minimize"}
+    metric = agent_file("seeds", [BUDGET, "sweep.metric=accuracy"])["metric"]
+    assert metric == {"name": "eval_accuracy", "goal": "maximize"}
+    assert metric["name"] in figures({"eval": {"accuracy": 0.4}})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["seed"], "did you mean seeds"),
         (["seeds", "seed=1", BUDGET], "sweeps nothing"),
@@ -150,9 +149,9 @@ def test_an_agent_is_judged_by_the_sweep_s_own_metric() -> None:
         (["seeds", "modle.dropout=0"], "modle"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    told = capsys.readouterr()
-    assert (stop.value.code, told.out, told.err.count("\n")) == (2, "", 1)
-    assert said in told.err
+    output = capsys.readouterr()
+    assert (stop.value.code, output.out, output.err.count("\n")) == (2, "", 1)
+    assert message in output.err
