@@ -9,7 +9,7 @@ COMPILE_RETURN = 2.0  # compilation pays when it saves at least this many times 
 
 
 @dataclass(frozen=True)
-class Compiling:
+class CompileOption:
     """A way to torch.compile: `how` as in device.compile, on (the whole model) | regional (block by block); what it is
     expected to cost, seconds, and to bring, a factor; `asked`: by the user, so that it need not pay; `cache`: how a trial
     found the compiler's."""
@@ -28,6 +28,6 @@ class Compiling:
         return seconds is not None and seconds * (1 - 1 / self.speedup) > COMPILE_RETURN * self.cost_s
 
 
-def first_that_pays(ways: Sequence[Compiling], seconds: float | None) -> Compiling | None:
+def first_that_pays(ways: Sequence[CompileOption], seconds: float | None) -> CompileOption | None:
     """Of several ways to compile, the one that comes first of those that pay; None: leave it."""
     return next((way for way in ways if way.pays(seconds)), None)

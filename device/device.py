@@ -17,7 +17,7 @@ import torch
 from common.cpu import usable_cores
 from common.errors import UserError
 from data.batch import Batch
-from device.compile_cost import Compiling
+from device.compile_cost import CompileOption
 from device.host_monitor import HostSnapshot, take_snapshot
 from device.peak_flops import measure_peak
 from device.specs import by_cuda_name
@@ -86,7 +86,7 @@ class Device:
         """Training steps that the host may have launched and not seen the end of: a GPU works while the next is prepared."""
         return 1 if self.torch_device.type == "cuda" else 0
 
-    def later(self, *values: torch.Tensor) -> Callable[[], list[float]]:
+    def fetch_async(self, *values: torch.Tensor) -> Callable[[], list[float]]:
         """Scalars on the device as numbers, once they are asked for. On a GPU the copies are under way from now on and only
         these are waited for: `.item()` would stand in line behind all work that was launched since."""
         if self.torch_device.type != "cuda":
@@ -140,7 +140,7 @@ class Device:
             return torch.cuda.mem_get_info(self.torch_device)[0]
         return available_memory()
 
-    def restart_peak_memory(self) -> int:
+    def reset_peak_memory(self) -> int:
         """Measure `peak_memory` from here on; returns the bytes in use now."""
         if self.torch_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.torch_device)
@@ -182,15 +182,15 @@ class Device:
         rows = rows_at_once(tokens, shape.vocab_size, self.torch_device.type, precision)
         return tokens * kept + rows * shape.vocab_size * (precision.itemsize + 8)
 
-    def ways_to_compile(self, setting: str) -> list[Compiling]:
+    def compile_options(self, setting: str) -> list[CompileOption]:
         """Those that a setting of device.compile allows, the preferred one first, with what each is expected to cost and to
         bring on this device; none by itself where that was never tried."""
         kind, asked = self.torch_device.type, setting != "auto"
         if setting == "off" or (not asked and kind not in COMPILE_COST_S):
             return []
         cost_s, speedup = COMPILE_COST_S.get(kind, 0.0), COMPILE_SPEEDUP.get(kind, 1.0)
-        whole = Compiling("on", cost_s, speedup, asked)
-        regional = Compiling("regional", REGIONAL_SHARE * cost_s, speedup, asked)
+        whole = CompileOption("on", cost_s, speedup, asked)
+        regional = CompileOption("regional", REGIONAL_SHARE * cost_s, speedup, asked)
         return [way for way in (whole, regional) if setting in ("auto", way.how)]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import RESULTS, argument_parser, write_result
-from budget.laws.fit import Point, fit, group
+from budget.laws.fit import Point, fit, group_by_budget
 
 RESULT = RESULTS / "replay.json"
 TARGET = 3.4e18
@@ -35,7 +35,7 @@ def read_points(path: Path) -> dict[str, list[Point]]:
 
 def replay(points: list[Point], truth: float) -> dict[str, Any]:
     """What the cheapest budgets say about TARGET, with the prior and without."""
-    cheap = [point for each in group(points)[:BUDGETS] for point in each]
+    cheap = [point for each in group_by_budget(points)[:BUDGETS] for point in each]
     found = fit(cheap)
     size = found.law.parameters(TARGET)
     return {

@@ -143,7 +143,7 @@ def memory_of_a_step(shape: Shape, sequences: int, device: Device) -> int:
     """Peak bytes of a model, its optimizer's state and two training steps."""
     gc.collect()
     device.release_memory()
-    before = device.restart_peak_memory()
+    before = device.reset_peak_memory()
     step = Step(shape, sequences, OptimSettings("muon"), device)
     step.run()
     step.run()

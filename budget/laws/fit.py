@@ -85,7 +85,7 @@ class Fit:
 # ------------------------------------------------------------------------------------------------------- approach 2
 
 
-def windows(points: Sequence[Point], value: Callable[[Point], float], width: float) -> list[list[Point]]:
+def cluster_by(points: Sequence[Point], value: Callable[[Point], float], width: float) -> list[list[Point]]:
     """The points by a value: neighbours up to `width` times the first of their window."""
     found: list[list[Point]] = []
     for point in sorted(points, key=value):
@@ -96,19 +96,19 @@ def windows(points: Sequence[Point], value: Callable[[Point], float], width: flo
     return found
 
 
-def spread_of(points: Sequence[Point]) -> float:
+def flops_spread(points: Sequence[Point]) -> float:
     """Largest to smallest 6ND."""
     return max(p.flops for p in points) / min(p.flops for p in points)
 
 
-def alike(points: Sequence[Point], measure: str) -> list[list[Point]]:
+def equal_in_measure(points: Sequence[Point], measure: str) -> list[list[Point]]:
     """The points that spent the same in one measure, and not too different 6ND: hours hold for one machine only."""
     having = [point for point in points if measure in point.spent]
-    same = windows(having, lambda p: p.spent[measure], 1 + SAME_BUDGET)
-    return [part for each in same for part in windows(each, lambda p: p.flops, MOST_SPREAD)]
+    same = cluster_by(having, lambda p: p.spent[measure], 1 + SAME_BUDGET)
+    return [part for each in same for part in cluster_by(each, lambda p: p.flops, MOST_SPREAD)]
 
 
-def group(points: Sequence[Point]) -> list[tuple[Point, ...]]:
+def group_by_budget(points: Sequence[Point]) -> list[tuple[Point, ...]]:
     """The points by budget, in order of compute.
 
     Runs are a slice that spent the same 6ND, or the same in a measure of `Point.spent`: attention, repetition or speed
@@ -118,9 +118,9 @@ def group(points: Sequence[Point]) -> list[tuple[Point, ...]]:
     left, slices = list(points), []
     measures = list(dict.fromkeys(name for point in points for name in point.spent))
     while left:
-        found = windows(left, lambda p: p.flops, 1 + SAME_BUDGET)
-        found += [each for measure in measures for each in alike(left, measure)]
-        best = max(found, key=lambda each: (len({p.parameters for p in each}), -spread_of(each)))
+        found = cluster_by(left, lambda p: p.flops, 1 + SAME_BUDGET)
+        found += [each for measure in measures for each in equal_in_measure(left, measure)]
+        best = max(found, key=lambda each: (len({p.parameters for p in each}), -flops_spread(each)))
         slices.append(tuple(best))
         left = [point for point in left if not any(point is each for each in best)]
     return sorted(slices, key=common_flops)
@@ -131,7 +131,7 @@ def common_flops(points: Sequence[Point]) -> float:
     return float(np.exp(np.mean([math.log(p.flops) for p in points])))
 
 
-def moved(points: Sequence[Point], surface: Surface | None) -> tuple[Point, ...]:
+def at_common_flops(points: Sequence[Point], surface: Surface | None) -> tuple[Point, ...]:
     """The runs of a slice as they would have come out at its common compute: tokens more or fewer at the same size, and
     the loss that the surface's slope in D gives them; without a surface the usual slope of the best loss (loss_curve)."""
     flops, found = common_flops(points), []
@@ -207,13 +207,13 @@ def fit_slice(points: Sequence[Point]) -> Slice:
     return replace(found, parameters=math.exp(top), loss=math.exp(level), curvature=curvature)
 
 
-def noise_of(slices: Sequence[Sequence[Point]]) -> float:
+def estimate_noise(slices: Sequence[Sequence[Point]]) -> float:
     """Standard deviation of ln L between runs that differ in their seed alone, at least NOISE_FLOOR: from runs of one size,
     budget and setup, and from what the parabolas through the best four or more sizes of a budget leave."""
     squares, freedom = squares_within(
-        [math.log(p.loss) for p in points if (p.parameters, p.setup) == alike]
+        [math.log(p.loss) for p in points if (p.parameters, p.setup) == equal_in_measure]
         for points in slices
-        for alike in dict.fromkeys((p.parameters, p.setup) for p in points)
+        for equal_in_measure in dict.fromkeys((p.parameters, p.setup) for p in points)
     )
     for points in slices:
         ln_n, ln_loss = near_minimum(merge_repeats(points))
@@ -224,19 +224,19 @@ def noise_of(slices: Sequence[Sequence[Point]]) -> float:
     return max(NOISE_FLOOR, math.sqrt(squares / freedom)) if freedom else NOISE_FLOOR
 
 
-def disturbed(points: Sequence[Point], noise: float, draw: np.random.Generator) -> list[Point]:
+def add_noise(points: Sequence[Point], noise: float, draw: np.random.Generator) -> list[Point]:
     """The points as another set of seeds might have given them."""
     factors = np.exp(noise * draw.standard_normal(len(points)))
     return [replace(p, loss=p.loss * float(f)) for p, f in zip(points, factors, strict=True)]
 
 
-def with_error(found: Slice, noise: float, draw: np.random.Generator) -> Slice:
+def with_standard_error(found: Slice, noise: float, draw: np.random.Generator) -> Slice:
     """The slice with the standard error of its ln N*: how far it moves when the losses move by the noise."""
-    again = [fit_slice(disturbed(found.points, noise, draw)).parameters for _ in range(BOOTSTRAPS)]
-    moved = np.log(np.array([n for n in again if math.isfinite(n)]) / found.parameters)
-    if len(moved) < BOOTSTRAPS // 4:  # most draws had their minimum at an edge
+    again = [fit_slice(add_noise(found.points, noise, draw)).parameters for _ in range(BOOTSTRAPS)]
+    at_common_flops = np.log(np.array([n for n in again if math.isfinite(n)]) / found.parameters)
+    if len(at_common_flops) < BOOTSTRAPS // 4:  # most draws had their minimum at an edge
         return replace(found, error=0.5)
-    return replace(found, error=math.hypot(LACK_OF_FIT, float(np.std(moved))))
+    return replace(found, error=math.hypot(LACK_OF_FIT, float(np.std(at_common_flops))))
 
 
 def fit_line(slices: Sequence[Slice], prior: tuple[float, float] | None = PRIOR) -> tuple[float, float, float]:
@@ -319,14 +319,14 @@ def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit
     """The law of these runs. Raises UserError where they cannot give one, with what is missing."""
     draw = np.random.default_rng(seed)
     given = len(points)
-    groups = [best_setups(each) for each in group(points)]
+    groups = [best_setups(each) for each in group_by_budget(points)]
     points = [point for each in groups for point in each]
     different = len({(p.parameters, p.tokens) for p in points})
     surface = fit_surface(points) if different >= FEWEST_FOR_SURFACE and len(groups) > 1 else None
-    level = [moved(each, surface) for each in groups]
-    noise = noise_of(level)
-    slices = [replace(fit_slice(at), spread=spread_of(each)) for at, each in zip(level, groups, strict=True)]
-    good = [with_error(each, noise, draw) for each in slices if not each.refused]
+    level = [at_common_flops(each, surface) for each in groups]
+    noise = estimate_noise(level)
+    slices = [replace(fit_slice(at), spread=flops_spread(each)) for at, each in zip(level, groups, strict=True)]
+    good = [with_standard_error(each, noise, draw) for each in slices if not each.refused]
     warnings = [f"at {each.flops:.2g} FLOPs: {each.refused}" for each in slices if each.refused]
     if len(points) < given:
         warnings.append(
@@ -389,7 +389,7 @@ def _surface_draws(
     for _ in range(n):
         chosen = [points[i] for i in draw.integers(len(points), size=len(points))]
         if len({(p.parameters, p.tokens) for p in chosen}) >= 5:
-            found.append(fit_surface(disturbed(chosen, noise, draw), start=surface))
+            found.append(fit_surface(add_noise(chosen, noise, draw), start=surface))
     return tuple(found)
 
 

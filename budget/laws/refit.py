@@ -62,7 +62,7 @@ class FinishedRun:
     block: str
 
 
-class Unusable(Exception):
+class UnusableRun(Exception):
     """Why a run's folder does not count, in half a line that names the file."""
 
 
@@ -84,14 +84,14 @@ class Record:
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             self.content = None
         if not isinstance(self.content, dict):
-            raise Unusable(f"no readable {self.name}")
+            raise UnusableRun(f"no readable {self.name}")
 
     def entry(self, name: str) -> Any:
         """What stands under a dotted name."""
         found = self.content
         for key in name.split("."):
             if not isinstance(found, dict) or key not in found:
-                raise Unusable(f"its {self.name} lacks {name}")
+                raise UnusableRun(f"its {self.name} lacks {name}")
             found = found[key]
         return found
 
@@ -99,13 +99,13 @@ class Record:
         """A positive number: the fit takes its logarithm."""
         value = self.entry(name)
         if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise Unusable(f"{name} in its {self.name} is {value!r}, not a positive number")
+            raise UnusableRun(f"{name} in its {self.name} is {value!r}, not a positive number")
         return float(value)
 
     def text(self, name: str) -> str:
         value = self.entry(name)
         if not isinstance(value, str):
-            raise Unusable(f"{name} in its {self.name} is {value!r}, not a text")
+            raise UnusableRun(f"{name} in its {self.name} is {value!r}, not a text")
         return value
 
 
@@ -156,7 +156,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             int(result.content["model"].get("bigram_rows", 0)),
             ", ".join(f"{knob}={result.content['model'].get(knob)}" for knob in PLAIN),
         )
-    except Unusable as why:
+    except UnusableRun as why:
         return str(why)
 
 
@@ -174,7 +174,7 @@ def read_runs(folders: Sequence[Path], metric: str) -> tuple[list[FinishedRun], 
     return runs, left_out
 
 
-def check_alike(runs: Sequence[FinishedRun], metric: str) -> list[str]:
+def check_comparable(runs: Sequence[FinishedRun], metric: str) -> list[str]:
     """Raises UserError for runs whose figures cannot be compared; returns what is worth saying about the others."""
     if not runs:
         raise UserError("no finished run among the folders; give some, e.g. python -m budget.laws.refit outputs/*")
@@ -216,7 +216,7 @@ def _shown(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} in {n}" for name, n in sorted(counts.items()))
 
 
-def lines_of(found: Fit) -> list[str]:
+def format_fit(found: Fit) -> list[str]:
     """What the fit says, for the terminal."""
     law = found.law
     lines = []
@@ -342,9 +342,9 @@ def main() -> None:
         runs, left_out = read_runs(options.folders, options.metric)
         for line in left_out:
             print(line)
-        notes = check_alike(runs, options.metric)
+        notes = check_comparable(runs, options.metric)
         found = fit([run.point for run in runs], source=f"{len(runs)} own runs")
-        for line in [*(f"note: {note}" for note in notes), *lines_of(found)]:
+        for line in [*(f"note: {note}" for note in notes), *format_fit(found)]:
             print(line)
         save(found, runs, options.metric, options.output)
 

@@ -50,7 +50,7 @@ class Request:
     beta2: float | None = None
     dropout: float | None = None
     optimizer: str | None = None
-    settled_batch: int | None = None
+    measured_batch: int | None = None
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS

@@ -47,7 +47,7 @@ NEAR = 0.05  # in ln N: a size so near is near enough; proportions an e-fold off
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
 
 
-FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
+NEAR_OPTIMAL = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
 
 
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
@@ -60,7 +60,9 @@ def overhead_estimate(limits: Limits) -> float:
     return min(60.0, 8.0 + 0.02 * limits.seconds)
 
 
-def tokens_within(request: Request, shape: Shape, tokens_per_second: float | None, batch_tokens: int | None) -> float:
+def tokens_in_budget(
+    request: Request, shape: Shape, tokens_per_second: float | None, batch_tokens: int | None
+) -> float:
     """Training tokens that the limits leave for this shape; the tightest decides."""
     limits, fits = request.limits, []
     if limits.seconds is not None and tokens_per_second:
@@ -95,9 +97,9 @@ def effective_training_tokens(request: Request, shape: Shape, tokens: float) -> 
     return worth * min(1.0, batch_efficiency(request.batch_tokens, tokens) / batch_efficiency(usual, tokens))
 
 
-def expected(request: Request, shape: Shape, speed: float | None) -> float:
+def expected_log_loss(request: Request, shape: Shape, speed: float | None) -> float:
     """ln of the expected loss up to a constant; comparable between shapes only."""
-    tokens = tokens_within(request, shape, speed, request.batch_tokens)
+    tokens = tokens_in_budget(request, shape, speed, request.batch_tokens)
     return relative_loss(request.law, shape.matmul_parameters(), effective_training_tokens(request, shape, tokens))
 
 
@@ -114,7 +116,7 @@ def step_rule(limits: Limits, optimizer: str) -> StepRule:
 def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturation: float = 0.0) -> tuple[int, str]:
     """What the user did not fix of them, by the rules: Muon with the batch that it bears, or, where it would not pay at that,
     AdamW with its own."""
-    flops, given = 6 * shape.matmul_parameters() * tokens, request.batch_tokens or request.settled_batch
+    flops, given = 6 * shape.matmul_parameters() * tokens, request.batch_tokens or request.measured_batch
     batch, optimizer = 0, ""
     for optimizer in [request.optimizer] if request.optimizer else ["muon", "adamw"]:
         rule = step_rule(request.limits, optimizer)
@@ -133,13 +135,13 @@ def choose(request: Request, speeds: dict[Shape, float] | None = None, saturatio
     else:
         shapes, speed = candidates(request), lambda shape: assumed_speed(request, shape)
     # Differences below a ten-thousandth mean nothing: among those the usual proportions win over deep and thin ones.
-    ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
+    ranked = sorted(shapes, key=lambda shape: (round(expected_log_loss(request, shape, speed(shape)), 4), _skew(shape)))
     best, rate = ranked[0], speed(ranked[0])
     if request.memory is not None and least_memory(best) > request.memory:
         raise UserError(does_not_fit(best, request.memory))
-    tokens = tokens_within(request, best, rate, request.batch_tokens)
+    tokens = tokens_in_budget(request, best, rate, request.batch_tokens)
     batch, optimizer = batch_and_optimizer(request, best, tokens, saturation)
-    tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
+    tokens = tokens_in_budget(request, best, rate, batch)  # once more: a limit of steps is tokens only now
     steps = int(tokens // batch)
     if steps < 1:
         raise UserError(
@@ -183,7 +185,7 @@ def make_plan(
     all_rates = learning_rates(best, tokens, batch)
     predicted = law.predict(parameters, effective_tokens(tokens, request.corpus_tokens))
     curve = _curve(request, best, rate)
-    near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
+    near = [size for size, worse in curve if worse <= NEAR_OPTIMAL] or [float(parameters)]
     return Plan(
         n_layer=best.n_layer,
         n_head=best.n_head,
@@ -260,7 +262,7 @@ def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[floa
     free = replace(assumed, n_layer=None, n_embd=None, n_head=None)
     scores: dict[float, float] = {}
     for shape in [*candidates(free), best]:
-        score = expected(free, shape, assumed_speed(free, shape))
+        score = expected_log_loss(free, shape, assumed_speed(free, shape))
         size = float(shape.matmul_parameters())
         scores[size] = min(score, scores.get(size, math.inf))
     least = min(scores.values())
@@ -274,18 +276,18 @@ def _alternatives(request: Request, choice: Choice) -> list[Alternative]:
     """The runners-up: all that are close, at least five, and one clearly smaller and one clearly larger."""
     best, others, speed = choice.shape, choice.ranked[1:], choice.speed
     size = best.matmul_parameters()
-    reference = expected(request, best, speed(best))
-    close = [shape for shape in others if math.expm1(expected(request, shape, speed(shape)) - reference) < TIE]
+    reference = expected_log_loss(request, best, speed(best))
+    close = [shape for shape in others if math.expm1(expected_log_loss(request, shape, speed(shape)) - reference) < TIE]
     shown = close if len(close) > 5 else others[:5]
     smaller = [shape for shape in others if shape.matmul_parameters() <= 0.5 * size]
     larger = [shape for shape in others if shape.matmul_parameters() >= 2 * size]
     shown += [shape for shape in smaller[:1] + larger[:1] if shape not in shown]
-    reference_compute = 6 * size * tokens_within(request, best, speed(best), request.batch_tokens)
+    reference_compute = 6 * size * tokens_in_budget(request, best, speed(best), request.batch_tokens)
     rows = []
     for shape in shown:
         rate = speed(shape)
-        tokens = tokens_within(request, shape, rate, request.batch_tokens)
-        worse = math.expm1(expected(request, shape, rate) - reference)
+        tokens = tokens_in_budget(request, shape, rate, request.batch_tokens)
+        worse = math.expm1(expected_log_loss(request, shape, rate) - reference)
         compute = 6 * shape.matmul_parameters() * tokens
         rows.append(
             Alternative(

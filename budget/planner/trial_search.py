@@ -17,7 +17,7 @@ from budget.planner.hyperparameters import largest_batch, optimizer_for
 from budget.planner.plan import Choice, Plan, Request
 from budget.planner.planner import choose, make_plan, shortlist, step_rule
 from common.errors import UserError
-from device.compile_cost import Compiling, first_that_pays
+from device.compile_cost import CompileOption, first_that_pays
 from model.config import Shape
 
 # A batch twice as large that runs by less than this faster is not worth its coarser steps.
@@ -185,7 +185,7 @@ def tried(
 def measured_plan(
     request: Request,
     prober: TrialClient,
-    ways: Sequence[Compiling],
+    ways: Sequence[CompileOption],
     say: Callable[[str], None],
     detail: Callable[[str], None] | None = None,
 ) -> Plan:
@@ -202,12 +202,12 @@ def measured_plan(
         say("no shape could be measured; the plan rests on an assumed speed")
         return make_plan(request)
     batch = choice_of(unlimited, trials, tried_with, saturation).batch_tokens
-    settled = replace(unlimited, settled_batch=batch)
+    settled = replace(unlimited, measured_batch=batch)
     second_round(prober, choice_of(settled, trials, batch, saturation).ranked, batch, trials)
     confirm(prober, choice_of(settled, trials, batch, saturation).shape, batch, trials)
     for shape in trials:
         detail(f"measured {_shown(shape, trials[shape], batch)}")
-    plan = plan_of(replace(request, settled_batch=batch), trials, saturation)
+    plan = plan_of(replace(request, measured_batch=batch), trials, saturation)
     return compiled_plan(request, plan, prober, ways, trials, saturation, say, detail)
 
 
@@ -246,7 +246,7 @@ def speeds_with(batch: int, trials: dict[Shape, Trial]) -> dict[Shape, float]:
 
 def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float) -> Plan:
     """The plan at the request's settled batch, with what was found out about the shapes that were tried."""
-    batch = request.settled_batch
+    batch = request.measured_batch
     assert batch is not None
     plan = make_plan(request, speeds_with(batch, trials), "measured", saturation)
     trial = trials[plan.sized(request.template)]
@@ -376,7 +376,7 @@ def compiled_plan(
     request: Request,
     plan: Plan,
     prober: TrialClient,
-    ways: Sequence[Compiling],
+    ways: Sequence[CompileOption],
     trials: dict[Shape, Trial],
     saturation: float,
     say: Callable[[str], None],
@@ -403,7 +403,7 @@ def compiled_plan(
     if limits.counts == "all":
         request = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
     return replace(
-        plan_of(replace(request, settled_batch=plan.batch_tokens), faster, saturation),
+        plan_of(replace(request, measured_batch=plan.batch_tokens), faster, saturation),
         compiled=True,
         regional=compiling.how == "regional",
         compile_s=compiling.cost_s,
@@ -417,10 +417,10 @@ def try_compiling(
     shape: Shape,
     plan: Plan,
     prober: TrialClient,
-    compiling: Compiling,
+    compiling: CompileOption,
     trials: dict[Shape, Trial],
     detail: Callable[[str], None],
-) -> tuple[Compiling, str]:
+) -> tuple[CompileOption, str]:
     """Compilation as it was measured; where the time did not suffice, as expected, but no cheaper than what was waited."""
     left = prober.seconds_left()
     trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=compiling.how)

@@ -23,13 +23,13 @@ GPU = Device(torch.device("cuda"), "a GPU", "bfloat16", 1, 1e14, "given")
 
 def test_numbers_are_read_when_they_are_asked_for() -> None:
     loss, norm = torch.tensor(2.5), torch.tensor(0.5)
-    assert Device(torch.device("cpu"), "", "float32", 1, 1e12, "given").later(loss, norm)() == [2.5, 0.5]
+    assert Device(torch.device("cpu"), "", "float32", 1, 1e12, "given").fetch_async(loss, norm)() == [2.5, 0.5]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_s_numbers_wait_for_no_work_that_was_launched_since() -> None:
     matrix = torch.randn(8192, 8192, device="cuda")
-    numbers = GPU.later(matrix[0, 0], matrix[0, 0])
+    numbers = GPU.fetch_async(matrix[0, 0], matrix[0, 0])
     for _ in range(100):
         matrix @ matrix
     numbers()
@@ -74,7 +74,7 @@ def test_the_micro_batch_is_the_largest_that_is_estimated_to_fit() -> None:
     [(80.0, None), (100.0, "regional"), (260.0, "regional"), (280.0, "on"), (1e5, "on"), (None, None)],
 )
 def test_blocks_are_compiled_where_the_whole_model_would_not_pay(seconds: float | None, how: str | None) -> None:
-    found = first_that_pays(GPU.ways_to_compile("auto"), seconds)
+    found = first_that_pays(GPU.compile_options("auto"), seconds)
     assert (found.how if found else None) == how
 
 
@@ -82,12 +82,12 @@ def test_blocks_are_compiled_where_the_whole_model_would_not_pay(seconds: float 
 def test_what_the_user_says_of_compilation_holds_on_every_device(kind: str) -> None:
     here = replace(GPU, torch_device=torch.device(kind))
     for setting in ("on", "regional"):
-        found = first_that_pays(here.ways_to_compile(setting), 1.0)
+        found = first_that_pays(here.compile_options(setting), 1.0)
         assert found is not None
         assert found.how == setting
-    assert here.ways_to_compile("off") == []
+    assert here.compile_options("off") == []
     if kind != "cuda":  # nothing is expected of it
-        assert first_that_pays(here.ways_to_compile("auto"), 1e6) is None
+        assert first_that_pays(here.compile_options("auto"), 1e6) is None
 
 
 def test_the_kernel_of_variable_lengths_is_for_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

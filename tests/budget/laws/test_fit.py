@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 import budget.laws.fit
-from budget.laws.fit import Point, fit, fit_line, fit_slice, fit_surface, group, noise_of, objective
+from budget.laws.fit import Point, fit, fit_line, fit_slice, fit_surface, group_by_budget, estimate_noise, objective
 from budget.laws.published import EPOCH, Surface
 from common.errors import UserError
 
@@ -62,7 +62,7 @@ def test_two_sizes_are_no_parabola() -> None:
 
 def test_runs_are_grouped_by_compute() -> None:
     points = [Point(1e6, 1e9, 3), Point(2e6, 5.2e8, 3), Point(1e6, 4e9, 2.5), Point(1e6, 1e8, 4)]
-    assert [len(each) for each in group(points)] == [1, 2, 1]
+    assert [len(each) for each in group_by_budget(points)] == [1, 2, 1]
 
 
 def unequal(surface: Surface, budgets: list[float], measure: str, power: float, noise: float = 0.0) -> list[Point]:
@@ -84,7 +84,7 @@ def unequal(surface: Surface, budgets: list[float], measure: str, power: float, 
 @pytest.mark.parametrize(("measure", "power"), [("flops", 0.15), ("hours", 0.3), ("hours", -0.1), ("flops_6nd", 0.2)])
 def test_runs_of_one_budget_are_one_slice_however_the_budget_is_measured(measure: str, power: float) -> None:
     points = unequal(SMALL, [1e13, 4e13], measure, power)
-    assert [len(each) for each in group(points)] == [5, 5]
+    assert [len(each) for each in group_by_budget(points)] == [5, 5]
     found = fit(points)
     intercept, exponent = SMALL.line()
     for each in found.slices:
@@ -108,25 +108,25 @@ def test_without_a_surface_the_usual_slope_moves_the_losses_and_that_is_said() -
 def test_a_mixture_of_measures_is_cut_where_most_sizes_meet() -> None:
     by_flops, exact = unequal(SMALL, [1e13], "flops", 0.15), runs(SMALL, [4e13], FIVE)
     stray = Point(1e6, 1e9, 3.0)
-    assert [len(each) for each in group([*by_flops, *exact, stray])] == [5, 5, 1]
+    assert [len(each) for each in group_by_budget([*by_flops, *exact, stray])] == [5, 5, 1]
 
 
 def test_the_same_hours_on_another_machine_are_another_slice() -> None:
     points = [Point(n, tokens, 3.0, spent={"hours": 1.0}) for tokens in (1e8, 1e9) for n in (1e6, 1.1e6, 1.2e6)]
-    assert [len(each) for each in group(points)] == [3, 3]
+    assert [len(each) for each in group_by_budget(points)] == [3, 3]
 
 
 def test_noise_is_that_between_seeds() -> None:
     draw = np.random.default_rng(0)
     points = [Point(n, 1e9, 3 * math.exp(0.01 * draw.standard_normal())) for n in (1e6, 2e6) for _ in range(50)]
-    assert noise_of([points]) == pytest.approx(0.01, rel=0.2)
-    assert noise_of([[Point(1e6, 1e9, 3), Point(2e6, 1e9, 3)]]) == 0.002
+    assert estimate_noise([points]) == pytest.approx(0.01, rel=0.2)
+    assert estimate_noise([[Point(1e6, 1e9, 3), Point(2e6, 1e9, 3)]]) == 0.002
 
 
 def test_runs_of_other_settings_are_no_noise() -> None:
     """A learning rate that costs 10 % is no luck."""
     points = [Point(n, 1e9, 3 * worse, setup) for n in (1e6, 2e6) for setup, worse in (("a", 1.0), ("b", 1.1))]
-    assert noise_of([points]) == 0.002
+    assert estimate_noise([points]) == 0.002
 
 
 def test_of_several_settings_of_a_size_the_best_one_is_fitted() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from budget.laws.published import LAWS, effective_tokens, load_law, save_law
-from budget.laws.refit import check_alike, read_run, read_runs
+from budget.laws.refit import check_comparable, read_run, read_runs
 from budget.planner.planner import make_plan
 from common.errors import UserError
 from config import Config
@@ -161,17 +161,17 @@ def test_different_tokenizers_are_refused_and_bits_per_byte_is_the_way_out(tmp_p
     found, left_out = read_runs(folders, "loss")
     assert not left_out
     with pytest.raises(UserError, match=r"bytes in 1, gpt2 in 1.*--metric bits_per_byte"):
-        check_alike(found, "loss")
-    assert check_alike(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
+        check_comparable(found, "loss")
+    assert check_comparable(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
 
 
 def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", 1e5, 1e8, 3.0)
     other = write_run(tmp_path / "b", 1e5, 1e8, 3.0, scored="0" * 32)
     with pytest.raises(UserError, match="scored on different tokens"):
-        check_alike(read_runs([first, other], "loss")[0], "loss")
+        check_comparable(read_runs([first, other], "loss")[0], "loss")
     longer = write_run(tmp_path / "c", 1e5, 1e8, 3.0, block_size=512)
-    notes = check_alike(read_runs([first, longer], "loss")[0], "loss")
+    notes = check_comparable(read_runs([first, longer], "loss")[0], "loss")
     assert "block sizes (256 in 1, 512 in 1)" in notes[0]
 
 
@@ -182,7 +182,7 @@ def test_blocks_that_the_compute_chose_differently_are_said(tmp_path: Path) -> N
         result = json.loads(path.read_text())
         result["model"] |= {"norm": "rmsnorm", "qk_norm": qk_norm}
         path.write_text(json.dumps(result))
-    (note,) = check_alike(read_runs(folders, "loss")[0], "loss")
+    (note,) = check_comparable(read_runs(folders, "loss")[0], "loss")
     assert "different blocks" in note
     assert "qk_norm=True" in note
     assert "qk_norm=False" in note

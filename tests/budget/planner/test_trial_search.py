@@ -16,10 +16,10 @@ from budget.planner.hyperparameters import STEP_RULES, batch_for, largest_batch
 from budget.planner.plan import Plan, Request
 from budget.planner.trial_search import CONFIRM_S, TooLarge, Trial, largest_fitting, measured_plan
 from common.errors import UserError
-from device.compile_cost import Compiling
+from device.compile_cost import CompileOption
 from model.config import PRESETS, Shape
 
-NEVER: list[Compiling] = []
+NEVER: list[CompileOption] = []
 GIB = 2**30
 
 
@@ -237,7 +237,7 @@ def test_a_lucky_trial_promises_no_more_than_the_longer_one_that_confirms_it() -
 def test_compilation_is_charged_and_credited_as_measured() -> None:
     device = Device(flops=1e13)
     eager = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
-    plan = measured_plan(request(), device, [Compiling("on", 15.0, 2.0)], lambda line: None)
+    plan = measured_plan(request(), device, [CompileOption("on", 15.0, 2.0)], lambda line: None)
     assert (plan.compiled, plan.compile_s, plan.compile_speedup) == (True, 10.0, 1.5)
     assert (plan.compiling, plan.compile_cache) == ("on", "cold")
     assert plan.source["compile"] == "measured"
@@ -248,8 +248,8 @@ def test_compilation_is_charged_and_credited_as_measured() -> None:
 def test_the_first_way_to_compile_that_pays_is_tried_and_planned_with() -> None:
     device = Device(flops=1e13)
     ways = [
-        Compiling("on", 1000.0, 2.0),
-        Compiling("regional", 15.0, 2.0),
+        CompileOption("on", 1000.0, 2.0),
+        CompileOption("regional", 15.0, 2.0),
     ]  # in the 1800 seconds that the first one saves
     plan = measured_plan(request(), device, ways, lambda line: None)
     assert (plan.compiling, plan.compiled, plan.regional) == ("regional", True, True)
@@ -267,12 +267,12 @@ def test_a_plan_written_down_before_blocks_could_be_compiled_is_read() -> None:
 def test_compilation_that_brings_nothing_is_left_out() -> None:
     device = Device(flops=1e13)
     device.compiled_speedup = 1.001
-    plan = measured_plan(request(), device, [Compiling("on", 15.0, 2.0)], lambda line: None)
+    plan = measured_plan(request(), device, [CompileOption("on", 15.0, 2.0)], lambda line: None)
     assert not plan.compiled
 
 
 def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
-    plan = measured_plan(request(), Device(1e13, budget=5.0), [Compiling("on", 45.0, 1.5)], lambda line: None)
+    plan = measured_plan(request(), Device(1e13, budget=5.0), [CompileOption("on", 45.0, 1.5)], lambda line: None)
     assert plan.compiled
     assert plan.source["compile"] == "expected"
     assert plan.tokens == pytest.approx((3600 - 45) * plan.tokens_per_second, rel=1e-3)
@@ -280,13 +280,13 @@ def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
 
 def test_compilation_that_was_asked_for_need_not_pay() -> None:
     for seconds in (None, 1.0):
-        assert Compiling("on", 45.0, 1.5, asked=True).pays(seconds)
-        assert not Compiling("on", 45.0, 1.5).pays(seconds)
+        assert CompileOption("on", 45.0, 1.5, asked=True).pays(seconds)
+        assert not CompileOption("on", 45.0, 1.5).pays(seconds)
 
 
 def test_compilation_pays_from_twice_its_cost_on() -> None:
-    assert not Compiling("on", 45.0, 1.5).pays(269)
-    assert Compiling("on", 45.0, 1.5).pays(271)
+    assert not CompileOption("on", 45.0, 1.5).pays(269)
+    assert CompileOption("on", 45.0, 1.5).pays(271)
 
 
 @pytest.mark.parametrize(
