@@ -72,5 +72,5 @@ def test_sizes_that_no_device_of_the_memory_can_train_are_refused() -> None:
     memory = 16 * 2.0**30
     fits = make_plan(request(memory=memory))
     assert least_memory(fits.sized(MODERN)) <= memory
-    with pytest.raises(UserError, match=r"at least .* GiB and the device has 16\.0"):
+    with pytest.raises(UserError, match=r"at least .* GiB, the device has 16\.0 GiB"):
         make_plan(request(memory=memory, n_layer=48, n_embd=8192))

@@ -206,7 +206,7 @@ def test_muon_has_the_batch_that_it_bears_and_adamw_its_own() -> None:
 
 
 def test_a_corpus_that_is_repeated_too_often_is_refused_with_the_numbers() -> None:
-    with pytest.raises(UserError, match=r"repeats the corpus \d+\.\d times .* plan\.max_epochs=\d+"):
+    with pytest.raises(UserError, match=r"\d+\.\d epochs of the corpus .* plan\.max_epochs=\d+"):
         make_plan(request(corpus_tokens=1e8))
     plan = make_plan(request(corpus_tokens=1e8, max_epochs=100.0))
     assert plan.epochs is not None
