@@ -249,8 +249,8 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.few} where {rule.small_batch:,} tokens need"
-        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where"
+        f" {rule.small_batch:,} tokens need more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
         f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
