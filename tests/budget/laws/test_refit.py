@@ -71,7 +71,7 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert "stopped: left out, its status is stopped" in answer.stdout
     assert "no-run: left out, no readable result.json" in answer.stdout
-    assert "the exponent alone would be" in answer.stdout
+    assert "without a prior the exponent would be" in answer.stdout
     assert (outputs / "law.png").read_bytes().startswith(b"\x89PNG")
     law, about = load_law(law_file)
     assert about["tokenizer"] == "bytes"
@@ -168,7 +168,7 @@ def test_different_tokenizers_are_refused_and_bits_per_byte_is_the_way_out(tmp_p
 def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", 1e5, 1e8, 3.0)
     other = write_run(tmp_path / "b", 1e5, 1e8, 3.0, scored="0" * 32)
-    with pytest.raises(UserError, match="scored on different tokens"):
+    with pytest.raises(UserError, match="evaluated on different tokens"):
         check_comparable(read_runs([first, other], "loss")[0], "loss")
     longer = write_run(tmp_path / "c", 1e5, 1e8, 3.0, block_size=512)
     notes = check_comparable(read_runs([first, longer], "loss")[0], "loss")
