@@ -1,14 +1,15 @@
 """Fit a scaling law to a user's own runs: approaches 2 and 3 of Hoffmann et al. 2022, with their uncertainty.
 
-Approach 2 decides the size. It fits a parabola of ln L in ln N to the runs of each compute budget (a slice), and a line
-through the minima. Runs whose 6ND differs within a slice are first moved to the same 6ND by approach 3. A free exponent from
-cheap budgets is unstable and mostly too low. It therefore has a prior, a = 0.50 +- 0.02, from Hoffmann et al.'s approaches 1
-and 2, which used no small runs; the user's runs decide the prefactor, that is, the tokens per parameter. Approach 3,
-L = E + A / N^alpha + B / D^beta, predicts the loss. It decides the size only where no slice has a minimum.
+Approach 2 decides the size. It fits a parabola of ln L in ln N to the runs of each compute budget (a slice), and a
+line through the minima. Runs whose 6ND differs within a slice are first moved to the same 6ND by approach 3. A free
+exponent from cheap budgets is unstable and mostly too low. It therefore has a prior, a = 0.50 +- 0.02, from Hoffmann
+et al.'s approaches 1 and 2, which used no small runs; the user's runs decide the prefactor, that is, the tokens per
+parameter. Approach 3, L = E + A / N^alpha + B / D^beta, predicts the loss. It decides the size only where no slice
+has a minimum.
 
-Besiroglu et al. 2024 (arXiv 2404.10102) explain a pitfall of approach 3: averaging the Huber terms makes the objective so
-small that L-BFGS-B stops early. Here the terms are summed, the gradient is analytic, and the best of many starts is refined
-with BFGS.
+Besiroglu et al. 2024 (arXiv 2404.10102) explain a pitfall of approach 3: averaging the Huber terms makes the
+objective so small that L-BFGS-B stops early. Here the terms are summed, the gradient is analytic, and the best of
+many starts is refined with BFGS.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ BOOTSTRAPS = 200  # resamplings per slice
 class Point:
     """A finished run.
 
-    parameters: N as laws count it. tokens: D, as the number of new tokens that repeated ones are worth. loss: nats per token, or
-    bits per byte. setup: identifies everything else that decided the loss, except the seed. spent: the budget in other
-    measures, such as FLOPs with attention or hours, by name.
+    parameters: N as laws count it. tokens: D, as the number of new tokens that repeated ones are worth. loss: nats
+    per token, or bits per byte. setup: identifies everything else that decided the loss, except the seed. spent: the
+    budget in other measures, such as FLOPs with attention or hours, by name.
     """
 
     parameters: float
@@ -64,8 +65,8 @@ class Slice:
     """The runs of one budget, and the parabola ln L = ln L* + curvature (ln N / N*)^2 through the best of them.
 
     points: the runs, moved to the compute `flops`. spread: the largest 6ND over the smallest, before they were moved.
-    parameters, loss: N* and L*. error: the standard error of ln N*. refused: why the parabola has no usable minimum; then these
-    figures are NaN.
+    parameters, loss: N* and L*. error: the standard error of ln N*. refused: why the parabola has no usable minimum;
+    then these figures are NaN.
     """
 
     flops: float
@@ -82,8 +83,8 @@ class Slice:
 class Fit:
     """A law with the slices that it rests on.
 
-    free: the exponent without a prior and its standard error, NaN with fewer than two slices. warnings: what the runs do not
-    determine, and the runs that would.
+    free: the exponent without a prior and its standard error, NaN with fewer than two slices. warnings: what the runs
+    do not determine, and the runs that would.
     """
 
     law: Law
@@ -124,9 +125,9 @@ def equal_in_measure(points: Sequence[Point], measure: str) -> list[list[Point]]
 def group_by_budget(points: Sequence[Point]) -> list[tuple[Point, ...]]:
     """Return the points in slices of equal budget, in order of compute.
 
-    A slice has the same 6ND, or the same budget in a measure of `Point.spent`; attention, repetition and speed then give each
-    size a different 6ND. Slices are taken one after the other, the one with the most sizes first, and among equal ones that with
-    the smallest spread in 6ND. Runs with different kinds of budget may therefore be mixed.
+    A slice has the same 6ND, or the same budget in a measure of `Point.spent`; attention, repetition and speed then
+    give each size a different 6ND. Slices are taken one after the other, the one with the most sizes first, and among
+    equal ones that with the smallest spread in 6ND. Runs with different kinds of budget may therefore be mixed.
     """
     left, slices = list(points), []
     measures = list(dict.fromkeys(name for point in points for name in point.spent))
@@ -227,7 +228,8 @@ def fit_slice(points: Sequence[Point]) -> Slice:
 def estimate_noise(slices: Sequence[Sequence[Point]]) -> float:
     """Return the standard deviation of ln L between runs that differ only in their seed, at least NOISE_FLOOR.
 
-    It is pooled over runs of the same size, budget and setup, and over the residuals of parabolas through four or more sizes.
+    It is pooled over runs of the same size, budget and setup, and over the residuals of parabolas through four or
+    more sizes.
     """
     squares, freedom = squares_within(
         [math.log(p.loss) for p in points if (p.parameters, p.setup) == setup]
@@ -261,8 +263,8 @@ def with_standard_error(fitted: Slice, noise: float, draw: np.random.Generator) 
 def fit_line(slices: Sequence[Slice], prior: tuple[float, float] | None = PRIOR) -> tuple[float, float, float]:
     """Return (intercept, exponent, standard error of the exponent) of ln N* on ln C.
 
-    The slices are weighted by their errors. `prior` is the mean and the standard deviation of a normal prior on the exponent;
-    without one, at least two slices are needed.
+    The slices are weighted by their errors. `prior` is the mean and the standard deviation of a normal prior on the
+    exponent; without one, at least two slices are needed.
     """
     x = np.log([s.flops for s in slices])
     y = np.log([s.parameters for s in slices])
@@ -318,7 +320,8 @@ def fit_surface(points: Sequence[Point], start: Surface | None = None, n_starts:
         grid = _starts()
         values = np.array([objective(theta, ln_n, ln_d, ln_loss)[0] for theta in grid])
         starts = grid[np.argsort(values)[:n_starts]]
-    # The terms of the objective are of order HUBER^2. Scaled to order 1, L-BFGS-B's tolerances have their usual meaning.
+    # The terms of the objective are of order HUBER^2. Scaled to order 1, L-BFGS-B's tolerances have their usual
+    # meaning.
     scale = HUBER**-2
 
     def scaled(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,8 +1,8 @@
 """Published scaling laws: the compute-optimal model size for a number of FLOPs, and how much the laws disagree.
 
-A law is a line in (ln C, ln N), with C = 6 N D and N = block matrices + one vocabulary matrix. Only N is interpolated. The
-tokens D follow from the FLOPs or from the measured speed, so that a plan keeps its budget (interpolating N and D separately
-is off by up to 4 % in 6ND).
+A law is a line in (ln C, ln N), with C = 6 N D and N = block matrices + one vocabulary matrix. Only N is
+interpolated. The tokens D follow from the FLOPs or from the measured speed, so that a plan keeps its budget
+(interpolating N and D separately is off by up to 4 % in 6ND).
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Law:
     measured: the range of C that the source measured, in FLOPs.
     uncertainty: the standard errors, where the source allows to state them.
     surface: L(N, D), for laws that are derived from one.
-    draws, noise: bootstrap samples of the surface, and the standard deviation of ln L between equal runs. Only a law of the
-    user's own runs has them, and only it predicts a loss: the absolute loss of a published law holds for its own corpus and
-    vocabulary.
+    draws, noise: bootstrap samples of the surface, and the standard deviation of ln L between equal runs. Only a law
+    of the user's own runs has them, and only it predicts a loss: the absolute loss of a published law holds for its
+    own corpus and vocabulary.
     curve: (slope, curvature) of the loss around the optimum, see `loss_curve`; None uses the published values.
     """
 
@@ -148,13 +148,13 @@ CHINCHILLA_BUDGETS = (6e18, 3e21)  # the isoFLOP budgets
 EPOCH_BUDGETS = (1.4e18, 1.3e22)  # the 245 runs reconstructed from Hoffmann et al.'s Figure 4
 PORIAN_BUDGETS = (1.25e16, 2.56e19)
 
-# Approach 3 in the precision of the paper's TeX source, as given by Besiroglu et al. 2024. At 2.21e19 FLOPs, Table A3 has 400M
-# parameters; these constants give 389M, the printed exponents (0.34, 0.28) only 326M.
+# Approach 3 in the precision of the paper's TeX source, as given by Besiroglu et al. 2024. At 2.21e19 FLOPs, Table A3
+# has 400M parameters; these constants give 389M, the printed exponents (0.34, 0.28) only 326M.
 CHINCHILLA_APPROACH_3 = Surface(E=1.69337, A=406.401, B=410.723, alpha=0.33917084, beta=0.2849083)
 
-# Besiroglu et al. 2024 (arXiv 2404.10102): a new fit to the same runs. Their bootstrap gives the exponent a standard error of
-# 0.018. Together with an error of 2 % in N at 3e19 FLOPs, where their runs lie, this reproduces the 80 % intervals of 150
-# bootstraps of the 240 runs from 1e15 to 1e20 FLOPs.
+# Besiroglu et al. 2024 (arXiv 2404.10102): a new fit to the same runs. Their bootstrap gives the exponent a standard
+# error of 0.018. Together with an error of 2 % in N at 3e19 FLOPs, where their runs lie, this reproduces the 80 %
+# intervals of 150 bootstraps of the 240 runs from 1e15 to 1e20 FLOPs.
 EPOCH = Surface(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 EPOCH_UNCERTAINTY = Uncertainty(pivot=3e19, level=0.02, exponent=0.018)
 
@@ -251,16 +251,16 @@ def law_range(flops: float, own: Law | None = None) -> tuple[float, float]:
 def support(law: Law, flops: float) -> str:
     """Return how well measurements support a law at `flops`.
 
-    "measured": by the law's own source. "confirmed": by other measurements (Porian et al. 2024 found 12 to 22 tokens per
-    parameter where Chinchilla has 20). "extrapolated": by none.
+    "measured": by the law's own source. "confirmed": by other measurements (Porian et al. 2024 found 12 to 22 tokens
+    per parameter where Chinchilla has 20). "extrapolated": by none.
     """
     if not law.extrapolates(flops):
         return "measured"
     return "confirmed" if PORIAN_BUDGETS[0] <= flops <= PORIAN_BUDGETS[1] and law.name != LOCAL else "extrapolated"
 
 
-# The loss around the optimum. At a fixed C, ln L = ln L* + curvature (ln(N / (centre N*)))^2, where N* is the law's size; and
-# the best loss falls with the compute as d ln L* / d ln C = -slope. Rows are (C, slope, curvature, centre).
+# The loss around the optimum. At a fixed C, ln L = ln L* + curvature (ln(N / (centre N*)))^2, where N* is the law's
+# size; and the best loss falls with the compute as d ln L* / d ln C = -slope. Rows are (C, slope, curvature, centre).
 # Porian et al. 2024 (arXiv 2406.19146), measured isoFLOP curves on RefinedWeb and OpenWebText2:
 PORIAN_CURVES = (
     (1.25e16, 0.062, 0.100, 1.0),
@@ -268,9 +268,10 @@ PORIAN_CURVES = (
     (3e18, 0.046, 0.042, 1.0),
     (2.56e19, 0.043, 0.035, 1.0),
 )
-# Our own runs at smaller budgets: the preset `modern` with a context of 64 on SlimPajama, 143k to 1.7M parameters, 3e12 to 6e13
-# FLOPs, relative to Chinchilla's N* (bench/results/tune.json; docs/performance.md). The size of the bigram embedding changes
-# with the width, so the curve includes its effect. Nothing was measured between this budget and Porian's.
+# Our own runs at smaller budgets: the preset `modern` with a context of 64 on SlimPajama, 143k to 1.7M parameters,
+# 3e12 to 6e13 FLOPs, relative to Chinchilla's N* (bench/results/tune.json; docs/performance.md). The size of the
+# bigram embedding changes with the width, so the curve includes its effect. Nothing was measured between this budget
+# and Porian's.
 SMALL_CURVE = (6e13, 0.050, 0.022, 0.87)
 CURVES = (SMALL_CURVE, *PORIAN_CURVES)
 
@@ -329,8 +330,8 @@ REPEAT_DECAY = (
 def effective_tokens(tokens: float, unique: float | None) -> float:
     """Return the number of tokens seen once that are worth as much as `tokens` from a corpus of `unique` tokens.
 
-    D' = U + U R* (1 - exp(-R / R*)) with R = D / U - 1 repetitions (Muennighoff et al. 2023, Eq. 5). `unique` None means an
-    unlimited corpus.
+    D' = U + U R* (1 - exp(-R / R*)) with R = D / U - 1 repetitions (Muennighoff et al. 2023, Eq. 5). `unique` None
+    means an unlimited corpus.
     """
     if unique is None or tokens <= unique:
         return tokens

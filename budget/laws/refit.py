@@ -3,11 +3,11 @@
     python -m budget.laws.refit outputs/*            # or make law
     python -m budget.laws.refit outputs/* --metric bits_per_byte --output outputs/law.json
 
-The runs may mix sizes and budgets; at least three sizes at the same budget (a slice) tell the most. The law counts compute as
-6ND. Runs of equal budget.flops, which includes attention, or of equal budget.hours also form a slice, although their 6ND
-differs. Their losses are moved to the same 6ND along the slope of approach 3, and the output shows how far they were apart.
-All runs must have been evaluated on the same tokens. Losses of different tokenizers cannot be compared; bits per byte of the
-same text can.
+The runs may mix sizes and budgets; at least three sizes at the same budget (a slice) tell the most. The law counts
+compute as 6ND. Runs of equal budget.flops, which includes attention, or of equal budget.hours also form a slice,
+although their 6ND differs. Their losses are moved to the same 6ND along the slope of approach 3, and the output shows
+how far they were apart. All runs must have been evaluated on the same tokens. Losses of different tokenizers cannot
+be compared; bits per byte of the same text can.
 """
 
 from __future__ import annotations

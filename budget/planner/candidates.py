@@ -13,8 +13,8 @@ from model.config import LARGEST, Shape, round_up
 if TYPE_CHECKING:
     from budget.planner.plan import Request
 
-# The published proportions do not reach below this width, where the grid would be too coarse. nanoGPT's CPU demo is 4 x 128;
-# between 4 x 64 and 2 x 128 there is only 1 x 128, the best of these for short CPU runs (docs/performance.md).
+# The published proportions do not reach below this width, where the grid would be too coarse. nanoGPT's CPU demo is 4
+# x 128; between 4 x 64 and 2 x 128 there is only 1 x 128, the best of these for short CPU runs (docs/performance.md).
 SMALL_WIDTH, SMALL_ASPECT = 256, (16.0, 128.0)
 MANY_DEPTHS = 200  # depths per width that are all tried; the usual proportions leave at most 123
 
@@ -22,8 +22,8 @@ MANY_DEPTHS = 200  # depths per width that are all tried; the usual proportions 
 def heads_for(n_embd: int) -> int:
     """Return the number of heads for a width: a head size of 64, or 128 from a width of 1024 on.
 
-    The sizes follow Hoffmann et al. 2022, Table A9. There are fewer heads where the width would not be divisible, or where
-    the head size would be odd, which rotary position embeddings do not allow.
+    The sizes follow Hoffmann et al. 2022, Table A9. There are fewer heads where the width would not be divisible, or
+    where the head size would be odd, which rotary position embeddings do not allow.
     """
     heads = max(1, n_embd // (128 if n_embd >= 1024 and n_embd % 128 == 0 else 64))
     while heads > 1 and (n_embd % heads or n_embd // heads % 2):

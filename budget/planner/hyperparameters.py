@@ -19,8 +19,8 @@ WORD_VOCABULARY = 1024  # smaller vocabularies are of bytes or little more, whos
 class StepRule(NamedTuple):
     """The number of optimizer steps that a run should have at least.
 
-    Normally `steps`. Where that would make the batch smaller than `small_batch` tokens, `fewest_steps` suffice: below that
-    batch, the overhead of a step costs more than additional steps gain.
+    Normally `steps`. Where that would make the batch smaller than `small_batch` tokens, `fewest_steps` suffice: below
+    that batch, the overhead of a step costs more than additional steps gain.
     """
 
     steps: int
@@ -28,8 +28,8 @@ class StepRule(NamedTuple):
     fewest_steps: int
 
 
-# Fitted to small runs (docs/performance.md, "What the plan's rules rest on"). Muon tolerates larger batches than AdamW (Shah et
-# al. 2025, arXiv:2505.02222).
+# Fitted to small runs (docs/performance.md, "What the plan's rules rest on"). Muon tolerates larger batches than
+# AdamW (Shah et al. 2025, arXiv:2505.02222).
 ADAMW_STEPS, MUON_STEPS = StepRule(1500, 1024, 300), StepRule(600, 2048, 200)
 GIVEN_STEPS = StepRule(1, 1024, 1)  # with a limit of steps, a smaller batch does not give more of them
 STEP_RULES = {"adamw": ADAMW_STEPS, "muon": MUON_STEPS}
@@ -43,8 +43,8 @@ SHORT_STEPS, HIGHEST_RATE = 700, 2e-2
 WEIGHT_DECAY_RANGE = (0.01, 0.3)  # up to three times the usual 0.1
 # Power Lines was fitted from 111M parameters on; below, it did worse than the usual value (bench/results/tables.json).
 SMALLEST_FITTED, USUAL_WEIGHT_DECAY = 1e8, 0.1
-# Equally tuned, AdamW needs 1.4 times the tokens for the same loss at 0.1B parameters (Wen et al. 2025, arXiv:2509.02046).
-# The gain is larger at 3e12 FLOPs (bench/results/ablate.json), so this is a cautious value.
+# Equally tuned, AdamW needs 1.4 times the tokens for the same loss at 0.1B parameters (Wen et al. 2025,
+# arXiv:2509.02046). The gain is larger at 3e12 FLOPs (bench/results/ablate.json), so this is a cautious value.
 MUON_GAIN = 1.4
 WARMUP_RANGE = (0.01, 0.1)  # share of the budget
 REPEATS_WITH_DROPOUT = 4.0  # epochs
@@ -68,10 +68,10 @@ def block_size_for(flops: float | None, vocab_size: int) -> int:
 def block_for(flops: float | None) -> dict[str, Any]:
     """Return the norm, activation, initialisation, QK norm and x0 shortcut by compute in FLOPs (None: unknown).
 
-    Below 1e14 FLOPs these are the plain ones; above, and for unknown compute, those of the preset `modern`. At 3e12 to
-    2.5e13 FLOPs the modern ones cost 6 to 8 % of a step's time without a gain (docs/performance.md); larger models are
-    better with them (modded-nanogpt's records, nanochat's log). The bound between the two was not measured; it is the one
-    of the context length.
+    Below 1e14 FLOPs these are the plain ones; above, and for unknown compute, those of the preset `modern`. At 3e12
+    to 2.5e13 FLOPs the modern ones cost 6 to 8 % of a step's time without a gain (docs/performance.md); larger models
+    are better with them (modded-nanogpt's records, nanochat's log). The bound between the two was not measured; it is
+    the one of the context length.
     """
     block = PLAIN if flops is not None and flops < TINY_FLOPS else PRESETS["modern"]
     return {option: block[option] for option in PLAIN}
@@ -80,9 +80,9 @@ def block_for(flops: float | None) -> dict[str, Any]:
 def bigram_rows_for(flops: float | None, vocab_size: int, n_embd: int) -> int:
     """Return the rows of the hashed bigram embedding by compute in FLOPs; 0 where the compute is unknown or large.
 
-    The table makes up for the depth that a small model lacks. In nanochat's runs it helped at 12 layers and gained no time
-    at 25 (its dev/LOG.md). A larger table lowers the loss at 5.6e12 FLOPs, but adds seconds to each checkpoint, which a
-    budget of 9e11 FLOPs cannot afford (docs/performance.md).
+    The table makes up for the depth that a small model lacks. In nanochat's runs it helped at 12 layers and gained no
+    time at 25 (its dev/LOG.md). A larger table lowers the loss at 5.6e12 FLOPs, but adds seconds to each checkpoint,
+    which a budget of 9e11 FLOPs cannot afford (docs/performance.md).
     """
     if flops is None or flops >= SMALL_FLOPS:
         return 0
@@ -115,8 +115,8 @@ def batch_for(tokens: float, flops: float, block_size: int, rule: StepRule, satu
     """Return B: the geometric mean of two published rules, as a power of two in whole sequences.
 
     Step Law (arXiv 2503.04715): 0.58 D^0.571. DeepSeek LLM (arXiv 2401.02954): 0.2920 C^0.3271. The batch is at least
-    `saturation`, the tokens per step that the device needs to run at full speed, and at most `largest_batch`, but never less
-    than one sequence.
+    `saturation`, the tokens per step that the device needs to run at full speed, and at most `largest_batch`, but
+    never less than one sequence.
     """
     by_rule = max(saturation, math.sqrt(0.58 * tokens**0.571 * 0.2920 * flops**0.3271))
     power = min(round(math.log2(max(1.0, by_rule))), math.floor(math.log2(largest_batch(tokens, rule))))
@@ -139,9 +139,10 @@ def tokens_in_steps(steps: float, parameters: float, block_size: int) -> float:
 def learning_rates(shape: Shape, tokens: float, batch_tokens: int) -> dict[str, float]:
     """Return AdamW's peak learning rate by each published rule, before any clipping.
 
-    Step Law (arXiv 2503.04715): 1.79 N^-0.713 D^0.307, N without the vocabulary, scaled by the square root of B relative to
-    the rule's own batch, and by 0.7 without QK norm. DeepSeek LLM (2401.02954): 0.3118 C^-0.1250. Moonlight (2502.16982),
-    its AdamW baseline: 0.0127 C^-0.057. Porian et al. (2406.19146): 0.0047 (N / 108e6)^(-1/3).
+    Step Law (arXiv 2503.04715): 1.79 N^-0.713 D^0.307, N without the vocabulary, scaled by the square root of B
+    relative to the rule's own batch, and by 0.7 without QK norm. DeepSeek LLM (2401.02954): 0.3118 C^-0.1250.
+    Moonlight (2502.16982), its AdamW baseline: 0.0127 C^-0.057. Porian et al. (2406.19146): 0.0047 (N /
+    108e6)^(-1/3).
     """
     parameters = shape.matmul_parameters()
     flops = 6 * parameters * tokens
@@ -206,8 +207,8 @@ def dropout_for(epochs: float | None) -> float:
 def muon_overhead(shape: Shape, batch_tokens: int) -> float:
     """Return the time of Muon's orthogonalisation per step, as a share of forward and backward.
 
-    For a matrix with a short side of n it is 5 n / T with T tokens per step: five iterations of 4 n^2 m + 2 n^3 FLOPs, square or
-    up to 4 n long, against 6 n m T. The vocabulary's matrices have no such cost.
+    For a matrix with a short side of n it is 5 n / T with T tokens per step: five iterations of 4 n^2 m + 2 n^3
+    FLOPs, square or up to 4 n long, against 6 n m T. The vocabulary's matrices have no such cost.
     """
     return 5 * shape.n_embd / batch_tokens * shape.non_vocab_parameters() / shape.matmul_parameters()
 

@@ -26,7 +26,8 @@ class Request:
     flops_per_second: the sustained FLOP/s to assume for shapes without a measurement, at specs.REFERENCE_WIDTH.
     half_width: how much slower narrower models run, see specs.width_factor; 0 means not at all.
     overhead_s: seconds of the budget that do not train (set-up, compilation, final evaluation).
-    measured_batch: the tokens per step at which the speeds were measured. It fixes the plan's batch, whatever the optimizer.
+    measured_batch: the tokens per step at which the speeds were measured. It fixes the plan's batch, whatever the
+    optimizer.
     corpus_tokens: the training tokens of the corpus; None where they are unknown.
     aspect: the smallest and largest n_embd / n_layer.
     max_epochs: a plan with more epochs over the corpus is refused.
@@ -95,14 +96,16 @@ class Plan:
     bracket: the range of all laws, that is the smallest and the largest N that they give for these FLOPs.
     interval: the 80 % interval of the law's N; None where the law states no uncertainty.
     flat: the near-optimal range, that is the sizes whose expected loss is within 1 % of the best.
-    predicted_loss, predicted_loss_interval: nats per token, with the 80 % interval; only from a law of the user's own runs.
+    predicted_loss, predicted_loss_interval: nats per token, with the 80 % interval; only from a law of the user's own
+    runs.
     curve: (N, expected loss relative to the best) by size, at the chosen shape's FLOP/s.
     source: where each choice comes from, in one word.
     mfu: model FLOPs utilization, 0 to 1. step_s: seconds per step; peak_memory: bytes; both measured.
     compiled, regional: whether the speed is that of the compiled model, and whether it is compiled block by block.
     compile_s, compile_speedup: the seconds that compilation takes, and the factor that it gains.
     compile_cache: the state of the compiler's cache before the trial, cold | warm.
-    block: the shape's options that the compute may decide (hyperparameters.block_for); empty in plans of earlier versions.
+    block: the shape's options that the compute may decide (hyperparameters.block_for); empty in plans of earlier
+    versions.
     """
 
     n_layer: int
@@ -190,8 +193,8 @@ def load_plan(path: Path) -> Plan:
 class Choice:
     """The chosen shape with its batch, optimizer and steps.
 
-    ranked: all candidates by expected loss, the chosen one first. speed: the tokens per second of a shape, None where it is
-    unknown. epochs: passes over the corpus, None where its size is unknown.
+    ranked: all candidates by expected loss, the chosen one first. speed: the tokens per second of a shape, None where
+    it is unknown. epochs: passes over the corpus, None where its size is unknown.
     """
 
     ranked: list[Shape]

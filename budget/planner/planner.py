@@ -1,8 +1,9 @@
 """From a budget to a plan: model size, training tokens, batch size, learning rate, and the alternatives that came close.
 
-Every candidate shape is scored by its expected loss at its own speed. The budget and the speed give the tokens D; N and D
-give the compute 6ND; the law gives the best loss for that compute and the penalty for being off the optimal size. The shape
-with the lowest expected loss wins. This module imports no torch: a plan for an absent device takes milliseconds.
+Every candidate shape is scored by its expected loss at its own speed. The budget and the speed give the tokens D; N
+and D give the compute 6ND; the law gives the best loss for that compute and the penalty for being off the optimal
+size. The shape with the lowest expected loss wins. This module imports no torch: a plan for an absent device takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def assumed_speed(request: Request, shape: Shape) -> float | None:
 def effective_training_tokens(request: Request, shape: Shape, tokens: float) -> float:
     """Return the number of new tokens that would give the same loss as `tokens` of this run.
 
-    Three effects reduce it: a repeated corpus (Muennighoff et al. 2023), AdamW where Muon does not pay, and a batch that
-    the user made larger than the rule's. The laws' own runs already include the cost of the rule's batch.
+    Three effects reduce it: a repeated corpus (Muennighoff et al. 2023), AdamW where Muon does not pay, and a batch
+    that the user made larger than the rule's. The laws' own runs already include the cost of the rule's batch.
     """
     effective = effective_tokens(tokens, request.corpus_tokens)
     _, optimizer = batch_and_optimizer(request, shape, tokens)
@@ -144,8 +145,9 @@ def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturatio
 def choose(request: Request, speeds: dict[Shape, float] | None = None, saturation: float = 0.0) -> Choice:
     """Return the best shape with its batch size, optimizer and number of steps.
 
-    `speeds` are measured tokens per second; where given, only those shapes compete. `saturation` is the number of tokens
-    per step from which the device was measured to run at full speed. Raises UserError where the budget has no plan.
+    `speeds` are measured tokens per second; where given, only those shapes compete. `saturation` is the number of
+    tokens per step from which the device was measured to run at full speed. Raises UserError where the budget has no
+    plan.
     """
     speed: Callable[[Shape], float | None]
     if speeds is not None:

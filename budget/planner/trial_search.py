@@ -31,8 +31,9 @@ TRIAL_S = 0.5  # seconds of timed steps per trial: enough for a stable median
 MIN_REPEATS = 3  # timed steps per trial at least, after one warm-up step
 CONFIRM_S = 5.0  # seconds of timed steps for the longer trial of the chosen shape
 CONFIRM_SHARE = 0.7  # of the time left, at most; building the model takes some of the rest
-# Expected growth of the peak memory for twice the sequences, after a single trial. Weights, gradients and optimizer state do
-# not grow with the batch and are often most of it. A trial that runs out of memory costs a fraction of a second.
+# Expected growth of the peak memory for twice the sequences, after a single trial. Weights, gradients and optimizer
+# state do not grow with the batch and are often most of it. A trial that runs out of memory costs a fraction of a
+# second.
 FIRST_GROWTH = 1.5
 COMPILE_TRY = 0.5  # compilation is tried only with at least this share of its expected time left
 
@@ -111,8 +112,8 @@ def largest_fitting(
     """Return the trial with the largest micro-batch that uses at most MEMORY_SHARE of the memory.
 
     The search starts at `first` sequences, doubles up to `most`, and halves where a micro-batch does not fit.
-    `attempt(micro_batch)` returns a trial and the bytes of memory available to it, or None when the time is up; it raises
-    TooLarge where the memory is exceeded. Raises TooLarge when a single sequence does not fit.
+    `attempt(micro_batch)` returns a trial and the bytes of memory available to it, or None when the time is up; it
+    raises TooLarge where the memory is exceeded. Raises TooLarge when a single sequence does not fit.
     """
     micro = first = max(1, min(first, most))
     peaks: dict[int, int] = {}  # bytes by micro-batch
@@ -206,9 +207,9 @@ def measured_plan(
 ) -> Plan:
     """Return the plan from the measured speeds of shapes around the law's optimum.
 
-    The batch is fixed after the first round, and all later trials use it. Without time for a single trial, the plan rests
-    on the assumed speed. `compile_options` are ordered by preference. `say` receives what a user should know, `detail`
-    (default: `say`) the result of each trial. Raises UserError when no shape fits into the memory.
+    The batch is fixed after the first round, and all later trials use it. Without time for a single trial, the plan
+    rests on the assumed speed. `compile_options` are ordered by preference. `say` receives what a user should know,
+    `detail` (default: `say`) the result of each trial. Raises UserError when no shape fits into the memory.
     """
     detail = detail or say
     unlimited = replace(request, max_epochs=math.inf)  # the epochs are checked once the speed is known
@@ -271,9 +272,9 @@ def plan_from_trials(request: Request, trials: dict[Shape, Trial], saturation: f
 def first_round(request: Request, client: TrialClient, say: Log, detail: Log) -> tuple[dict[Shape, Trial], int, float]:
     """Try each shape on the short list once, the most promising first, as far as the time allows.
 
-    Returns the trials, the batch (tokens per step) that they had, and the batch from which the device runs at full speed.
-    The latter is searched with the first shape; it is 0 where the rules' batch is large enough. Raises UserError when no
-    shape fits into the memory.
+    Returns the trials, the batch (tokens per step) that they had, and the batch from which the device runs at full
+    speed. The latter is searched with the first shape; it is 0 where the rules' batch is large enough. Raises
+    UserError when no shape fits into the memory.
     """
     guess = choose(request)
     waiting, untried = shortlist(guess), list[Shape]()
@@ -332,8 +333,9 @@ def saturate(
 ) -> tuple[int, float]:
     """Double the batch as long as the device gets faster and the number of steps and the critical batch allow it.
 
-    Returns the tokens per step for the other trials, and the batch from which the device runs `shape` at full speed (0
-    where the rules' batch is large enough). The trial of `shape`, which had `batch` tokens, is replaced by the best one.
+    Returns the tokens per step for the other trials, and the batch from which the device runs `shape` at full speed
+    (0 where the rules' batch is large enough). The trial of `shape`, which had `batch` tokens, is replaced by the
+    best one.
     """
     by_rule = choose_measured(request, {shape: trials[shape]}, batch).batch_tokens
     if by_rule != batch:  # the measured speed differs from the assumed one, and the rules' batch with it
@@ -386,7 +388,8 @@ def fastest(trial: Trial, other: Trial) -> Trial:
 def second_round(client: TrialClient, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
     """Try each shape once more, the best first, and keep the lower times of both trials in `trials`.
 
-    A short burst of other load then spoils only one of the two. Time for the second trial of the best shape is reserved.
+    A short burst of other load then spoils only one of the two. Time for the second trial of the best shape is
+    reserved.
     """
     seconds = min(TRIAL_S, client.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:

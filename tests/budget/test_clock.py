@@ -233,7 +233,7 @@ def test_the_heartbeat_outlives_any_failure_and_says_what_it_sees(tmp_path: Path
             clock.clock()
     heartbeat.close()
     assert len(said) == 2
-    assert "stood still for 30.0 s" in said[0]
+    assert "suspended, or had no CPU time, for 30.0 s" in said[0]
     assert "anything" in said[1]
     found = read_ledger(tmp_path / "ledger.json")
     assert found is not None

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import approx_fprime
 
 import budget.laws.fit
-from budget.laws.fit import Point, fit, fit_line, fit_slice, fit_surface, group_by_budget, estimate_noise, objective
+from budget.laws.fit import Point, estimate_noise, fit, fit_line, fit_slice, fit_surface, group_by_budget, objective
 from budget.laws.published import EPOCH, Surface
 from common.errors import UserError
 
@@ -79,8 +79,8 @@ def unequal(surface: Surface, budgets: list[float], measure: str, power: float, 
     return points
 
 
-# Attention costs the smallest sizes of this scale a third of their FLOPs and the largest a tenth; a GPU runs them at half
-# the speed.
+# Attention costs the smallest sizes of this scale a third of their FLOPs and the largest a tenth; a GPU runs them at
+# half the speed.
 @pytest.mark.parametrize(("measure", "power"), [("flops", 0.15), ("hours", 0.3), ("hours", -0.1), ("flops_6nd", 0.2)])
 def test_runs_of_one_budget_are_one_slice_however_the_budget_is_measured(measure: str, power: float) -> None:
     points = unequal(SMALL, [1e13, 4e13], measure, power)
