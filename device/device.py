@@ -38,8 +38,8 @@ REGIONAL_SHARE = 1 / 3
 MEMORY_SHARE = 0.6  # of the free memory, for the estimated micro-batch; the estimate misses some of what a step takes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # glibc's malloc.h
 FIRST_LOSS_SCALE = 2.0**16  # torch's default; GradScaler halves it after an overflow
-# Tokens per forward pass on a CPU, per thread and at most. Larger passes are hardly faster (docs/performance.md), and
-# small ones keep trials short. More than two threads were not measured.
+# Tokens per forward pass on a CPU, per thread and at most. Two to four times as many were within 10 % of this speed on one
+# and two threads; small passes keep trials short. More than two threads were not measured.
 CPU_MICRO_TOKENS, CPU_MOST_TOKENS = 4096, 16384
 
 
