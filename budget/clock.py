@@ -1,7 +1,8 @@
-"""The one clock of a run: what may be spent, what was spent and on what, and how far along the run is.
+"""The clock of a run: its limits, the time spent by account, and the progress that schedules depend on.
 
-This is the only file that reads a clock (a test walks the tree). Times are seconds. The clock starts with the process,
-before any import, and on Linux it goes on while the machine is suspended: a budget of an hour is an hour on the wall.
+Times are in seconds. The clock starts with the process, before any import, and on Linux it keeps running while the
+machine is
+suspended: a budget of an hour is an hour of wall time. The time itself comes from common/monotonic.py.
 """
 
 from __future__ import annotations
@@ -16,26 +17,17 @@ from dataclasses import dataclass, field
 from common.monotonic import now, run_start
 
 ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
-
-
-# No standstill is seen in these: one is off the budget, and loading libraries holds up every thread while a disk reads.
+# Accounts in which no suspension is detected: "prepare" is off the budget, and in "setup" imports block every thread
+# while they wait for the disk.
 UNWATCHED = ("prepare", "setup")
-
-
-HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much of its accounts
-
-
-RECENT_STEPS = 64  # steps that the estimate of the step time looks back over
-
-
-STANDSTILL_S = 5.0  # nobody looked at the clock for so long, not even the heartbeat: the whole process stood still
-
-
-STALL_FACTOR = 5.0  # a step this many times the median (and a second longer) was a stall, not work
+HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much
+RECENT_STEPS = 64  # window of the step-time estimate
+STANDSTILL_S = 5.0  # if not even the heartbeat read the clock for so long, the whole process was suspended
+STALL_FACTOR = 5.0  # a step of so many medians (plus one second) was a stall and is booked as idle
 
 
 class Pace:
-    """Step times, and from them how long the next step takes: typically (median) and at worst (95th percentile)."""
+    """Recent step times: the typical one (median) and the worst one (95th percentile), in seconds."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -58,10 +50,11 @@ class Pace:
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be spent; None is no limit, the first limit reached stops the run.
+    """The budget. None means no limit; the first limit reached stops the run.
 
-    hours: wall clock of the whole process (counts="all") or of training steps alone (counts="training", the
-    convention of speed-run contests). flops: by budget/flops.py. tokens: trained on. steps: optimizer steps.
+    hours: wall time of the whole process (counts="all"), or of the training steps only (counts="training", as in
+    speed-run contests). flops: as counted by budget/flops.py. tokens: training tokens. steps: optimizer steps.
+    extend_hours: added to the hours of a run that is continued.
     """
 
     hours: float | None = None
@@ -78,7 +71,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one optimizer step spends of the limits that are not time."""
+    """What one optimizer step spends of the limits in tokens and FLOPs."""
 
     tokens: int
     flops: float
@@ -86,24 +79,25 @@ class StepCost:
 
 @dataclass
 class BudgetClock:
-    """Limits, ledger and progress. Disjoint accounts sum to the time since the process began, preparation excluded.
+    """Limits, ledger and progress of a run. The accounts are disjoint and sum to the time since the process began.
 
-    `progress` in [0, 1] is what every schedule is a function of. Each step takes an equal share of what is left:
-    progress += (1 - progress) / steps_left. With constant step times that is the share of the tightest limit spent;
-    when the machine slows down, or a killed run comes back with less, it still lands on 1 exactly at the last step.
+    Data preparation is not part of them. `progress` in [0, 1] is the argument of every schedule. Each step takes an
+    equal share of what is left: progress += (1 - progress) / steps_left. With constant step times this is the spent
+    share of the tightest limit. When the machine slows down, or a killed run resumes with less time, progress still
+    reaches 1 exactly at the last step.
     """
 
     limits: Limits
     clock: Callable[[], float] = now
     started: float = field(default_factory=run_start)
     reserve_s: float = 0.0  # kept for the final save, evaluation, samples and report
-    steps_ahead: int = 0  # launched and not over yet when a step is begun
+    steps_ahead: int = 0  # steps still running on the device when the next one begins
     progress: float = 0.0
     ledger: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ACCOUNTS, 0.0))
-    prepare_s: float = 0.0  # preparing data: before the budget, reported beside it
+    prepare_s: float = 0.0  # data preparation, outside the budget and reported separately
     earlier_s: float = 0.0  # spent by earlier processes of the same run
-    standstill_s: float = 0.0  # of what was spent: suspended, or on a machine that was asleep; booked as idle
-    watched: bool = False  # whether somebody is waiting to look at this clock within HEARTBEAT_S
+    standstill_s: float = 0.0  # time in which the process was suspended; part of the idle account
+    watched: bool = False  # whether the heartbeat is going to read this clock within HEARTBEAT_S
 
     def __post_init__(self) -> None:
         self.pace = Pace()
@@ -117,7 +111,7 @@ class BudgetClock:
 
     @contextmanager
     def charge(self, account: str) -> Iterator[None]:
-        """Book the time inside the block on `account` (one of ACCOUNTS); blocks may nest, the innermost pays."""
+        """Book the time inside the block on `account`, one of ACCOUNTS; of nested blocks, the innermost is charged."""
         previous = self._switch(account)
         try:
             yield
@@ -126,12 +120,12 @@ class BudgetClock:
 
     @contextmanager
     def off_budget(self) -> Iterator[None]:
-        """Preparing data is a stage of its own: timed and reported, not charged."""
+        """Book the time inside the block as data preparation, which is reported but not charged."""
         with self.charge("prepare"):
             yield
 
     def _switch(self, account: str | None = None) -> str:
-        """Book what has passed, and go on with `account`, or with the same one; returns the account until now."""
+        """Book the time since the last call, continue with `account` (None: the same), and return the previous account."""
         with self._lock:
             moment = self.clock()
             passed, previous = moment - self._since, self._account
@@ -144,7 +138,7 @@ class BudgetClock:
         return previous
 
     def awake_s(self) -> float:
-        """This clock without the time in which the process stood still: for how long work takes."""
+        """Return the clock without the time in which the process was suspended, to measure how long work takes."""
         self._switch()
         return self.clock() - self.standstill_s
 
@@ -155,14 +149,17 @@ class BudgetClock:
             self.ledger[account] += seconds
 
     def accounts(self) -> dict[str, float]:
-        """Seconds by account up to this moment, earlier processes included."""
+        """Return the seconds by account up to now, earlier processes of the run included."""
         self._switch()
         return dict(self.ledger)
 
     def carry(self, ledger: dict[str, float], clean: bool) -> None:
-        """Add what earlier processes of this run spent. After a kill nobody knows when the last process died: at most
-        one heartbeat after its last ledger, so that much is charged as idle."""
-        for account in ACCOUNTS:  # a second, fuller account of the same past replaces the first
+        """Add what earlier processes of this run spent.
+
+        After a kill (`clean` false) the time of death is unknown, but at most one heartbeat after the last ledger.
+        That much is charged as idle.
+        """
+        for account in ACCOUNTS:  # a second, more complete ledger of the same past replaces the first
             more = max(0.0, ledger.get(account, 0.0) - self._carried[account])
             self._carried[account] += more
             self.ledger[account] += more
@@ -172,34 +169,38 @@ class BudgetClock:
         self.earlier_s = sum(self._carried.values()) + self._gap_s
 
     def carry_at_least(self, seconds: float) -> None:
-        """Earlier processes of this run are known to have spent so much, on whatever: what no ledger holds is idle."""
+        """Make the time of earlier processes at least `seconds`; what no ledger accounts for is charged as idle."""
         self.carry({"idle": self._carried["idle"] + max(0.0, seconds - self.earlier_s)}, clean=False)
 
     # -- what is left --------------------------------------------------------------------------------------------
 
     def spent_s(self) -> float:
-        """Everything since the first process of the run began, preparation excluded."""
+        """Return the seconds since the first process of the run began, data preparation excluded."""
         return sum(self.accounts().values())
 
     def training_s(self) -> float:
-        """Optimizer steps and waiting for their data: what speed-run contests count."""
+        """Return the seconds in optimizer steps and in waiting for their data, as speed-run contests count."""
         accounts = self.accounts()
         return accounts["train"] + accounts["data"]
 
     def counted_s(self) -> float:
+        """Return the seconds that count towards the limit of hours."""
         return self.spent_s() if self.limits.counts == "all" else self.training_s()
 
     def seconds_left(self) -> float | None:
-        """Until the deadline, the reserve not subtracted; None without a limit of hours."""
+        """Return the seconds until the deadline, the reserve included; None without a limit of hours."""
         return None if self.limits.seconds is None else self.limits.seconds - self.counted_s()
 
     def overshoot_s(self) -> float | None:
-        """How far the counted time is past the limit; negative when there is time left, None without such a limit."""
+        """Return by how much the limit of hours is exceeded, negative while time is left; None without one."""
         left = self.seconds_left()
         return None if left is None else -left
 
     def steps_left(self, step: int, tokens: int, flops: float, cost: StepCost) -> tuple[int, str]:
-        """How many more steps fit, and which limit says so. A step that could pass the deadline is not begun."""
+        """Return how many more steps fit, and the limit that decides it.
+
+        A step that could pass the deadline does not fit.
+        """
         fits: dict[str, int] = {}
         left = self.seconds_left()
         if left is not None:
@@ -216,25 +217,28 @@ class BudgetClock:
         return max(0, fits[tightest]), tightest
 
     def advance(self, steps_left: int) -> float:
-        """Take one step's share of what is left; the value that the schedules of this step are computed from."""
+        """Add one step's share of what is left to `progress`, and return it for the schedules of this step."""
         self.progress = 1.0 if steps_left == 1 else self.progress + (1.0 - self.progress) / steps_left
         return self.progress
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One optimizer step: charged to train, its duration recorded."""
+        """Charge one optimizer step to train and record its duration."""
         began = self.awake_s()
         with self.charge("train"):
             yield
         self._step_done(self.awake_s() - began)
 
     def tokens_per_second(self, cost: StepCost) -> float:
-        """Of a typical recent step."""
+        """Return the training speed of a typical recent step."""
         return cost.tokens / max(self.pace.typical, 1e-9)
 
     def _step_done(self, seconds: float) -> None:
-        """Record a step's duration. A stall (a disk that hangs, a process stopped for a moment) is moved from train to
-        idle, so that neither the pace nor the account of training is polluted."""
+        """Record a step's duration.
+
+        The excess of a stall (a disk that hangs, a process that is stopped for a moment) moves from train to idle, so
+        that it affects neither the pace nor the training time.
+        """
         if len(self.pace) >= 8 and seconds > STALL_FACTOR * self.pace.typical + 1.0:
             stalled = seconds - self.pace.typical
             self.accounts()

@@ -1,4 +1,4 @@
-"""The accounts of a budget on disk: a heartbeat writes them while a run lives, and a resumed run reads them back."""
+"""The ledger on disk: a heartbeat writes the accounts of a running process, and a resumed run reads them back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.safe_read import is_amount, load_json
 
 
 class Heartbeat:
-    """Writes the ledger to disk once a second from a thread, so that no kill in any phase resets what was spent."""
+    """Write the ledger to disk once a second from a thread, so that a kill in any phase loses at most a second."""
 
     def __init__(self, clock: BudgetClock, path: Path, warn: Callable[[str], None]) -> None:
         self.clock, self.path, self.warn = clock, path, warn
@@ -24,27 +24,33 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="ledger", daemon=True)
 
     def start(self) -> None:
+        """Write the first ledger and start the thread."""
         self.write(clean=False)
         self._thread.start()
 
     def _beat(self) -> None:
-        warned, said_s = False, self.clock.standstill_s
+        warned, reported_s = False, self.clock.standstill_s
         while not self._wait():
-            if self.clock.standstill_s > said_s:
-                stood_s, said_s = self.clock.standstill_s - said_s, self.clock.standstill_s
+            if self.clock.standstill_s > reported_s:
+                suspended_s, reported_s = self.clock.standstill_s - reported_s, self.clock.standstill_s
                 self.warn(
-                    f"the process stood still for {stood_s:.1f} s (suspended, or without a processor); they count"
+                    f"the process was suspended, or had no CPU time, for {suspended_s:.1f} s; this counts towards the budget"
                 )
             try:
                 self.write(clean=False)
-            except Exception as error:  # of whatever kind: who keeps the ledger must not die of it
+            except Exception as error:  # no failure may end this thread
                 if not warned:
-                    self.warn(f"the ledger cannot be written ({error}); a kill now would forget time that was spent")
+                    self.warn(
+                        f"the ledger cannot be written ({error}); if killed now, the run forgets time it has spent"
+                    )
                 warned = True
 
     def _wait(self) -> bool:
-        """Until the next beat; whether it was the last. Only meanwhile is a clock that nobody looks at a standstill: while
-        the ledger is written, a slow disk may hold up this thread and the main one together."""
+        """Wait for the next beat; return whether the heartbeat was stopped.
+
+        Only during this wait does an unread clock mean a suspension: while the ledger is written, a slow disk may
+        block this thread and the main one together.
+        """
         self.clock.watched = True
         ended = self._stop.wait(HEARTBEAT_S)
         self.clock.accounts()
@@ -52,6 +58,7 @@ class Heartbeat:
         return ended
 
     def write(self, clean: bool) -> None:
+        """Write the ledger; `clean` marks it as the final one."""
         with self._write_lock:
             content = {
                 "schema": 1,
@@ -62,22 +69,22 @@ class Heartbeat:
                 "clean": clean,
                 "updated": timestamp(),
             }
-            # Not flushed to the disk: a beat every few seconds would wait for it, and a kill loses nothing by that.
+            # Not synced: the heartbeat would wait for a slow disk, and a kill loses nothing without it.
             write_text(self.path, json.dumps(add_checksum(content), indent=1), durable=False)
 
     def close(self) -> None:
-        """Stop beating and write the final ledger, marked as complete."""
+        """Stop the thread and write the final ledger, marked as clean."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
         try:
             self.write(clean=True)
         except OSError as error:
-            self.warn(f"the last ledger could not be written ({error}); the one before it counts")
+            self.warn(f"the final ledger could not be written ({error}); the one before it counts")
 
 
 def read_ledger(path: Path) -> dict | None:
-    """The ledger that an earlier process left, or None where there is none that can be read."""
+    """Return the ledger that an earlier process left; None where it is missing, damaged or incomplete."""
     try:
         content = verify_checksum(load_json(path))
         valid = all(is_amount(content["ledger_s"][name]) for name in ACCOUNTS)

@@ -1,4 +1,4 @@
-"""The processors that this process may use."""
+"""The number of CPU cores available to this process."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def usable_cores() -> int:
-    """Cores this process may run on; fewer than the machine has under Slurm or in a container."""
+    """Return the number of cores that this process may run on; under Slurm or in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The two kinds of failure that stint tells apart. Anything else that is raised is a bug and shows its traceback."""
+"""The two kinds of failure that are reported in one line. Any other exception is a bug and shows its traceback."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from common.redaction import redacted
 from common.safe_read import strip_escapes
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # what the system says of a disk, or a quota, that is full
-GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # cudaErrorDevicesUnavailable, in CUDA's words
-LONGEST_LINE = 2000  # characters; our own words are a few hundred, and the values in them may be as long as a file
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or an exhausted quota
+GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # the message of cudaErrorDevicesUnavailable
+LONGEST_LINE = 2000  # characters; values in a message can be as long as a file
 
 
 class UserError(Exception):
-    """A mistake of the user's: exit status 2, one line per mistake, before anything is spent.
+    """A mistake of the user: exit status 2 and one line per mistake, before anything is spent.
 
-    Each message says what is wrong, the value, what is allowed, and the key or command that mends it.
+    Each message says what is wrong, the value, what is allowed, and the option or command that fixes it.
     """
 
     def __init__(self, *messages: str) -> None:
@@ -28,16 +28,18 @@ class UserError(Exception):
 
 
 class MachineError(Exception):
-    """A fault of the machine (disk full, out of memory, network): exit status 1, one line.
+    """A fault of the machine (disk full, out of memory, network): exit status 1 and one line.
 
-    The message says what failed, what was kept and how to go on.
+    The message says what failed, what was kept, and how to continue.
     """
 
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Turn the two kinds of failure into one line each on standard error and their exit status; so too a GPU that another
-    process has, which any script meets where it first asks for the GPU."""
+    """Print UserError and MachineError as one line each on standard error, and exit with their status.
+
+    The same holds for CUDA's error that another process has the GPU, which a script meets at its first use of the GPU.
+    """
     try:
         yield
     except UserError as error:
@@ -50,20 +52,23 @@ def reported() -> Iterator[None]:
     except RuntimeError as error:
         if GPU_TAKEN not in str(error):
             raise
-        hint = "trials are one: where a GPU takes one process only (exclusive mode), add probe=false"
+        hint = "a GPU in exclusive mode takes one process only, and trials are a second one: add probe=false"
         print(
-            f"error: {GPU_TAKEN}; end the other process that has the GPU, then type the same command; {hint}",
+            f"error: {GPU_TAKEN}; end the other process that uses the GPU, then run the command again; {hint}",
             file=sys.stderr,
         )
         sys.exit(1)
-    except BrokenPipeError:  # `| head` closed our standard output
+    except BrokenPipeError:  # the reader of our standard output is gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
 def _line(message: str) -> str:
-    """One line that a terminal shows as it is and a job's log may keep: values, names of files and keys of records are in
-    it. Secrets and escape sequences are left out, as is the middle of a very long line; ends of lines are spelled out."""
+    """Return the message as one printable line without secrets and escape sequences.
+
+    Messages contain values, file names and keys from records. Line ends are shown as \\n; a very long line loses its
+    middle.
+    """
     message = redacted(strip_escapes(message))
     if len(message) > LONGEST_LINE:
         message = f"{message[: LONGEST_LINE // 2]} ... {message[-LONGEST_LINE // 2 :]}"

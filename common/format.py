@@ -1,16 +1,12 @@
-"""Durations, counts and shares as people read them."""
+"""Format durations, counts and shares for people."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in at most six characters or so: "4.2 s", "2m03s", "1h02m", "3d04h"."""
+    """Format a duration: "4.2 s", "2m03s", "1h02m", "3d04h"; "?" where it is not finite."""
     if not math.isfinite(seconds):
         return "?"
     sign = "-" if seconds < 0 else ""
@@ -28,12 +24,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """A count to three significant digits: "512", "24.3k", "4.19M", "3.4B", "9.5T", and "1.2e+18" from 1e15 on."""
+    """Format a count to three significant digits: "512", "24.3k", "4.19M", "3.4B", "9.5T", and "1.2e+18" from 1e15 on."""
     if not math.isfinite(number):
         return "?"
     if abs(number) < 1000 and float(number).is_integer():
         return str(int(number))
-    # Rounded before the unit is chosen, so that 999 999 becomes 1M and not 1000k.
+    # Round before choosing the unit, so that 999,999 becomes 1M and not 1000k.
     rounded = float(f"{number:.3g}")
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if size <= abs(rounded) < 1e15:
@@ -42,5 +38,5 @@ def format_count(number: float) -> str:
 
 
 def format_percent(share: float) -> str:
-    """A share in [0, 1] as whole percents, rounded down so that 100 % means done."""
+    """Format a share in [0, 1] as whole percents, rounded down so that "100 %" means done."""
     return f"{math.floor(share * 100 + 1e-9)} %" if math.isfinite(share) else "? %"

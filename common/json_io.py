@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON above all, and values out of JSON that somebody else may have written."""
+"""Atomic writes of files, mostly JSON, and reading of values from JSON that may be invalid."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from common.safe_read import load_json
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = True, several_writers: bool = False) -> None:
-    """Write atomically: a reader sees the old file or the new one, where `durable` also after a power cut; that it is then the
-    new one is certain after `sync_folder`.
+    """Write a file atomically: a reader sees the old content or the new one, if `durable` also after a power cut.
 
-    several_writers: processes may write the file at the same time; each takes a temporary file of its own. Otherwise what a
-    kill leaves of one is overwritten by the next. Raises OSError; the old file is untouched then.
+    After a power cut the new content is certain only if `sync_folder` was called. several_writers: processes may
+    write the file at the same time, so each uses a temporary file of its own; otherwise, the next write replaces the
+    temporary file of a killed one. Raises OSError, in which case the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}" if several_writers else f"{path.name}.tmp")
     try:
@@ -34,14 +34,14 @@ def write_bytes(path: Path, content: bytes, durable: bool = True, several_writer
 
 
 def write_text(path: Path, text: str, durable: bool = True, several_writers: bool = False) -> None:
-    """As `write_bytes`, in UTF-8; what it cannot express (half of a surrogate pair) becomes a question mark."""
+    """Write text as `write_bytes` does, in UTF-8; lone surrogates become question marks."""
     write_bytes(path, text.encode("utf-8", errors="replace"), durable, several_writers)
 
 
 def write_json(path: Path, content: Any, checksummed: bool = False) -> None:
-    """As `write_bytes`, without secrets of the environment; NaN and infinities become null.
+    """Write JSON as `write_bytes` does, without the environment's secrets; NaN and infinities become null.
 
-    checksummed: with a checksum of the content, a dict, as it stands in the file (common/checksum.py).
+    checksummed: add a checksum of the content, which must be a dict (common/checksum.py).
     """
     text = redacted(json.dumps(finite(content), indent=1, allow_nan=False))
     if checksummed:
@@ -50,7 +50,7 @@ def write_json(path: Path, content: Any, checksummed: bool = False) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut: before something is deleted that they replace."""
+    """Make renames in a folder durable, before the files that they replace are deleted."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,7 +59,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where it does not exist or cannot be read."""
+    """Return the content of a JSON file; None where it is missing or cannot be read."""
     try:
         return load_json(path)
     except (OSError, ValueError):
@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
 
 
 def finite(content: Any) -> Any:
-    """The same content with NaN and infinities as None: JSON cannot express them."""
+    """Return the content with NaN and infinities replaced by None, which JSON can express."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):
@@ -78,7 +78,7 @@ def finite(content: Any) -> Any:
 
 
 def significant(value: Any, digits: int = 6) -> Any:
-    """Floats rounded to `digits` significant digits, through lists and dicts: records are read by people too."""
+    """Return the value with floats rounded to `digits` significant digits, through lists and dicts."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -89,20 +89,20 @@ def significant(value: Any, digits: int = 6) -> Any:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """`value` if it is a dict, else an empty one."""
+    """Return `value` if it is a dict, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def listing(value: Any) -> list[Any]:
-    """`value` if it is a list, else an empty one."""
+    """Return `value` if it is a list, otherwise an empty one."""
     return value if isinstance(value, list) else []
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number; True and False are not."""
+    """Return whether `value` is a finite int or float; a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: Any, default: float) -> float:
-    """`value` as a float, or `default` where it is not a finite number."""
+    """Return `value` as a float, or `default` where it is not a finite number."""
     return float(value) if is_number(value) else default

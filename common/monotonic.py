@@ -1,4 +1,4 @@
-"""The one reader of the clock. A test fails if any other file imports time, datetime or timeit."""
+"""The only module that reads a clock. A test fails if any other file imports time, datetime or timeit."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from pathlib import Path
 
 
 def now() -> float:
-    """Seconds of a clock that never goes back; it counts suspended time where the system offers such a clock."""
+    """Return the seconds of a clock that never goes back; where the system allows, it includes suspended time."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()
 
 
 def timestamp() -> str:
-    """The date and time, UTC, for people; never used for arithmetic."""
+    """Return the date and time in UTC for people; it is never used for arithmetic."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def process_start() -> float:
-    """When this process began, on the scale of now(): from the kernel where it says so, else the time of this call."""
+    """Return when this process began, on the scale of now(), as the kernel reports it; otherwise the time of this call."""
     try:
-        # Field 22 of /proc/self/stat, in clock ticks since boot; the name in field 2 may hold spaces, so cut behind it.
+        # Field 22 of /proc/self/stat, in clock ticks since boot; the name in field 2 may contain spaces, so split
+        # after it.
         ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
@@ -34,7 +35,7 @@ _runs_begun = 0
 
 
 def run_start() -> float:
-    """When the run being set up began: with the process, or now for a later run in the same process (a sweep)."""
+    """Return when the current run began: with the process, or now for a later run in the same process (a sweep)."""
     global _runs_begun
     _runs_begun += 1
     return process_start() if _runs_begun == 1 else now()

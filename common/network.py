@@ -1,4 +1,4 @@
-"""Whether a server can be reached, asked once and quickly before a library that would try again for minutes."""
+"""A quick check whether a server can be reached, before a library that would retry for minutes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import threading
 import urllib.request
 from urllib.parse import urlsplit
 
-NAME_S = 0.5  # allowed for the look-up of the name, which obeys no time limit of its own
+NAME_S = 0.5  # seconds for the name look-up, which has no timeout of its own
 
 
 def why_unreachable(url: str, timeout_s: float) -> str | None:
-    """Why no connection can be made to the server of `url`, or to the proxy before it; None where one can.
+    """Return why no connection can be made to the server of `url`, or to its proxy; None where it can.
 
-    The answer comes within timeout_s and NAME_S, whatever the name server does. Nothing is sent.
+    The answer comes within timeout_s + NAME_S seconds, even if the name server hangs. Nothing is sent.
     """
     try:
         host, port = _target(url)
@@ -26,7 +26,7 @@ def why_unreachable(url: str, timeout_s: float) -> str | None:
         try:
             socket.create_connection((host, port), timeout=timeout_s).close()
             answers.put(None)
-        except Exception as error:  # a name may be refused as no text for a name server, too
+        except Exception as error:  # also UnicodeError, for a host name that cannot be encoded
             answers.put(error)
 
     threading.Thread(target=connect, daemon=True).start()
@@ -40,7 +40,7 @@ def why_unreachable(url: str, timeout_s: float) -> str | None:
 
 
 def _target(url: str) -> tuple[str, int]:
-    """Host and port to connect to: those of the proxy where the environment names one for this server."""
+    """Return host and port to connect to; those of the proxy, where the environment names one for this server."""
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):

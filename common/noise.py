@@ -1,4 +1,4 @@
-"""The noise of a figure: how far runs lie apart that differ in their seed alone."""
+"""The noise of a metric: its variation between runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 
 def squares_within(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """Sum of the squared deviations of values from the mean of their group, and its degrees of freedom, over all groups.
+    """Return the sum of squared deviations from the mean of each group, and its degrees of freedom, over all groups.
 
-    sqrt(squares / freedom) is the pooled standard deviation of one value; a group of one says nothing of it.
+    sqrt(squares / freedom) is the pooled standard deviation; a group of one value adds nothing to either.
     """
     squares, freedom = 0.0, 0
     for values in groups:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the run saves and exits in whatever phase it is."""
+"""Signals that ask a run to stop. In any phase, the run saves and exits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# Schedulers differ: Slurm sends TERM, or the signal it was asked for; submitit USR2; a lost terminal HUP.
+# Slurm sends TERM or the signal it was asked for, submitit USR2, a closed terminal HUP.
 STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 class Interrupted(BaseException):
-    """A stopping signal arrived. Not an Exception, so that no library's `except Exception` swallows it."""
+    """A stopping signal arrived. It is a BaseException, so that no library's `except Exception` catches it."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -23,15 +23,16 @@ class Interrupted(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """128 + the signal's number, as a shell reports a process that died of it."""
+        """128 + the signal's number, as a shell reports a process that the signal ended."""
         return 128 + signal.Signals[self.name].value
 
 
 class Signals:
-    """While entered, a stopping signal raises Interrupted at once, or inside `deferred()` at the next `check()`.
+    """While entered, a stopping signal raises Interrupted: at once, or inside `deferred()` at the next `check()`.
 
-    Code that must not be torn (a training step, a save) runs deferred. It is raised by a signal once: schedulers send
-    several, and a second one must not interrupt the saving that the first began. The second SIGINT exits on the spot.
+    Code that must not be interrupted (a training step, a save) runs deferred. Only the first signal raises:
+    schedulers send several, and a second one must not interrupt the save that the first one began. A second SIGINT
+    exits at once.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Signals:
             for name in STOPPING:
                 number = signal.Signals[name]
                 if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
-                    continue  # nohup: the run is to outlive its terminal
+                    continue  # nohup: the run should outlive its terminal
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -69,7 +70,7 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, signals wait for `check()`."""
+        """Inside this context, signals wait for `check()`."""
         self._deferred += 1
         try:
             yield

@@ -1,4 +1,4 @@
-"""What torch.compile costs and gains on a device, and whether a budget is long enough to earn it back."""
+"""The cost and the gain of torch.compile, and whether a budget is long enough for it to pay."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ COMPILE_RETURN = 2.0  # compilation pays when it saves at least this many times 
 
 
 @dataclass(frozen=True)
-class Compiling:
-    """A way to torch.compile: `how` as in device.compile, on (the whole model) | regional (block by block); what it is
-    expected to cost, seconds, and to bring, a factor; `asked`: by the user, so that it need not pay; `cache`: how a trial
-    found the compiler's."""
+class CompileOption:
+    """A way to compile the model, with its expected or measured cost and gain.
+
+    how: as in device.compile, "on" (the whole model) or "regional" (block by block). cost_s: seconds of compilation.
+    speedup: a factor. asked: the user asked for it, so it need not pay. cache: the state of the compiler's cache
+    before the trial, "cold" or "warm".
+    """
 
     how: str
     cost_s: float
@@ -21,13 +24,16 @@ class Compiling:
     cache: str | None = None
 
     def pays(self, seconds: float | None) -> bool:
-        """Whether it is worth it for so many seconds of training; None, no limit of time, is a question of taste, and
-        two compiled runs may differ in their last bits."""
+        """Return whether compilation is worth its cost for `seconds` of training.
+
+        Without a limit of time (None) it is not chosen: the gain is open, and two compiled runs may differ in their
+        last bits.
+        """
         if self.asked:
             return True
         return seconds is not None and seconds * (1 - 1 / self.speedup) > COMPILE_RETURN * self.cost_s
 
 
-def first_that_pays(ways: Sequence[Compiling], seconds: float | None) -> Compiling | None:
-    """Of several ways to compile, the one that comes first of those that pay; None: leave it."""
+def first_that_pays(ways: Sequence[CompileOption], seconds: float | None) -> CompileOption | None:
+    """Return the first option that pays, None where none does; `ways` is ordered by preference."""
     return next((way for way in ways if way.pays(seconds)), None)

@@ -1,4 +1,4 @@
-"""The device a run computes on: which one, in which precision, with how many threads, and how fast it can be."""
+"""The device that a run computes on: its precision, threads, peak speed, memory and transfers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from common.cpu import usable_cores
 from common.errors import UserError
 from data.batch import Batch
-from device.compile_cost import Compiling
+from device.compile_cost import CompileOption
 from device.host_monitor import HostSnapshot, take_snapshot
 from device.peak_flops import measure_peak
 from device.specs import by_cuda_name
@@ -25,28 +25,30 @@ from model.attention import document_starts
 from model.config import Shape
 from model.loss import rows_at_once
 
-# Expected until it was measured. nanoGPT's README: 250 to 135 ms a step on an A100, here taken lower. Inductor's C++ back
-# end on two cores takes 23 to 46 s; what the eager step has there, forms written out and sparse tables, it does without, so
-# nothing is expected of it.
+# Expected seconds and speed-up of torch.compile, until measured. GPU: nanoGPT's README has 250 to 135 ms per step on
+# an A100, taken lower here. CPU: Inductor's C++ back end takes 23 to 46 s on two cores, and its step loses the fused
+# forms and the sparse embedding gradients of the eager one, so no gain is expected.
 COMPILE_COST_S = {"cuda": 45.0, "cpu": 45.0}
 COMPILE_SPEEDUP = {"cuda": 1.5, "cpu": 1.0}
-# Block by block compiles in a share of that time and brings as much: a model of 16 layers took 0.18 to 0.28 of it in
-# accelerate's benchmark (benchmarks/torch.compile of its repository), and those planned here have fewer. So for training
-# on a GPU: nothing below 90 seconds, blocks up to 270, the whole model beyond, where what is between the blocks counts too.
+# Regional compilation (block by block) takes a share of that time for the same gain: 0.18 to 0.28 with 16 layers in
+# accelerate's benchmark (benchmarks/torch.compile of its repository); models planned here have fewer layers. With
+# these values, training on a GPU is not compiled below 90 s, by block up to 270 s, and as a whole above.
 REGIONAL_SHARE = 1 / 3
 
-MEMORY_SHARE = 0.6  # of free memory that a micro-batch may be estimated to need; the rest is for what estimates miss
+MEMORY_SHARE = 0.6  # of the free memory, for the estimated micro-batch; the estimate misses some of what a step takes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30  # glibc's malloc.h
-FIRST_LOSS_SCALE = 2.0**16  # torch's own; halved at once where it is too large
-# Tokens at once for each thread of a CPU: with four times as many, 1 x 64 to 2 x 128 were 0.95 to 1.03 times as fast on one
-# thread, with twice as many 0.97 to 1.03 times on two, and 4 x 256 0.90 and 1.02 times. Few at once keep trials short.
-# More than two threads were never tried: from four on it is what it was before.
+FIRST_LOSS_SCALE = 2.0**16  # torch's default; GradScaler halves it after an overflow
+# Tokens per forward pass on a CPU, per thread and at most. Two to four times as many were within 10 % of this speed on one
+# and two threads; small passes keep trials short. More than two threads were not measured.
 CPU_MICRO_TOKENS, CPU_MOST_TOKENS = 4096, 16384
 
 
 @dataclass(frozen=True)
 class Device:
-    """peak_flops: FLOP/s in `precision`, from the table or measured (peak_source)."""
+    """A device that is ready for use.
+
+    precision: float32 | bfloat16 | float16. peak_flops: FLOP/s in `precision`. peak_source: table | measured | given.
+    """
 
     torch_device: torch.device
     name: str
@@ -57,7 +59,7 @@ class Device:
 
     @property
     def title(self) -> str:
-        """What a run that moves here should know of it."""
+        """The device, threads and precision in words, for a run that moves here."""
         return f"{self.name}, {self.threads} threads, {self.precision}"
 
     @property
@@ -65,30 +67,34 @@ class Device:
         return torch.__version__
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
+        """Return the autocast context of a forward pass."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.torch_device.type, getattr(torch, self.precision))
 
     def scaler(self, scale: float | None = None) -> torch.amp.GradScaler:
-        """Scales the loss where gradients would vanish in float16's range, does nothing elsewhere. `scale`: what an
-        earlier process of the run had reached."""
+        """Return the gradient scaler, which does something in float16 only.
+
+        `scale` is the loss scale that an earlier process of the run had reached.
+        """
         return torch.amp.GradScaler(
             self.torch_device.type, init_scale=scale or FIRST_LOSS_SCALE, enabled=self.precision == "float16"
         )
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished all work."""
         synchronize(self.torch_device)
 
     @property
     def steps_ahead(self) -> int:
-        """Training steps that the host may have launched and not seen the end of: a GPU works while the next is prepared."""
+        """How many training steps the host may launch ahead: a GPU computes one while the host prepares the next."""
         return 1 if self.torch_device.type == "cuda" else 0
 
-    def later(self, *values: torch.Tensor) -> Callable[[], list[float]]:
-        """Scalars on the device as numbers, once they are asked for. On a GPU the copies are under way from now on and only
-        these are waited for: `.item()` would stand in line behind all work that was launched since."""
+    def fetch_async(self, *values: torch.Tensor) -> Callable[[], list[float]]:
+        """Start copying scalars to the host; return a function that waits for the copies and returns the floats.
+
+        On a GPU it waits for these copies only, whereas `.item()` would wait for all work launched since.
+        """
         if self.torch_device.type != "cuda":
             return lambda: [value.item() for value in values]
         host = torch.empty(len(values), dtype=torch.float32, pin_memory=True)
@@ -103,9 +109,11 @@ class Device:
         return read
 
     def to_device(self, array: Any) -> torch.Tensor:
-        """A numpy array as a contiguous tensor on the device, without waiting for the copy. Contiguous also where the array,
-        like the inputs of a batch, is a view: a compiled model is made for one layout, and a copy from a GPU's host waits
-        where it has to make one."""
+        """Return a numpy array as a contiguous tensor on the device, without waiting for the copy.
+
+        It is contiguous even for views, such as the inputs of a batch: a compiled model is specialised to one layout,
+        and an asynchronous copy from a non-contiguous tensor would block.
+        """
         tensor = torch.from_numpy(array)
         if self.torch_device.type == "cuda":
             pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -113,57 +121,59 @@ class Device:
         return tensor.contiguous().to(self.torch_device)
 
     def batch(self, host: Batch[Any], shape: Shape) -> Batch[torch.Tensor]:
-        """A batch of numpy arrays on the device, with the starts of its documents where attention needs them."""
+        """Return a batch of numpy arrays (B, T) on the device, with the document starts where attention needs them."""
         starts = self.document_starts(host.inputs, shape)
         return Batch(self.to_device(host.inputs), self.to_device(host.targets), starts)
 
     def document_starts(self, tokens: Any, shape: Shape) -> torch.Tensor | None:
-        """For `GPT.forward`, where documents start in `tokens`, a numpy array (B, T); None where they are not kept apart, or
-        by a mask. The kernel that takes it knows half precision, whole groups of 8 values a head, and no dropout."""
+        """Return the offsets where documents start in `tokens` (B, T), a numpy array, for `GPT.forward`.
+
+        None where documents are not separated, or where a mask separates them: the kernel for variable lengths takes
+        half precision, head sizes that are multiples of 8 up to 256, and no dropout.
+        """
         if shape.eot is None or shape.dropout or shape.head_size % 8 or shape.head_size > 256:
             return None
-        if (
-            self.precision == "float32" or best_precision(self.torch_device) != "bfloat16"
-        ):  # before Ampere there is none
+        # The kernel needs half precision, on Ampere or later.
+        if self.precision == "float32" or best_precision(self.torch_device) != "bfloat16":
             return None
         starts = self.to_device(document_starts(tokens, shape.eot))
-        torch._dynamo.maybe_mark_dynamic(starts, 0)  # their number is another in each batch: compile once for all
+        torch._dynamo.maybe_mark_dynamic(starts, 0)  # their number differs between batches: compile once for all
         return starts
 
     def snapshot(self) -> HostSnapshot:
-        """What goes on on the machine now, besides this process."""
+        """Return what else is running on the machine now, besides this process."""
         return take_snapshot(gpu_uuid(self.torch_device))
 
     def free_memory(self) -> int:
-        """Bytes that may still be taken."""
+        """Return the bytes that can still be allocated."""
         if self.torch_device.type == "cuda":
             return torch.cuda.mem_get_info(self.torch_device)[0]
         return available_memory()
 
-    def restart_peak_memory(self) -> int:
-        """Measure `peak_memory` from here on; returns the bytes in use now."""
+    def reset_peak_memory(self) -> int:
+        """Restart the measurement of `peak_memory`; return the bytes in use now."""
         if self.torch_device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.torch_device)
             return torch.cuda.memory_reserved(self.torch_device)
-        with suppress(OSError):  # not on every system: the peak is then that of the whole process so far
+        with suppress(OSError):  # Linux only; elsewhere the peak is that of the whole process so far
             Path("/proc/self/clear_refs").write_text("5")
         return int(psutil.Process().memory_info().rss)
 
     def peak_memory(self) -> int:
-        """Most bytes in use since `restart_peak_memory`, those in use then included."""
+        """Return the most bytes in use since `reset_peak_memory`."""
         if self.torch_device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.torch_device)
         return peak_process_memory()
 
     def release_memory(self) -> None:
-        """Give back what is cached of tensors that are gone."""
+        """Return cached memory of freed tensors to the system."""
         if self.torch_device.type == "cuda":
             torch.cuda.empty_cache()
-        with suppress(OSError, AttributeError):  # glibc keeps what was freed, which would count for the next shape
+        with suppress(OSError, AttributeError):  # glibc keeps freed memory, which would count for the next shape
             ctypes.CDLL(None).malloc_trim(0)
 
     def micro_batch(self, shape: Shape, sequences: int) -> int:
-        """Sequences per forward pass that should fit, at most `sequences`: a power of two, or all of them."""
+        """Return how many sequences per forward pass should fit: `sequences`, or a smaller power of two."""
         memory = MEMORY_SHARE * self.free_memory()
         cpu_tokens = min(CPU_MICRO_TOKENS * self.threads, CPU_MOST_TOKENS)
         most = cpu_tokens if self.torch_device.type == "cpu" else sequences * shape.block_size
@@ -174,29 +184,32 @@ class Device:
         return 1
 
     def step_memory(self, shape: Shape, tokens: int) -> int:
-        """Bytes that a forward and a backward pass over so many tokens take, about: 24 values of the width a token and
-        layer, kept for the backward pass, and what model/loss.py holds of logits at a time, once in the compute precision
-        and twice in float32."""
+        """Estimate the bytes of a forward and a backward pass over `tokens` tokens.
+
+        The activations take 24 values of width D per token and layer. The logits take as many rows as model/loss.py
+        holds at a time, once in the compute precision and twice in float32.
+        """
         precision = getattr(torch, self.precision)
         kept = 24 * shape.n_layer * shape.n_embd * precision.itemsize
         rows = rows_at_once(tokens, shape.vocab_size, self.torch_device.type, precision)
         return tokens * kept + rows * shape.vocab_size * (precision.itemsize + 8)
 
-    def ways_to_compile(self, setting: str) -> list[Compiling]:
-        """Those that a setting of device.compile allows, the preferred one first, with what each is expected to cost and to
-        bring on this device; none by itself where that was never tried."""
+    def compile_options(self, setting: str) -> list[CompileOption]:
+        """Return the ways to compile that a value of device.compile allows, the preferred one first, at their expected cost.
+
+        With "auto" the list is empty on a kind of device where compilation was never tried.
+        """
         kind, asked = self.torch_device.type, setting != "auto"
         if setting == "off" or (not asked and kind not in COMPILE_COST_S):
             return []
         cost_s, speedup = COMPILE_COST_S.get(kind, 0.0), COMPILE_SPEEDUP.get(kind, 1.0)
-        whole = Compiling("on", cost_s, speedup, asked)
-        regional = Compiling("regional", REGIONAL_SHARE * cost_s, speedup, asked)
+        whole = CompileOption("on", cost_s, speedup, asked)
+        regional = CompileOption("regional", REGIONAL_SHARE * cost_s, speedup, asked)
         return [way for way in (whole, regional) if setting in ("auto", way.how)]
 
 
 def peak_process_memory() -> int:
-    """Most bytes that this process had in use: VmHWM on Linux, the only figure that can be started anew, which psutil does
-    not report."""
+    """Return the most bytes that this process used: VmHWM on Linux, which can be reset and which psutil does not report."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -208,12 +221,12 @@ def peak_process_memory() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: what the system could free, and no more than a container's limit."""
+    """Return the bytes that this process can still allocate, within the limit of its container."""
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
         about = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
-        # Files that were read count as used until somebody needs the room: a corpus that was just verified, for one.
+        # The page cache (a corpus that was just verified, for one) counts as used, but is freed on demand.
         files = sum(int(value) for name, value in about if name in ("inactive_file", "active_file"))
         used = int((group / "memory.current").read_text()) - files
         return min(free, int((group / "memory.max").read_text()) - used)
@@ -222,13 +235,13 @@ def available_memory() -> int:
 
 
 def gpu_uuid(device: torch.device) -> str | None:
-    """The name under which NVIDIA's management library knows a GPU; None for any other device."""
+    """Return the UUID by which NVML knows a GPU; None for any other device."""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
     return f"GPU-{uuid}" if uuid else None
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device; the CPU is never ahead of itself."""
+    """Wait for the device; the CPU needs no wait."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -236,9 +249,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def open_device(name: str, threads: int | None, precision: str, peak_flops: float | None) -> Device:
-    """The device that `name` (auto, cpu, cuda, cuda:1, mps or a name of the device table) means here.
+    """Return the device for `name` (auto, cpu, cuda, cuda:1, mps or a name of the device table), ready for use.
 
-    Raises UserError when it is not there.
+    Raises UserError where this machine does not have it.
     """
     device = find_device(name)
     threads = threads or usable_cores()
@@ -256,21 +269,23 @@ def open_device(name: str, threads: int | None, precision: str, peak_flops: floa
 
 
 def set_up(device: torch.device, threads: int) -> None:
-    """What a process has to set before it computes on a device."""
+    """Configure this process to compute on the device."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     if device.type == "cuda":
-        torch.cuda.init()  # not every question that torch asks a GPU does it, where the GPU has a number
+        torch.cuda.init()  # a device with an index is not initialised by every call of torch
         if device.index is not None:
-            torch.cuda.set_device(device)  # whatever asks for "the" GPU means this one
+            torch.cuda.set_device(device)  # the default for calls without a device
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of giving it back to the system: each step frees its activations and asks for
-    them again, and thousands of page faults a step slow a small model down (docs/performance.md).
-    Elsewhere than on glibc nothing happens."""
+    """Make glibc keep freed memory instead of returning it to the system.
+
+    Each step frees its activations and allocates them again; the page faults slow down a small model
+    (docs/performance.md). Without glibc this does nothing.
+    """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
@@ -278,14 +293,14 @@ def keep_freed_memory() -> None:
 
 
 def best_precision(device: torch.device) -> str:
-    """bfloat16 where a GPU really has it, not where it is emulated (before Ampere): there float16."""
+    """Return bfloat16 on GPUs that support it natively (Ampere or later), float16 on others, float32 elsewhere."""
     if device.type != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a name means here. Raises UserError when it is not there."""
+    """Return the torch device for a name. Raises UserError where this machine does not have it."""
     cuda = torch.cuda.is_available()
     mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -298,11 +313,13 @@ def find_device(name: str) -> torch.device:
         except RuntimeError:
             raise UserError(f"device={name} is not a CUDA device; allowed: cuda, cuda:0, cuda:1, ...") from None
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise UserError(f"device={name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+            raise UserError(
+                f"device={name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0"
+            )
         return device
     if cuda and (known := by_cuda_name(torch.cuda.get_device_name())) is not None and known.name == name:
         return torch.device("cuda")
     here = torch.cuda.get_device_name() if cuda else "no CUDA device"
     raise UserError(
-        f"device={name} is not on this machine ({here}); use device=auto, or plan.py to plan for it from here"
+        f"device={name} is not on this machine ({here}); use device=auto, or plan for the absent device with plan.py"
     )

@@ -1,4 +1,4 @@
-"""The processes of one run: which of them this one is, and how they come to the same decision."""
+"""The processes of a distributed run: rank, size, and how they agree on a decision."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, each with a `rank` from 0 to size - 1. With one process, every method is the identity.
+    """`size` processes, each with a `rank` from 0 to size - 1. With one process, every method returns its input.
 
-    What the processes have to agree on (how many steps are left, whether to stop, a smaller micro-batch) goes through
-    `broadcast` or `first`. Values travel as JSON, because torch's own object collectives unpickle.
+    Decisions that the processes must share (how many steps are left, whether to stop, a smaller micro-batch) go through
+    `broadcast` or `first`. Values are sent as JSON, because torch's object collectives use pickle.
     """
 
     rank: int = 0
     size: int = 1
 
     def broadcast(self, value: Value) -> Value:
-        """The value that rank 0 has, on every process."""
+        """Return rank 0's value on every process."""
         return value if self.size == 1 else self._gather(value)[0]
 
     def first(self, value: Value) -> Value:
-        """The value of the lowest rank that has one other than None, on every process."""
+        """Return, on every process, the value of the lowest rank that has one other than None."""
         if self.size == 1:
             return value
         values = self._gather(value)
         return next((each for each in values if each is not None), values[0])
 
     def share(self, count: int) -> slice:
-        """The contiguous part of `count` items that this process works on; the parts differ by one item at most."""
+        """Return the contiguous part of `count` items for this process; the parts differ by at most one item."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def _gather(self, value: Value) -> list[Value]:
-        """The values of all processes, by rank."""
+        """Return the values of all processes by rank."""
         import torch
         import torch.distributed as dist
 
@@ -52,8 +52,7 @@ class World:
 
 
 def join_world(device: str) -> World:
-    """The processes that torchrun started together with this one, joined over NCCL on GPUs and Gloo on CPUs; a world of
-    one where there are no others."""
+    """Join the processes that torchrun started, over NCCL on GPUs and Gloo on CPUs; without torchrun, a world of one."""
     if int(os.environ.get("WORLD_SIZE") or "1") <= 1:
         return World()
     import torch.distributed as dist
@@ -63,7 +62,7 @@ def join_world(device: str) -> World:
 
 
 def leave_world(world: World) -> None:
-    """End the connections to the other processes."""
+    """Close the connections to the other processes."""
     if world.size > 1:
         import torch.distributed as dist
 
@@ -71,7 +70,7 @@ def leave_world(world: World) -> None:
 
 
 def local_device(name: str) -> str:
-    """Under torchrun, this process's own GPU; `name` itself elsewhere."""
+    """Return this process's own GPU under torchrun, otherwise `name`."""
     import torch
 
     local = os.environ.get("LOCAL_RANK")

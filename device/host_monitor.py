@@ -1,5 +1,7 @@
-"""What else goes on on the machine that a run computes on: load, other processes, clocks and temperatures, as far as the
-system says. A look costs some milliseconds; whatever cannot be read is left out."""
+"""Monitor the machine during a run: load, other processes, clock speeds and temperatures.
+
+A snapshot takes a few milliseconds. Values that the system does not report are None.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,18 @@ from common.monotonic import now
 
 T = TypeVar("T")
 
-
 SYS = Path("/sys")
-
-
-NAMED = 3  # other processes that are named, the busiest first
-
-
-WORTH_A_WORD = 0.2  # cores, more than usual
-
-
-LOWER_CLOCK = 0.92  # of the usual clock
-
-
-# NVML's reasons for a lower clock (nvmlClocksEventReasons in nvml.h), those that are not the idle or the chosen clock
+NAMED = 3  # how many other processes a message names, the busiest first
+NOTABLE_CORES = 0.2  # cores above the usual use that are worth a message
+LOWER_CLOCK = 0.92  # share of the usual clock below which a message is worth it
+# NVML's reasons for a lower clock (nvmlClocksEventReasons in nvml.h), except idling and a clock that was set by the
+# user
 SLOWED_BY = {0x04: "power cap", 0x08: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power brake"}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU at one moment: clock of its processors, temperature, what slows it down, and processes that use it."""
+    """The state of a GPU: SM clock, temperature, what slows it down, and the number of processes on it."""
 
     mhz: float
     celsius: float
@@ -44,8 +38,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class HostSnapshot:
-    """The machine at one moment. Seconds count from some earlier moment, so only differences mean anything; cpu_s holds
-    the name and the CPU seconds of every other process."""
+    """The state of the machine at one moment.
+
+    at: seconds on common.monotonic's clock. load: the one-minute load average. mhz: the median clock of the cores.
+    stolen_s,
+    throttled_s: seconds since boot that the hypervisor gave to others, and that the container's CPU quota stopped it.
+    cpu_s: name and CPU seconds of every other process, by process id. Only differences of the seconds have a meaning.
+    """
 
     at: float
     load: float | None = None
@@ -58,8 +57,11 @@ class HostSnapshot:
 
 @dataclass(frozen=True)
 class HostDelta:
-    """The machine between two moments: cores that each other process took, cores that the hypervisor and the container's
-    quota took away, and load, clock and GPU at its end."""
+    """The change between two snapshots.
+
+    others: cores that each other process used. stolen, throttled: cores that the hypervisor and the container's CPU
+    quota took away. load, mhz, gpu: the values at the end.
+    """
 
     others: dict[str, float]
     stolen: float
@@ -70,23 +72,25 @@ class HostDelta:
 
 
 def take_snapshot(gpu_uuid: str | None) -> HostSnapshot:
-    """The machine now; `gpu_uuid` as NVML names the GPU, None without one."""
+    """Return the state of the machine; `gpu_uuid` is NVML's name of the GPU, None without one."""
     gpu = None if gpu_uuid is None else _gpu(gpu_uuid)
-    load, mhz, stolen_s = _answer(lambda: os.getloadavg()[0]), _answer(_clock_mhz), _answer(_stolen_s)
-    return HostSnapshot(now(), load, mhz, stolen_s, _throttled_s(), _answer(_cpu_seconds) or {}, gpu)
+    load, mhz, stolen_s = _try_read(lambda: os.getloadavg()[0]), _try_read(_clock_mhz), _try_read(_stolen_s)
+    return HostSnapshot(now(), load, mhz, stolen_s, _throttled_s(), _try_read(_cpu_seconds) or {}, gpu)
 
 
-def _answer(question: Callable[[], T]) -> T | None:
-    """The answer to a question about the machine, None where this system has none: looking must never end a run, and
-    psutil raises errors of several kinds."""
+def _try_read(read: Callable[[], T]) -> T | None:
+    """Return the value of `read`, None where it fails.
+
+    Monitoring must never end a run, and psutil raises errors of several kinds.
+    """
     try:
-        return question()
+        return read()
     except Exception:
         return None
 
 
 def diff(before: HostSnapshot, after: HostSnapshot) -> HostDelta:
-    """What went on between two moments."""
+    """Return the change between two snapshots."""
     seconds = max(after.at - before.at, 1e-3)
 
     def cores(first: float | None, last: float | None) -> float:
@@ -102,16 +106,16 @@ def diff(before: HostSnapshot, after: HostSnapshot) -> HostDelta:
 
 
 def reasons(usual: HostDelta, slow: HostDelta) -> list[str]:
-    """What may make a run slow, in half-sentences: where the machine differs from what is usual."""
+    """Return why a run may be slow, as half-sentences: how the machine differs from its usual state."""
     found = []
-    took, takes = sum(usual.others.values()), sum(slow.others.values())
-    if takes >= took + WORTH_A_WORD:
-        busiest = sorted(slow.others.items(), key=lambda each: -each[1])[:NAMED]
+    usual_cores, cores = sum(usual.others.values()), sum(slow.others.values())
+    if cores >= usual_cores + NOTABLE_CORES:
+        busiest = sorted(slow.others.items(), key=lambda item: -item[1])[:NAMED]
         named = ", ".join(f"{name} {share:.1f}" for name, share in busiest if share >= 0.05)
-        found.append(f"other processes take {takes:.1f} cores instead of {took:.1f} ({named})")
-    if slow.stolen >= usual.stolen + WORTH_A_WORD:
+        found.append(f"other processes take {cores:.1f} cores instead of {usual_cores:.1f} ({named})")
+    if slow.stolen >= usual.stolen + NOTABLE_CORES:
         found.append(f"the hypervisor gives {slow.stolen:.1f} cores to others")
-    if slow.throttled >= usual.throttled + WORTH_A_WORD:
+    if slow.throttled >= usual.throttled + NOTABLE_CORES:
         found.append(f"the container's CPU quota stops it for {slow.throttled:.0%} of the time")
     if slow.load is not None and usual.load is not None and slow.load > 1.2 * usual.load + 0.5:
         found.append(f"load average {slow.load:.1f} instead of {usual.load:.1f}")
@@ -131,7 +135,7 @@ def _gpu_reasons(usual: Gpu | None, slow: Gpu) -> list[str]:
 
 
 def _cpu_seconds() -> dict[int, tuple[str, float]]:
-    """Name and CPU seconds of every other process that may be looked at."""
+    """Return the name and CPU seconds of every other process that this one may inspect, by process id."""
     import psutil
 
     found = {}
@@ -143,21 +147,21 @@ def _cpu_seconds() -> dict[int, tuple[str, float]]:
 
 
 def _clock_mhz() -> float | None:
-    """The median clock of the cores."""
+    """Return the median clock of the cores in MHz."""
     import psutil
 
     return statistics.median(core.current for core in psutil.cpu_freq(percpu=True))
 
 
 def _stolen_s() -> float | None:
-    """CPU seconds that a hypervisor gave to others; only Linux counts them."""
+    """Return the CPU seconds that the hypervisor gave to others; reported on Linux only."""
     import psutil
 
     return getattr(psutil.cpu_times(), "steal", None)
 
 
 def _throttled_s() -> float | None:
-    """Seconds that this container was stopped because its CPU quota was used up."""
+    """Return the seconds for which the container was stopped because its CPU quota was used up."""
     units = {"throttled_usec": 1e-6, "throttled_time": 1e-9}  # of cgroup v2 and v1
     for name in ("fs/cgroup/cpu.stat", "fs/cgroup/cpu/cpu.stat"):
         with suppress(OSError, ValueError):
@@ -168,7 +172,7 @@ def _throttled_s() -> float | None:
 
 
 def _gpu(uuid: str) -> Gpu | None:
-    """The GPU as NVIDIA's management library sees it; None where there is no library, no driver, or part of a GPU."""
+    """Return the state of a GPU from NVML; None without the library or a driver, and for a part of a GPU (MIG)."""
     try:
         import pynvml
 
@@ -178,8 +182,8 @@ def _gpu(uuid: str) -> Gpu | None:
         return Gpu(
             mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
             celsius=pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            slowed_by=tuple(dict.fromkeys(word for bit, word in SLOWED_BY.items() if bits & bit)),
+            slowed_by=tuple(dict.fromkeys(reason for bit, reason in SLOWED_BY.items() if bits & bit)),
             processes=len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         )
-    except Exception:  # drivers and releases differ in what they raise; a look must never end a run
+    except Exception:  # drivers raise different errors; monitoring must never end a run
         return None

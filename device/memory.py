@@ -1,22 +1,22 @@
-"""Work that runs out of memory, tried again in smaller pieces. Imports no torch."""
+"""Retry work that runs out of memory in smaller pieces. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-# What PyTorch's allocators for a CPU and for a GPU say, and cuBLAS where there is no room for its own.
-SAID = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# Messages of PyTorch's allocators for CPUs and GPUs, and of cuBLAS without room for its workspace.
+MESSAGES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether this is what a device or the system raises when its memory is full."""
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
-    return said or isinstance(error, MemoryError)
+    """Return whether the error means that the memory of the device or the system is full."""
+    by_message = isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
+    return by_message or isinstance(error, MemoryError)
 
 
 class Attempt:
-    """A block that may run out of memory; any other failure passes through."""
+    """A block that may run out of memory; any other exception passes through."""
 
     def __init__(self) -> None:
         self.failed = False
@@ -30,14 +30,14 @@ class Attempt:
 
 
 def attempts(shrink: Callable[[], None]) -> Iterator[Attempt]:
-    """Attempts at the same work until one has memory enough:
+    """Yield attempts at the same work until one has enough memory:
 
         for attempt in attempts(shrink):
             with attempt:
                 ...
 
-    `shrink` is called after one that has not, when the error and what it held are gone; it raises where nothing smaller
-    is left to try.
+    `shrink` is called after an attempt that ran out of memory, once the exception and all that it referenced are
+    freed. It raises where nothing smaller is left to try.
     """
     while True:
         attempt = Attempt()

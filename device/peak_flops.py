@@ -1,4 +1,4 @@
-"""The measured peak: what this device really does, instead of what its data sheet says."""
+"""Measure the peak FLOP/s of a device that the table does not know."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_REPEATS = 3
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, synchronize: Callable[[], None]) -> float:
-    """FLOP/s of a large square matrix product in `dtype`, the best of several: a practical peak for MFU."""
+    """Return the FLOP/s of the fastest of several large square matrix products in `dtype`, a practical peak for MFU."""
     n = MATMUL_SIZE.get(device.type, 8192)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     times: list[float] = []

@@ -1,9 +1,9 @@
-"""Peak speed and memory of the devices that people train on. What is not here is measured, never guessed.
+"""Peak speed and memory of common GPUs. For a device that is not in the table, the peak is measured.
 
-Peaks are dense (no sparsity) matrix FLOP/s as the makers publish them, with float32 accumulation; the same figures stand
-in torchtitan's and nanochat's tables. `expected_mfu` is the share of the peak to plan with before anything was measured:
-nanoGPT's 124M model reaches 37 % on one A100 (its scaling_laws notebook), nanochat 41-46 % on H100, consumer cards less. It
-is for a width of REFERENCE_WIDTH; a thin model spends more of its time moving activations than multiplying.
+Peaks are the makers' dense matrix FLOP/s (no sparsity) with float32 accumulation, as in the tables of torchtitan and
+nanochat. `expected_mfu` is the share of the peak to plan with before a measurement: nanoGPT's 124M model reaches 37 %
+on one A100 (its scaling_laws notebook), nanochat 41 to 46 % on H100, consumer cards less. It holds for a width of
+REFERENCE_WIDTH; a narrower model spends more of its time moving activations than multiplying.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from dataclasses import dataclass
 
 TERA, GIGA = 1e12, 1e9
 REFERENCE_WIDTH = 768
-# Time per token and layer: matrices at a constant share m of the peak, 72 d^2 FLOPs, and k values of 2 bytes and width d
-# moved at the memory's bandwidth. nanochat's 41 % at a width of 768 and 46 % at 1152 on H100 (989 TFLOP/s, 3.35 TB/s) give
-# m = 0.61 and k = 74; then half of what a very wide model reaches is reached at a width of m k / 36 x peak / bandwidth.
+# Model of the time per token and layer: 72 d^2 FLOPs of matrices at a constant share m of the peak, plus k vectors of
+# width d and 2 bytes per value at the memory's bandwidth. nanochat's 41 % at d = 768 and 46 % at d = 1152 on H100
+# (989 TFLOP/s, 3.35 TB/s) give m = 0.61 and k = 74. Half the speed of a very wide model is then reached at d = m k /
+# 36 x peak / bandwidth.
 HALF_WIDTH = 0.61 * 74 / 36
 
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """bf16, fp16: FLOP/s, bf16 None where the device only emulates it; memory: GiB; bandwidth: GB/s; expected_mfu: share
-    of the peak, 0..1."""
+    """A row of the table.
+
+    bf16, fp16: peak FLOP/s, bf16 None where the device only emulates it. memory: GiB. bandwidth: GB/s. expected_mfu:
+    share of the peak, 0 to 1.
+    """
 
     name: str
     bf16: float | None
@@ -33,7 +37,7 @@ class DeviceSpec:
 
     @property
     def precision(self) -> str:
-        """What a run takes when nobody says otherwise."""
+        """The default precision of a run on this device."""
         return "float16" if self.bf16 is None else "bfloat16"
 
     @property
@@ -43,11 +47,11 @@ class DeviceSpec:
 
     @property
     def half_width(self) -> float:
-        """Width of a model that reaches half the speed of a very wide one: 190 on an A100, 370 on an H100."""
+        """The width at which a model reaches half the speed of a very wide one: 190 on an A100, 370 on an H100."""
         return HALF_WIDTH * self.peak / (self.bandwidth * GIGA)
 
     def peak_in(self, precision: str) -> float | None:
-        """FLOP/s, None where it is not known: then it is measured."""
+        """Return the FLOP/s in a precision; None where the table does not have it."""
         return {"bfloat16": self.bf16, "float16": self.fp16}.get(precision)
 
 
@@ -70,23 +74,24 @@ DEVICES = (
 
 
 def width_factor(half_width: float, n_embd: int) -> float:
-    """Speed at a width relative to that at REFERENCE_WIDTH."""
+    """Return the speed at a width relative to that at REFERENCE_WIDTH."""
     return (1 + half_width / REFERENCE_WIDTH) / (1 + half_width / n_embd)
 
 
-# Words that make a part of a device, or another one, of a name in the table.
-OTHERS = {"MIG", "Laptop", "Max", "Ti", "SUPER", "D", "NVL"}
+# Words in a device's name that mark a variant of the device in the table, or a part of it.
+VARIANTS = {"MIG", "Laptop", "Max", "Ti", "SUPER", "D", "NVL"}
 BY_NAME = {device.name: device for device in DEVICES}
 
 
 def by_cuda_name(cuda_name: str) -> DeviceSpec | None:
-    """The table's row for the name that CUDA reports, or None: then the peak has to be measured.
+    """Return the row for the name that CUDA reports; None where there is none.
 
-    The name must stand as whole words, so that "NVIDIA L4" is not found in "NVIDIA L40S", and none of OTHERS beside it.
+    The name must match in whole words, so that "NVIDIA L40S" is not "NVIDIA L4", and must have no additional word of
+    VARIANTS.
     """
     words = f" {cuda_name.replace('-', ' ')} "
-    others = OTHERS & set(words.split())
+    variants = VARIANTS & set(words.split())
     for device in DEVICES:
-        if any(f" {alias} " in words and others <= set(alias.split()) for alias in device.cuda_names):
+        if any(f" {alias} " in words and variants <= set(alias.split()) for alias in device.cuda_names):
             return device
     return None

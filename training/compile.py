@@ -49,7 +49,7 @@ def how_to_compile(session: Session, trainer: Trainer) -> str:
     plan = trainer.plan
     if not plan.compiled or not trainer.state.step:
         return plan.compiling
-    for way in trainer.device.ways_to_compile(session.config.device.compile):
+    for way in trainer.device.compile_options(session.config.device.compile):
         cost_s, speedup = plan.compile_s or way.cost_s, plan.compile_speedup or way.speedup
         measured = replace(way, cost_s=cost_s, speedup=speedup)
         if way.how == plan.compiling and measured.pays(session.clock.seconds_left()):

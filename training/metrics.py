@@ -30,7 +30,7 @@ class DeferredMetrics:
         self._written = -1.0
 
     def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        numbers = self.trainer.device.later(loss, norm)
+        numbers = self.trainer.device.fetch_async(loss, norm)
         self._waiting = (numbers, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
 
     def is_healthy(self) -> bool:

@@ -259,7 +259,7 @@ def plan_here(
     """A plan from speeds that `trials` measures on this machine, or from mfu= where there are none; `say` and `detail` as in
     `measured_plan`."""
     request = first_request(config, text, device, overhead_s)
-    ways, seconds = device.ways_to_compile(config.device.compile), request.limits.seconds
+    ways, seconds = device.compile_options(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)
         prober = DeviceTrialClient(trials, device, optim_settings(config), optim.micro_batch, probe_s, say)

@@ -65,7 +65,7 @@ def measure(
     and a constant for the rest, which take update_s. They are timed apart, so that a large batch is measured without
     running all of it. Medians; the first step, which also allocates memory and compiles, is left out.
     """
-    available = device.restart_peak_memory() + device.free_memory()
+    available = device.reset_peak_memory() + device.free_memory()
     micro, began = min(micro_batch, sequences), now()
     step, batch = step_on_random_tokens(device, shape, optimizer, micro, compiled)
     device.synchronize()

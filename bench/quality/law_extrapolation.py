@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import RESULTS, argument_parser, write_result
-from budget.laws.fit import Point, fit, group
+from budget.laws.fit import Point, fit, group_by_budget
 
 RESULT = RESULTS / "replay.json"
 TARGET = 3.4e18
@@ -35,7 +35,7 @@ def read_points(path: Path) -> dict[str, list[Point]]:
 
 def replay(points: list[Point], truth: float) -> dict[str, Any]:
     """Predict the best size at TARGET FLOPs from the smallest budgets and compare it with `truth`."""
-    cheap = [point for budget in group(points)[:BUDGETS] for point in budget]
+    cheap = [point for budget in group_by_budget(points)[:BUDGETS] for point in budget]
     fitted = fit(cheap)
     size = fitted.law.parameters(TARGET)
     return {

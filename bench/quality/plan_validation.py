@@ -24,7 +24,7 @@ from typing import Any
 
 from bench.common import RESULTS, ROOT, argument_parser, corpus_options, result_of, run_script, write_result
 from budget.laws.fit import Fit, fit
-from budget.laws.refit import FinishedRun, draw_slices, lines_of, read_run
+from budget.laws.refit import FinishedRun, draw_slices, format_fit, read_run
 from model.config import PRESETS, Shape, padded_vocab
 
 RESULT = RESULTS / "prove_plan.json"
@@ -205,7 +205,7 @@ def main() -> None:
     folders = small + large + noise
     runs = [finished(folder) for folder in folders]
     found = fit([done.point for done in runs], source=f"{len(runs)} runs of bench.quality.plan_validation")
-    print("\n".join(lines_of(found)), flush=True)
+    print("\n".join(format_fit(found)), flush=True)
     law = place / "law.json"
     refit = [sys.executable, "-m", "budget.laws.refit", *map(str, folders), "--output", str(law)]
     subprocess.run(refit, cwd=ROOT, check=True)

@@ -91,7 +91,7 @@ def steady_step_seconds(step: Step, seconds: float) -> float:
     step.device.synchronize()
     began, count = now(), 0
     while now() - began < seconds or count < FEWEST:
-        before = step.device.later(step.loss)
+        before = step.device.fetch_async(step.loss)
         step.run(apart=False)
         before()
         count += 1
@@ -103,7 +103,7 @@ def speed_of(shape: Shape, way: str, device: Device, tokens: int, seconds: float
     """Measure training steps of about `tokens` tokens, without gradient accumulation, for `seconds`."""
     gc.collect()
     device.release_memory()
-    device.restart_peak_memory()
+    device.reset_peak_memory()
     sequences = device.micro_batch(shape, max(1, tokens // shape.block_size))
     step = Step(shape, sequences, OptimSettings("adamw"), device, way)
     began = now()

@@ -148,7 +148,7 @@ def step_peak_memory(shape: Shape, sequences: int, device: Device) -> int:
     """The peak memory in bytes of a model, its optimizer state and two training steps."""
     gc.collect()
     device.release_memory()
-    before = device.restart_peak_memory()
+    before = device.reset_peak_memory()
     step = Step(shape, sequences, OptimSettings("muon"), device)
     step.run()
     step.run()

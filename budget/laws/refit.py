@@ -1,13 +1,13 @@
-"""A scaling law from finished runs, for `law=local`: reads their records, fits, draws the picture, saves.
+"""Fit a scaling law to finished runs, for law=local: read their records, fit, plot and save.
 
     python -m budget.laws.refit outputs/*            # or make law
     python -m budget.laws.refit outputs/* --metric bits_per_byte --output outputs/law.json
 
-Runs may be of any mixture of sizes and budgets; slices of one budget with at least three sizes say most. The law counts
-compute as 6ND. Runs of equal budget.flops (which has attention in it) or budget.hours are slices too, though no exact
-ones: their losses are moved to one 6ND by the slope of approach 3, and the output says by how much they differed. All
-must have been scored on the same tokens: losses of different tokenizers cannot be compared, bits per byte of the same
-text can.
+The runs may mix sizes and budgets; at least three sizes at the same budget (a slice) tell the most. The law counts
+compute as 6ND. Runs of equal budget.flops, which includes attention, or of equal budget.hours also form a slice,
+although their 6ND differs. Their losses are moved to the same 6ND along the slope of approach 3, and the output shows
+how far they were apart. All runs must have been evaluated on the same tokens. Losses of different tokenizers cannot
+be compared; bits per byte of the same text can.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("outputs/law.json")
 DEFAULT_LAW = "chinchilla-table3"
-DRAWN = 0.06  # of a parabola, in ln loss: it is fitted to the points near its bottom
+DRAWN = 0.06  # height of the drawn part of a parabola, in ln loss; the fit holds near the minimum only
 METRICS = ("loss", "bits_per_byte")
-YAML_BYTES = 1 << 16  # ten times the config.yaml of a run; reading what is nested without end takes quadratic time
-# Knobs that may differ between runs that differ in their luck alone: the seed, and what does not touch the training.
+YAML_BYTES = 1 << 16  # ten times the config.yaml of a run; parsing deeply nested YAML takes quadratic time
+# Options that may differ between repetitions of a run: the seed, and options that do not affect the training.
 NOT_SETUP = (
     *("seed", "name", "output_dir", "fresh", "output", "explain", "wandb", "checkpoint", "plan.folder"),
     *("plan.corpus_tokens", "data.cache_dir", "data.workers", "budget.extend_hours"),
@@ -49,7 +50,7 @@ NOT_SETUP = (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What of a run's record the fit and its checks need."""
+    """The parts of a run's record that the fit and its checks use."""
 
     name: str
     point: Point
@@ -62,19 +63,19 @@ class FinishedRun:
     block: str
 
 
-class Unusable(Exception):
-    """Why a run's folder does not count, in half a line that names the file."""
+class UnusableRun(Exception):
+    """A run that cannot be used; the message is half a sentence with the reason and the file."""
 
 
 def _yaml(content: bytes) -> Any:
-    """The value of a YAML text without aliases, of which a few lines can stand for terabytes; stint writes none."""
+    """Parse YAML without aliases, a few lines of which can expand to terabytes; stint's files have none."""
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader)):
-        raise ValueError("it has aliases")
+        raise ValueError("it contains aliases")
     return yaml.safe_load(content)
 
 
 class Record:
-    """One of a run's files. An older or damaged one is Unusable as soon as what it lacks is asked for."""
+    """One of a run's files. Raises UnusableRun for a file that cannot be read, and for an entry that is missing or invalid."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -84,34 +85,37 @@ class Record:
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             self.content = None
         if not isinstance(self.content, dict):
-            raise Unusable(f"no readable {self.name}")
+            raise UnusableRun(f"no readable {self.name}")
 
     def entry(self, name: str) -> Any:
-        """What stands under a dotted name."""
-        found = self.content
+        """Return the value at a dotted name."""
+        value = self.content
         for key in name.split("."):
-            if not isinstance(found, dict) or key not in found:
-                raise Unusable(f"its {self.name} lacks {name}")
-            found = found[key]
-        return found
+            if not isinstance(value, dict) or key not in value:
+                raise UnusableRun(f"its {self.name} lacks {name}")
+            value = value[key]
+        return value
 
     def number(self, name: str) -> float:
-        """A positive number: the fit takes its logarithm."""
+        """Return a positive number; the fit takes its logarithm."""
         value = self.entry(name)
         if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise Unusable(f"{name} in its {self.name} is {value!r}, not a positive number")
+            raise UnusableRun(f"{name} in its {self.name} is {value!r}, not a positive number")
         return float(value)
 
     def text(self, name: str) -> str:
+        """Return a string."""
         value = self.entry(name)
         if not isinstance(value, str):
-            raise Unusable(f"{name} in its {self.name} is {value!r}, not a text")
+            raise UnusableRun(f"{name} in its {self.name} is {value!r}, not a string")
         return value
 
 
 def setup_of(folder: Path, corpus: str) -> str:
-    """Stands for all that decided a run besides its seed: its knobs, the batch that was planned, what earlier
-    versions of the code corrected on the way, and the corpus."""
+    """Return a hash of everything that decided a run except its seed.
+
+    It covers the options, the planned batch, the corrections that earlier versions made during a run, and the corpus.
+    """
     config = Record(folder / "config.yaml").content
     for dotted in NOT_SETUP:
         group, _, leaf = dotted.rpartition(".")
@@ -127,7 +131,7 @@ def setup_of(folder: Path, corpus: str) -> str:
 
 
 def spent_of(result: Record) -> dict[str, float]:
-    """What the run spent in each measure that its budget may have been given in; hours where they were the limit."""
+    """Return what the run spent, by measure of a budget; hours only where they ended the run."""
     spent = {name: result.number(f"spent.{name}") for name in ("flops_6nd", "flops")}
     if result.content.get("stopped_by") == "hours":
         spent["hours"] = result.number("spent.training_hours")
@@ -135,13 +139,13 @@ def spent_of(result: Record) -> dict[str, float]:
 
 
 def read_run(folder: Path, metric: str) -> FinishedRun | str:
-    """The run in `folder`, or why it does not count."""
+    """Return the run in `folder`, or the reason why it is left out."""
     try:
         result = Record(folder / "result.json")
         if result.content.get("status") != "finished":
             return f"its status is {result.content.get('status')}"
         corpus = result.text("data.fingerprint")
-        # What the plan compares budgets by: repeated tokens count for the new ones that they are worth.
+        # As in the planner, repeated tokens count as the number of new ones that they are worth.
         tokens = effective_tokens(result.number("spent.tokens"), result.number("data.train_tokens"))
         size, loss = result.number("model.parameters_law"), result.number(f"eval.{metric}")
         return FinishedRun(
@@ -151,156 +155,151 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             corpus,
             result.text("eval.fingerprint"),
             int(result.number("model.block_size")),
-            # Older records are of AdamW without tables, the only ones there were.
+            # Records of earlier versions lack these keys: AdamW without a bigram embedding was the only choice.
             str(result.content.get("plan", {}).get("optimizer", "adamw")),
             int(result.content["model"].get("bigram_rows", 0)),
-            ", ".join(f"{knob}={result.content['model'].get(knob)}" for knob in PLAIN),
+            ", ".join(f"{option}={result.content['model'].get(option)}" for option in PLAIN),
         )
-    except Unusable as why:
-        return str(why)
+    except UnusableRun as reason:
+        return str(reason)
 
 
 def read_runs(folders: Sequence[Path], metric: str) -> tuple[list[FinishedRun], list[str]]:
-    """Runs that count, and a line for each folder that does not."""
+    """Return the usable runs, and one line for each folder that is left out."""
     runs, left_out = [], []
     for folder in folders:
         if not folder.is_dir():
             continue
-        found = read_run(folder, metric)
-        if isinstance(found, str):
-            left_out.append(f"{folder}: left out, {found}")
+        run = read_run(folder, metric)
+        if isinstance(run, str):
+            left_out.append(f"{folder}: left out, {run}")
         else:
-            runs.append(found)
+            runs.append(run)
     return runs, left_out
 
 
-def check_alike(runs: Sequence[FinishedRun], metric: str) -> list[str]:
-    """Raises UserError for runs whose figures cannot be compared; returns what is worth saying about the others."""
+def check_comparable(runs: Sequence[FinishedRun], metric: str) -> list[str]:
+    """Return notes on differences between the runs. Raises UserError where their losses cannot be compared."""
     if not runs:
-        raise UserError("no finished run among the folders; give some, e.g. python -m budget.laws.refit outputs/*")
-    tokenizers = _counted(run.tokenizer for run in runs)
+        raise UserError(
+            "no finished run in the folders; name folders of finished runs, e.g. python -m budget.laws.refit outputs/*"
+        )
+    tokenizers = Counter(run.tokenizer for run in runs)
     if metric == "loss" and len(tokenizers) > 1:
         raise UserError(
-            f"the runs have different tokenizers ({_shown(tokenizers)}), nats per token cannot be compared; give runs of one,"
-            " or fit bits per byte: --metric bits_per_byte"
+            f"the runs have different tokenizers ({_format_counts(tokenizers)}), whose losses in nats per token cannot be"
+            " compared; name runs with one tokenizer, or fit bits per byte: --metric bits_per_byte"
         )
-    scored = _counted(run.scored[:8] for run in runs)
+    scored = Counter(run.scored[:8] for run in runs)
     if metric == "loss" and len(scored) > 1:
         raise UserError(
-            f"the runs were scored on different tokens ({_shown(scored)}), e.g. another corpus or eval.tokens; give runs that"
-            " were scored alike: a short budget cuts its evaluation, so set eval.tokens low enough for the shortest"
+            f"the runs were evaluated on different tokens ({_format_counts(scored)}), so their corpus or eval.tokens differ;"
+            " name runs with the same evaluation (short budgets shorten it: set eval.tokens low enough for the shortest)"
         )
     notes = []
-    for what, found in (
-        ("corpora", _counted(run.corpus[:8] for run in runs)),
-        ("block sizes", _counted(str(run.block_size) for run in runs)),
-        ("optimizers", _counted(run.optimizer for run in runs)),
-        ("bigram tables", _counted(f"{run.bigram_rows} rows" for run in runs)),
-        ("blocks", _counted(run.block for run in runs)),
+    for property_name, counts in (
+        ("corpora", Counter(run.corpus[:8] for run in runs)),
+        ("block sizes", Counter(str(run.block_size) for run in runs)),
+        ("optimizers", Counter(run.optimizer for run in runs)),
+        ("bigram embeddings", Counter(f"{run.bigram_rows} rows" for run in runs)),
+        ("blocks", Counter(run.block for run in runs)),
     ):
-        if len(found) > 1:
+        if len(counts) > 1:
             notes.append(
-                f"the runs have different {what} ({_shown(found)}); the law mixes their effect with the size's"
+                f"the runs have different {property_name} ({_format_counts(counts)}); the law mixes their effect with that of"
+                " the size"
             )
     return notes
 
 
-def _counted(values: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def _shown(counts: dict[str, int]) -> str:
+def _format_counts(counts: Counter[str]) -> str:
     return ", ".join(f"{name} in {n}" for name, n in sorted(counts.items()))
 
 
-def lines_of(found: Fit) -> list[str]:
-    """What the fit says, for the terminal."""
-    law = found.law
+def format_fit(fitted: Fit) -> list[str]:
+    """Return the lines that describe the fit on the terminal."""
+    law = fitted.law
     lines = []
-    for each in found.slices:
-        sizes = f"{len(each.points)} runs, {min(p.parameters for p in each.points):.3g} to"
-        sizes += f" {max(p.parameters for p in each.points):.3g} parameters"
-        best = (
-            each.refused
-            or f"best {each.parameters:.3g} +- {each.error:.0%}, {each.loss:.4f}, curvature {each.curvature:.3f}"
+    for s in fitted.slices:
+        runs = f"{len(s.points)} runs, {_range([p.parameters for p in s.points])} parameters"
+        best = s.refused or (
+            f"best size {s.parameters:.3g} +- {s.error:.0%}, its loss {s.loss:.4f}, curvature {s.curvature:.3f}"
         )
-        unequal = f", 6ND differs by {each.spread - 1:.0%}: moved to one compute" if each.spread > 1.01 else ""
-        lines.append(f"{each.flops:.3g} FLOPs: {sizes}{unequal}: {best}")
-    lines.append(f"N* = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from {_range(law.measured)} FLOPs")
+        unequal = f", 6ND differs by {s.spread - 1:.0%} (losses moved to the same 6ND)" if s.spread > 1.01 else ""
+        lines.append(f"{s.flops:.3g} FLOPs: {runs}{unequal}: {best}")
+    lines.append(
+        f"best size N* = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from {_range(law.measured)} FLOPs"
+    )
     top = law.measured[1]
     for factor in (1, 4, 16):
         low, high = law.interval(factor * top) or (math.nan, math.nan)
         size, tokens = law.parameters(factor * top), law.tokens(factor * top)
         predicted = law.predict(size, tokens)
         loss = f", loss {predicted[0]:.4f} ({predicted[1]:.4f} to {predicted[2]:.4f})" if predicted else ""
-        others = "{:.3g} to {:.3g}".format(*law_range(factor * top))
         lines.append(
             f"at {factor * top:.3g} FLOPs: {size:.3g} parameters ({low:.3g} to {high:.3g}),"
-            f" {tokens:.3g} tokens{loss}; the published laws say {others}"
+            f" {tokens:.3g} tokens{loss}; published laws: {_range(law_range(factor * top))} parameters"
         )
-    return lines + [f"note: {warning}" for warning in found.warnings]
+    return lines + [f"note: {warning}" for warning in fitted.warnings]
 
 
-def _range(values: tuple[float, float]) -> str:
-    return f"{values[0]:.3g} to {values[1]:.3g}"
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.3g} to {max(values):.3g}"
 
 
-def draw(found: Fit, metric: str, path: Path) -> None:
-    """The isoFLOP picture: loss against size for each budget with its parabola, and the optimum against compute."""
+def draw(fitted: Fit, metric: str, path: Path) -> None:
+    """Plot the loss by size for each budget with its parabola, and the best size by compute."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    draw_slices(left, found, metric)
-    draw_law(right, found)
+    draw_slices(left, fitted, metric)
+    draw_law(right, fitted)
     figure.savefig(path, dpi=120)
 
 
-def draw_slices(axes: Axes, found: Fit, metric: str) -> None:
-    """Loss against size, a colour and a parabola for each budget, its best size starred."""
-    for i, each in enumerate(found.slices):
+def draw_slices(axes: Axes, fitted: Fit, metric: str) -> None:
+    """Plot the loss by size: one colour and parabola for each budget, with a star at its best size."""
+    for i, s in enumerate(fitted.slices):
         colour = f"C{i % 10}"
-        sizes = np.array([p.parameters for p in each.points])
-        axes.scatter(sizes, [p.loss for p in each.points], color=colour, s=22, label=f"{each.flops:.2g} FLOPs")
-        if not each.refused:
-            reach = math.exp(math.sqrt(DRAWN / each.curvature))
-            x = np.geomspace(max(sizes.min(), each.parameters / reach), min(sizes.max(), each.parameters * reach), 100)
-            axes.plot(x, each.loss * np.exp(each.curvature * np.log(x / each.parameters) ** 2), color=colour, lw=1)
-            axes.plot(each.parameters, each.loss, marker="*", color=colour, markersize=12)
+        sizes = np.array([p.parameters for p in s.points])
+        axes.scatter(sizes, [p.loss for p in s.points], color=colour, s=22, label=f"{s.flops:.2g} FLOPs")
+        if not s.refused:
+            reach = math.exp(math.sqrt(DRAWN / s.curvature))  # drawn from N* / reach to N* x reach
+            x = np.geomspace(max(sizes.min(), s.parameters / reach), min(sizes.max(), s.parameters * reach), 100)
+            axes.plot(x, s.loss * np.exp(s.curvature * np.log(x / s.parameters) ** 2), color=colour, lw=1)
+            axes.plot(s.parameters, s.loss, marker="*", color=colour, markersize=12)
     axes.set(xscale="log", xlabel="parameters (blocks + one vocabulary matrix)", ylabel=metric.replace("_", " "))
-    axes.set_title("Runs by budget; stars: the best size")
+    axes.set_title("Runs by budget (star: best size)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.2)
 
 
-def draw_law(axes: Axes, found: Fit) -> None:
-    """The best size against compute, with its interval, between the published laws."""
-    law = found.law
+def draw_law(axes: Axes, fitted: Fit) -> None:
+    """Plot the best size by compute, with its 80 % interval, among the published laws."""
+    law = fitted.law
     flops = np.geomspace(law.measured[0] / 2, law.measured[1] * 32, 60)
     bounds = np.array([law.interval(c) for c in flops])
-    axes.fill_between(flops, bounds[:, 0], bounds[:, 1], alpha=0.25, color="C0", label="80 %")
+    axes.fill_between(flops, bounds[:, 0], bounds[:, 1], alpha=0.25, color="C0", label="80 % interval")
     axes.plot(flops, [law.parameters(c) for c in flops], color="C0", label="these runs")
     for name, other in LAWS.items():
         style: dict[str, Any] = {"color": "0.35", "lw": 1.2} if name == DEFAULT_LAW else {"color": "0.8", "lw": 0.8}
         axes.plot(flops, [other.parameters(c) for c in flops], label=name if name == DEFAULT_LAW else None, **style)
-    good = [each for each in found.slices if not each.refused]
+    good = [s for s in fitted.slices if not s.refused]
     below = [s.parameters * (1 - math.exp(-s.error)) for s in good]
     above = [s.parameters * math.expm1(s.error) for s in good]
     best = [s.parameters for s in good]
     axes.errorbar([s.flops for s in good], best, yerr=[below, above], fmt="*", color="C0", markersize=10)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs (6ND)", ylabel="best parameters")
-    axes.set_title("The law; grey: published ones")
+    axes.set_title("Best size by compute (grey: published laws)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.2)
 
 
 def check_output(path: Path) -> None:
-    """Raises UserError where no law can be saved: said before the minutes of a fit, not after them."""
+    """Raise UserError where the law cannot be saved, before the fit takes its minutes."""
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
@@ -309,13 +308,13 @@ def check_output(path: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"--output {path} cannot be written ({error.strerror}); name a file in a folder of yours, e.g. --output"
+            f"--output {path} cannot be written ({error.strerror}); name a file in a writable folder, e.g. --output"
             f" {DEFAULT_OUTPUT}"
         ) from error
 
 
-def save(found: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> None:
-    """The law, with what it is about, and its picture beside it."""
+def save(fitted: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> None:
+    """Write the law with the tokenizer, corpora and runs that it rests on, and its plot next to it."""
     about = {
         "metric": metric,
         "tokenizer": runs[0].tokenizer if len({run.tokenizer for run in runs}) == 1 else None,
@@ -324,29 +323,32 @@ def save(found: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> No
     }
     picture = path.with_suffix(".png")
     try:
-        save_law(found.law, about, path)
-        draw(found, metric, picture)
+        save_law(fitted.law, about, path)
+        draw(fitted, metric, picture)
     except OSError as error:
-        raise MachineError(f"{path} could not be written ({error}); the runs are untouched: free some space") from error
+        raise MachineError(f"{path} could not be written ({error}); the runs are unchanged; free some space") from error
     print(f"saved {path} and {picture}; use it with law=local")
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--metric", choices=METRICS, default="loss", help="what to fit (default: loss)")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help=f"the law (default: {DEFAULT_OUTPUT})")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs, e.g. outputs/*")
+    parser.add_argument("--metric", choices=METRICS, default="loss", help="the metric to fit (default: loss)")
+    parser.add_argument(
+        "--output", type=Path, default=DEFAULT_OUTPUT, help=f"the file for the law (default: {DEFAULT_OUTPUT})"
+    )
     options = parser.parse_args()
     with reported():
         check_output(options.output)
         runs, left_out = read_runs(options.folders, options.metric)
         for line in left_out:
             print(line)
-        notes = check_alike(runs, options.metric)
-        found = fit([run.point for run in runs], source=f"{len(runs)} own runs")
-        for line in [*(f"note: {note}" for note in notes), *lines_of(found)]:
+        notes = check_comparable(runs, options.metric)
+        fitted = fit([run.point for run in runs], source=f"{len(runs)} own runs")
+        for line in [*(f"note: {note}" for note in notes), *format_fit(fitted)]:
             print(line)
-        save(found, runs, options.metric, options.output)
+        save(fitted, runs, options.metric, options.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shapes that a plan chooses from: widths of a grid, the usual proportions, and what the user fixed. Imports no torch."""
+"""The shapes that a plan chooses from: a grid of widths and depths in the usual proportions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from model.config import LARGEST, Shape, round_up
 if TYPE_CHECKING:
     from budget.planner.plan import Request
 
-# Below any table the grid would be too coarse: nanoGPT's CPU demo is 4 x 128, and between 4 x 64 and 2 x 128 there is only
-# 1 x 128, which is the best of them for five and ten minutes of one core (docs/performance.md).
+# The published proportions do not reach below this width, where the grid would be too coarse. nanoGPT's CPU demo is 4
+# x 128; between 4 x 64 and 2 x 128 there is only 1 x 128, the best of these for short CPU runs (docs/performance.md).
 SMALL_WIDTH, SMALL_ASPECT = 256, (16.0, 128.0)
-
-
-MANY_DEPTHS = 200  # of one width; the usual proportions leave 123 at the largest
+MANY_DEPTHS = 200  # depths per width that are all tried; the usual proportions leave at most 123
 
 
 def heads_for(n_embd: int) -> int:
-    """Heads of 64, of 128 from a width of 1024 on (Hoffmann et al. 2022, Table A9); fewer where they would not divide it,
-    or leave each an odd width, which rotary positions cannot turn."""
+    """Return the number of heads for a width: a head size of 64, or 128 from a width of 1024 on.
+
+    The sizes follow Hoffmann et al. 2022, Table A9. There are fewer heads where the width would not be divisible, or
+    where the head size would be odd, which rotary position embeddings do not allow.
+    """
     heads = max(1, n_embd // (128 if n_embd >= 1024 and n_embd % 128 == 0 else 64))
     while heads > 1 and (n_embd % heads or n_embd // heads % 2):
         heads -= 1
@@ -31,14 +32,14 @@ def heads_for(n_embd: int) -> int:
 
 
 def least_memory(shape: Shape) -> float:
-    """Bytes that training takes at the very least: weights, gradient and two moments in float32."""
+    """Return a lower bound of the bytes that training takes: weights, gradients and two moments in float32."""
     return 16.0 * shape.parameters()
 
 
 def candidates(request: Request) -> list[Shape]:
-    """Every sensible shape that respects what the user fixed, by size. Never empty."""
+    """Return every sensible shape with the sizes that the user fixed, sorted by N. The list is never empty."""
     widths = [request.n_embd] if request.n_embd else [*range(64, 1024, 64), *range(1024, 8193, 128)]
-    found = []
+    shapes = []
     for width in widths:
         low, high = SMALL_ASPECT if width <= SMALL_WIDTH and request.aspect == ASPECT else request.aspect
         least, most = max(1, math.ceil(width / high)), max(1, int(width // low))
@@ -48,13 +49,13 @@ def candidates(request: Request) -> list[Shape]:
         for n_layer in depths:
             n_head = request.n_head or heads_for(width)
             shape = sized(request, n_layer, n_head, width)
-            if _fits(shape) and (request.memory is None or least_memory(shape) <= request.memory):
-                found.append(shape)
-    return sorted(found, key=lambda shape: shape.matmul_parameters()) or [_regardless(request)]
+            if _is_valid(shape) and (request.memory is None or least_memory(shape) <= request.memory):
+                shapes.append(shape)
+    return sorted(shapes, key=lambda shape: shape.matmul_parameters()) or [_unusual(request)]
 
 
 def sized(request: Request, n_layer: int, n_head: int, n_embd: int) -> Shape:
-    """The request's architecture in these sizes."""
+    """Return the request's architecture in these sizes, with the bigram embedding that the compute allows."""
     template = request.template
     rows = template.bigram_rows
     if request.table_flops is not None:
@@ -62,22 +63,25 @@ def sized(request: Request, n_layer: int, n_head: int, n_embd: int) -> Shape:
     return replace(template, n_layer=n_layer, n_head=n_head, n_embd=n_embd, bigram_rows=rows)
 
 
-def _fits(shape: Shape) -> bool:
-    """Whether heads of one width fill the model, an even one where positions are rotary."""
+def _is_valid(shape: Shape) -> bool:
+    """Return whether the heads divide the width, into an even head size where positions are rotary."""
     return shape.n_embd % shape.n_head == 0 and (shape.position != "rotary" or shape.head_size % 2 == 0)
 
 
-def _regardless(request: Request) -> Shape:
-    """For a depth or head count that no width of the grid goes with: the aspect ratio gives way, and the memory."""
-    whole = 64 * (request.n_head or 1)
-    width = min(round_up(64 * (request.n_layer or 1), whole), LARGEST["n_embd"] // whole * whole)
+def _unusual(request: Request) -> Shape:
+    """Return a shape for a fixed depth or number of heads that the grid does not hold.
+
+    It ignores the limits on the aspect ratio and on the memory.
+    """
+    multiple = 64 * (request.n_head or 1)
+    width = min(round_up(64 * (request.n_layer or 1), multiple), LARGEST["n_embd"] // multiple * multiple)
     return sized(request, request.n_layer or 1, request.n_head or 1, request.n_embd or width)
 
 
 def _depths(least: int, most: int) -> list[int]:
-    """Numbers of layers to choose from: every one; of very many, each a twentieth more than the last."""
+    """Return the depths to try: each of the first MANY_DEPTHS, then in steps of 5 %."""
     most = min(most, LARGEST["n_layer"])
-    found = list(range(least, min(most, least + MANY_DEPTHS) + 1))
-    while found and found[-1] < most:
-        found.append(min(most, math.ceil(1.05 * found[-1])))
-    return found
+    depths = list(range(least, min(most, least + MANY_DEPTHS) + 1))
+    while depths and depths[-1] < most:
+        depths.append(min(most, math.ceil(1.05 * depths[-1])))
+    return depths

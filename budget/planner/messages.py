@@ -1,4 +1,4 @@
-"""What a plan says in words: the one line for each budget that holds no plan, and what to know before believing one."""
+"""The planner's messages: one error line for each budget without a plan, and the notes that qualify a plan."""
 
 from __future__ import annotations
 
@@ -13,60 +13,83 @@ if TYPE_CHECKING:
     from budget.clock import Limits
     from budget.planner.plan import Request
 
-REPEAT_WARNING = 4.0  # epochs; beyond, repeated tokens lose their value (Muennighoff et al. 2023)
-STEPS_NOTE = 150  # optimizer steps; fewer were never good (rules.STEP_RULES)
-VOCABULARY_WARNING = 0.5  # share of the model
-VOCABULARIES = ((16384, "bpe-16384"), (8192, "bpe-8192"), (4096, "bpe-4096"), (2048, "bpe-2048"), (1024, "bpe-1024"))
+REPEAT_WARNING = 4.0  # epochs; repeated tokens lose their value beyond that (Muennighoff et al. 2023)
+FEW_STEPS = 150  # optimizer steps; shorter runs did poorly in every test (hyperparameters.STEP_RULES)
+VOCABULARY_WARNING = 0.5  # share of the law's parameters that the vocabulary matrix may take before a note says so
+LEAST_PUBLISHED_FLOPS = 1e16  # FLOPs; below them no published law has measurements
+SMALLER_VOCABULARIES = (
+    (16384, "bpe-16384"),
+    (8192, "bpe-8192"),
+    (4096, "bpe-4096"),
+    (2048, "bpe-2048"),
+    (1024, "bpe-1024"),
+)
 
 
 def does_not_fit(shape: Shape, memory: float) -> str:
-    """The one line for sizes that the user fixed and no device of this memory can train."""
+    """Return the error for fixed model sizes that exceed the device's memory, `memory` in bytes."""
     return (
-        f"{shape.n_layer} layers of width {shape.n_embd}, vocabulary {shape.vocab_size}: training takes at least"
-        f" {least_memory(shape) / 2**30:,.1f} GiB and the device has {memory / 2**30:,.1f}; choose smaller model.* sizes"
-        " (null: planned) or another device="
+        f"{shape.n_layer} layers of width {shape.n_embd} with a vocabulary of {shape.vocab_size:,} do not fit: training"
+        f" needs at least {least_memory(shape) / 2**30:,.1f} GiB, the device has {memory / 2**30:,.1f} GiB; set smaller"
+        " model.n_layer, model.n_embd or model.vocab_size (null lets the plan choose), or another device="
     )
 
 
 def too_many_epochs(tokens: float, request: Request, epochs: float) -> str:
-    """The one line for a corpus that the budget would repeat too often."""
+    """Return the error for a budget that repeats the corpus more often than `request.max_epochs`."""
     return (
-        f"the plan repeats the corpus {epochs:.1f} times ({tokens:,.0f} training tokens of {request.corpus_tokens:,.0f});"
-        f" beyond {request.max_epochs:g} epochs repeated text is worth too little: give more text with data.path=, a smaller"
-        f" budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
+        f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of the corpus ({request.corpus_tokens:,.0f}"
+        f" tokens); at most {request.max_epochs:g} epochs are allowed, because repeated text teaches less and less: add"
+        f" text with data.path=, lower the budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
     )
 
 
 def budget_too_small(limits: Limits, tokens: float, batch: int, needed_s: float | None) -> str:
-    """The one line for a budget that does not hold a single step."""
+    """Return the error for a budget below one optimizer step; `needed_s` is the time for one step and the overhead."""
     given = {name: getattr(limits, name) for name in ("hours", "flops", "tokens", "steps")}
-    shown = ", ".join(f"budget.{name}={value:g}" for name, value in given.items() if value is not None)
-    mend = f"give it at least budget.hours={1.1 * needed_s / 3600:.2g}" if needed_s and limits.hours else "raise it"
-    return f"{shown} does not hold one step of {batch:,} tokens (room for {tokens:,.0f}); {mend} or lower optim.batch_tokens"
+    budget = ", ".join(f"budget.{name}={value:g}" for name, value in given.items() if value is not None)
+    hint = "raise it"
+    if needed_s and limits.hours:
+        hint = f"give it at least budget.hours={1.1 * needed_s / 3600:.2g}"
+    return (
+        f"{budget} does not hold one step of {batch:,} tokens (there is room for {tokens:,.0f}); {hint} or lower"
+        " optim.batch_tokens"
+    )
 
 
 def notes(request: Request, shape: Shape, compute: float, epochs: float | None, steps: int) -> list[str]:
-    """What a reader should know before believing the plan."""
+    """Return the notes that qualify a plan: extrapolation, repetition, vocabulary share and the number of steps.
+
+    `compute` is 6ND of the plan in FLOPs; `epochs` is None where the size of the corpus is unknown.
+    """
     notes = list(request.notes)
-    stands = support(request.law, compute)
-    if stands == "extrapolated":
-        low, high = request.law.measured
-        own = compute < 1e16 and request.law.name in LAWS  # no published law was measured there
-        better = "; runs of your own say more: make law, then law=local" if own else ""
+    law = request.law
+    if support(law, compute) == "extrapolated":
+        low, high = law.measured
+        own_runs = compute < LEAST_PUBLISHED_FLOPS and law.name in LAWS
+        hint = "; to fit a law to your own runs: make law, then law=local" if own_runs else ""
         notes.append(
-            f"{request.law.name} was measured from {low:.0e} to {high:.0e} FLOPs; {compute:.1e} is extrapolated{better}"
+            f"{law.name} was measured from {low:.0e} to {high:.0e} FLOPs; at {compute:.1e} it is extrapolated{hint}"
         )
     if epochs and epochs > REPEAT_WARNING:
         notes.append(
-            f"the corpus is repeated {epochs:.1f} times; beyond {REPEAT_WARNING:.0f} epochs more text helps more"
+            f"the run trains for {epochs:.1f} epochs; beyond {REPEAT_WARNING:.0f}, more text helps more than repetition"
         )
     share = shape.vocab_size * shape.n_embd / shape.matmul_parameters()
     if share > VOCABULARY_WARNING:
-        rest = (1 - share) * shape.matmul_parameters()
-        fits = (name for rows, name in VOCABULARIES if rows * shape.n_embd <= rest and rows < shape.vocab_size)
         notes.append(
-            f"the vocabulary is {share:.0%} of the model; data.tokenizer={next(fits, 'bytes')} leaves more for the blocks"
+            f"the vocabulary takes {share:.0%} of the parameters; data.tokenizer={_smaller_tokenizer(shape)} leaves more"
+            " of them for the blocks"
         )
-    if steps < STEPS_NOTE:
-        notes.append(f"only {steps} optimizer steps fit; loss at so few steps depends more on luck than on the plan")
+    if steps < FEW_STEPS:
+        notes.append(
+            f"the budget holds only {steps} optimizer steps; the loss of so short a run depends much on chance"
+        )
     return notes
+
+
+def _smaller_tokenizer(shape: Shape) -> str:
+    """Return the largest tokenizer whose vocabulary matrix takes at most half of the shape's parameters."""
+    blocks = shape.matmul_parameters() - shape.vocab_size * shape.n_embd
+    fitting = (name for rows, name in SMALLER_VOCABULARIES if rows * shape.n_embd <= blocks and rows < shape.vocab_size)
+    return next(fitting, "bytes")

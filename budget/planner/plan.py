@@ -1,4 +1,4 @@
-"""What the planner is asked and what it answers: plain dataclasses, shared by the planner's parts."""
+"""The planner's input and output as plain dataclasses: Request, Choice and Plan."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from common.errors import UserError
 from common.safe_read import load_json
 from model.config import Shape
 
-ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40..99, median 64
-
-
-MAX_EPOCHS = 16.0  # beyond, a repeated token is worth less than two thirds of a new one
+ASPECT = (40.0, 100.0)  # n_embd / n_layer; Hoffmann et al. 2022, Table A9: 40 to 99, median 64
+MAX_EPOCHS = 16.0  # beyond, the tokens are worth less than two thirds of as many new ones (Muennighoff et al. 2023)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the plan is for. `template` carries the architecture, block size and vocabulary; None sizes are free.
+    """A budget, and everything the user fixed. Fields that are None are chosen by the plan, unless noted otherwise.
 
-    flops_per_second: sustained rate to assume where a shape was not measured, at devices.REFERENCE_WIDTH; half_width: how
-    thin models fall behind it, see devices.width_factor (0: not at all). overhead_s: of the hours, what is not training
-    (set-up, compilation, final evaluation). settled_batch: tokens per step that the rules gave before, and that measured
-    speeds belong to, whatever the optimizer. aspect: least and largest n_embd / n_layer. max_epochs: more repetitions of
-    the corpus than that are refused. memory: bytes of a device that is not at hand. table_flops: compute by
-    which each width gets its table for pairs of tokens; None: the template's stands. block_by_compute: whether
-    its norm, activation and the like follow from the compute. notes: what the plan is to repeat.
-    The other None fields are the user's to fix and ours to choose.
+    template: the architecture, context length and vocabulary; its sizes are ignored.
+    flops_per_second: the sustained FLOP/s to assume for shapes without a measurement, at specs.REFERENCE_WIDTH.
+    half_width: how much slower narrower models run, see specs.width_factor; 0 means not at all.
+    overhead_s: seconds of the budget that do not train (set-up, compilation, final evaluation).
+    measured_batch: the tokens per step at which the speeds were measured. It fixes the plan's batch, whatever the
+    optimizer.
+    corpus_tokens: the training tokens of the corpus; None where they are unknown.
+    aspect: the smallest and largest n_embd / n_layer.
+    max_epochs: a plan with more epochs over the corpus is refused.
+    memory: the bytes of an absent device, which a shape has to fit into; None for no check.
+    table_flops: the compute that decides the size of each width's hashed bigram embedding; None keeps the template's.
+    block_by_compute: whether the compute decided the template's norm, activation and so on (hyperparameters.block_for).
+    notes: notes to pass on to the plan.
     """
 
     limits: Limits
@@ -50,7 +53,7 @@ class Request:
     beta2: float | None = None
     dropout: float | None = None
     optimizer: str | None = None
-    settled_batch: int | None = None
+    measured_batch: int | None = None
     corpus_tokens: float | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
@@ -62,8 +65,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A candidate, what it would have reached and why it lost. `worse`: expected loss, relative to the choice; step_s,
-    seconds, and peak_memory, bytes: as its trial had them, where there was one."""
+    """A shape that came close, and why it lost.
+
+    parameters_law: N as the law counts it. worse: the relative difference of its expected loss to the chosen shape's.
+    step_s: seconds per step; peak_memory: bytes; both from its trial, None without one.
+    """
 
     n_layer: int
     n_head: int
@@ -80,16 +86,26 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
+    """What to train, and how well the law supports it. The field names are the keys of plan.json.
 
-    parameters_law: N as the law counts it. optimum: the law's own answer (N, D) for this many FLOPs; bracket: the least
-    and the largest N of all laws for them; interval: its 80 % interval where the law has one; flat: the sizes whose
-    expected loss is within 1 % of the best. predicted_loss with its 80 % interval: from a law of one's own runs only.
-    curve: (N as the law counts it, expected loss relative to the best) of every candidate at the chosen one's FLOP/s.
-    source: where each choice is from, in one word. step_s, seconds of a training step, and peak_memory, its bytes:
-    measured. compiled: whether the speed is that of the compiled model, and regional: block by block; compile_s and
-    compile_speedup: what compilation costs and brings; compile_cache: how a trial of it found the compiler's, cold or warm.
-    block: the knobs of the shape that the compute may decide (budget.rules.block_for); none in plans of earlier versions.
+    parameters, parameters_law: all parameters, and N as the law counts it (block matrices + one vocabulary matrix).
+    flops, flops_6nd: training FLOPs with attention (budget/flops.py), and 6ND.
+    learning_rate_spread: the lowest and the highest rate of the published rules.
+    standing: the support for the law at this compute: measured | confirmed | extrapolated (published.support).
+    optimum: the law's own N and D for these FLOPs.
+    bracket: the range of all laws, that is the smallest and the largest N that they give for these FLOPs.
+    interval: the 80 % interval of the law's N; None where the law states no uncertainty.
+    flat: the near-optimal range, that is the sizes whose expected loss is within 1 % of the best.
+    predicted_loss, predicted_loss_interval: nats per token, with the 80 % interval; only from a law of the user's own
+    runs.
+    curve: (N, expected loss relative to the best) by size, at the chosen shape's FLOP/s.
+    source: where each choice comes from, in one word.
+    mfu: model FLOPs utilization, 0 to 1. step_s: seconds per step; peak_memory: bytes; both measured.
+    compiled, regional: whether the speed is that of the compiled model, and whether it is compiled block by block.
+    compile_s, compile_speedup: the seconds that compilation takes, and the factor that it gains.
+    compile_cache: the state of the compiler's cache before the trial, cold | warm.
+    block: the shape's options that the compute may decide (hyperparameters.block_for); empty in plans of earlier
+    versions.
     """
 
     n_layer: int
@@ -140,15 +156,16 @@ class Plan:
 
     @property
     def compiling(self) -> str:
-        """How the model is compiled, as in device.compile."""
+        """The value of device.compile that the plan stands for: off | on | regional."""
         return "regional" if self.regional else "on" if self.compiled else "off"
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the content of plan.json."""
         return asdict(self)
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Plan:
-        """The plan that `to_dict` described, also after a way through JSON."""
+        """Return the plan from the result of `to_dict`, also after a round trip through JSON."""
         pairs = ("learning_rate_spread", "predicted_loss_interval", "bracket", "interval", "flat")
         tuples = {name: tuple(content[name]) if content[name] is not None else None for name in pairs}
         alternatives = [Alternative(**row) for row in content["alternatives"]]
@@ -156,27 +173,29 @@ class Plan:
         return Plan(**{**content, **tuples, "alternatives": alternatives, "curve": curve})
 
     def sized(self, template: Shape) -> Shape:
-        """The template with the plan's sizes."""
+        """Return the template with the plan's sizes and block options."""
         names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bigram_rows")
         return replace(template, **{name: getattr(self, name) for name in names}, **self.block)
 
 
 def load_plan(path: Path) -> Plan:
-    """The plan that a run wrote down when it began. Raises UserError for a damaged file, or one of another version."""
+    """Read the plan.json of a run. Raises UserError for a file that is damaged or from another version."""
     try:
         return Plan.from_dict(verify_checksum(load_json(path)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged or of another version ({type(error).__name__}: {error}); restore it from a copy, or set"
-            " the run aside and start again with fresh=true"
+            f"{path} is damaged or from another version ({type(error).__name__}: {error}); restore it from a copy, or set"
+            " this run aside and start a new one with fresh=true"
         ) from error
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan is made around: `ranked`, the shapes by expected loss, the chosen one first; the chosen
-    one's batch, optimizer, steps and `epochs` of the corpus, where its size is known; `speed` gives the tokens per second of each
-    shape, or None."""
+    """The chosen shape with its batch, optimizer and steps.
+
+    ranked: all candidates by expected loss, the chosen one first. speed: the tokens per second of a shape, None where
+    it is unknown. epochs: passes over the corpus, None where its size is unknown.
+    """
 
     ranked: list[Shape]
     speed: Callable[[Shape], float | None]

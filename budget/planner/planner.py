@@ -1,8 +1,9 @@
-"""From a budget to a plan: which size, how many tokens, which batch and learning rate, and what else was close.
+"""From a budget to a plan: model size, training tokens, batch size, learning rate, and the alternatives that came close.
 
-Every candidate shape is charged at its own speed: tokens that fit into the budget at the measured (or stated) rate, the
-compute 6ND those tokens amount to, and how far its size is from the law's optimum for that compute. The lowest expected
-loss wins. No torch here: a plan for a device that is not at hand takes milliseconds.
+Every candidate shape is scored by its expected loss at its own speed. The budget and the speed give the tokens D; N
+and D give the compute 6ND; the law gives the best loss for that compute and the penalty for being off the optimal
+size. The shape with the lowest expected loss wins. This module imports no torch: a plan for an absent device takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from budget.clock import Limits
 from budget.flops import flops_6nd_per_token, flops_per_token
@@ -38,83 +40,99 @@ from common.errors import UserError
 from device.specs import width_factor
 from model.config import PLAIN, Shape
 
-SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the law's optimum at the first estimate
-
-
-NEAR = 0.05  # in ln N: a size so near is near enough; proportions an e-fold off the usual ones count as much
-
-
+SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the best one at the assumed speed
+NEAR = 0.05  # in ln N: closer sizes count as equal; also the weight of the aspect ratio's distance from 64
+USUAL_ASPECT = 64  # n_embd / n_layer; the median of Hoffmann et al. 2022, Table A9
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
-
-
-FLAT = 0.01  # sizes within 1 % of the best expected loss: the flat bottom that measured isoFLOP curves have
-
-
-CURVE_HIGHEST, CURVE_POINTS = 0.2, 100
+NEAR_OPTIMAL = (
+    0.01  # sizes within 1 % of the best expected loss; measured isoFLOP curves are this flat around the minimum
+)
+CURVE_HIGHEST, CURVE_POINTS = 0.2, 100  # the curve of a plan: up to 20 % worse than the best, about 100 points
+CLIPPED = 0.06  # relative; two-digit rounding changes a rate by at most 5 %, so a larger change means it was clipped
 
 
 def overhead_estimate(limits: Limits) -> float:
-    """Seconds of a budget that do not train, before any of it was measured: set-up, compilation, final evaluation."""
+    """Return the expected seconds of a budget that do not train: set-up, compilation and the final evaluation."""
     if limits.seconds is None or limits.counts == "training":
         return 0.0
     return min(60.0, 8.0 + 0.02 * limits.seconds)
 
 
-def tokens_within(request: Request, shape: Shape, tokens_per_second: float | None, batch_tokens: int | None) -> float:
-    """Training tokens that the limits leave for this shape; the tightest decides."""
-    limits, fits = request.limits, []
+# ---------------------------------------------------------------------------------------------------- scoring a shape
+
+
+def tokens_in_budget(
+    request: Request, shape: Shape, tokens_per_second: float | None, batch_tokens: int | None
+) -> float:
+    """Return the training tokens that the tightest limit allows for this shape, at least 1.
+
+    A limit of steps needs the batch size; where it is None, the batch size follows from the rules.
+    """
+    limits, allowed = request.limits, []
     if limits.seconds is not None and tokens_per_second:
-        fits.append(max(0.0, limits.seconds - request.overhead_s) * tokens_per_second)
+        allowed.append(max(0.0, limits.seconds - request.overhead_s) * tokens_per_second)
     if limits.flops is not None:
-        fits.append(limits.flops / flops_per_token(shape))
+        allowed.append(limits.flops / flops_per_token(shape))
     if limits.tokens is not None:
-        fits.append(limits.tokens)
+        allowed.append(limits.tokens)
     if limits.steps is not None:
-        open_batch = tokens_in_steps(limits.steps, shape.matmul_parameters(), shape.block_size)
-        fits.append(limits.steps * batch_tokens if batch_tokens else open_batch)
-    return max(1.0, min(fits))
+        by_rule = tokens_in_steps(limits.steps, shape.matmul_parameters(), shape.block_size)
+        allowed.append(limits.steps * batch_tokens if batch_tokens else by_rule)
+    return max(1.0, min(allowed))
 
 
 def assumed_speed(request: Request, shape: Shape) -> float | None:
-    """Tokens per second at the sustained rate of the request."""
+    """Return tokens per second at the request's sustained FLOP/s; None where the request gives none."""
     if not request.flops_per_second:
         return None
     return request.flops_per_second * width_factor(request.half_width, shape.n_embd) / flops_per_token(shape)
 
 
 def effective_training_tokens(request: Request, shape: Shape, tokens: float) -> float:
-    """New tokens in small batches that these are worth: less where the corpus is repeated, where the user's batch is
-    larger than the rule's, whose cost the laws' own runs have paid, and where Muon would not pay."""
-    worth = effective_tokens(tokens, request.corpus_tokens)
+    """Return the number of new tokens that would give the same loss as `tokens` of this run.
+
+    Three effects reduce it: a repeated corpus (Muennighoff et al. 2023), AdamW where Muon does not pay, and a batch
+    that the user made larger than the rule's. The laws' own runs already include the cost of the rule's batch.
+    """
+    effective = effective_tokens(tokens, request.corpus_tokens)
     _, optimizer = batch_and_optimizer(request, shape, tokens)
     if request.optimizer is None and optimizer == "adamw":
-        worth /= MUON_GAIN  # beside shapes that Muon pays for, and whose speed has its cost in it
+        effective /= MUON_GAIN  # the competing shapes train with Muon, and its cost is part of their speed
     if request.batch_tokens is None:
-        return worth
-    usual = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size, STEP_RULES[optimizer])
-    return worth * min(1.0, batch_efficiency(request.batch_tokens, tokens) / batch_efficiency(usual, tokens))
+        return effective
+    by_rule = batch_for(tokens, 6 * shape.matmul_parameters() * tokens, shape.block_size, STEP_RULES[optimizer])
+    return effective * min(1.0, batch_efficiency(request.batch_tokens, tokens) / batch_efficiency(by_rule, tokens))
 
 
-def expected(request: Request, shape: Shape, speed: float | None) -> float:
-    """ln of the expected loss up to a constant; comparable between shapes only."""
-    tokens = tokens_within(request, shape, speed, request.batch_tokens)
+def expected_log_loss(request: Request, shape: Shape, speed: float | None) -> float:
+    """Return ln of the expected loss up to a constant, so only differences between shapes have a meaning.
+
+    `speed` is in tokens per second; None where no limit is in hours.
+    """
+    tokens = tokens_in_budget(request, shape, speed, request.batch_tokens)
     return relative_loss(request.law, shape.matmul_parameters(), effective_training_tokens(request, shape, tokens))
 
 
-def _skew(shape: Shape) -> float:
-    """Distance of the aspect ratio from 64, the median of Hoffmann et al.'s Table A9, in ln."""
-    return abs(math.log(shape.n_embd / shape.n_layer / 64))
+def _aspect_distance(shape: Shape) -> float:
+    """Return the absolute difference in ln between the shape's n_embd / n_layer and USUAL_ASPECT."""
+    return abs(math.log(shape.n_embd / shape.n_layer / USUAL_ASPECT))
+
+
+# --------------------------------------------------------------------------------------------------- choosing a shape
 
 
 def step_rule(limits: Limits, optimizer: str) -> StepRule:
-    """How many steps a run is to have."""
+    """Return how many steps a run should have at least; a limit of steps replaces the optimizer's rule."""
     return GIVEN_STEPS if limits.steps is not None else STEP_RULES[optimizer]
 
 
 def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturation: float = 0.0) -> tuple[int, str]:
-    """What the user did not fix of them, by the rules: Muon with the batch that it bears, or, where it would not pay at that,
-    AdamW with its own."""
-    flops, given = 6 * shape.matmul_parameters() * tokens, request.batch_tokens or request.settled_batch
+    """Return (tokens per step, optimizer): what the user fixed, otherwise what the rules give.
+
+    Muon is tried first, with Muon's batch size. Where its overhead does not pay at that batch, AdamW is chosen, with
+    AdamW's batch size.
+    """
+    flops, given = 6 * shape.matmul_parameters() * tokens, request.batch_tokens or request.measured_batch
     batch, optimizer = 0, ""
     for optimizer in [request.optimizer] if request.optimizer else ["muon", "adamw"]:
         rule = step_rule(request.limits, optimizer)
@@ -125,26 +143,31 @@ def batch_and_optimizer(request: Request, shape: Shape, tokens: float, saturatio
 
 
 def choose(request: Request, speeds: dict[Shape, float] | None = None, saturation: float = 0.0) -> Choice:
-    """The best shape and its batch. With `speeds` (tokens per second, measured) only those shapes compete. `saturation`:
-    tokens per step that the device was measured to need for full speed. Raises UserError where the request has no plan."""
+    """Return the best shape with its batch size, optimizer and number of steps.
+
+    `speeds` are measured tokens per second; where given, only those shapes compete. `saturation` is the number of
+    tokens per step from which the device was measured to run at full speed. Raises UserError where the budget has no
+    plan.
+    """
     speed: Callable[[Shape], float | None]
     if speeds is not None:
         shapes, speed = list(speeds), lambda shape: speeds[shape]
     else:
         shapes, speed = candidates(request), lambda shape: assumed_speed(request, shape)
-    # Differences below a ten-thousandth mean nothing: among those the usual proportions win over deep and thin ones.
-    ranked = sorted(shapes, key=lambda shape: (round(expected(request, shape, speed(shape)), 4), _skew(shape)))
+    # Losses that are equal to four digits are a tie, which the more usual aspect ratio wins.
+    ranked = sorted(
+        shapes, key=lambda shape: (round(expected_log_loss(request, shape, speed(shape)), 4), _aspect_distance(shape))
+    )
     best, rate = ranked[0], speed(ranked[0])
     if request.memory is not None and least_memory(best) > request.memory:
         raise UserError(does_not_fit(best, request.memory))
-    tokens = tokens_within(request, best, rate, request.batch_tokens)
+    tokens = tokens_in_budget(request, best, rate, request.batch_tokens)
     batch, optimizer = batch_and_optimizer(request, best, tokens, saturation)
-    tokens = tokens_within(request, best, rate, batch)  # once more: a limit of steps is tokens only now
+    tokens = tokens_in_budget(request, best, rate, batch)  # again: a limit of steps depends on the batch
     steps = int(tokens // batch)
     if steps < 1:
-        raise UserError(
-            budget_too_small(request.limits, tokens, batch, request.overhead_s + batch / rate if rate else None)
-        )
+        needed_s = request.overhead_s + batch / rate if rate else None
+        raise UserError(budget_too_small(request.limits, tokens, batch, needed_s))
     epochs = steps * batch / request.corpus_tokens if request.corpus_tokens else None
     if epochs and epochs > request.max_epochs:
         raise UserError(too_many_epochs(steps * batch, request, epochs))
@@ -152,16 +175,19 @@ def choose(request: Request, speeds: dict[Shape, float] | None = None, saturatio
 
 
 def shortlist(choice: Choice) -> list[Shape]:
-    """A handful of shapes worth measuring: around the one chosen at the assumed rate, spread over SHORTLIST sizes."""
-    chosen: dict[Shape, None] = {}
+    """Return the shapes worth measuring: for each factor in SHORTLIST, the one nearest to that multiple of the best size."""
+    selected: dict[Shape, None] = {}
     for factor in SHORTLIST:
         target = math.log(factor * choice.shape.matmul_parameters())
 
         def distance(shape: Shape, target: float = target) -> float:
-            return max(NEAR, abs(math.log(shape.matmul_parameters()) - target)) + NEAR * _skew(shape)
+            return max(NEAR, abs(math.log(shape.matmul_parameters()) - target)) + NEAR * _aspect_distance(shape)
 
-        chosen.setdefault(min(choice.ranked, key=distance))
-    return list(chosen)
+        selected.setdefault(min(choice.ranked, key=distance))
+    return list(selected)
+
+
+# ------------------------------------------------------------------------------------------------------- the whole plan
 
 
 def make_plan(
@@ -170,45 +196,38 @@ def make_plan(
     speed_source: str = "assumed",
     saturation: float = 0.0,
 ) -> Plan:
-    """The plan for a request, `speeds` and `saturation` as in `choose`: what was chosen, and all that is known about it."""
+    """Return the plan for a request: the choice, its training settings, and how well the law supports it.
+
+    `speeds` and `saturation` are as in `choose`. Raises UserError where the budget has no plan.
+    """
     choice = choose(request, speeds, saturation)
-    best, rate, law = choice.shape, choice.speed(choice.shape), request.law
-    tokens, batch, optimizer, epochs = choice.tokens, choice.batch_tokens, choice.optimizer, choice.epochs
-    parameters = best.matmul_parameters()
-    compute, flops = 6 * parameters * tokens, tokens * flops_per_token(best)
-    peak_rate = request.learning_rate or learning_rate_for(best, tokens, batch, optimizer)
-    decay = request.weight_decay
-    if decay is None:
-        decay = weight_decay_for(parameters, tokens, batch, peak_rate)
-    all_rates = learning_rates(best, tokens, batch)
+    shape, tokens, rate, law = choice.shape, choice.tokens, choice.speed(choice.shape), request.law
+    parameters = shape.matmul_parameters()
+    compute, flops = 6 * parameters * tokens, tokens * flops_per_token(shape)
     predicted = law.predict(parameters, effective_tokens(tokens, request.corpus_tokens))
-    curve = _curve(request, best, rate)
-    near = [size for size, worse in curve if worse <= FLAT] or [float(parameters)]
+    curve = _loss_by_size(request, shape, rate)
+    near_optimal = [size for size, worse in curve if worse <= NEAR_OPTIMAL] or [float(parameters)]
+    settings, setting_sources = _training_settings(request, choice)
     return Plan(
-        n_layer=best.n_layer,
-        n_head=best.n_head,
-        n_embd=best.n_embd,
-        block_size=best.block_size,
-        vocab_size=best.vocab_size,
-        bigram_rows=best.bigram_rows,
-        parameters=best.parameters(),
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
+        block_size=shape.block_size,
+        vocab_size=shape.vocab_size,
+        bigram_rows=shape.bigram_rows,
+        block={option: getattr(shape, option) for option in PLAIN},
+        parameters=shape.parameters(),
         parameters_law=parameters,
         tokens=tokens,
         flops=flops,
-        flops_6nd=tokens * flops_6nd_per_token(best),
+        flops_6nd=tokens * flops_6nd_per_token(shape),
         steps=choice.steps,
-        batch_tokens=batch,
-        learning_rate=peak_rate,
-        learning_rate_spread=(min(all_rates.values()), max(all_rates.values())),
-        weight_decay=decay,
-        warmup=request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
-        beta2=request.beta2 if request.beta2 is not None else beta2_for(batch),
-        optimizer=optimizer,
-        block={knob: getattr(best, knob) for knob in PLAIN},
-        dropout=request.dropout if request.dropout is not None else dropout_for(epochs),
+        batch_tokens=choice.batch_tokens,
+        optimizer=choice.optimizer,
+        **settings,
         hours=tokens / rate / 3600 if rate else None,
         tokens_per_second=rate,
-        epochs=epochs,
+        epochs=choice.epochs,
         predicted_loss=predicted[0] if predicted else None,
         predicted_loss_interval=predicted[1:] if predicted else None,
         law=law.name,
@@ -216,43 +235,65 @@ def make_plan(
         optimum={"flops": flops, "parameters": law.parameters(flops), "tokens": law.tokens(flops)},
         bracket=law_range(flops, law if law.name == LOCAL else None),
         interval=law.interval(flops),
-        flat=(min(near), max(near)),
+        flat=(min(near_optimal), max(near_optimal)),
         alternatives=_alternatives(request, choice),
         curve=curve,
-        source=_sources(request, len(choice.ranked), batch, saturation, speed_source if rate else "none")
-        | {
-            "flat": law.name if law.curve else curve_source(compute),
-            "learning_rate": _ruled(
-                request.learning_rate, "step-law", abs(peak_rate / all_rates["step-law"] - 1) > 0.06
+        source={
+            "size": "fixed" if len(choice.ranked) == 1 and request.n_layer and request.n_embd else law.name,
+            "tokens_per_second": speed_source if rate else "none",
+            "block": "compute" if request.block_by_compute else "fixed",
+            "batch_tokens": _source(
+                request.batch_tokens, "saturation" if choice.batch_tokens <= saturation else "step-law+deepseek"
             ),
-            "weight_decay": _ruled(request.weight_decay, "power-lines", decay in weight_decay_range(parameters)),
+            "optimizer": _source(request.optimizer, "overhead"),
+            "flat": law.name if law.curve else curve_source(compute),
+            **setting_sources,
         },
-        notes=notes(request, best, compute, epochs, choice.steps),
+        notes=notes(request, shape, compute, choice.epochs, choice.steps),
     )
 
 
-def _ruled(fixed: object, rule: str, cut: bool = False) -> str:
-    """Where a choice is from: the user, or a rule, whose answer was cut off or not."""
-    return "fixed" if fixed is not None else f"{rule}, cut" if cut else rule
-
-
-def _sources(request: Request, n_shapes: int, batch: int, saturation: float, speed: str) -> dict[str, str]:
-    """Where each choice is from, in a word or two."""
-    return {
-        "size": "fixed" if n_shapes == 1 and request.n_layer and request.n_embd else request.law.name,
-        "tokens_per_second": speed,
-        "block": "compute" if request.block_by_compute else "fixed",
-        "batch_tokens": _ruled(request.batch_tokens, "saturation" if batch <= saturation else "step-law+deepseek"),
-        "warmup": _ruled(request.warmup, "porian"),
-        "beta2": _ruled(request.beta2, "porian"),
-        "optimizer": _ruled(request.optimizer, "overhead"),
-        "dropout": _ruled(request.dropout, "epochs"),
+def _training_settings(request: Request, choice: Choice) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the plan's learning rate, weight decay, warm-up, beta2 and dropout, and the source of each."""
+    shape, tokens, batch = choice.shape, choice.tokens, choice.batch_tokens
+    parameters = shape.matmul_parameters()
+    rates = learning_rates(shape, tokens, batch)
+    learning_rate = request.learning_rate or learning_rate_for(shape, tokens, batch, choice.optimizer)
+    weight_decay = request.weight_decay
+    if weight_decay is None:
+        weight_decay = weight_decay_for(parameters, tokens, batch, learning_rate)
+    settings = {
+        "learning_rate": learning_rate,
+        "learning_rate_spread": (min(rates.values()), max(rates.values())),
+        "weight_decay": weight_decay,
+        "warmup": request.warmup if request.warmup is not None else warmup_for(parameters, tokens),
+        "beta2": request.beta2 if request.beta2 is not None else beta2_for(batch),
+        "dropout": request.dropout if request.dropout is not None else dropout_for(choice.epochs),
     }
+    clipped = abs(learning_rate / rates["step-law"] - 1) > CLIPPED
+    sources = {
+        "learning_rate": _source(request.learning_rate, "step-law", clipped),
+        "weight_decay": _source(request.weight_decay, "power-lines", weight_decay in weight_decay_range(parameters)),
+        "warmup": _source(request.warmup, "porian"),
+        "beta2": _source(request.beta2, "porian"),
+        "dropout": _source(request.dropout, "epochs"),
+    }
+    return settings, sources
 
 
-def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[float, float]]:
-    """(N, expected loss relative to the best) of the best shape of each size, by size, all as fast as the chosen one;
-    about CURVE_POINTS of them, up to CURVE_HIGHEST."""
+def _source(given: object, rule: str, clipped: bool = False) -> str:
+    """Return "fixed" where the user gave a value, otherwise the name of the rule, and whether its value was clipped."""
+    if given is not None:
+        return "fixed"
+    return f"{rule}, cut" if clipped else rule
+
+
+def _loss_by_size(request: Request, best: Shape, rate: float | None) -> list[tuple[float, float]]:
+    """Return (N, expected loss relative to the best) for the best shape of each size, sorted by N.
+
+    All shapes are scored at the chosen shape's FLOP/s (`rate` is its tokens per second), adjusted for their width. The
+    list has about CURVE_POINTS entries, up to CURVE_HIGHEST, and always includes the chosen size.
+    """
     assumed = request
     if rate:
         reference = flops_per_token(best) * rate / width_factor(request.half_width, best.n_embd)
@@ -260,56 +301,64 @@ def _curve(request: Request, best: Shape, rate: float | None) -> list[tuple[floa
     free = replace(assumed, n_layer=None, n_embd=None, n_head=None)
     scores: dict[float, float] = {}
     for shape in [*candidates(free), best]:
-        score = expected(free, shape, assumed_speed(free, shape))
+        score = expected_log_loss(free, shape, assumed_speed(free, shape))
         size = float(shape.matmul_parameters())
         scores[size] = min(score, scores.get(size, math.inf))
-    least = min(scores.values())
-    worse = [(size, math.expm1(score - least)) for size, score in sorted(scores.items())]
-    near = [point for point in worse if point[1] <= CURVE_HIGHEST or point[0] == best.matmul_parameters()]
-    stride = -(-len(near) // CURVE_POINTS)
-    return [point for i, point in enumerate(near) if i % stride == 0 or point[0] == best.matmul_parameters()]
+    least, chosen = min(scores.values()), best.matmul_parameters()
+    curve = [(size, math.expm1(score - least)) for size, score in sorted(scores.items())]
+    shown = [point for point in curve if point[1] <= CURVE_HIGHEST or point[0] == chosen]
+    stride = math.ceil(len(shown) / CURVE_POINTS)
+    return [point for i, point in enumerate(shown) if i % stride == 0 or point[0] == chosen]
 
 
 def _alternatives(request: Request, choice: Choice) -> list[Alternative]:
-    """The runners-up: all that are close, at least five, and one clearly smaller and one clearly larger."""
+    """Return the runners-up: every close one, at least five in all, and one clearly smaller and one clearly larger size."""
     best, others, speed = choice.shape, choice.ranked[1:], choice.speed
-    size = best.matmul_parameters()
-    reference = expected(request, best, speed(best))
-    close = [shape for shape in others if math.expm1(expected(request, shape, speed(shape)) - reference) < TIE]
+    best_size = best.matmul_parameters()
+    best_score = expected_log_loss(request, best, speed(best))
+    best_compute = 6 * best_size * tokens_in_budget(request, best, speed(best), request.batch_tokens)
+
+    def worse_by(shape: Shape) -> float:
+        return math.expm1(expected_log_loss(request, shape, speed(shape)) - best_score)
+
+    close = [shape for shape in others if worse_by(shape) < TIE]
     shown = close if len(close) > 5 else others[:5]
-    smaller = [shape for shape in others if shape.matmul_parameters() <= 0.5 * size]
-    larger = [shape for shape in others if shape.matmul_parameters() >= 2 * size]
+    smaller = [shape for shape in others if shape.matmul_parameters() <= 0.5 * best_size]
+    larger = [shape for shape in others if shape.matmul_parameters() >= 2 * best_size]
     shown += [shape for shape in smaller[:1] + larger[:1] if shape not in shown]
-    reference_compute = 6 * size * tokens_within(request, best, speed(best), request.batch_tokens)
     rows = []
     for shape in shown:
-        rate = speed(shape)
-        tokens = tokens_within(request, shape, rate, request.batch_tokens)
-        worse = math.expm1(expected(request, shape, rate) - reference)
+        tokens, worse = tokens_in_budget(request, shape, speed(shape), request.batch_tokens), worse_by(shape)
         compute = 6 * shape.matmul_parameters() * tokens
         rows.append(
             Alternative(
-                shape.n_layer,
-                shape.n_head,
-                shape.n_embd,
-                shape.parameters(),
-                shape.matmul_parameters(),
-                int(tokens),
-                rate,
-                worse,
-                _reason(request.law, shape, best, compute, reference_compute, worse),
+                n_layer=shape.n_layer,
+                n_head=shape.n_head,
+                n_embd=shape.n_embd,
+                parameters=shape.parameters(),
+                parameters_law=shape.matmul_parameters(),
+                tokens=int(tokens),
+                tokens_per_second=speed(shape),
+                worse=worse,
+                reason=_reason(request.law, shape, best, compute, best_compute, worse),
             )
         )
     return rows
 
 
-def _reason(law: Law, shape: Shape, best: Shape, compute: float, reference: float, worse: float) -> str:
-    """Why a shape lost, in a few words."""
-    ratio = shape.matmul_parameters() / law.parameters(compute)
+def _reason(law: Law, shape: Shape, best: Shape, compute: float, best_compute: float, worse: float) -> str:
+    """Return why a shape lost to `best`: its size relative to the law's optimum, its compute, or its proportions.
+
+    `compute` and `best_compute` are 6ND in FLOPs; `worse` is the relative difference in expected loss.
+    """
+    ratio, share = shape.matmul_parameters() / law.parameters(compute), compute / best_compute
     size = f"{ratio:.2g}x the law's size" if not 0.9 <= ratio <= 1.1 else "the law's size"
-    share = compute / reference
-    speed = f", {1 - share:.0%} less compute in the same budget" if share < 0.97 else ""
-    speed = f", {share - 1:.0%} more compute in the same budget" if share > 1.03 else speed
-    if worse < 1e-4 and not speed and _skew(shape) > _skew(best):
-        return f"as good; n_embd / n_layer = {shape.n_embd / shape.n_layer:.0f} is further from 64"
+    speed = ""
+    if share < 0.97:
+        speed = f", {1 - share:.0%} less compute in the same budget"
+    elif share > 1.03:
+        speed = f", {share - 1:.0%} more compute in the same budget"
+    if worse < 1e-4 and not speed and _aspect_distance(shape) > _aspect_distance(best):
+        aspect = shape.n_embd / shape.n_layer
+        return f"equally good; n_embd / n_layer = {aspect:.0f} is further from the usual {USUAL_ASPECT}"
     return ("close: " if worse < TIE else "") + size + speed

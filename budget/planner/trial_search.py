@@ -1,6 +1,11 @@
-"""A plan from measured speed: which shapes are tried on the device, in which order, and what the trials change.
+"""A plan from measured speed: which shapes are tried on the device, in which order, and how the results change the plan.
 
-The trials themselves happen elsewhere (training/trial_client.py); no torch here.
+The trials themselves run elsewhere (training/trial_client.py). This module imports no torch.
+
+1. First round: a short trial of each shape on the short list, and a search for the batch that saturates the device.
+2. Second round: every shape once more at the chosen batch; the faster of its two trials counts.
+3. Confirmation: a longer trial of the best shape, which corrects the speeds of all.
+4. Compilation: a trial of the compiled model, where the budget is long enough for it to pay.
 """
 
 from __future__ import annotations
@@ -17,53 +22,44 @@ from budget.planner.hyperparameters import largest_batch, optimizer_for
 from budget.planner.plan import Choice, Plan, Request
 from budget.planner.planner import choose, make_plan, shortlist, step_rule
 from common.errors import UserError
-from device.compile_cost import Compiling, first_that_pays
+from device.compile_cost import CompileOption, first_that_pays
 from model.config import Shape
 
-# A batch twice as large that runs by less than this faster is not worth its coarser steps.
-SATURATED = 0.05
-
-
-MEMORY_SHARE = 0.9  # of what is free that a micro-batch may take: a run meets longer kernels' workspaces than a trial
-
-
-TRIAL_S = 0.5  # enough for a stable median; more only where the time allows
-
-
-MIN_REPEATS = 3  # steps that every trial times, after a first one that does not count
-
-
-CONFIRM_S = 5.0  # seconds, for the shape that was chosen
-
-
-CONFIRM_SHARE = 0.7  # of the time that is left; building the model takes some of the rest
-
-
-# After a single trial, for twice the sequences. A try beyond the memory costs a fraction of a second; weights, gradient
-# and moments, which are there once, are often most of it.
+SATURATED = 0.05  # a doubled batch has to be this much faster to be worth half as many steps
+MEMORY_SHARE = 0.9  # of the available memory; a run may pick kernels with larger workspaces than its trial did
+TRIAL_S = 0.5  # seconds of timed steps per trial: enough for a stable median
+MIN_REPEATS = 3  # timed steps per trial at least, after one warm-up step
+CONFIRM_S = 5.0  # seconds of timed steps for the longer trial of the chosen shape
+CONFIRM_SHARE = 0.7  # of the time left, at most; building the model takes some of the rest
+# Expected growth of the peak memory for twice the sequences, after a single trial. Weights, gradients and optimizer
+# state do not grow with the batch and are often most of it. A trial that runs out of memory costs a fraction of a
+# second.
 FIRST_GROWTH = 1.5
+COMPILE_TRY = 0.5  # compilation is tried only with at least this share of its expected time left
 
-
-COMPILE_TRY = 0.5  # of the seconds that compilation is expected to take: with less left it is not tried
+Log = Callable[[str], None]
 
 
 class TooLarge(Exception):
-    """A shape does not fit into the device's memory even one sequence at a time."""
+    """A shape does not fit into the device's memory even with one sequence per forward pass."""
 
 
 class TrialFailed(Exception):
-    """A trial ended in an error that is not about memory; the message says which."""
+    """A trial ended in an error other than out of memory; the message names it."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What training steps of a shape cost on the device, apart: seconds per token, forward and backward with
-    `micro_batch` sequences at once, and update_s, seconds per step of `optimizer`, whatever its batch. Trials with
-    different batches can so be compared.
+    """The measured cost of training steps of one shape.
 
-    peak_memory: bytes that it took at most; start_s: seconds before the steps that count, to build the model and for what a
-    first step takes longer; compile_s: seconds of compilation before the first step, 0 where nothing was
-    compiled, and compile_cache: "cold" or "warm", as the compiler found it.
+    The cost is split into a part per token and a part per step, so that trials with different batches can be compared.
+
+    token_s: seconds per token for forward and backward, with `micro_batch` sequences per pass.
+    update_s: seconds per optimizer step of `optimizer`, independent of the batch.
+    peak_memory: bytes.
+    compile_s: seconds of compilation before the first step; 0 without compilation.
+    compile_cache: state of the compiler's cache before the trial, "cold" or "warm"; None without compilation.
+    start_s: seconds before the timed steps: building the model, and the extra time of the first step.
     """
 
     token_s: float
@@ -76,360 +72,420 @@ class Trial:
     start_s: float = 0.0
 
     def step_s(self, batch_tokens: int) -> float:
-        """Seconds of an optimizer step of so many tokens."""
+        """Return the seconds of an optimizer step of `batch_tokens` tokens."""
         return batch_tokens * self.token_s + self.update_s
 
     def tokens_per_second(self, batch_tokens: int) -> float:
+        """Return the training speed with `batch_tokens` tokens per step."""
         return batch_tokens / self.step_s(batch_tokens)
 
-    def times(self, factor: float) -> Trial:
-        """The same with `factor` times the speed."""
+    def sped_up(self, factor: float) -> Trial:
+        """Return the same trial at `factor` times the speed."""
         return replace(self, token_s=self.token_s / factor, update_s=self.update_s / factor)
 
 
 class TrialClient(Protocol):
-    """Tries shapes on the device, within the time that it was given."""
+    """Runs trials on the device within a time limit."""
 
-    def seconds_left(self) -> float: ...
+    def seconds_left(self) -> float:
+        """Return the seconds left for trials."""
+        ...
 
     def at_once(self, shape: Shape, batch_tokens: int) -> int:
-        """Tokens of the first forward pass of a trial."""
+        """Return the number of tokens in the first forward pass of a trial."""
         ...
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
-        """About `seconds` of training steps, `compiled` as in device.compile; None when the time is up. Raises TooLarge
-        and TrialFailed."""
+        """Time about `seconds` of training steps, `compiled` as in device.compile; return None when the time is up.
+
+        Raises TooLarge and TrialFailed.
+        """
         ...
+
+
+# ---------------------------------------------------------------------------------------------------- the micro-batch
 
 
 def largest_fitting(
     attempt: Callable[[int], tuple[Trial, int] | None], first: int, most: int
 ) -> tuple[Trial, int] | None:
-    """The trial with the largest micro-batch that leaves a tenth of the memory free, from `first` up to `most` by factors
-    of two.
+    """Return the trial with the largest micro-batch that uses at most MEMORY_SHARE of the memory.
 
-    `attempt(micro_batch)` gives a trial and the bytes that the process may have, None when the time is up, or raises
-    TooLarge. So does this, when not even a single sequence fits.
+    The search starts at `first` sequences, doubles up to `most`, and halves where a micro-batch does not fit.
+    `attempt(micro_batch)` returns a trial and the bytes of memory available to it, or None when the time is up; it
+    raises TooLarge where the memory is exceeded. Raises TooLarge when a single sequence does not fit.
     """
     micro = first = max(1, min(first, most))
-    peaks: dict[int, int] = {}
+    peaks: dict[int, int] = {}  # bytes by micro-batch
     best: tuple[Trial, int] | None = None
     while True:
         try:
-            found = attempt(micro)
+            result = attempt(micro)
         except TooLarge:
-            found = None
+            result = None
         else:
-            if found is None:
+            if result is None:
                 return best
-            peaks[micro] = found[0].peak_memory
-            if peaks[micro] > MEMORY_SHARE * found[1]:
-                found = None
-        if found is None:
+            peaks[micro] = result[0].peak_memory
+            if peaks[micro] > MEMORY_SHARE * result[1]:
+                result = None
+        if result is None:
             if best is not None:
                 return best
             if micro == 1:
                 raise TooLarge
             micro //= 2
             continue
-        best, larger = found, min(2 * micro, most)
-        if micro < first or larger == micro or _expected_peak(peaks, micro, larger) > MEMORY_SHARE * found[1]:
+        best, larger = result, min(2 * micro, most)
+        if micro < first or larger == micro or _expected_peak(peaks, micro, larger) > MEMORY_SHARE * result[1]:
             return best
         micro = larger
 
 
 def _expected_peak(peaks: dict[int, int], micro: int, larger: int) -> float:
-    """Bytes for `larger` sequences: on the line through the last two trials; after one, at most in proportion."""
+    """Return the expected bytes for `larger` sequences: linear in the last two trials, or by FIRST_GROWTH after one."""
     smaller = max((tried for tried in peaks if tried < micro), default=None)
     if smaller is None:
         return peaks[micro] * min(larger / micro, FIRST_GROWTH)
     return peaks[micro] + (peaks[micro] - peaks[smaller]) * (larger - micro) / (micro - smaller)
 
 
-def trial_steps(
-    prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]
+# --------------------------------------------------------------------------------------------- the duration of a trial
+
+
+def expected_step_s(
+    client: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]
 ) -> tuple[float, float]:
-    """Seconds of a trial before the steps that count, and of each of these, at the best FLOP/s so far; `trials` of one shape
-    at least."""
+    """Return the expected seconds of a trial before its timed steps, and of each timed step.
+
+    A shape without a trial is assumed to run at the best FLOP/s so far. `trials` must hold at least one shape.
+    """
     known = [trials[shape]] if shape in trials else list(trials.values())
-    flop_s = min(trial.token_s / flops_per_token(each) for each, trial in trials.items())
+    flop_s = min(trial.token_s / flops_per_token(tried) for tried, trial in trials.items())  # seconds per FLOP
     token_s = trials[shape].token_s if shape in trials else flop_s * flops_per_token(shape)
-    at_once = min(prober.at_once(shape, batch_tokens), batch_tokens)
+    at_once = min(client.at_once(shape, batch_tokens), batch_tokens)
     forward_s, update_s = at_once * token_s, max(trial.update_s for trial in known)
-    # The first shape's start may be that of the process as well.
+    # The median, because the first trial's start may include the start of the process.
     start_s = statistics.median(trial.start_s for trial in known)
     return start_s + (1 if at_once == batch_tokens else 2) * forward_s + update_s, forward_s + update_s
 
 
-def trial_s(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float) -> float:
-    """Seconds that a trial of `seconds` takes in all; 0 before the first. One that cannot end in the time that is left would
-    only take that time from those that can."""
+def expected_trial_s(
+    client: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float
+) -> float:
+    """Return the expected seconds of a trial with `seconds` of timed steps; 0 before the first trial.
+
+    A trial that cannot end in time is not begun, because it would take the time from those that can.
+    """
     if not trials:
         return 0.0
-    before_s, step_s = trial_steps(prober, shape, batch_tokens, trials)
+    before_s, step_s = expected_step_s(client, shape, batch_tokens, trials)
     return before_s + max(MIN_REPEATS, math.ceil(seconds / step_s)) * step_s
 
 
-def tried(
-    prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float
+def measure_again(
+    client: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial], seconds: float
 ) -> Trial | None:
-    """A further trial of a shape that worked before, if there is time; whatever goes wrong with it, the earlier one stands."""
-    if trial_s(prober, shape, batch_tokens, trials, seconds) > prober.seconds_left():
+    """Return another trial of a shape that worked before; None without time for it, or where it fails."""
+    if expected_trial_s(client, shape, batch_tokens, trials, seconds) > client.seconds_left():
         return None
     try:
-        return prober.measure(shape, batch_tokens, seconds)
+        return client.measure(shape, batch_tokens, seconds)
     except (TooLarge, TrialFailed):
         return None
 
 
+# ----------------------------------------------------------------------------------------------------- the whole search
+
+
 def measured_plan(
     request: Request,
-    prober: TrialClient,
-    ways: Sequence[Compiling],
-    say: Callable[[str], None],
-    detail: Callable[[str], None] | None = None,
+    client: TrialClient,
+    compile_options: Sequence[CompileOption],
+    say: Log,
+    detail: Log | None = None,
 ) -> Plan:
-    """The plan from what the shapes around the law's optimum were measured to do; from the assumed speed where the time
-    did not suffice for a single one. Raises UserError when none of them fits into the memory.
+    """Return the plan from the measured speeds of shapes around the law's optimum.
 
-    The batch is settled after the first round: all that follows is measured at it and judged by it. `ways`: to compile, the
-    preferred one first. `say` shows what did not go as expected, `detail` (None: `say`) what each trial found.
+    The batch is fixed after the first round, and all later trials use it. Without time for a single trial, the plan
+    rests on the assumed speed. `compile_options` are ordered by preference. `say` receives what a user should know,
+    `detail` (default: `say`) the result of each trial. Raises UserError when no shape fits into the memory.
     """
     detail = detail or say
-    unlimited = replace(request, max_epochs=math.inf)  # before the speed is known nothing is refused
-    trials, tried_with, saturation = first_round(unlimited, prober, say, detail)
+    unlimited = replace(request, max_epochs=math.inf)  # the epochs are checked once the speed is known
+    trials, tried_batch, saturation = first_round(unlimited, client, say, detail)
     if not trials:
         say("no shape could be measured; the plan rests on an assumed speed")
         return make_plan(request)
-    batch = choice_of(unlimited, trials, tried_with, saturation).batch_tokens
-    settled = replace(unlimited, settled_batch=batch)
-    second_round(prober, choice_of(settled, trials, batch, saturation).ranked, batch, trials)
-    confirm(prober, choice_of(settled, trials, batch, saturation).shape, batch, trials)
+    batch = choose_measured(unlimited, trials, tried_batch, saturation).batch_tokens
+    at_batch = replace(unlimited, measured_batch=batch)
+    second_round(client, choose_measured(at_batch, trials, batch, saturation).ranked, batch, trials)
+    confirm(client, choose_measured(at_batch, trials, batch, saturation).shape, batch, trials)
     for shape in trials:
-        detail(f"measured {_shown(shape, trials[shape], batch)}")
-    plan = plan_of(replace(request, settled_batch=batch), trials, saturation)
-    return compiled_plan(request, plan, prober, ways, trials, saturation, say, detail)
+        detail(f"measured {_describe(shape, trials[shape], batch)}")
+    plan = plan_from_trials(replace(request, measured_batch=batch), trials, saturation)
+    return add_compilation(request, plan, client, compile_options, trials, saturation, say, detail)
 
 
-def confirm(prober: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
-    """Measure the chosen one once more, for as long as there is time: the better of two short trials is a fair judge between
-    shapes, but promises too much. What it promised too much, it did for the others as well."""
-    before_s, step_s = trial_steps(prober, shape, batch_tokens, trials)
-    seconds = min(CONFIRM_S, CONFIRM_SHARE * prober.seconds_left(), prober.seconds_left() - before_s - step_s)
-    last = tried(prober, shape, batch_tokens, trials, seconds)
-    if last is None:
-        return
-    ratio = last.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
-    for each, trial in trials.items():
-        trials[each] = trial.times(ratio)
-    trials[shape] = last
-
-
-def _shown(shape: Shape, trial: Trial, batch_tokens: int) -> str:
+def _describe(shape: Shape, trial: Trial, batch_tokens: int) -> str:
     rate = trial.tokens_per_second(batch_tokens)
     return (
         f"{shape.n_layer} x {shape.n_embd} ({shape.parameters() / 1e6:.3g}M parameters): {rate:,.0f} tokens/s,"
-        f" {rate * flops_per_token(shape):.3g} FLOP/s, {1000 * trial.step_s(batch_tokens):.3g} ms a step,"
-        f" {trial.peak_memory / 2**20:,.0f} MiB with {trial.micro_batch} sequences at once"
+        f" {rate * flops_per_token(shape):.3g} FLOP/s, {1000 * trial.step_s(batch_tokens):.3g} ms per step,"
+        f" {trial.peak_memory / 2**20:,.0f} MiB with {trial.micro_batch} sequences per pass"
     )
 
 
-def choice_of(request: Request, trials: dict[Shape, Trial], batch: int, saturation: float = 0.0) -> Choice:
-    """The best of the shapes that were tried, at their speeds with `batch` tokens a step."""
-    return choose(request, speeds_with(batch, trials), saturation)
+def choose_measured(request: Request, trials: dict[Shape, Trial], batch: int, saturation: float = 0.0) -> Choice:
+    """Return the best of the measured shapes, at their speeds with `batch` tokens per step."""
+    return choose(request, speeds_at(batch, trials), saturation)
 
 
-def speeds_with(batch: int, trials: dict[Shape, Trial]) -> dict[Shape, float]:
-    """Tokens per second of the shapes that were tried, with so many a step."""
+def speeds_at(batch: int, trials: dict[Shape, Trial]) -> dict[Shape, float]:
+    """Return the tokens per second of each measured shape with `batch` tokens per step."""
     return {shape: trial.tokens_per_second(batch) for shape, trial in trials.items()}
 
 
-def plan_of(request: Request, trials: dict[Shape, Trial], saturation: float) -> Plan:
-    """The plan at the request's settled batch, with what was found out about the shapes that were tried."""
-    batch = request.settled_batch
+def plan_from_trials(request: Request, trials: dict[Shape, Trial], saturation: float) -> Plan:
+    """Return the plan at `request.measured_batch`, with the step times and the memory of the trials."""
+    batch = request.measured_batch
     assert batch is not None
-    plan = make_plan(request, speeds_with(batch, trials), "measured", saturation)
-    trial = trials[plan.sized(request.template)]
-    by_size = {(shape.n_layer, shape.n_embd, shape.n_head): each for shape, each in trials.items()}
-    alternatives = [
-        replace(row, step_s=each.step_s(batch), peak_memory=each.peak_memory)
-        for row in plan.alternatives
-        for each in (by_size[row.n_layer, row.n_embd, row.n_head],)
-    ]
+    plan = make_plan(request, speeds_at(batch, trials), "measured", saturation)
+    chosen = trials[plan.sized(request.template)]
+    by_size = {(shape.n_layer, shape.n_embd, shape.n_head): trial for shape, trial in trials.items()}
+    alternatives = []
+    for row in plan.alternatives:
+        trial = by_size[row.n_layer, row.n_embd, row.n_head]
+        alternatives.append(replace(row, step_s=trial.step_s(batch), peak_memory=trial.peak_memory))
     return replace(
         plan,
-        step_s=trial.step_s(batch),
-        micro_batch=trial.micro_batch,
-        peak_memory=trial.peak_memory,
+        step_s=chosen.step_s(batch),
+        micro_batch=chosen.micro_batch,
+        peak_memory=chosen.peak_memory,
         alternatives=alternatives,
     )
 
 
-def first_round(
-    request: Request, prober: TrialClient, say: Callable[[str], None], detail: Callable[[str], None]
-) -> tuple[dict[Shape, Trial], int, float]:
-    """A short trial of each shape of the short list, the most promising first, as far as the time goes; the tokens a step
-    they had; and, tried with the first of them, those from which on the device runs at full speed (0: the rules' batch
-    will do)."""
+# --------------------------------------------------------------------------------------------------- the first round
+
+
+def first_round(request: Request, client: TrialClient, say: Log, detail: Log) -> tuple[dict[Shape, Trial], int, float]:
+    """Try each shape on the short list once, the most promising first, as far as the time allows.
+
+    Returns the trials, the batch (tokens per step) that they had, and the batch from which the device runs at full
+    speed. The latter is searched with the first shape; it is 0 where the rules' batch is large enough. Raises
+    UserError when no shape fits into the memory.
+    """
     guess = choose(request)
     waiting, untried = shortlist(guess), list[Shape]()
-    seconds = min(TRIAL_S, prober.seconds_left() / (3 + 3 * len(waiting)))
+    seconds = min(TRIAL_S, client.seconds_left() / (3 + 3 * len(waiting)))
     trials: dict[Shape, Trial] = {}
     too_large: list[Shape] = []
     batch, saturation = guess.batch_tokens, 0.0
     while waiting:
         shape = most_promising(waiting, guess.ranked, trials)
         waiting.remove(shape)
-        if trial_s(prober, shape, batch, trials, seconds) > prober.seconds_left():
+        if expected_trial_s(client, shape, batch, trials, seconds) > client.seconds_left():
             untried.append(shape)
             continue
         try:
-            trial = prober.measure(shape, batch, seconds)
+            trial = client.measure(shape, batch, seconds)
         except TooLarge:
             too_large.append(shape)
-            say(f"{shape.n_layer} x {shape.n_embd} does not fit into the memory")
+            say(f"{_size(shape)} does not fit into the memory")
             continue
         except TrialFailed as error:
-            say(f"the trial of {shape.n_layer} x {shape.n_embd} failed: {error}")
+            say(f"the trial of {_size(shape)} failed: {error}")
             continue
         if trial is None:
             untried += [shape, *waiting]
             break
         trials[shape] = trial
         if len(trials) == 1 and request.batch_tokens is None:
-            batch, saturation = saturate(request, prober, shape, batch, trials, seconds)
+            batch, saturation = saturate(request, client, shape, batch, trials, seconds)
     if too_large and not trials:
         smallest = min(too_large, key=lambda shape: shape.parameters())
         raise UserError(
-            f"not even {smallest.n_layer} x {smallest.n_embd} ({smallest.parameters() / 1e6:.3g}M parameters) fits into the"
-            " memory of this device; free some, choose a smaller model.n_layer or model.n_embd, or a smaller"
-            " optim.micro_batch"
+            f"no model fits into the memory of this device, not even {_size(smallest)}"
+            f" ({smallest.parameters() / 1e6:.3g}M parameters); free some memory, or set a smaller model.n_layer,"
+            " model.n_embd or optim.micro_batch"
         )
     if untried and trials:
-        detail(f"no time to try {', '.join(f'{shape.n_layer} x {shape.n_embd}' for shape in untried)}")
+        detail(f"no time to try {', '.join(map(_size, untried))}")
     return trials, batch, saturation
 
 
+def _size(shape: Shape) -> str:
+    return f"{shape.n_layer} x {shape.n_embd}"
+
+
 def most_promising(waiting: list[Shape], ranked: list[Shape], trials: dict[Shape, Trial]) -> Shape:
-    """The best at the assumed speed. A width of which two depths were tried comes last: the time of a token is a line in the
-    depth, so that a third says the least that is new."""
-    depths = Counter(shape.n_embd for shape in trials)
-    return min(waiting, key=lambda shape: (depths[shape.n_embd] >= 2, ranked.index(shape)))
+    """Return the shape to try next: the best at the assumed speed, but a third depth of one width last.
+
+    The time per token is linear in the depth, so the third depth of a width adds the least information.
+    """
+    depths_tried = Counter(shape.n_embd for shape in trials)
+    return min(waiting, key=lambda shape: (depths_tried[shape.n_embd] >= 2, ranked.index(shape)))
 
 
 def saturate(
-    request: Request, prober: TrialClient, shape: Shape, batch: int, trials: dict[Shape, Trial], seconds: float
+    request: Request, client: TrialClient, shape: Shape, batch: int, trials: dict[Shape, Trial], seconds: float
 ) -> tuple[int, float]:
-    """Tokens a step for the other trials, and those from which on the device runs this shape at full speed: twice the
-    rules' batch, and twice again, as long as it helps and the number of steps and the critical batch allow it; 0 where
-    the rules' batch will do. The trial of `shape`, which had `batch`, becomes the one with what was found."""
-    rules = choice_of(request, {shape: trials[shape]}, batch).batch_tokens
-    if rules != batch:  # the assumed speed was another
-        again = tried(prober, shape, rules, trials, seconds)
-        if again is None:
+    """Double the batch as long as the device gets faster and the number of steps and the critical batch allow it.
+
+    Returns the tokens per step for the other trials, and the batch from which the device runs `shape` at full speed
+    (0 where the rules' batch is large enough). The trial of `shape`, which had `batch` tokens, is replaced by the
+    best one.
+    """
+    by_rule = choose_measured(request, {shape: trials[shape]}, batch).batch_tokens
+    if by_rule != batch:  # the measured speed differs from the assumed one, and the rules' batch with it
+        trial = measure_again(client, shape, by_rule, trials, seconds)
+        if trial is None:
             return batch, 0.0
-        batch, trials[shape] = rules, again
-    found = 0.0
+        batch, trials[shape] = by_rule, trial
+    saturation = 0.0
     while True:
-        choice = choice_of(request, {shape: trials[shape]}, batch)
+        choice = choose_measured(request, {shape: trials[shape]}, batch)
         if 2 * batch > largest_batch(choice.tokens, step_rule(request.limits, choice.optimizer)):
             break
         smaller = trials[shape]
-        # Twice a batch in parts is in the same ones, if the optimizer is the same.
-        in_parts = smaller.micro_batch * shape.block_size < batch and (
-            request.optimizer is not None or optimizer_for(shape, batch) == optimizer_for(shape, 2 * batch)
-        )
-        larger = smaller if in_parts else tried(prober, shape, 2 * batch, trials, seconds)
+        larger: Trial | None = smaller
+        if not _accumulates(request, shape, smaller, batch):
+            larger = measure_again(client, shape, 2 * batch, trials, seconds)
         if larger is None:
             break
-        larger = better(larger, smaller)  # more tokens at once take no longer each
-        if larger.micro_batch == smaller.micro_batch:  # two looks at one speed, of which the faster one is no gain
+        larger = fastest(larger, smaller)  # a larger micro-batch is never slower per token
+        if larger.micro_batch == smaller.micro_batch:  # the same passes, so any difference is noise of the measurement
             smaller = larger
         if larger.tokens_per_second(2 * batch) < (1 + SATURATED) * smaller.tokens_per_second(batch):
             break
-        batch, trials[shape], found = 2 * batch, larger, 2.0 * batch
-    return batch, found
+        batch, trials[shape], saturation = 2 * batch, larger, 2.0 * batch
+    return batch, saturation
 
 
-def better(trial: Trial, other: Trial) -> Trial:
-    """The trial with the best of both, if they did the same: other work on the machine makes a time longer, never
-    shorter."""
+def _accumulates(request: Request, shape: Shape, trial: Trial, batch: int) -> bool:
+    """Return whether `batch` already takes several passes, so that twice the batch repeats them and needs no trial.
+
+    This holds only if the optimizer does not change with the batch.
+    """
+    same_optimizer = request.optimizer is not None or optimizer_for(shape, batch) == optimizer_for(shape, 2 * batch)
+    return trial.micro_batch * shape.block_size < batch and same_optimizer
+
+
+def fastest(trial: Trial, other: Trial) -> Trial:
+    """Return `trial` with the lower times of both, if they used the same optimizer.
+
+    Other load on the machine makes a time longer, never shorter, so the minimum is the better estimate.
+    """
     if trial.optimizer != other.optimizer:
         return trial
     return replace(trial, token_s=min(trial.token_s, other.token_s), update_s=min(trial.update_s, other.update_s))
 
 
-def second_round(prober: TrialClient, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
-    """Each shape once more, the best ones first, and the better trial counts: a second of other work on the machine
-    spoils one of them only. Time for another look at the best stays: of the others none gets a second one before it."""
-    seconds = min(TRIAL_S, prober.seconds_left() / (2 + 2 * len(ranked)))
+# -------------------------------------------------------------------------------------- second round and confirmation
+
+
+def second_round(client: TrialClient, ranked: list[Shape], batch: int, trials: dict[Shape, Trial]) -> None:
+    """Try each shape once more, the best first, and keep the lower times of both trials in `trials`.
+
+    A short burst of other load then spoils only one of the two. Time for the second trial of the best shape is
+    reserved.
+    """
+    seconds = min(TRIAL_S, client.seconds_left() / (2 + 2 * len(ranked)))
     for shape in ranked:
-        kept = trial_s(prober, ranked[0], batch, trials, seconds)
-        if trial_s(prober, shape, batch, trials, seconds) + kept > prober.seconds_left():
+        reserved = expected_trial_s(client, ranked[0], batch, trials, seconds)
+        if expected_trial_s(client, shape, batch, trials, seconds) + reserved > client.seconds_left():
             return
-        again = tried(prober, shape, batch, trials, seconds)
-        if again is not None:
-            trials[shape] = better(again, trials[shape])
+        trial = measure_again(client, shape, batch, trials, seconds)
+        if trial is not None:
+            trials[shape] = fastest(trial, trials[shape])
 
 
-def compiled_plan(
+def confirm(client: TrialClient, shape: Shape, batch_tokens: int, trials: dict[Shape, Trial]) -> None:
+    """Measure the chosen shape once more, for up to CONFIRM_S, and scale the speeds of all shapes by the result.
+
+    The faster of two short trials compares shapes fairly, but it is too optimistic a speed for hours of training. The
+    optimism is assumed to be the same for every shape.
+    """
+    before_s, step_s = expected_step_s(client, shape, batch_tokens, trials)
+    left_s = client.seconds_left()
+    seconds = min(CONFIRM_S, CONFIRM_SHARE * left_s, left_s - before_s - step_s)
+    confirmed = measure_again(client, shape, batch_tokens, trials, seconds)
+    if confirmed is None:
+        return
+    ratio = confirmed.tokens_per_second(batch_tokens) / trials[shape].tokens_per_second(batch_tokens)
+    for other, trial in trials.items():
+        trials[other] = trial.sped_up(ratio)
+    trials[shape] = confirmed
+
+
+# -------------------------------------------------------------------------------------------------------- compilation
+
+
+def add_compilation(
     request: Request,
     plan: Plan,
-    prober: TrialClient,
-    ways: Sequence[Compiling],
+    client: TrialClient,
+    compile_options: Sequence[CompileOption],
     trials: dict[Shape, Trial],
     saturation: float,
-    say: Callable[[str], None],
-    detail: Callable[[str], None],
+    say: Log,
+    detail: Log,
 ) -> Plan:
-    """The plan with compilation where it pays: at its measured cost and gain where there is time to measure them, else
-    at the expected ones."""
+    """Return the plan with compilation where it pays, at its measured cost and speed-up, or at the expected ones.
+
+    The expected ones are used where the time does not suffice for a trial.
+    """
     limits = request.limits
     training_s = None if limits.seconds is None else limits.seconds - request.overhead_s
-    compiling = first_that_pays(ways, training_s)
-    if compiling is None:
+    option = first_that_pays(compile_options, training_s)
+    if option is None:
         return plan
     source = "expected"
-    if prober.seconds_left() > COMPILE_TRY * compiling.cost_s:
+    if client.seconds_left() > COMPILE_TRY * option.cost_s:
         try:
-            compiling, source = try_compiling(plan.sized(request.template), plan, prober, compiling, trials, detail)
+            option, source = measure_compiled(plan.sized(request.template), plan, client, option, trials, detail)
         except (TooLarge, TrialFailed) as error:
             say(f"compilation failed: {error or 'out of memory'}")
-            if not compiling.asked:
+            if not option.asked:
                 return plan
-        if not compiling.pays(training_s):
-            return replace(plan, compile_s=compiling.cost_s, compile_speedup=compiling.speedup)
-    faster = {each: trial.times(compiling.speedup) for each, trial in trials.items()}
+        if not option.pays(training_s):
+            return replace(plan, compile_s=option.cost_s, compile_speedup=option.speedup)
+    compiled_trials = {shape: trial.sped_up(option.speedup) for shape, trial in trials.items()}
     if limits.counts == "all":
-        request = replace(request, overhead_s=request.overhead_s + compiling.cost_s)
+        request = replace(request, overhead_s=request.overhead_s + option.cost_s)
     return replace(
-        plan_of(replace(request, settled_batch=plan.batch_tokens), faster, saturation),
+        plan_from_trials(replace(request, measured_batch=plan.batch_tokens), compiled_trials, saturation),
         compiled=True,
-        regional=compiling.how == "regional",
-        compile_s=compiling.cost_s,
-        compile_speedup=compiling.speedup,
-        compile_cache=compiling.cache,
+        regional=option.how == "regional",
+        compile_s=option.cost_s,
+        compile_speedup=option.speedup,
+        compile_cache=option.cache,
         source={**plan.source, "compile": source},
     )
 
 
-def try_compiling(
+def measure_compiled(
     shape: Shape,
     plan: Plan,
-    prober: TrialClient,
-    compiling: Compiling,
+    client: TrialClient,
+    option: CompileOption,
     trials: dict[Shape, Trial],
-    detail: Callable[[str], None],
-) -> tuple[Compiling, str]:
-    """Compilation as it was measured; where the time did not suffice, as expected, but no cheaper than what was waited."""
-    left = prober.seconds_left()
-    trial = prober.measure(shape, plan.batch_tokens, TRIAL_S, compiled=compiling.how)
+    detail: Log,
+) -> tuple[CompileOption, str]:
+    """Return the option with its measured cost and speed-up, and "measured".
+
+    When the trial runs out of time, the expected values stay, with a cost of at least twice the time spent, and
+    "expected".
+    """
+    left = client.seconds_left()
+    trial = client.measure(shape, plan.batch_tokens, TRIAL_S, compiled=option.how)
     if trial is None:
-        return replace(compiling, cost_s=max(compiling.cost_s, 2 * left)), "expected"
+        return replace(option, cost_s=max(option.cost_s, 2 * left)), "expected"
     rate = trial.tokens_per_second(plan.batch_tokens)
     speedup = rate / trials[shape].tokens_per_second(plan.batch_tokens)
     detail(
-        f"measured compiled: {rate:,.0f} tokens/s, {speedup:.2f} times as fast, after"
+        f"measured compiled: {rate:,.0f} tokens/s, {speedup:.2f} times the speed, after"
         f" {trial.compile_s:.0f} s of compilation"
     )
-    return replace(compiling, cost_s=trial.compile_s, speedup=speedup, cache=trial.compile_cache), "measured"
+    return replace(option, cost_s=trial.compile_s, speedup=speedup, cache=trial.compile_cache), "measured"

@@ -21,7 +21,7 @@ from budget.planner.hyperparameters import (
     weight_decay_range,
 )
 from budget.planner.plan import Plan
-from budget.planner.planner import FLAT, TIE, step_rule
+from budget.planner.planner import NEAR_OPTIMAL, TIE, step_rule
 from common.format import format_count, format_seconds
 from model.config import Shape
 from run.report.console import Console
@@ -228,7 +228,7 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_toke
         f"context: {plan.block_size} tokens, bigram table: {table}, block: {block_in_words(plan.block)}; given, or by the"
         " compute: budget/planner/hyperparameters.py",
         f"score: loss ~ C^-slope exp(curvature (ln N / (centre N*))^2) with C = 6 N x tokens' worth (the three:"
-        f" {plan.source['flat']}); within {FLAT:.0%}:"
+        f" {plan.source['flat']}); within {NEAR_OPTIMAL:.0%}:"
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
         f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
@@ -249,8 +249,8 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.few} where {rule.small_batch:,} tokens need"
-        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where"
+        f" {rule.small_batch:,} tokens need more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
         f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
@@ -280,7 +280,7 @@ def draw_plan(axes: Axes, plan: Mapping[str, Any]) -> None:
     worse = [100 * value for _, value in plan["curve"]]
     chosen = plan["parameters_law"]
     axes.axvspan(*plan["bracket"], color="#f97316", alpha=0.13, linewidth=0, label="the laws' best sizes")
-    axes.axvspan(*plan["flat"], color="#16a34a", alpha=0.13, linewidth=0, label=f"within {FLAT:.0%}")
+    axes.axvspan(*plan["flat"], color="#16a34a", alpha=0.13, linewidth=0, label=f"within {NEAR_OPTIMAL:.0%}")
     axes.plot(sizes, worse, color="#3b82f6", linewidth=1.4)
     height = dict(plan["curve"]).get(chosen, min(worse) / 100)  # above 0 where the user fixed the size
     rows = [row for row in plan["alternatives"] if row.get("parameters_law")]

@@ -1,4 +1,4 @@
-"""The clock against a clock of our own that goes as we say."""
+"""The budget clock, driven by a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COST = StepCost(tokens=1000, flops=1e9)
 
 
 class Hand:
-    """A clock that is moved by hand."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.time = 100.0
@@ -47,7 +47,7 @@ def drive(clock: BudgetClock, hand: Hand, durations: list[float] | float, start:
         step += 1
 
 
-def test_a_step_that_is_still_under_way_has_its_time_before_the_deadline_too() -> None:
+def test_steps_still_running_on_the_device_count_before_the_deadline() -> None:
     """A GPU works on one step when the host asks whether another fits."""
     ended = []
     for ahead in (0, 1):
@@ -79,7 +79,7 @@ def test_accounts_are_disjoint_and_sum_to_the_elapsed_time() -> None:
 
 
 @pytest.mark.parametrize("reserve", [0.0, 7.0])
-def test_stops_before_the_deadline_and_lands_on_one(reserve: float) -> None:
+def test_stops_before_the_deadline_with_progress_one(reserve: float) -> None:
     clock, hand = make(Limits(hours=100 / 3600), reserve)
     clock.pace.add(0.3)
     steps, seen = drive(clock, hand, 0.3)
@@ -91,7 +91,7 @@ def test_stops_before_the_deadline_and_lands_on_one(reserve: float) -> None:
     assert seen[middle] == pytest.approx((middle + 1) / steps, abs=0.01)
 
 
-def test_a_slow_down_still_lands_on_one_within_the_budget() -> None:
+def test_progress_reaches_one_after_a_slowdown() -> None:
     clock, hand = make(Limits(hours=100 / 3600), 5.0)
     clock.pace.add(0.2)
     _, seen = drive(clock, hand, [0.2] * 200 + [0.5])
@@ -143,7 +143,7 @@ def test_counting_training_leaves_everything_else_out() -> None:
     assert clock.overshoot_s() == pytest.approx(0)
 
 
-def test_a_resumed_run_has_what_was_left() -> None:
+def test_a_resumed_run_gets_the_remaining_time() -> None:
     first, hand = make(Limits(hours=100 / 3600))
     first.pace.add(1.0)
     with first.charge("train"):
@@ -160,7 +160,7 @@ def test_a_resumed_run_has_what_was_left() -> None:
 
 
 def test_a_checkpoints_accounts_fill_in_for_a_lost_ledger_without_counting_twice() -> None:
-    """This process's own seconds stay on top, and what the ledger knew already is not added again."""
+    """This process's own seconds are added, and seconds that the ledger already had are not added again."""
     clock, hand = make(Limits(hours=1))
     hand.time += 5
     clock.carry({"setup": 3.0}, clean=False)
@@ -181,8 +181,8 @@ def test_a_stall_is_idle_not_training() -> None:
     assert clock.pace.worst == 0.5
 
 
-def test_a_standstill_is_idle_whatever_was_going_on(tmp_path: Path) -> None:
-    """Nobody looked at the clock, not even the heartbeat: suspended. It counts, and is not what an evaluation takes."""
+def test_a_suspension_is_booked_as_idle_in_any_account(tmp_path: Path) -> None:
+    """If not even the heartbeat read the clock, the process was suspended: this counts, but not as evaluation time."""
     clock, hand = make(Limits(hours=1))
     clock.watched = True
     with clock.charge("eval"):
@@ -201,8 +201,8 @@ def test_a_standstill_is_idle_whatever_was_going_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("account", "watched"), [("checkpoint", False), ("setup", True)])
-def test_a_slow_disk_and_loading_libraries_are_no_standstill(account: str, watched: bool) -> None:
-    """A disk may hold up the heartbeat as well, which says that it is not looking meanwhile."""
+def test_a_slow_disk_and_imports_do_not_count_as_a_suspension(account: str, watched: bool) -> None:
+    """A slow disk can block the heartbeat too, which therefore clears `watched` while it writes."""
     clock, hand = make(Limits(hours=1))
     clock.watched = watched
     with clock.charge(account):
@@ -211,7 +211,7 @@ def test_a_slow_disk_and_loading_libraries_are_no_standstill(account: str, watch
     assert clock.ledger[account] == 60
 
 
-def test_the_heartbeat_outlives_any_failure_and_says_what_it_sees(tmp_path: Path) -> None:
+def test_the_heartbeat_survives_failures_and_reports_suspensions(tmp_path: Path) -> None:
     clock, hand = make(Limits(hours=1))
     said = list[str]()
     heartbeat = Heartbeat(clock, tmp_path / "ledger.json", said.append)
@@ -233,15 +233,15 @@ def test_the_heartbeat_outlives_any_failure_and_says_what_it_sees(tmp_path: Path
             clock.clock()
     heartbeat.close()
     assert len(said) == 2
-    assert "stood still for 30.0 s" in said[0]
+    assert "suspended, or had no CPU time, for 30.0 s" in said[0]
     assert "anything" in said[1]
     found = read_ledger(tmp_path / "ledger.json")
     assert found is not None
     assert (found["standstill_s"], found["ledger_s"]["idle"]) == (30, 30)
 
 
-def test_jumps_of_the_systems_clock_move_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is set by people and by the network, forwards and backwards."""
+def test_jumps_of_the_system_clock_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system clock is adjusted by people and by NTP, in both directions."""
     clock = BudgetClock(Limits(hours=1))
     jumps = itertools.cycle([4e9, 0.0, 1.7e9])
     monkeypatch.setattr(time, "time", lambda: next(jumps))
@@ -250,7 +250,7 @@ def test_jumps_of_the_systems_clock_move_nothing(monkeypatch: pytest.MonkeyPatch
     assert [0 <= clock.spent_s() - before < 1 for _ in range(10)] == [True] * 10
 
 
-def test_what_is_known_to_be_spent_is_charged_once() -> None:
+def test_carry_at_least_charges_once() -> None:
     clock, _ = make(Limits(hours=1))
     clock.carry({"train": 20.0, "idle": 1.0}, clean=False)
     clock.carry_at_least(15.0)
@@ -279,7 +279,7 @@ def test_the_ledger_on_disk_is_what_was_spent(tmp_path: Path) -> None:
     assert found["clean"]
 
 
-def test_a_flipped_digit_in_the_ledger_is_seen(tmp_path: Path) -> None:
+def test_a_changed_digit_in_the_ledger_is_detected(tmp_path: Path) -> None:
     clock, hand = make(Limits(hours=1))
     hand.time += 3600
     path = tmp_path / "ledger.json"
@@ -298,14 +298,14 @@ WHOLE = dict.fromkeys(ACCOUNTS, 1.0)
         *(json.dumps({"ledger_s": {**WHOLE, "train": value}}) for value in (1e300, float("nan"), 10**400, "1", True)),
     ],
 )
-def test_a_damaged_ledger_is_no_ledger(tmp_path: Path, content: str) -> None:
+def test_a_damaged_ledger_is_not_used(tmp_path: Path, content: str) -> None:
     (tmp_path / "ledger.json").write_text(content)
     assert read_ledger(tmp_path / "ledger.json") is None
     assert read_ledger(tmp_path / "absent.json") is None
 
 
-def test_a_ledger_whose_accounts_are_whole_counts_whatever_else_it_lacks(tmp_path: Path) -> None:
-    """What was spent is never reset; a run that does not say how it ended was killed."""
+def test_a_ledger_with_complete_accounts_is_used_without_other_keys(tmp_path: Path) -> None:
+    """Spent time is never reset; a run without `clean` counts as killed."""
     for rest in ({}, {"clean": "yes", "extended_hours": "2"}):
         (tmp_path / "ledger.json").write_text(json.dumps({"ledger_s": WHOLE, **rest}))
         found = read_ledger(tmp_path / "ledger.json")

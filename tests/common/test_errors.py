@@ -1,4 +1,4 @@
-"""Failures that are a line, and those that keep their traceback."""
+"""Failures that are reported in one line, and failures that keep their traceback."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from common.errors import reported
 
 
-def test_a_gpu_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """In every script, for each asks for the GPU in its own place."""
+def test_a_busy_gpu_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """The context manager handles it, because every script first uses the GPU in a different place."""
     with pytest.raises(SystemExit) as caught, reported():
         raise RuntimeError(
             "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCompile with `TORCH_USE_CUDA_DSA`"

@@ -1,4 +1,4 @@
-"""A lock belongs to one live process, and everybody else learns which."""
+"""A lock belongs to one live process and names it to the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOLD = (
 
 
 def holding(path: Path) -> subprocess.Popen[bytes]:
-    """Another process that has the lock."""
+    """Start another process that holds the lock."""
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
@@ -40,7 +40,7 @@ def test_the_holder_is_named_until_it_is_killed(tmp_path: Path) -> None:
     held.close()
 
 
-def test_who_waits_says_for_whom_and_gets_the_lock(tmp_path: Path) -> None:
+def test_waiting_lock_reports_the_holder_and_gets_the_lock(tmp_path: Path) -> None:
     other = holding(tmp_path / "lock")
     told: list[str] = []
 
@@ -71,9 +71,7 @@ def test_a_child_that_inherited_the_lock_keeps_it(tmp_path: Path) -> None:
     again.close()
 
 
-def test_a_file_system_without_locks_is_an_error_and_not_a_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.checksum import verify_checksum
 from common.json_io import read_json, write_bytes, write_json, write_text
 
 
-def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "a", "old")
 
     def full(descriptor: int) -> None:
@@ -28,8 +28,8 @@ def test_a_disk_that_refuses_leaves_the_old_file_and_no_other(tmp_path: Path, mo
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a power cut could leave an empty file under the right name."""
+def test_content_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power cut could leave an empty file under the final name."""
     events: list[str] = []
     fsync, replace = os.fsync, Path.replace
 
@@ -49,9 +49,7 @@ def test_content_reaches_the_disk_before_its_name(tmp_path: Path, monkeypatch: p
     assert events[2:] == ["rename"]
 
 
-def test_processes_that_write_the_same_file_share_no_temporary_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_writers_use_separate_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: set[str] = set()
     replace = Path.replace
 
@@ -67,14 +65,14 @@ def test_processes_that_write_the_same_file_share_no_temporary_one(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")], {"a": (float("nan"),)}])
-def test_what_json_cannot_express_becomes_null(tmp_path: Path, value: Any) -> None:
+def test_non_finite_values_become_null(tmp_path: Path, value: Any) -> None:
     write_json(tmp_path / "a.json", {"value": value})
     text = (tmp_path / "a.json").read_text()
     assert "null" in text
     assert json.loads(text, parse_constant=pytest.fail)
 
 
-def test_a_checksum_is_that_of_what_stands_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checksum_covers_the_content_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a secret was taken out of the content, or a figure was not finite."""
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789abcdef")
     content = {"origin": "https://hf_0123456789abcdef@hub", "loss": float("nan")}
@@ -85,7 +83,7 @@ def test_a_checksum_is_that_of_what_stands_in_the_file(tmp_path: Path, monkeypat
         verify_checksum(json.loads(damaged))
 
 
-def test_text_that_utf_8_cannot_express_is_written_all_the_same(tmp_path: Path) -> None:
+def test_text_with_lone_surrogates_is_written(tmp_path: Path) -> None:
     write_text(tmp_path / "page.html", "a \udce9 name")
     assert (tmp_path / "page.html").read_text() == "a ? name"
 

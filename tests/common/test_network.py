@@ -1,4 +1,4 @@
-"""A server that cannot be reached is known within seconds, and named."""
+"""An unreachable server is reported by name within seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def port() -> int:
-    """One that nobody listens on."""
+    """Return a port without a listener."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -31,7 +31,7 @@ def test_a_server_that_listens_is_reached_also_behind_a_proxy(port: int, monkeyp
         assert why_unreachable("https://no.such.host.example", 2.0) is None
 
 
-def test_one_that_does_not_is_named_with_the_reason(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_named_with_the_reason(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "refused" in (why_unreachable(f"http://127.0.0.1:{port}", 2.0) or "")
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
     answer = why_unreachable("https://no.such.host.example", 2.0) or ""
@@ -46,5 +46,5 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("url", ["http://server:port", "http://[::1"])
-def test_an_address_that_is_none_is_a_reason_and_no_traceback(url: str) -> None:
+def test_an_invalid_address_is_a_reason_and_not_a_traceback(url: str) -> None:
     assert "cannot be read" in (why_unreachable(url, 1.0) or "")

@@ -37,7 +37,7 @@ def test_other_names_are_no_secrets(name: str) -> None:
     assert not is_secret(name)
 
 
-def test_what_is_shown_kept_and_recorded_holds_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_and_records_contain_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(tmp_path / "log.txt")
     console.say(f"request to https://user:{KEY}@api failed")
     console.table("t", ["a"], [[TOKEN]])
@@ -53,7 +53,7 @@ def test_what_is_shown_kept_and_recorded_holds_no_secret(tmp_path: Path, capsys:
     assert redacted("nothing here is true") == "nothing here is true"
 
 
-def test_a_knob_that_holds_a_secret_is_named_without_it() -> None:
+def test_an_option_with_a_secret_is_named_without_the_value() -> None:
     (line,) = find_leaked_secrets([("wandb.entity", KEY), ("wandb.tags", ["a", "b"]), ("seed", 1)])
     assert "wandb.entity" in line
     assert "WANDB_API_KEY" in line

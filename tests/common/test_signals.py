@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: heard in every phase, once."""
+"""Stopping signals: handled in every phase, and only once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_second_signal_does_not_interrupt_what_the_first_began() -> None:
     assert saved
 
 
-def test_what_must_not_be_torn_is_left_alone_until_it_asks() -> None:
+def test_deferred_code_is_not_interrupted() -> None:
     with Signals() as signals:
         with signals.deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -42,7 +42,7 @@ def test_what_must_not_be_torn_is_left_alone_until_it_asks() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)  # the run is on its way out already
 
 
-def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
+def test_under_nohup_a_closed_terminal_is_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Signals() as signals:
@@ -55,7 +55,7 @@ def test_under_nohup_a_lost_terminal_stops_nothing() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_the_second_control_c_ends_it_on_the_spot() -> None:
+def test_a_second_control_c_exits_at_once() -> None:
     code = (
         "import os, signal; from common.signals import Interrupted, Signals\n"
         "with Signals():\n"

@@ -261,7 +261,7 @@ def test_a_shard_that_is_a_link_or_a_pipe(prepared: Path, tmp_path: Path) -> Non
     refused(lambda: open_corpus(prepared), "leads out")
     shard.unlink()
     os.mkfifo(shard)
-    refused(lambda: open_corpus(prepared), "no regular file")
+    refused(lambda: open_corpus(prepared), "not a regular file")
 
 
 HEADERS = {

@@ -1,4 +1,4 @@
-"""What a machine is expected to hold, and what is expected of compiling on it."""
+"""Memory estimates, compile options and transfers of a device."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SHAPE = Shape(12, 12, 768, 1024, 50304)
 GPU = Device(torch.device("cuda"), "a GPU", "bfloat16", 1, 1e14, "given")
 
 
-def test_numbers_are_read_when_they_are_asked_for() -> None:
+def test_fetch_async_returns_the_values() -> None:
     loss, norm = torch.tensor(2.5), torch.tensor(0.5)
-    assert Device(torch.device("cpu"), "", "float32", 1, 1e12, "given").later(loss, norm)() == [2.5, 0.5]
+    assert Device(torch.device("cpu"), "", "float32", 1, 1e12, "given").fetch_async(loss, norm)() == [2.5, 0.5]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_s_numbers_wait_for_no_work_that_was_launched_since() -> None:
+def test_fetch_async_does_not_wait_for_later_work() -> None:
     matrix = torch.randn(8192, 8192, device="cuda")
-    numbers = GPU.later(matrix[0, 0], matrix[0, 0])
+    numbers = GPU.fetch_async(matrix[0, 0], matrix[0, 0])
     for _ in range(100):
         matrix @ matrix
     numbers()
@@ -37,7 +37,7 @@ def test_a_gpu_s_numbers_wait_for_no_work_that_was_launched_since() -> None:
 
 
 class Roomy(Device):
-    """With 80 GiB free."""
+    """A device with 80 GiB of free memory."""
 
     def free_memory(self) -> int:
         return 80 * GIB
@@ -74,23 +74,23 @@ def test_the_micro_batch_is_the_largest_that_is_estimated_to_fit() -> None:
     [(80.0, None), (100.0, "regional"), (260.0, "regional"), (280.0, "on"), (1e5, "on"), (None, None)],
 )
 def test_blocks_are_compiled_where_the_whole_model_would_not_pay(seconds: float | None, how: str | None) -> None:
-    found = first_that_pays(GPU.ways_to_compile("auto"), seconds)
+    found = first_that_pays(GPU.compile_options("auto"), seconds)
     assert (found.how if found else None) == how
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
-def test_what_the_user_says_of_compilation_holds_on_every_device(kind: str) -> None:
+def test_the_users_compile_setting_holds_on_every_device(kind: str) -> None:
     here = replace(GPU, torch_device=torch.device(kind))
     for setting in ("on", "regional"):
-        found = first_that_pays(here.ways_to_compile(setting), 1.0)
+        found = first_that_pays(here.compile_options(setting), 1.0)
         assert found is not None
         assert found.how == setting
-    assert here.ways_to_compile("off") == []
+    assert here.compile_options("off") == []
     if kind != "cuda":  # nothing is expected of it
-        assert first_that_pays(here.ways_to_compile("auto"), 1e6) is None
+        assert first_that_pays(here.compile_options("auto"), 1e6) is None
 
 
-def test_the_kernel_of_variable_lengths_is_for_what_it_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_document_starts_only_where_the_varlen_kernel_supports_them(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, masked = np.array([[1, 9, 2, 3], [4, 5, 9, 6]]), replace(SHAPE, eot=9)
     here = Device(torch.device("cpu"), "", "bfloat16", 1, 1e12, "given")
     assert here.document_starts(tokens, masked) is None  # a CPU has no such kernel
@@ -108,16 +108,16 @@ def test_the_kernel_of_variable_lengths_is_for_what_it_can_do(monkeypatch: pytes
     assert replace(here, precision="float32").document_starts(tokens, masked) is None
 
 
-def test_what_goes_to_the_device_has_one_layout() -> None:
-    """A compiled model is made for the one that it is warmed up with."""
+def test_tensors_on_the_device_are_contiguous() -> None:
+    """A compiled model is specialised to one layout."""
     batch = np.arange(20).reshape(4, 5)
     here = Device(torch.device("cpu"), "", "float32", 1, 1e12, "given")
     assert here.to_device(batch[:, :-1]).stride() == here.to_device(np.zeros((4, 4))).stride()
     assert here.to_device(batch[:, 1:]).tolist() == batch[:, 1:].tolist()
 
 
-def test_files_that_were_read_are_no_used_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container counts them, and verifying a corpus reads all of it; who needs the room gets it."""
+def test_the_page_cache_does_not_count_as_used_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container counts the page cache as used, but the kernel frees it on demand."""
     mega = 1 << 20
     (tmp_path / "memory.max").write_text(f"{100 * mega}\n")
     (tmp_path / "memory.current").write_text(f"{95 * mega}\n")
@@ -130,7 +130,7 @@ def test_files_that_were_read_are_no_used_memory(tmp_path: Path, monkeypatch: py
     assert available_memory() > 80 * mega
 
 
-def test_a_gpu_with_a_number_is_the_one_that_torch_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_an_index_becomes_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(torch.cuda, "init", lambda: asked.append("init"))
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)

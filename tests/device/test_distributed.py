@@ -1,4 +1,4 @@
-"""Several processes that have to agree, as torchrun starts them."""
+"""Agreement between processes that torchrun started."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_processes_agree_on_what_rank_0_decides_and_on_a_signal_that_only_one_re
     assert answers == [{"stop": [7, "hours"], "signal": "SIGTERM", "none": None, "text": "ü"}] * 3
 
 
-def test_one_process_is_a_world_that_changes_nothing() -> None:
+def test_a_world_of_one_returns_its_input() -> None:
     value = object()
     assert World().broadcast(value) is value
     assert World().first(value) is value

@@ -1,4 +1,4 @@
-"""What the machine says of itself, against what the system, psutil and a fake of NVIDIA's library say."""
+"""The host monitor, against the system, psutil and a fake NVML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from device import host_monitor as surroundings
 from device.host_monitor import Gpu, HostSnapshot, diff, reasons, take_snapshot
 
 
-def test_a_look_costs_little_and_sees_other_processes() -> None:
+def test_a_snapshot_sees_other_processes() -> None:
     """A child that computes for half a second is seen with about the CPU time that the kernel gives it."""
     code = "import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\nprint(1, flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -32,7 +32,7 @@ def test_a_look_costs_little_and_sees_other_processes() -> None:
 
 
 def test_steal_and_clock_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of the typical core: one that sleeps says nothing about the others."""
+    """The clock is the median of the cores, because an idle core says nothing about the others."""
     monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=9.0, steal=3.0))
     clocks = [SimpleNamespace(current=mhz) for mhz in (800.0, 2400.0, 2400.0)]
     monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: clocks)
@@ -47,15 +47,17 @@ def test_steal_and_clock_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch
         ("fs/cgroup/cpu/cpu.stat", "nr_periods 9\nnr_throttled 3\nthrottled_time 2500000000\n"),
     ],
 )
-def test_a_container_that_is_throttled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str) -> None:
+def test_the_throttled_time_of_a_container_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str
+) -> None:
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(text)
     monkeypatch.setattr(surroundings, "SYS", tmp_path)
     assert take_snapshot(None).throttled_s == 2.5
 
 
-def test_a_system_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look never ends a run, whatever psutil raises."""
+def test_values_that_the_system_does_not_report_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Monitoring never ends a run, whatever psutil raises."""
 
     def refuse(*_: object, **__: object) -> None:
         raise psutil.AccessDenied(1)
@@ -80,7 +82,7 @@ def test_only_what_differs_from_usual_is_a_reason() -> None:
     ]
 
 
-def test_nvidias_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_state_comes_from_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = SimpleNamespace(
         NVML_CLOCK_SM=1,
         NVML_TEMPERATURE_GPU=0,

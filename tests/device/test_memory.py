@@ -1,4 +1,4 @@
-"""Work that is tried again in smaller pieces."""
+"""Retrying work in smaller pieces after running out of memory."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_a_real_refusal_of_the_cpus_allocator_is_recognised() -> None:
 
 
 class Held:
-    """Stands for what a failed attempt had in memory."""
+    """Stands for the memory that a failed attempt held."""
 
 
-def test_smaller_until_it_fits_with_nothing_held_of_what_failed() -> None:
+def test_shrinks_until_it_fits_and_frees_failed_attempts() -> None:
     size, held, seen = [8], list[weakref.ref[Held]](), list[tuple[int, bool]]()
 
     def shrink() -> None:
@@ -61,7 +61,7 @@ def test_smaller_until_it_fits_with_nothing_held_of_what_failed() -> None:
     assert seen == [(8, True), (4, True)]
 
 
-def test_other_failures_pass_and_the_end_of_shrinking_is_an_error() -> None:
+def test_other_exceptions_pass_through_and_shrink_may_raise() -> None:
     with pytest.raises(KeyError):
         for attempt in attempts(lambda: None):
             with attempt:

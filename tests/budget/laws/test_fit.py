@@ -1,4 +1,4 @@
-"""Fitting, against runs whose law is known because they were made from it."""
+"""Fitting, against runs that were simulated from a known law."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from scipy.optimize import approx_fprime
 
 import budget.laws.fit
-from budget.laws.fit import Point, fit, fit_line, fit_slice, fit_surface, group, noise_of, objective
+from budget.laws.fit import Point, estimate_noise, fit, fit_line, fit_slice, fit_surface, group_by_budget, objective
 from budget.laws.published import EPOCH, Surface
 from common.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit takes as long as it has draws, and fifty tell an error well enough."""
+    """Use fewer bootstrap samples, for speed."""
     monkeypatch.setattr(budget.laws.fit, "BOOTSTRAPS", 50)
 
 
@@ -25,7 +25,7 @@ SMALL = Surface(E=1.7, A=60.0, B=120.0, alpha=0.32, beta=0.33)
 
 
 def runs(surface: Surface, budgets: list[float], spread: list[float], noise: float = 0.0, seed: int = 0) -> list[Point]:
-    """Runs at each budget, of sizes around its optimum, whose losses lie on the surface up to the noise."""
+    """Return runs at each budget, of sizes around its optimum, with losses on the surface plus noise."""
     draw = np.random.default_rng(seed)
     intercept, exponent = surface.line()
     points = []
@@ -41,7 +41,7 @@ def runs(surface: Surface, budgets: list[float], spread: list[float], noise: flo
 FIVE = [0.45, 0.67, 1.0, 1.5, 2.25]
 
 
-def test_a_slice_finds_the_minimum_it_was_made_with() -> None:
+def test_fit_slice_recovers_the_true_minimum() -> None:
     points = [Point(n, 1e13 / (6 * n), 3 * math.exp(0.05 * math.log(n / 3e5) ** 2)) for n in (1e5, 2e5, 4e5, 8e5)]
     found = fit_slice(points)
     assert (found.parameters, found.loss, found.curvature) == pytest.approx((3e5, 3.0, 0.05), rel=1e-6)
@@ -49,24 +49,24 @@ def test_a_slice_finds_the_minimum_it_was_made_with() -> None:
 
 
 @pytest.mark.parametrize(("losses", "side"), [([3.0, 3.1, 3.2, 3.3], "smallest"), ([3.3, 3.2, 3.1, 3.0], "largest")])
-def test_a_minimum_at_an_edge_is_refused_and_says_which_run_to_add(losses: list[float], side: str) -> None:
+def test_a_minimum_at_an_edge_is_refused_and_names_the_run_to_add(losses: list[float], side: str) -> None:
     points = [Point(n, 1e13 / (6 * n), loss) for n, loss in zip((1e5, 2e5, 4e5, 8e5), losses, strict=True)]
     refused = fit_slice(points).refused
     assert side in refused
     assert ("6.7e+04" if side == "smallest" else "1.2e+06") in refused
 
 
-def test_two_sizes_are_no_parabola() -> None:
+def test_two_sizes_are_too_few_for_a_parabola() -> None:
     assert "add 1 more" in fit_slice([Point(1e5, 1e8, 3.0), Point(2e5, 5e7, 3.0)]).refused
 
 
 def test_runs_are_grouped_by_compute() -> None:
     points = [Point(1e6, 1e9, 3), Point(2e6, 5.2e8, 3), Point(1e6, 4e9, 2.5), Point(1e6, 1e8, 4)]
-    assert [len(each) for each in group(points)] == [1, 2, 1]
+    assert [len(each) for each in group_by_budget(points)] == [1, 2, 1]
 
 
 def unequal(surface: Surface, budgets: list[float], measure: str, power: float, noise: float = 0.0) -> list[Point]:
-    """Runs that are alike in `measure`, while their 6ND falls with their size, as (size / best)^power."""
+    """Return runs of equal budget in `measure`, whose 6ND changes with their size as (size / best)^power."""
     draw = np.random.default_rng(0)
     points = []
     for point in runs(surface, budgets, FIVE):
@@ -79,12 +79,12 @@ def unequal(surface: Surface, budgets: list[float], measure: str, power: float, 
     return points
 
 
-# Attention costs the smallest sizes of this scale a third of their FLOPs and the largest a tenth; a GPU runs them at half
-# the speed.
+# Attention costs the smallest sizes of this scale a third of their FLOPs and the largest a tenth; a GPU runs them at
+# half the speed.
 @pytest.mark.parametrize(("measure", "power"), [("flops", 0.15), ("hours", 0.3), ("hours", -0.1), ("flops_6nd", 0.2)])
-def test_runs_of_one_budget_are_one_slice_however_the_budget_is_measured(measure: str, power: float) -> None:
+def test_equal_budgets_form_a_slice_in_any_measure(measure: str, power: float) -> None:
     points = unequal(SMALL, [1e13, 4e13], measure, power)
-    assert [len(each) for each in group(points)] == [5, 5]
+    assert [len(each) for each in group_by_budget(points)] == [5, 5]
     found = fit(points)
     intercept, exponent = SMALL.line()
     for each in found.slices:
@@ -95,7 +95,7 @@ def test_runs_of_one_budget_are_one_slice_however_the_budget_is_measured(measure
         assert each.parameters == pytest.approx(truth, rel=0.05)
 
 
-def test_without_a_surface_the_usual_slope_moves_the_losses_and_that_is_said() -> None:
+def test_without_a_surface_the_usual_slope_moves_the_losses_with_a_warning() -> None:
     points = unequal(SMALL, [1e13], "flops", 0.15)
     found = fit(points)
     intercept, exponent = SMALL.line()
@@ -105,31 +105,31 @@ def test_without_a_surface_the_usual_slope_moves_the_losses_and_that_is_said() -
     assert not any("usual slope" in line for line in fit(runs(SMALL, [1e13], FIVE)).warnings)
 
 
-def test_a_mixture_of_measures_is_cut_where_most_sizes_meet() -> None:
+def test_mixed_measures_are_grouped_into_the_largest_slices() -> None:
     by_flops, exact = unequal(SMALL, [1e13], "flops", 0.15), runs(SMALL, [4e13], FIVE)
     stray = Point(1e6, 1e9, 3.0)
-    assert [len(each) for each in group([*by_flops, *exact, stray])] == [5, 5, 1]
+    assert [len(each) for each in group_by_budget([*by_flops, *exact, stray])] == [5, 5, 1]
 
 
-def test_the_same_hours_on_another_machine_are_another_slice() -> None:
+def test_equal_hours_on_a_different_machine_form_a_separate_slice() -> None:
     points = [Point(n, tokens, 3.0, spent={"hours": 1.0}) for tokens in (1e8, 1e9) for n in (1e6, 1.1e6, 1.2e6)]
-    assert [len(each) for each in group(points)] == [3, 3]
+    assert [len(each) for each in group_by_budget(points)] == [3, 3]
 
 
-def test_noise_is_that_between_seeds() -> None:
+def test_noise_is_estimated_from_repeated_seeds() -> None:
     draw = np.random.default_rng(0)
     points = [Point(n, 1e9, 3 * math.exp(0.01 * draw.standard_normal())) for n in (1e6, 2e6) for _ in range(50)]
-    assert noise_of([points]) == pytest.approx(0.01, rel=0.2)
-    assert noise_of([[Point(1e6, 1e9, 3), Point(2e6, 1e9, 3)]]) == 0.002
+    assert estimate_noise([points]) == pytest.approx(0.01, rel=0.2)
+    assert estimate_noise([[Point(1e6, 1e9, 3), Point(2e6, 1e9, 3)]]) == 0.002
 
 
-def test_runs_of_other_settings_are_no_noise() -> None:
-    """A learning rate that costs 10 % is no luck."""
+def test_runs_with_other_settings_do_not_count_as_noise() -> None:
+    """A learning rate that costs 10 % of the loss is not noise."""
     points = [Point(n, 1e9, 3 * worse, setup) for n in (1e6, 2e6) for setup, worse in (("a", 1.0), ("b", 1.1))]
-    assert noise_of([points]) == 0.002
+    assert estimate_noise([points]) == 0.002
 
 
-def test_of_several_settings_of_a_size_the_best_one_is_fitted() -> None:
+def test_only_the_best_settings_of_each_size_are_fitted() -> None:
     points = runs(SMALL, [1e13, 4e13], FIVE)
     worse = [replace(points[1], loss=1.1 * points[1].loss, setup="worse")]
     found, clean = fit(points + worse), fit(points)
@@ -138,7 +138,7 @@ def test_of_several_settings_of_a_size_the_best_one_is_fitted() -> None:
     assert not any("settings" in line for line in clean.warnings)
 
 
-def test_slices_give_back_the_law_they_were_made_with() -> None:
+def test_fit_recovers_the_law_behind_the_slices() -> None:
     found = fit(runs(SMALL, [1e13, 4e13, 1.6e14], FIVE, noise=0.002))
     intercept, exponent = SMALL.line()
     truth = math.exp(intercept + exponent * math.log(6.4e14))
@@ -148,22 +148,22 @@ def test_slices_give_back_the_law_they_were_made_with() -> None:
     assert found.law.exponent == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_prior_decides_the_exponent_where_the_runs_cannot() -> None:
+def test_the_prior_decides_an_unstable_exponent() -> None:
     found = fit(runs(SMALL, [1e13, 2e13], FIVE, noise=0.004, seed=3))
     assert found.law.exponent == pytest.approx(0.5, abs=0.025)
-    assert any("unstable" in line and "runs to do without" in line for line in found.warnings)
+    assert any("unstable" in line and "to do without it takes" in line for line in found.warnings)
     free, error = found.free
     assert error > 0.03
     assert math.isfinite(free)
 
 
-def test_without_noise_and_over_three_decades_the_free_exponent_is_the_laws() -> None:
+def test_free_exponent_is_exact_without_noise_over_three_decades() -> None:
     found = fit(runs(EPOCH, [1e17, 1e18, 1e19, 1e20], FIVE))
     assert found.free[0] == pytest.approx(EPOCH.line()[1], abs=0.01)
     assert not any("unstable" in line for line in found.warnings)
 
 
-def test_a_slice_with_an_edge_is_left_out_of_the_line() -> None:
+def test_a_slice_with_its_minimum_at_an_edge_is_excluded_from_the_line() -> None:
     good = runs(SMALL, [1e13, 4e13], FIVE)
     bad = runs(SMALL, [1.6e14], [2, 3, 4.5])
     found = fit(good + bad)
@@ -171,7 +171,7 @@ def test_a_slice_with_an_edge_is_left_out_of_the_line() -> None:
     assert any("smallest size is the best" in line for line in found.warnings)
 
 
-def test_the_objectives_gradient_is_its_slope() -> None:
+def test_the_analytic_gradient_equals_the_numerical_one() -> None:
     draw = np.random.default_rng(0)
     ln_n, ln_d = draw.uniform(11, 20, 30), draw.uniform(14, 24, 30)
     ln_loss = np.log([EPOCH.loss(n, d) for n, d in zip(np.exp(ln_n), np.exp(ln_d), strict=True)])
@@ -181,7 +181,7 @@ def test_the_objectives_gradient_is_its_slope() -> None:
     assert gradient == pytest.approx(numeric, rel=1e-4, abs=1e-6)
 
 
-def test_epochs_constants_come_back_from_simulated_runs() -> None:
+def test_fit_surface_recovers_the_constants_of_besiroglu() -> None:
     """240 runs as Hoffmann et al.'s (57M to 16B parameters, 1.4e18 to 1.3e22 FLOPs) with noise of half a percent."""
     draw = np.random.default_rng(1)
     points = []
@@ -198,7 +198,7 @@ def test_epochs_constants_come_back_from_simulated_runs() -> None:
     assert (exact.alpha, exact.beta) == pytest.approx((EPOCH.alpha, EPOCH.beta), rel=0.01)
 
 
-def test_a_predicted_loss_holds_for_a_larger_budget() -> None:
+def test_the_predicted_loss_holds_at_a_larger_budget() -> None:
     found = fit(runs(SMALL, [1e13, 4e13], FIVE, noise=0.002))
     intercept, exponent = SMALL.line()
     size = math.exp(intercept + exponent * math.log(1.6e14))
@@ -208,7 +208,7 @@ def test_a_predicted_loss_holds_for_a_larger_budget() -> None:
     assert low < SMALL.loss(size, tokens) < high
 
 
-def test_a_mixture_without_slices_rests_on_approach_3_and_says_so() -> None:
+def test_runs_without_slices_fall_back_to_approach_3_with_a_warning() -> None:
     draw = np.random.default_rng(2)
     points = []
     for _ in range(20):
@@ -220,7 +220,7 @@ def test_a_mixture_without_slices_rests_on_approach_3_and_says_so() -> None:
     assert found.law.parameters(1e13) == pytest.approx(math.exp(intercept + exponent * math.log(1e13)), rel=0.2)
 
 
-def test_too_little_is_refused_in_one_line_with_what_is_missing() -> None:
+def test_too_few_runs_are_refused_and_the_missing_runs_named() -> None:
     with pytest.raises(UserError, match="at least three sizes at one budget"):
         fit(runs(SMALL, [1e13], [1.0, 2.0]))
     with pytest.raises(UserError, match="no finished run"):

@@ -1,4 +1,4 @@
-"""The laws against the tables they were published with."""
+"""The published laws, against the tables of their papers."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_regression_is_the_known_one() -> None:
         ("porian-openwebtext2", (2.81, 190)),
     ],
 )
-def test_what_each_law_says(name: str, sizes: tuple[float, float]) -> None:
+def test_parameters_of_each_law_at_two_budgets(name: str, sizes: tuple[float, float]) -> None:
     found = [LAWS[name].parameters(flops) / 1e6 for flops in (1e15, 3.4e18)]
     assert found == pytest.approx(sizes, rel=0.01)
 
@@ -145,7 +145,7 @@ def test_flop_ratios_of_table_a4(parameters: float, width: int, layers: int, rat
     assert 3 * layers * (block + softmax) / (6 * parameters) == pytest.approx(ratio, abs=0.035)
 
 
-def test_epochs_interval_is_that_of_the_bootstrap() -> None:
+def test_besiroglu_interval_matches_the_bootstrap() -> None:
     """80 % intervals of N* from 150 bootstraps of the 240 reconstructed runs, as factors of their middle."""
     for flops, low, high in (
         (1e15, 1.73e6, 2.74e6),
@@ -160,7 +160,7 @@ def test_epochs_interval_is_that_of_the_bootstrap() -> None:
     assert TABLE_3.interval(1e18) is None
 
 
-def test_bracket_and_standing() -> None:
+def test_law_range_and_support() -> None:
     assert [n / 1e6 for n in law_range(3.4e18)] == pytest.approx([151, 192], rel=0.01)
     assert [n / 1e6 for n in law_range(1e15)] == pytest.approx([2.33, 4.04], rel=0.01)
     assert support(TABLE_3, 1e20) == "measured"
@@ -198,14 +198,14 @@ def test_more_compute_is_always_better_and_by_the_measured_slope() -> None:
         assert slope == pytest.approx(-loss_curve(flops)[0], rel=0.01)
 
 
-def test_what_repeated_tokens_are_worth() -> None:
+def test_effective_tokens_of_repeated_text() -> None:
     """Muennighoff et al. 2023: nearly as much as new ones up to four epochs, little after forty."""
     worth = [effective_tokens(epochs, 1) / epochs for epochs in (0.5, 1, 2, 4, 8, 16, 40)]
     assert worth == pytest.approx([1, 1, 0.984, 0.931, 0.828, 0.661, 0.379], abs=1e-3)
     assert effective_tokens(1e12, None) == 1e12
 
 
-def test_a_law_of_ones_own_survives_the_disk_in_full(tmp_path: Path) -> None:
+def test_a_local_law_is_saved_and_loaded_without_loss(tmp_path: Path) -> None:
     own = dataclasses.replace(
         LAWS["epoch"],
         name="local",
@@ -222,7 +222,7 @@ def test_a_law_of_ones_own_survives_the_disk_in_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"law": {"name": "x"}}', '{"law": 3, "about": {}}'])
-def test_a_law_that_cannot_be_read_says_how_to_make_one(tmp_path: Path, content: str | None) -> None:
+def test_an_unreadable_law_is_an_error_with_the_command_to_fit_one(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "law.json").write_text(content)
     with pytest.raises(UserError, match=r"budget\.laws\.refit"):

@@ -1,4 +1,4 @@
-"""From folders of finished runs to a law, as a user does it."""
+"""Fit a law to folders of finished runs with the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from budget.laws.published import LAWS, effective_tokens, load_law, save_law
-from budget.laws.refit import check_alike, read_run, read_runs
+from budget.laws.refit import check_comparable, read_run, read_runs
 from budget.planner.planner import make_plan
 from common.errors import UserError
 from config import Config
@@ -25,7 +25,7 @@ from training.plan_run import Text, request_for
 
 
 def write_run(folder: Path, parameters: float, tokens: float, loss: float, **changes: Any) -> Path:
-    """A folder that holds what the refit reads of a finished run."""
+    """Create the folder of a finished run with the files that refit reads."""
     folder.mkdir(parents=True)
     result = {
         "status": changes.get("status", "finished"),
@@ -71,7 +71,7 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert "stopped: left out, its status is stopped" in answer.stdout
     assert "no-run: left out, no readable result.json" in answer.stdout
-    assert "the exponent alone would be" in answer.stdout
+    assert "without a prior the exponent would be" in answer.stdout
     assert (outputs / "law.png").read_bytes().startswith(b"\x89PNG")
     law, about = load_law(law_file)
     assert about["tokenizer"] == "bytes"
@@ -91,7 +91,7 @@ def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     assert len(other.stderr.splitlines()) == 1
 
 
-def test_a_plan_says_that_its_law_is_about_another_corpus(tmp_path: Path) -> None:
+def test_a_plan_notes_that_its_law_was_fitted_on_another_corpus(tmp_path: Path) -> None:
     law_file = tmp_path / "law.json"
     save_law(replace(LAWS["epoch"], name="local"), {"metric": "loss", "corpora": ["c" * 64, "d" * 64]}, law_file)
     config = Config(law="local")
@@ -127,8 +127,8 @@ def test_plan_finds_the_fingerprint_of_a_corpus_that_is_prepared(tmp_path: Path)
     assert prepared_fingerprint(replace(spec, path=str(tmp_path / "nowhere"))) is None
 
 
-def test_runs_of_equal_flops_are_a_slice_and_what_was_moved_is_said(tmp_path: Path) -> None:
-    """budget.flops counts attention, so that 6ND is another one for each size."""
+def test_runs_of_equal_flops_form_a_slice_and_the_shift_is_reported(tmp_path: Path) -> None:
+    """budget.flops includes attention, so that each size has a different 6ND."""
     for i, point in enumerate(unequal(SMALL, [1e13, 4e13], "flops", 0.15)):
         write_run(tmp_path / f"run-{i}", point.parameters, point.tokens, point.loss, flops=point.spent["flops"])
     answer = refit(*sorted(tmp_path.iterdir()), "--output", tmp_path / "law.json")
@@ -138,22 +138,22 @@ def test_runs_of_equal_flops_are_a_slice_and_what_was_moved_is_said(tmp_path: Pa
     assert all("best" in line and "6ND differs by 27%" in line and "moved" in line for line in slices)
 
 
-def test_hours_are_a_budget_only_where_they_ended_the_run(tmp_path: Path) -> None:
-    """Runs that happened to take as long are no slice."""
+def test_hours_count_as_a_budget_only_if_they_ended_the_run(tmp_path: Path) -> None:
+    """Runs that happen to take equally long do not form a slice."""
     folders = [write_run(tmp_path / by, 1e5, 8e6, 3.0, stopped_by=by) for by in ("hours", "tokens")]
     runs, _ = read_runs(folders, "loss")
     assert runs[0].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12, "hours": 0.1}
     assert runs[1].point.spent == {"flops_6nd": 4.8e12, "flops": 6.4e12}
 
 
-def test_without_runs_it_is_one_line(tmp_path: Path) -> None:
+def test_no_finished_runs_is_a_one_line_error(tmp_path: Path) -> None:
     answer = refit(tmp_path, "--output", tmp_path / "law.json")
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: no finished run")
     assert not (tmp_path / "law.json").exists()
 
 
-def test_different_tokenizers_are_refused_and_bits_per_byte_is_the_way_out(tmp_path: Path) -> None:
+def test_different_tokenizers_are_refused_with_a_hint_at_bits_per_byte(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / "a", 1e5, 1e8, 3.0, tokenizer="bytes"),
         write_run(tmp_path / "b", 1e5, 1e8, 4.0, tokenizer="gpt2", scored="0" * 32),
@@ -161,34 +161,34 @@ def test_different_tokenizers_are_refused_and_bits_per_byte_is_the_way_out(tmp_p
     found, left_out = read_runs(folders, "loss")
     assert not left_out
     with pytest.raises(UserError, match=r"bytes in 1, gpt2 in 1.*--metric bits_per_byte"):
-        check_alike(found, "loss")
-    assert check_alike(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
+        check_comparable(found, "loss")
+    assert check_comparable(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
 
 
-def test_different_evaluations_are_refused_and_different_blocks_are_said(tmp_path: Path) -> None:
+def test_different_evaluations_are_refused_and_different_block_sizes_noted(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", 1e5, 1e8, 3.0)
     other = write_run(tmp_path / "b", 1e5, 1e8, 3.0, scored="0" * 32)
-    with pytest.raises(UserError, match="scored on different tokens"):
-        check_alike(read_runs([first, other], "loss")[0], "loss")
+    with pytest.raises(UserError, match="evaluated on different tokens"):
+        check_comparable(read_runs([first, other], "loss")[0], "loss")
     longer = write_run(tmp_path / "c", 1e5, 1e8, 3.0, block_size=512)
-    notes = check_alike(read_runs([first, longer], "loss")[0], "loss")
+    notes = check_comparable(read_runs([first, longer], "loss")[0], "loss")
     assert "block sizes (256 in 1, 512 in 1)" in notes[0]
 
 
-def test_blocks_that_the_compute_chose_differently_are_said(tmp_path: Path) -> None:
+def test_different_blocks_are_noted(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name, 1e5, 1e8, 3.0) for name in "ab"]
     for folder, qk_norm in zip(folders, (True, False), strict=True):
         path = folder / "result.json"
         result = json.loads(path.read_text())
         result["model"] |= {"norm": "rmsnorm", "qk_norm": qk_norm}
         path.write_text(json.dumps(result))
-    (note,) = check_alike(read_runs(folders, "loss")[0], "loss")
+    (note,) = check_comparable(read_runs(folders, "loss")[0], "loss")
     assert "different blocks" in note
     assert "qk_norm=True" in note
     assert "qk_norm=False" in note
 
 
-def test_repeated_tokens_count_for_what_they_are_worth(tmp_path: Path) -> None:
+def test_repeated_tokens_count_as_effective_tokens(tmp_path: Path) -> None:
     """Eight epochs are worth 0.83 of as many new tokens (Muennighoff et al. 2023)."""
     once, often = (write_run(tmp_path / str(n), 1e5, 8e6, 3.0, train_tokens=n) for n in (8e6, 1e6))
     runs, _ = read_runs([once, often], "loss")
@@ -259,9 +259,7 @@ def test_a_damaged_record_is_left_out(tmp_path: Path, content: str) -> None:
         ("data", "fingerprint", 7),
     ],
 )
-def test_a_record_with_a_value_that_is_none_is_left_out_by_name(
-    tmp_path: Path, part: str, key: str, value: Any
-) -> None:
+def test_an_invalid_value_is_reported_by_name(tmp_path: Path, part: str, key: str, value: Any) -> None:
     folder = write_run(tmp_path / "run", 1e5, 1e8, 3.0)
     result = json.loads((folder / "result.json").read_text())
     result[part][key] = value
@@ -274,7 +272,7 @@ def test_a_record_with_a_value_that_is_none_is_left_out_by_name(
 
 
 @pytest.mark.parametrize("output", ["a-file/law.json", "a-folder"])
-def test_an_output_that_cannot_be_written_is_one_line_before_any_work(tmp_path: Path, output: str) -> None:
+def test_an_unwritable_output_is_an_error_before_the_fit(tmp_path: Path, output: str) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder").mkdir()
     answer = refit(tmp_path, "--output", tmp_path / output)

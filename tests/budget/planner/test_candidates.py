@@ -1,4 +1,4 @@
-"""Shapes to choose from, where the user fixed something unusual or impossible."""
+"""Candidate shapes, also where the user fixed unusual or impossible sizes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_heads_of_an_even_width_have_an_even_width(width: int) -> None:
         {"n_layer": 3000},
     ],
 )
-def test_whatever_is_fixed_the_candidates_can_be_built(fixed: dict[str, int]) -> None:
+def test_candidates_are_valid_whatever_the_user_fixes(fixed: dict[str, int]) -> None:
     found = candidates(request(**fixed))
     assert found
     for shape in found:
@@ -49,7 +49,7 @@ def test_whatever_is_fixed_the_candidates_can_be_built(fixed: dict[str, int]) ->
         assert {name: getattr(shape, name) for name in fixed} == fixed
 
 
-def test_proportions_without_bounds_take_no_longer_to_plan() -> None:
+def test_wide_aspect_bounds_still_plan_quickly() -> None:
     began = time.process_time()
     plan = make_plan(request(aspect=(0.1, 1e6)))
     assert time.process_time() - began < 10
@@ -61,16 +61,16 @@ def test_the_usual_proportions_are_tried_layer_by_layer() -> None:
     assert sorted(widest) == list(range(82, 205))
 
 
-def test_small_sizes_lie_close_together() -> None:
-    """Wherever the law's optimum is, something is near it: 1 x 128 between 4 x 64 and 2 x 128, for one."""
+def test_the_grid_of_small_sizes_is_fine() -> None:
+    """Every optimum has a candidate nearby, such as 1 x 128 between 4 x 64 and 2 x 128."""
     sizes = [shape.matmul_parameters() for shape in candidates(request(template=replace(MODERN, vocab_size=4096)))]
     small = [size for size in sizes if size < 10e6]
     assert all(larger < 1.6 * smaller for smaller, larger in itertools.pairwise(small))
 
 
-def test_sizes_that_no_device_of_the_memory_can_train_are_refused() -> None:
+def test_sizes_that_do_not_fit_into_the_memory_are_refused() -> None:
     memory = 16 * 2.0**30
     fits = make_plan(request(memory=memory))
     assert least_memory(fits.sized(MODERN)) <= memory
-    with pytest.raises(UserError, match=r"at least .* GiB and the device has 16\.0"):
+    with pytest.raises(UserError, match=r"at least .* GiB, the device has 16\.0 GiB"):
         make_plan(request(memory=memory, n_layer=48, n_embd=8192))

@@ -1,4 +1,4 @@
-"""Plans: what they must add up to, what the rules say at known points, and what a user may fix."""
+"""Plans: their arithmetic, the rules at published points, and the values that a user may fix."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def request(**changes: object) -> Request:
     return replace(Request(Limits(flops=3.4e18), MODERN, LAWS["chinchilla-table3"]), **changes)  # type: ignore[arg-type]
 
 
-def test_the_competitions_budget() -> None:
+def test_plan_for_the_competition_budget() -> None:
     """3.4e18 FLOPs: the competition's notes say about 170M parameters and 3.4B tokens."""
     plan = make_plan(request())
     assert plan.parameters_law == pytest.approx(169e6, rel=0.1)
@@ -80,7 +80,7 @@ def test_hours_at_the_peak_are_the_same_budget() -> None:
 
 
 @pytest.mark.parametrize("budget", [1e12, 1e15, 1e18, 1e21])
-def test_a_plan_spends_what_it_has_and_no_more(budget: float) -> None:
+def test_a_plan_spends_its_budget_and_no_more(budget: float) -> None:
     plan = make_plan(request(limits=Limits(flops=budget)))
     assert plan.tokens == plan.steps * plan.batch_tokens
     assert plan.flops == pytest.approx(plan.tokens * flops_per_token(plan.sized(MODERN)))
@@ -102,7 +102,7 @@ def test_tokens_and_steps_are_budgets_too() -> None:
     assert (fixed.steps, fixed.tokens) == (50, 50 * 1024)
 
 
-def test_what_the_user_fixes_stays_fixed() -> None:
+def test_fixed_values_are_kept() -> None:
     plan = make_plan(request(n_layer=18, n_embd=768, n_head=12, batch_tokens=512 * 66, learning_rate=1e-3))
     assert (plan.n_layer, plan.n_embd, plan.n_head) == (18, 768, 12)
     assert (plan.batch_tokens, plan.learning_rate) == (33792, 1e-3)
@@ -124,8 +124,8 @@ def test_every_candidate_can_be_built() -> None:
     assert not [mistake for shape in candidates(request()) for mistake in shape.mistakes()]
 
 
-def test_measured_speed_decides() -> None:
-    """With a device on which only one of the sizes is fast, that one wins, and the others say why they lost."""
+def test_measured_speed_decides_the_size() -> None:
+    """If only one of the sizes is fast on a device, it wins, and the others state why they lost."""
     hours = request(limits=Limits(hours=1), flops_per_second=1e13)
     shapes = shortlist(choose(hours))
     assert 3 <= len(shapes) <= 6
@@ -151,7 +151,7 @@ def test_rules_at_published_points() -> None:
     assert (beta2_for(2**18), beta2_for(2**17)) == (0.95, 0.99)
 
 
-def test_a_budget_below_one_step_is_refused_with_the_numbers() -> None:
+def test_a_budget_below_one_step_is_refused() -> None:
     with pytest.raises(UserError, match=r"budget.tokens=1000 does not hold one step of 65,536 tokens"):
         make_plan(request(limits=Limits(tokens=1000), batch_tokens=65536))
 
@@ -174,7 +174,7 @@ def test_more_rules_at_published_points() -> None:
     assert [dropout_for(epochs) for epochs in (None, 0.5, 4.0, 4.1)] == [0, 0, 0, 0.1]
 
 
-def test_few_steps_of_muons_are_longer_ones() -> None:
+def test_muons_learning_rate_is_higher_in_short_runs() -> None:
     tiny = Shape(1, 1, 64, 64, 4096, **PRESETS["modern"])
     rates = [learning_rate_for(tiny, steps * 2048, 2048, "muon") for steps in (100, 350, 700, 3000)]
     assert rates == [0.02, 0.014, 0.01, 0.01]
@@ -193,7 +193,7 @@ def test_a_batch_leaves_enough_steps_and_stays_below_the_critical_one() -> None:
         assert batch_for(3.4e9, 3.4e18, 512, rule, saturation=2**18 + 1) >= 2**18
 
 
-def test_muon_has_the_batch_that_it_bears_and_adamw_its_own() -> None:
+def test_each_optimizer_gets_the_batch_of_its_own_rule() -> None:
     small, large = (Shape(2, 1, width, 64, 4096, **PRESETS["modern"]) for width in (64, 512))
     tokens = 5e5
     for shape, wanted in ((small, "muon"), (large, "adamw")):
@@ -205,8 +205,8 @@ def test_muon_has_the_batch_that_it_bears_and_adamw_its_own() -> None:
     assert batch_and_optimizer(request(limits=Limits(steps=200)), small, 2e5) == (1024, "muon"), "no more steps to gain"
 
 
-def test_a_corpus_that_is_repeated_too_often_is_refused_with_the_numbers() -> None:
-    with pytest.raises(UserError, match=r"repeats the corpus \d+\.\d times .* plan\.max_epochs=\d+"):
+def test_too_many_epochs_are_refused() -> None:
+    with pytest.raises(UserError, match=r"\d+\.\d epochs of the corpus .* plan\.max_epochs=\d+"):
         make_plan(request(corpus_tokens=1e8))
     plan = make_plan(request(corpus_tokens=1e8, max_epochs=100.0))
     assert plan.epochs is not None
@@ -217,7 +217,7 @@ def test_a_corpus_that_is_repeated_too_often_is_refused_with_the_numbers() -> No
 
 
 def test_repetition_changes_the_choice() -> None:
-    """Where text is scarce its repetitions count for less, so that a smaller model with more of them loses its edge."""
+    """Repeated text counts for less, so that a smaller model, which repeats it more, loses its advantage."""
     scarce = make_plan(request(corpus_tokens=2e8, max_epochs=100.0))
     assert scarce.parameters_law > make_plan(request()).parameters_law
 
@@ -229,7 +229,7 @@ def test_the_aspect_ratio_is_an_option() -> None:
     assert all(99 < shape.n_embd / shape.n_layer <= 200 for shape in large)
 
 
-def test_what_is_close_is_listed_with_the_reason_why_it_lost() -> None:
+def test_close_alternatives_are_listed_with_a_reason() -> None:
     plan = make_plan(request())
     close = [row for row in plan.alternatives if row.worse < TIE]
     assert len(close) > 5
@@ -250,7 +250,7 @@ def test_the_curve_has_its_minimum_at_the_choice_and_a_flat_bottom() -> None:
     assert plan.bracket == pytest.approx((151e6, 192e6), rel=0.01)
 
 
-def test_only_a_law_of_ones_own_predicts_a_loss() -> None:
+def test_only_a_local_law_predicts_a_loss() -> None:
     own = replace(LAWS["epoch"], name=LOCAL, draws=(EPOCH, replace(EPOCH, E=1.9)), noise=0.002)
     plan = make_plan(request(law=own))
     assert plan.predicted_loss == pytest.approx(EPOCH.loss(plan.parameters_law, plan.tokens))
@@ -268,13 +268,13 @@ def test_every_choice_names_its_source() -> None:
     assert [fixed.source[name] for name in ("weight_decay", "warmup", "beta2", "dropout")] == ["fixed"] * 4
 
 
-def test_a_plan_survives_its_file() -> None:
+def test_a_plan_round_trips_through_json() -> None:
     plan = make_plan(request())
     assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 @pytest.mark.parametrize("change", [{"curve": None}, {"mfu2": 1}, {"alternatives": [{"tokens": 3}]}, {"curve": [1, 2]}])
-def test_a_plan_of_another_version_is_one_line_with_its_file_and_mend(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_plan_of_another_version_is_a_one_line_error_with_a_hint(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({**make_plan(request()).to_dict(), **change}))
     with pytest.raises(UserError, match=r"plan\.json.*fresh=true") as raised:
@@ -283,7 +283,7 @@ def test_a_plan_of_another_version_is_one_line_with_its_file_and_mend(tmp_path: 
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"n_layer": 2}', "\udcff"])
-def test_a_damaged_plan_is_one_line_with_its_file_and_mend(tmp_path: Path, content: str) -> None:
+def test_a_damaged_plan_is_a_one_line_error_with_a_hint(tmp_path: Path, content: str) -> None:
     (tmp_path / "plan.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"plan\.json.*fresh=true"):
         load_plan(tmp_path / "plan.json")
@@ -318,7 +318,7 @@ def test_muon_is_taken_where_its_overhead_is_less_than_what_it_saves() -> None:
     assert (fixed.optimizer, fixed.source["optimizer"]) == ("muon", "fixed")
 
 
-def test_muon_bears_a_higher_rate() -> None:
+def test_muon_gets_a_higher_learning_rate() -> None:
     small = Shape(2, 2, 128, 64, 4096, **PRESETS["modern"])
     assert learning_rate_for(small, 4e6, 1024, "adamw") == 4e-3
     assert learning_rate_for(small, 4e6, 1024, "muon") == 1e-2

@@ -1,4 +1,4 @@
-"""The plan from trials: a made-up device stands in for the real one, so that the choice can be checked by hand."""
+"""The plan from trials on a simulated device of known speed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from budget.planner.hyperparameters import STEP_RULES, batch_for, largest_batch
 from budget.planner.plan import Plan, Request
 from budget.planner.trial_search import CONFIRM_S, TooLarge, Trial, largest_fitting, measured_plan
 from common.errors import UserError
-from device.compile_cost import Compiling
+from device.compile_cost import CompileOption
 from model.config import PRESETS, Shape
 
-NEVER: list[Compiling] = []
+NEVER: list[CompileOption] = []
 GIB = 2**30
 
 
@@ -70,7 +70,7 @@ def test_the_plan_is_made_at_the_measured_speed_not_at_the_assumed_one() -> None
     assert (plan.micro_batch, plan.peak_memory) == (8, 1000)
 
 
-def test_the_time_for_trials_is_kept_and_the_most_promising_shape_comes_first() -> None:
+def test_trials_keep_their_time_and_start_with_the_most_promising_shape() -> None:
     device = Device(flops=1e13, budget=0.5)
     measured_plan(request(), device, NEVER, lambda line: None)
     assert device.left >= 0
@@ -111,7 +111,7 @@ def test_no_trial_is_begun_that_cannot_end_in_time(budget: float, most: int, bui
     assert plan.source["tokens_per_second"] == ("measured" if device.late == 0 else "assumed")
 
 
-def test_shapes_that_there_is_no_time_for_are_named() -> None:
+def test_shapes_without_time_for_a_trial_are_named() -> None:
     said: list[str] = []
     device = SlowDevice(flops=1e11, budget=4.0)
     measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, said.append)
@@ -121,7 +121,7 @@ def test_shapes_that_there_is_no_time_for_are_named() -> None:
     assert len(tried) + len(named) == 6
 
 
-def test_with_time_enough_all_are_tried_twice_and_the_chosen_one_for_seconds() -> None:
+def test_with_enough_time_all_shapes_are_tried_twice_and_the_best_confirmed() -> None:
     device, seconds = SlowDevice(flops=1e11, budget=30.0), []
     measure = device.measure
     device.measure = lambda *given: seconds.append(given[2]) or measure(*given)  # type: ignore[method-assign]
@@ -131,7 +131,7 @@ def test_with_time_enough_all_are_tried_twice_and_the_chosen_one_for_seconds() -
 
 
 def test_another_width_is_tried_before_a_third_depth_of_one() -> None:
-    """The seconds of a token are a line in the depth."""
+    """The time per token is linear in the depth, so a third depth adds little."""
     template = Shape(1, 1, 64, 64, 4096, **PRESETS["modern"])
     for flops in (3e10, 5e10, 1e11):
         device = Device(flops=flops)
@@ -141,8 +141,8 @@ def test_another_width_is_tried_before_a_third_depth_of_one() -> None:
         assert not thirds or all(widths[:i].count(widths[i]) >= 2 for i in range(thirds[0], len(widths)))
 
 
-def test_the_last_look_is_at_the_chosen_one() -> None:
-    """However little time there is after the first round: no other gets its second look at the cost of that."""
+def test_the_last_trial_is_of_the_chosen_shape() -> None:
+    """This holds however little time is left after the first round."""
     again = 0
     for budget in range(6, 26):
         device = SlowDevice(flops=1e11, budget=budget)
@@ -155,14 +155,14 @@ def test_the_last_look_is_at_the_chosen_one() -> None:
     assert again == 20
 
 
-def test_without_time_for_any_trial_the_plan_says_that_the_speed_is_assumed() -> None:
+def test_without_time_for_a_trial_the_plan_reports_an_assumed_speed() -> None:
     said: list[str] = []
     plan = measured_plan(request(), Device(flops=1e13, budget=-1.0), NEVER, said.append)
     assert plan.source["tokens_per_second"] == "assumed"
     assert "assumed" in said[0]
 
 
-def test_shapes_that_do_not_fit_are_out_and_none_is_an_error_of_one_line() -> None:
+def test_shapes_that_do_not_fit_are_dropped_and_no_fit_is_an_error() -> None:
     free = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
     said: list[str] = []
     tight = measured_plan(request(), Device(1e13, memory=15.9 * free.parameters), NEVER, said.append)
@@ -203,8 +203,8 @@ class NoisyDevice(Device):
         return trial and replace(trial, micro_batch=self.most)
 
 
-def test_the_second_look_at_one_speed_is_no_gain_of_a_larger_batch() -> None:
-    """With as many tokens at once; that the faster look came second says nothing of the batch. A batch in parts needs none."""
+def test_measurement_noise_does_not_look_like_a_gain_of_a_larger_batch() -> None:
+    """With equal micro-batches, a faster second trial is noise; a batch of several passes needs no second trial."""
     long = request(hours=0.175, n_layer=2, n_embd=128)
     steady = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
     for most in (8, steady.batch_tokens // 256):
@@ -217,7 +217,7 @@ def test_the_second_look_at_one_speed_is_no_gain_of_a_larger_batch() -> None:
             assert {batch for _, batch, _ in device.asked[1:]} == {steady.batch_tokens}
 
 
-def test_all_that_is_measured_after_the_first_round_has_the_batch_of_the_plan() -> None:
+def test_all_trials_after_the_first_round_use_the_plans_batch() -> None:
     device = Device(flops=1e13, update_s=1e-5)
     plan = measured_plan(request(hours=0.175), device, NEVER, lambda line: None)
     tried = {shape for shape, _, _ in device.asked}
@@ -225,7 +225,7 @@ def test_all_that_is_measured_after_the_first_round_has_the_batch_of_the_plan() 
     assert {batch for _, batch, _ in after} == {plan.batch_tokens}
 
 
-def test_a_lucky_trial_promises_no_more_than_the_longer_one_that_confirms_it() -> None:
+def test_a_lucky_trial_is_corrected_by_the_confirmation() -> None:
     class Lucky(Device):
         def rate(self, shape: Shape) -> float:
             return super().rate(shape) * (1.3 if len(self.asked) == 1 else 1.0)
@@ -234,10 +234,10 @@ def test_a_lucky_trial_promises_no_more_than_the_longer_one_that_confirms_it() -
     assert plan.tokens_per_second == pytest.approx(1e13 / flops_per_token(plan.sized(request().template)))
 
 
-def test_compilation_is_charged_and_credited_as_measured() -> None:
+def test_compilation_counts_at_its_measured_cost_and_speedup() -> None:
     device = Device(flops=1e13)
     eager = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
-    plan = measured_plan(request(), device, [Compiling("on", 15.0, 2.0)], lambda line: None)
+    plan = measured_plan(request(), device, [CompileOption("on", 15.0, 2.0)], lambda line: None)
     assert (plan.compiled, plan.compile_s, plan.compile_speedup) == (True, 10.0, 1.5)
     assert (plan.compiling, plan.compile_cache) == ("on", "cold")
     assert plan.source["compile"] == "measured"
@@ -245,11 +245,11 @@ def test_compilation_is_charged_and_credited_as_measured() -> None:
     assert (eager.compiling, eager.compile_cache) == ("off", None)
 
 
-def test_the_first_way_to_compile_that_pays_is_tried_and_planned_with() -> None:
+def test_the_first_compile_option_that_pays_is_used() -> None:
     device = Device(flops=1e13)
     ways = [
-        Compiling("on", 1000.0, 2.0),
-        Compiling("regional", 15.0, 2.0),
+        CompileOption("on", 1000.0, 2.0),
+        CompileOption("regional", 15.0, 2.0),
     ]  # in the 1800 seconds that the first one saves
     plan = measured_plan(request(), device, ways, lambda line: None)
     assert (plan.compiling, plan.compiled, plan.regional) == ("regional", True, True)
@@ -258,21 +258,21 @@ def test_the_first_way_to_compile_that_pays_is_tried_and_planned_with() -> None:
     assert again.compiling == "regional"
 
 
-def test_a_plan_written_down_before_blocks_could_be_compiled_is_read() -> None:
+def test_a_plan_without_the_regional_key_is_read() -> None:
     content = json.loads(json.dumps(measured_plan(request(), Device(flops=1e13), NEVER, print).to_dict()))
     del content["regional"], content["compile_cache"]
     assert Plan.from_dict({**content, "compiled": True}).compiling == "on"
 
 
-def test_compilation_that_brings_nothing_is_left_out() -> None:
+def test_compilation_without_a_speedup_is_not_used() -> None:
     device = Device(flops=1e13)
     device.compiled_speedup = 1.001
-    plan = measured_plan(request(), device, [Compiling("on", 15.0, 2.0)], lambda line: None)
+    plan = measured_plan(request(), device, [CompileOption("on", 15.0, 2.0)], lambda line: None)
     assert not plan.compiled
 
 
 def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
-    plan = measured_plan(request(), Device(1e13, budget=5.0), [Compiling("on", 45.0, 1.5)], lambda line: None)
+    plan = measured_plan(request(), Device(1e13, budget=5.0), [CompileOption("on", 45.0, 1.5)], lambda line: None)
     assert plan.compiled
     assert plan.source["compile"] == "expected"
     assert plan.tokens == pytest.approx((3600 - 45) * plan.tokens_per_second, rel=1e-3)
@@ -280,13 +280,13 @@ def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
 
 def test_compilation_that_was_asked_for_need_not_pay() -> None:
     for seconds in (None, 1.0):
-        assert Compiling("on", 45.0, 1.5, asked=True).pays(seconds)
-        assert not Compiling("on", 45.0, 1.5).pays(seconds)
+        assert CompileOption("on", 45.0, 1.5, asked=True).pays(seconds)
+        assert not CompileOption("on", 45.0, 1.5).pays(seconds)
 
 
-def test_compilation_pays_from_twice_its_cost_on() -> None:
-    assert not Compiling("on", 45.0, 1.5).pays(269)
-    assert Compiling("on", 45.0, 1.5).pays(271)
+def test_compilation_pays_if_it_saves_twice_its_cost() -> None:
+    assert not CompileOption("on", 45.0, 1.5).pays(269)
+    assert CompileOption("on", 45.0, 1.5).pays(271)
 
 
 @pytest.mark.parametrize(
