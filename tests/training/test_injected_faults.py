@@ -30,7 +30,7 @@ from model.gpt import GPT
 from run.report.run_report import write_report
 from tests.conftest import folder_of, run_here
 from tests.training.test_train import points
-from training.divergence import LASTING
+from training.divergence import SPIKE_STEPS
 from training.step import TrainingStep
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -265,7 +265,7 @@ def test_weights_that_turn_bad_in_the_very_last_step_are_not_the_result(
     poison(monkeypatch, 40, to_nan)
     folder = run_here(place, "budget.steps=40", *OFTEN, name="last")
     assert all(np.isfinite(value).all() for value in load_file(folder / "model.safetensors").values())
-    assert result_of(folder)["setback"]["reason"] == "the weights after step 40 are no numbers"
+    assert result_of(folder)["setback"]["reason"] == "the weights after step 40 are not finite"
     assert result_of(folder)["eval"]["loss"] < 5.5
 
 
@@ -274,7 +274,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(place: Path, monke
     monkeypatch.setattr(train, "save_due", lambda session, trainer: True)
     folder = run_here(place, "budget.steps=20", "eval.every=0", name="bad-weights")
     assert result_of(folder)["setback"]["back_to"] == 14
-    refused = re.findall("no checkpoint at step (.*): its weights are no numbers", (folder / "log.txt").read_text())
+    refused = re.findall("no checkpoint at step (.*): its weights are not finite", (folder / "log.txt").read_text())
     assert refused == ["15"]
 
 
@@ -285,7 +285,7 @@ def test_a_spike_that_lasts_sends_the_run_back(place: Path, monkeypatch: pytest.
     assert result["status"] == "finished"
     assert "worse than a guess's" in result["setback"]["reason"]
     assert result["setback"]["back_to"] < 40, "the weights after step 40 are those thrown away"
-    assert result["setback"]["step"] <= 40 + LASTING + 2
+    assert result["setback"]["step"] <= 40 + SPIKE_STEPS + 2
     assert result["eval"]["loss"] < 5.0
 
 
@@ -453,7 +453,9 @@ def test_another_machine_is_said_and_gets_micro_batches_of_its_own(
     capsys.readouterr()
     folder = run_here(place, "budget.steps=40", name="moved")
     said = capsys.readouterr().out
-    assert len(re.findall("the run moved from .* cpu, 1 threads, float32 to a smaller one; its plan stands", said)) == 1
+    assert (
+        len(re.findall("the run moved from .* cpu, 1 threads, float32 to a smaller one; its plan is kept", said)) == 1
+    )
     assert set(batches[:count]) == {8}
     assert set(batches[count:]) == {4}
     assert result_of(folder)["status"] == "finished"

@@ -72,7 +72,7 @@ LEDGER = {"setup": 6.0, "compile": 0.0, "data": 1.0, "train": 3000.0, "eval": 59
         (0.8, 3500, [0.8] * 10, ["that were measured (-20%)"]),
         (1.0, 3000, [1.0] * 10, ["setup 6.0 s, eval 590.0 s, checkpoint 3.0 s", "s were planned"]),
         (0.7, 3500, [1.0, 1.0, 0.8, 0.7, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5], ["(-30%)", "tokens/s (-50%)"]),
-        (0.8, 3500, [1.0] * 10, ["700.0 s of training were slower than usual, or lost to a kill"]),
+        (0.8, 3500, [1.0] * 10, ["700.0 s of training were slower than usual, or repeated"]),
     ],
 )
 def test_the_record_says_why_tokens_were_off(

@@ -16,7 +16,7 @@ from model.config import Shape
 from run.history import read_metrics
 from run.metrics import Metrics
 from training.metrics import show_progress
-from training.speed_monitor import SpeedWatch, slowdowns
+from training.speed_monitor import SpeedMonitor, slowdowns
 
 BATCH = 1000
 
@@ -28,7 +28,7 @@ class Run:
         self.said: list[str] = []
         self.written: list[dict[str, Any]] = []
         self.seconds, self.waited, self.step, self.tokens = 0.0, 0.0, 0, 0
-        self.watch = SpeedWatch(
+        self.monitor = SpeedMonitor(
             limit_s, see or (lambda: HostSnapshot(self.seconds)), self.said.append, self.written.append
         )
 
@@ -40,7 +40,7 @@ class Run:
             self.waited += waiting * step_s
             self.step, self.tokens = self.step + 1, self.tokens + BATCH
             accounts = dict.fromkeys(ACCOUNTS, 0.0) | {"train": self.seconds - self.waited, "data": self.waited}
-            self.watch.after_step(self.step, self.tokens, accounts)
+            self.monitor.after_step(self.step, self.tokens, accounts)
 
     @property
     def events(self) -> list[str]:
@@ -169,13 +169,13 @@ def test_where_nothing_is_known_it_says_so() -> None:
     run = Run()
     run.go(120, 0.1)
     run.go(60, 0.2)
-    assert "nothing is seen that explains it" in run.said[0]
+    assert "no reason was found" in run.said[0]
 
 
 def test_the_record_holds_the_episodes(tmp_path: Path) -> None:
     run = Run()
     metrics = Metrics(tmp_path / "metrics.jsonl", print)
-    run.watch._write = metrics.write
+    run.monitor._write = metrics.write
     run.go(120, 0.1)
     run.go(60, 0.2)
     run.go(60, 0.1)
