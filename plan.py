@@ -1,7 +1,7 @@
 """Plan the best model for a budget, without training it.
 
-`python plan.py budget.hours=3 device=a100` plans for a GPU that this machine need not have, `budget.hours=0.05 probe=true`
-measures this device first, and `budget.flops=3.4e18` needs no device.
+`python plan.py budget.hours=3 device=a100` plans for a GPU that this machine need not have,
+`budget.hours=0.05 probe=true` measures this device first, and `budget.flops=3.4e18` needs no device.
 """
 
 from __future__ import annotations

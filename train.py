@@ -51,9 +51,9 @@ def train(session: Session) -> None:
 
 
 def fit_with_rollback(session: Session, trainer: Trainer) -> str:
-    """Run `fit`. If the model diverges, return to an earlier checkpoint and run it once more, at half the learning rate.
+    """Run `fit`. If the model diverges, return to an earlier checkpoint, and train on at half the learning rate.
 
-    Raises Diverged the second time.
+    This happens once; the second time, Diverged is raised.
     """
     try:
         return fit(session, trainer)
@@ -65,8 +65,8 @@ def fit_with_rollback(session: Session, trainer: Trainer) -> str:
 def fit(session: Session, trainer: Trainer) -> str:
     """Train until the budget is spent. Returns the limit that was reached: hours, flops, tokens or steps.
 
-    The learning rate and the evaluations follow `progress`, the share of the budget that is spent (0 to 1), not the step
-    number. The loss of a step is read after the next step was launched, so that a GPU never waits for the host.
+    The learning rate and the evaluations follow `progress`, the share of the budget that is spent (0 to 1), not the
+    step number. The loss of a step is read after the next step was launched, so that a GPU never waits for the host.
     With several processes, every decision is rank 0's (`world.broadcast`), or that of the first rank that has one
     (`world.first`). Raises Diverged, and Interrupted after a stopping signal.
     """
@@ -79,7 +79,7 @@ def fit(session: Session, trainer: Trainer) -> str:
         clock.limits.seconds, trainer.device.snapshot, session.console.warn, trainer.metrics.write
     )
     clock.steps_ahead = trainer.device.steps_ahead
-    # The milliseconds between steps are charged to training too; evaluations and checkpoints have accounts of their own.
+    # The time between steps is charged to training too; evaluations and checkpoints have their own accounts.
     with session.signals.deferred(), session.console.progress() as bar, clock.charge("train"):
         while True:
             steps_left, limit = world.broadcast(clock.steps_left(state.step, state.tokens, state.flops, trainer.cost))
@@ -120,8 +120,11 @@ def fit(session: Session, trainer: Trainer) -> str:
 
 
 def command() -> None:
-    """Run train.py as a command. After a run, leave without the interpreter's shutdown: it takes up to a second, which the
-    budget, and the grace period after a signal, would have to pay for."""
+    """Run train.py as a command.
+
+    After a run, the process ends without the interpreter's shutdown. That takes up to a second, which the budget, and the
+    grace period after a signal, would have to pay for.
+    """
     status = 0
     try:
         launch(main, "config", SweepFunctions(run_job, conclude_sweep))

@@ -20,8 +20,8 @@ from tests.copies import copied
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-# The same cases each time, so that no change fails for a case that it did not break; `--hypothesis-profile=search` tries
-# others. Failing cases are not shrunk: each takes tenths of a second or more, so that would take minutes.
+# The same cases each time, so that no change fails for a case that it did not break; `--hypothesis-profile=search`
+# tries others. Failing cases are not shrunk: each takes tenths of a second or more, so that would take minutes.
 for profile, fixed in (("same", True), ("search", False)):
     hypothesis_settings.register_profile(
         profile,

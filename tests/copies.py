@@ -1,7 +1,7 @@
 """Run scripts in forks of a process that has loaded their libraries: this saves two seconds for each.
 
-A fork has its own memory, clock and exit status; its output is read from files. Tests of the start itself, and tests that
-kill a run, start a new process instead.
+A fork has its own memory, clock and exit status; its output is read from files. Tests of the start itself, and tests
+that kill a run, start a new process instead.
 """
 
 from __future__ import annotations

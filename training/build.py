@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def initialize_model(session: Session, corpus: Corpus, device: Device, plan: Plan) -> GPT:
-    """Make the model of a plan with its first weights. Raises UserError if the disk has no space for its checkpoints."""
+    """Make the model of a plan with its first weights.
+
+    Raises UserError if the disk has no space for its checkpoints.
+    """
     from training.initialize import INITIALIZERS
 
     config = session.config

@@ -14,8 +14,8 @@ from training.micro_batching import attempts, equal_parts, sequences_of
 def compile_model(session: Session, trainer: Trainer) -> None:
     """Compile the model if that pays, and warm up, so that the first step is as fast as the others.
 
-    The time is charged to the budget; no weight changes. With device.compile=auto, a compiler that fails is a warning and
-    the model trains uncompiled.
+    The time is charged to the budget; no weight changes. With device.compile=auto, a compiler that fails is a warning
+    and the model trains uncompiled.
     """
     from model.compile import cache_state, for_training
 
@@ -43,13 +43,13 @@ def compile_model(session: Session, trainer: Trainer) -> None:
         trainer.compile_cache = "cold" if "cold" in states else "warm"
         session.console.say(f"compiled in {seconds:.1f} s, the compiler's cache was {trainer.compile_cache}")
     gc.collect()
-    gc.freeze()  # collections during training skip all objects made so far: walking through them takes as long as a step
+    gc.freeze()  # collections during training skip all objects made so far: visiting them takes as long as a step
 
 
 def how_to_compile(session: Session, trainer: Trainer) -> str:
     """How to compile: "off", "on" or "regional" (block by block), as in device.compile.
 
-    A new run follows its plan. A resumed run has less time left, so it compiles only if that still pays. Rank 0 decides.
+    A new run follows its plan. A resumed run has less time left, so it compiles only if that still pays.
     """
     plan = trainer.plan
     if not plan.compiled or not trainer.state.step:

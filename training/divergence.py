@@ -81,8 +81,8 @@ SPIKE_STEPS = 32  # steps in a row; training recovers from shorter spikes
 class SpikeDetector:
     """Watches the loss of every step for a spike that training does not recover from.
 
-    A model has diverged if it was once better than a uniform guess, and then, for SPIKE_STEPS steps in a row, is worse than
-    the guess by more than SPIKE_NATS: it has forgotten what it learned.
+    A model has diverged if it was once better than a uniform guess, and then, for SPIKE_STEPS steps in a row, is worse
+    than the guess by more than SPIKE_NATS: it has forgotten what it learned.
     """
 
     def __init__(self, guess: float, loss: float | None) -> None:

@@ -85,8 +85,8 @@ def budget_too_small(session: Session, trainer: Trainer, limit: str) -> str:
         )
     needed_s = clock.counted_s() + (clock.reserve_s if clock.limits.counts == "all" else 0.0) + 10 * clock.pace.worst
     return (
-        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) does not hold one step:"
-        f" starting took {format_seconds(clock.counted_s())}, the end needs {format_seconds(clock.reserve_s)};"
+        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) does not hold one"
+        f" step: starting took {format_seconds(clock.counted_s())}, the end needs {format_seconds(clock.reserve_s)};"
         f" give it at least budget.hours={needed_s / 3600:.2g}"
     )
 
@@ -100,7 +100,7 @@ def interim_report(session: Session, trainer: Trainer) -> None:
 
 @contextmanager
 def record_early_end(session: Session, trainer: Trainer) -> Iterator[None]:
-    """Around training and `finish`: save and report when a signal ends them, and record the result of a diverged run."""
+    """Around training and `finish`: save and report after a stopping signal, and record the result of a diverged run."""
     console = session.console
     try:
         yield

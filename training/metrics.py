@@ -42,8 +42,8 @@ class DeferredMetrics:
     def is_healthy(self) -> bool:
         """Read the last loss, and return whether the run is free of a spike, so that its weights are worth saving.
 
-        Weights that a step has damaged show only in the loss of the next step. So one of the two checkpoints that are kept
-        may be bad, and this keeps the other one good.
+        Weights that a step has damaged show only in the loss of the next step. So one of the two checkpoints that are
+        kept may be bad, and this keeps the other one good.
         """
         self.read()
         return self.spike.is_healthy

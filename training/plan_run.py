@@ -1,4 +1,4 @@
-"""The plan of a run: from the configuration to the planner's request, and from measured or assumed speed to plan.json."""
+"""The plan of a run: the planner's request from the configuration, and the plan from measured or assumed speed."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from data.sources.base import DataSpec
     from device.device import Device
 
-# Model FLOPs utilization (MFU) that is assumed on a GPU to find candidates worth measuring; the measurement replaces it.
+# Model FLOPs utilization (MFU) assumed on a GPU to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
 
 
-# The same on a CPU, where it depends on the width of the model: the MFU at device.specs.REFERENCE_WIDTH, and the width at
-# which it is half of its maximum. Fitted to bench/results/engine.json (docs/performance.md).
+# The same on a CPU, where it depends on the width of the model: the MFU at device.specs.REFERENCE_WIDTH, and the width
+# at which it is half of its maximum. Fitted to bench/results/engine.json (docs/performance.md).
 CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0
 
 
@@ -87,8 +87,8 @@ def law_of(config: Config, tokenizer: str) -> Law:
     if about.get("tokenizer") not in (None, tokenizer):
         raise UserError(
             f"law=local: {config.plan.law_file} is about runs with data.tokenizer={about['tokenizer']}, this one has"
-            f" {tokenizer}; refit from runs of this tokenizer, or fit bits per byte: python -m budget.laws.refit outputs/*"
-            " --metric bits_per_byte"
+            f" {tokenizer}; refit from runs of this tokenizer, or fit bits per byte: python -m budget.laws.refit"
+            " outputs/* --metric bits_per_byte"
         )
     return law
 
@@ -108,8 +108,8 @@ def corpus_notes(config: Config, fingerprint: str | None) -> tuple[str, ...]:
         return ()
     fitted_on = ", ".join(corpus[:8] for corpus in corpora)
     return (
-        f"law=local was fitted on another corpus ({fitted_on}) than this one ({fingerprint[:8]}); size and loss may be off:"
-        " make law from runs on this one",
+        f"law=local was fitted on another corpus ({fitted_on}) than this one ({fingerprint[:8]}); size and loss may be"
+        " off: make law from runs on this one",
     )
 
 
@@ -207,7 +207,7 @@ def check_early(config: Config) -> None:
 
 
 def _rough_flops(limits: Limits, flops_per_second: float | None) -> float | None:
-    """The FLOPs of a budget within a factor of a few, enough to choose a context length; None if only steps are limited."""
+    """The FLOPs of a budget within a factor of a few, to choose a context length; None if only steps are limited."""
     guesses = [limits.flops] if limits.flops is not None else []
     if limits.seconds is not None and flops_per_second:
         guesses.append(limits.seconds * flops_per_second)
@@ -228,8 +228,8 @@ def peak_of(device: DeviceSpec, precision: str) -> float:
     peak = device.peak if precision == "auto" else device.peak_in(precision)
     if peak is None:
         raise UserError(
-            f"device.precision={precision}: the table has no peak of device={device.name} for it; set device.peak_flops=,"
-            " or device.precision=auto"
+            f"device.precision={precision}: the table has no peak of device={device.name} for it; set"
+            " device.peak_flops=, or device.precision=auto"
         )
     return peak
 
@@ -297,8 +297,8 @@ def probe_seconds(limits: Limits) -> float:
     return 5.0 if limits.seconds is None else min(30.0, max(1.0, 0.02 * limits.seconds))
 
 
-# Fewest bytes per parameter, in float32: the weight, its gradient, and the one moment that every optimizer keeps. Bytes per
-# token of a batch: input and target as int64.
+# Fewest bytes per parameter, in float32: the weight, its gradient, and the one moment that every optimizer keeps. Bytes
+# per token of a batch: input and target as int64.
 LEAST_BYTES, TOKEN_BYTES = 12, 16
 
 
@@ -350,11 +350,11 @@ def make_run_plan(session: Session, corpus: Corpus, device: Device, trials: Tria
 
 
 def require_memory(plan: Plan, shape: Shape, free: int) -> None:
-    """Raise UserError if training the plan takes more than `free` bytes: the system would kill the process without a message."""
+    """Raise UserError if training takes more than `free` bytes: the system would kill the process without a message."""
     needed = LEAST_BYTES * shape.parameters() + TOKEN_BYTES * plan.batch_tokens
     if needed > free:
         raise UserError(
             f"{plan.n_layer} layers of width {plan.n_embd} with optim.batch_tokens={plan.batch_tokens} take at least"
-            f" {needed / 2**30:,.1f} GiB to train and {free / 2**30:,.1f} are free; choose smaller model.* sizes or batches"
-            " (null: planned), or another device="
+            f" {needed / 2**30:,.1f} GiB to train and {free / 2**30:,.1f} are free; choose smaller model.* sizes or"
+            " batches (null: planned), or another device="
         )

@@ -33,8 +33,8 @@ def restore_spent_budget(session: Session) -> None:
     hours = [point["hours"] for point in read_metrics(run.folder) if number(point.get("hours"), 0.0)]
     clock.carry_at_least(3600 * hours[-1] if hours else 0.0)
     session.console.warn(
-        f"{run.ledger} is lost or damaged; by the newest checkpoint and the curve, {format_seconds(clock.earlier_s)} of the"
-        " budget are spent"
+        f"{run.ledger} is lost or damaged; by the newest checkpoint and the curve, {format_seconds(clock.earlier_s)} of"
+        " the budget are spent"
     )
 
 

@@ -64,7 +64,10 @@ def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
 
 
 def prepare_corpus(session: Session) -> Corpus:
-    """Prepare the token shards of the corpus, or find them prepared. The time is reported, but not charged to the budget."""
+    """Prepare the token shards of the corpus, or find them prepared.
+
+    The time is reported, but not charged to the budget.
+    """
     from data.shards import open_corpus
 
     data = session.config.data
@@ -86,7 +89,10 @@ def prepare_corpus(session: Session) -> Corpus:
 
 
 def open_run_device(session: Session, trials: TrialProcess | None) -> Device:
-    """Open the device that the run computes on. Its peak is measured after the trial worker has loaded its libraries."""
+    """Open the device that the run computes on.
+
+    Its peak is measured after the trial worker has loaded its libraries.
+    """
     from device.device import open_device
 
     if trials is not None:
@@ -101,7 +107,10 @@ def open_run_device(session: Session, trials: TrialProcess | None) -> Device:
 
 
 def open_run_dashboard(session: Session, trainer: Trainer) -> Dashboard:
-    """Open the wandb run of this folder; a resumed run continues the same one. With wandb.mode=disabled, it does nothing."""
+    """Open the wandb run of this folder; a resumed run continues the same one.
+
+    With wandb.mode=disabled, it does nothing.
+    """
     wandb, run = session.config.wandb, session.run
     dashboard = open_dashboard(
         mode=wandb.mode,

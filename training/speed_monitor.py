@@ -1,7 +1,7 @@
-"""Speed monitor: compare the speed of a run with its first steady minute, warn about slowdowns, and name likely reasons.
+"""Compare the speed of a run with its first steady minute, warn about slowdowns, and name likely reasons.
 
-The run itself does not react: its schedule follows the budget and ends on its floor at any speed. But a user may still be
-able to fix the cause. Speed is tokens per second of training and waiting for data; evaluations, checkpoints and a
+The run itself does not react: its schedule follows the budget and ends on its floor at any speed. But a user may still
+be able to fix the cause. Speed is tokens per second of training and waiting for data; evaluations, checkpoints and a
 suspended machine have accounts of their own and do not count.
 """
 
@@ -28,7 +28,7 @@ MORE_WAITING = 0.05  # additional share of the time spent waiting for data that 
 
 @dataclass(frozen=True)
 class Span:
-    """A few seconds of training: its rate in tokens per second, its seconds, and the share of them that waited for data."""
+    """A few seconds of training: tokens per second, seconds, and the share of them spent waiting for data."""
 
     rate: float
     seconds: float

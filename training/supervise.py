@@ -1,4 +1,4 @@
-"""Supervise a run: open its folder, clock and signals, and leave a true status on disk whatever happens to the stages."""
+"""Supervise a run: open its folder, clock and signals, and leave a true status on disk whatever happens."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class DeviceTrialClient:
     ) -> None:
         """
         Args:
-            optimizer: The optimizer's settings; with the name "auto", each trial uses the one that the planner would choose.
+            optimizer: The optimizer's settings; with the name "auto", each trial uses the planner's choice.
             micro_batch: Sequences per forward pass if the user has set them; None to search for the most that fit.
             seconds: For all trials together.
             say: Shows a line to the user.
@@ -173,7 +173,7 @@ class DeviceTrialClient:
         return shape.block_size * min(settled or first, sequences)
 
     def _micro_batches(self, shape: Shape, sequences: int) -> tuple[int, int, int]:
-        """Three micro-batches, in sequences: the one that is settled (0 if none is), the first to try, the most to try."""
+        """Three micro-batches, in sequences: the settled one (0 if none is), the first to try, and the most to try."""
         guess = self._device.micro_batch(shape, sequences)
         # On a CPU the guess is what fits the caches, not the memory, and larger ones are slower.
         most = guess if self._device.torch_device.type == "cpu" else sequences

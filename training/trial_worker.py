@@ -1,8 +1,8 @@
 """Trials of shapes in a worker process: `python -m training.trial_worker DEVICE`.
 
-It reads requests from standard input, one JSON object per line, and writes an answer to each. A trial runs real training
-steps on random tokens. Its memory is freed with the process, and a crash does not touch the run. The process ends when
-its standard input closes, so that it never outlives the run.
+It reads requests from standard input, one JSON object per line, and writes an answer to each. A trial runs real
+training steps on random tokens. Its memory is freed with the process, and a crash does not touch the run. The process
+ends when its standard input closes, so that it never outlives the run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from model.optim.settings import OptimSettings
 from training.objectives import next_token
 from training.step import TrainingStep
 
-# Seconds per step that the training loop spends outside the training step: batches, clock, metrics and progress bar, measured
-# on two CPU cores (docs/performance.md). A GPU computes meanwhile.
+# Seconds per step that the training loop spends outside the training step: batches, clock, metrics and progress bar,
+# measured on two CPU cores (docs/performance.md). A GPU computes meanwhile.
 BOOKKEEPING_S = {"cpu": 0.0012}
 
 
@@ -62,8 +62,8 @@ def measure(
     """Measure an optimizer step on `sequences` sequences in micro-batches of `micro_batch`, for about `seconds`.
 
     Forward and backward take token_s per token; clipping, the optimizer and a constant for the rest of the loop take
-    update_s per step. They are timed apart, so that a large batch is measured without running all of it. Both are medians;
-    the first step, which also allocates memory and compiles, is left out.
+    update_s per step. They are timed apart, so that a large batch is measured without running all of it. Both are
+    medians; the first step, which also allocates memory and compiles, is left out.
 
     Returns token_s, update_s, start_s and compile_s in seconds, compile_cache, peak_memory in bytes (all as in
     `budget.planner.trial_search.Trial`), and available_memory, the bytes that were free before the trial.

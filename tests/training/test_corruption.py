@@ -1,7 +1,7 @@
 """Files damaged on the disk: the damage is found and reported in one line, and never gives a wrong result silently.
 
-Random ranges of bytes are flipped, overwritten, doubled, cut out or cut off. A reader must find the damage, or read exactly
-what was written if the damage does not matter (other white space in JSON).
+Random ranges of bytes are flipped, overwritten, doubled, cut out or cut off. A reader must find the damage, or read
+exactly what was written if the damage does not matter (other white space in JSON).
 """
 
 from __future__ import annotations

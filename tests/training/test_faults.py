@@ -1,4 +1,4 @@
-"""Faults of the machine in the middle of a run: a full disk, a read-only folder, a lost ledger, a damaged checkpoint."""
+"""Faults of the machine during a run: a full disk, a read-only folder, a lost ledger, a damaged checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_disk_too_small_is_refused_before_training(place: Path, disk: Path) ->
 
 
 def test_checkpoints_survive_a_disk_that_fills_up(place: Path, disk: Path) -> None:
-    """Another program fills the disk after the first checkpoint: the run warns, and resumes when there is space again."""
+    """Another program fills the disk after the first checkpoint: the run warns, and resumes when there is space."""
     mounted(disk, "size=8m")
     arguments = ("budget.steps=400", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     process = subprocess.Popen(

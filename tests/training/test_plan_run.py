@@ -97,7 +97,7 @@ def test_added_hours_are_a_separate_reason() -> None:
 
 
 def test_the_assumed_speed_on_a_cpu_is_lower_for_thin_models() -> None:
-    """bench/results/engine.json has 0.3 of the peak at a width of 64 and nearly half at 128. With one share for all widths,
+    """bench/results/engine.json has 0.3 of the peak at a width of 64 and nearly half at 128. With one share for all,
     the shapes that were tried first, and at times alone, were too thin."""
     config = Config()
     config.budget.hours = 1 / 12

@@ -1,4 +1,4 @@
-"""Whole runs, started as a user starts them: they stop in time, resume exactly, handle signals, and record the truth."""
+"""Whole runs, started as a user starts them: they stop in time, resume exactly, handle signals, and leave true records."""
 
 from __future__ import annotations
 
