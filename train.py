@@ -122,8 +122,8 @@ def fit(session: Session, trainer: Trainer) -> str:
 def command() -> None:
     """Run train.py as a command.
 
-    After a run, the process ends without the interpreter's shutdown. That takes up to a second, which the budget, and the
-    grace period after a signal, would have to pay for.
+    After a run, the process ends without the interpreter's shutdown, which takes up to a second of the budget, or of the
+    grace period after a signal.
     """
     status = 0
     try:

@@ -100,7 +100,7 @@ def interim_report(session: Session, trainer: Trainer) -> None:
 
 @contextmanager
 def record_early_end(session: Session, trainer: Trainer) -> Iterator[None]:
-    """Around training and `finish`: save and report after a stopping signal, and record the result of a diverged run."""
+    """Around training and `finish`: save and report after a stopping signal; record the result of a diverged run."""
     console = session.console
     try:
         yield

@@ -80,8 +80,8 @@ def halve_micro_batch(session: Session, trainer: Trainer) -> None:
     too_large, step = trainer.micro_batch, trainer.state.step
     if too_large == 1:
         raise MachineError(
-            f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; every checkpoint"
-            " is kept; free the device of other processes, then type the same command"
+            f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; every"
+            " checkpoint is kept; free the device of other processes, then type the same command"
         )
     trainer.micro_batch = trainer.state.micro_batch = session.world.broadcast(-(-too_large // 2))  # rounded up
     text = (

@@ -314,7 +314,7 @@ WRITES = 60  # durable writes of the run below, and some more
 def test_any_write_may_fail_once(
     place: Path, whole: Path, tmp_path: Path, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Corpus, plan, checkpoints, report, weights, result: the run continues or resumes, and ends with the same weights."""
+    """Corpus, plan, checkpoints, report, weights, result: the run continues or resumes to the same weights."""
     arguments = ("budget.steps=40", f"output_dir={tmp_path}", f"data.cache_dir={tmp_path / 'prepared'}", *OFTEN)
     failing_sync(monkeypatch, lambda call: call == nth, errno.ENOSPC if nth % 2 else errno.EIO)
     monkeypatch.setattr(training.checkpointing, "RETRY_S", 0.0)

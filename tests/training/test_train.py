@@ -1,4 +1,4 @@
-"""Whole runs, started as a user starts them: they stop in time, resume exactly, handle signals, and leave true records."""
+"""Whole runs, started like a user's: they stop in time, resume exactly, handle signals, and leave true records."""
 
 from __future__ import annotations
 
