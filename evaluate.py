@@ -1,7 +1,7 @@
-"""Score a finished model on any text: `python evaluate.py checkpoint=outputs/NAME data.path=my.jsonl.zst`.
+"""Score a trained model on any text: `python evaluate.py checkpoint=outputs/NAME data.path=my.jsonl.zst`.
 
-The same figures as at the end of training: loss, perplexity, bits per byte, accuracy, whole and by source. Under torchrun
-every process scores its share of the text.
+It prints the figures of the final evaluation of a run: loss, perplexity, bits per byte and accuracy, in total and by
+source. Under torchrun, every process scores its share of the text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from run.report.console import Console
 
 
 def main(config: EvaluateConfig) -> None:
+    """Score the model and print the figures; with output=json, as JSON."""
     from device.device import open_device
 
     wanted, name = config.device, local_device(config.device.name)
     world = join_world(name)
-    # MFU is not wanted here, so neither is measuring the peak
+    # A peak of 1 FLOP/s, so that none is measured: no MFU is shown.
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
     figures = score(config, device)
     leave_world(world)
@@ -37,20 +38,20 @@ def main(config: EvaluateConfig) -> None:
 
 
 def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
-    """The figures, with what they were measured on."""
+    """The figures of `evals.language_model.evaluate`, with checkpoint, data, and the documents that were left out."""
     from evals.language_model import evaluate
     from run.load_model import load_model
 
     assert config.checkpoint is not None
-    finished = load_model(config.checkpoint, device.torch_device)
-    block_size = finished.model.shape.block_size
+    loaded = load_model(config.checkpoint, device.torch_device)
+    block_size = loaded.model.shape.block_size
     left_out: dict[str, int] = {}
-    tokens, source_ids, sources = read_tokens(config, finished.tokenizer, left_out)
-    windows = EvalRange.from_tokens(tokens, source_ids, sources, block_size, eot=finished.tokenizer.eot)
+    tokens, source_ids, sources = read_tokens(config, loaded.tokenizer, left_out)
+    windows = EvalRange.from_tokens(tokens, source_ids, sources, block_size, eot=loaded.tokenizer.eot)
     figures = evaluate(
-        finished.model,
+        loaded.model,
         windows,
-        finished.tokenizer.token_bytes,
+        loaded.tokenizer.token_bytes,
         sources,
         config.micro_batch,
         device.torch_device,
@@ -62,10 +63,13 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
 def read_tokens(
     config: EvaluateConfig, tokenizer: Tokenizer, left_out: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Token ids of the text, each document ended by end-of-text as in training, the source of each, and their names;
-    documents that are none are counted in `left_out`, by reason."""
-    parts: list[np.ndarray] = []
-    owners: list[np.ndarray] = []
+    """Tokenize the text: each document is followed by the end-of-text token, as in training.
+
+    Returns token ids (n,), the source id of each token (n,), and the names of the sources by id. Documents that are not
+    text are counted in `left_out`, by reason.
+    """
+    token_parts: list[np.ndarray] = []
+    source_parts: list[np.ndarray] = []
     sources: dict[str, int] = {}
     count = 0
     data = config.data
@@ -73,15 +77,18 @@ def read_tokens(
     documents: Iterable[Any] = read_documents(data.path, data.text_key, data.bad_documents, left_out)
     for document in documents:
         ids = np.append(tokenizer.encode(document.text), tokenizer.dtype.type(tokenizer.eot))
-        parts.append(ids)
-        owners.append(np.full(len(ids), source_id(sources, document.source), dtype=np.int32))
+        token_parts.append(ids)
+        source_parts.append(np.full(len(ids), source_id(sources, document.source), dtype=np.int32))
         count += len(ids)
         if config.tokens is not None and count >= config.tokens:
             break
-    return np.concatenate(parts)[: config.tokens], np.concatenate(owners)[: config.tokens], list(sources)
+    token_ids, source_ids = np.concatenate(token_parts), np.concatenate(source_parts)
+    return token_ids[: config.tokens], source_ids[: config.tokens], list(sources)
 
 
 def show_figures(figures: dict[str, Any]) -> None:
+    """Print a table with a row for each source and one for all of them."""
+
     def row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
         return (
             name,
@@ -97,10 +104,11 @@ def show_figures(figures: dict[str, Any]) -> None:
     console = Console()
     console.table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
     if figures["left_out"]:
-        console.say(f"left out: {', '.join(f'{n:,} {what} documents' for what, n in figures['left_out'].items())}")
+        console.say(f"left out: {', '.join(f'{n:,} {reason} documents' for reason, n in figures['left_out'].items())}")
 
 
 def shown(value: float | None, form: str) -> str:
+    """`value` in the format `form`, or a dash for None."""
     return "-" if value is None else form.format(value)
 
 

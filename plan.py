@@ -1,5 +1,8 @@
-"""Show what a budget can buy: `python plan.py budget.hours=3 device=a100` plans for a GPU that is not here,
-`python plan.py budget.hours=0.05 probe=true` measures this device first, `budget.flops=3.4e18` needs no device at all."""
+"""Plan the best model for a budget, without training it.
+
+`python plan.py budget.hours=3 device=a100` plans for a GPU that this machine need not have,
+`budget.hours=0.05 probe=true` measures this device first, and `budget.flops=3.4e18` needs no device.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from budget.clock import Limits
 from budget.laws.published import LOCAL
@@ -25,12 +27,9 @@ from run.report.plan_report import budget_of, explain_plan, show_plan, write_pic
 from training.plan_run import Text, law_of, limits_of, plan_here, plan_without_device, spec_of, wants_trials
 from training.trial_client import trial_process
 
-if TYPE_CHECKING:
-    pass
-
 
 def fingerprint_of(config: Config) -> str | None:
-    """That of the corpus where a law asks for it and it is prepared."""
+    """The fingerprint of the corpus if law=local needs it and the corpus is prepared."""
     if config.law != LOCAL:
         return None
     from data.prepare import prepared_fingerprint
@@ -39,7 +38,7 @@ def fingerprint_of(config: Config) -> str | None:
 
 
 def plan_for(config: Config) -> Plan:
-    """The plan that the command line asks for, without or with measuring this device."""
+    """The plan for a configuration. This device is measured with probe=true, or if a time limit is planned for it."""
     from data.tokenizer import check_name, vocab_size_of
 
     check_name(config.data.tokenizer)
@@ -49,23 +48,23 @@ def plan_for(config: Config) -> Plan:
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)
 
-    def say(line: str) -> None:  # standard output holds the plan alone
+    def say(line: str) -> None:  # standard output holds only the plan
         print(line, file=sys.stderr)
 
     wanted = config.device
     overhead = overhead_estimate(limits)
-    say("measuring this device; for another one name it, e.g. device=a100")
+    say("measuring this device; to plan for another one, name it, e.g. device=a100")
     with trial_process(wanted.name, wants_trials(config, limits), say) as trials:
         from device.device import open_device
 
         if trials is not None:
-            trials.wait()  # both would be slower together
+            trials.wait()  # loading libraries in both processes at once would take longer
         device = open_device(wanted.name, wanted.threads, wanted.precision, wanted.peak_flops)
         return plan_here(config, text, device, overhead, trials, say)
 
 
 def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:
-    """A plan as one row of a sweep over budgets."""
+    """A plan as a row of the table of several plans."""
     return (
         budget_of(limits),
         f"{plan.n_layer} x {plan.n_embd}",
@@ -80,7 +79,7 @@ def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:
 
 
 def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
-    """plan.json and plan.png."""
+    """Write plan.json and plan.png into `folder`. Raises UserError if it is not writable."""
     title = f"{budget_of(limits)}: {plan.n_layer} x {plan.n_embd}, {format_count(plan.parameters)} parameters"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +90,7 @@ def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
 
 
 def show_one(config: Config) -> None:
-    """The plan of one budget, in full."""
+    """Print the plan of one budget in full."""
     plan, limits = plan_for(config), limits_of(config)
     if config.plan.folder:
         write_files(plan, limits, Path(config.plan.folder))
@@ -107,8 +106,7 @@ def show_one(config: Config) -> None:
 
 
 def main() -> None:
-    """One budget in full, or, for a list of them (budget.hours=0.5,1,3), of other knobs (-m) or a sweep's file (-cn), one row
-    each."""
+    """Print one plan in full, or a table of several: for a list (budget.hours=0.5,1,3), -m, or a sweep's file (-cn)."""
     arguments = sys.argv[1:]
     with reported():
         flags = flags_of(arguments)
@@ -123,7 +121,7 @@ def main() -> None:
             raise UserError("explain=true and plan.folder are for one budget; give a single one instead of a list")
         plans.append((plan_for(config), limits_of(config)))
 
-    with tempfile.TemporaryDirectory() as folder:  # for the file that Hydra writes of every sweep
+    with tempfile.TemporaryDirectory() as folder:  # Hydra writes a file about every sweep
         first = arguments.index(flags.overrides[0]) if flags.overrides else len(arguments)
         sys.argv[1:] = [
             "-m",

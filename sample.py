@@ -1,4 +1,4 @@
-"""Write text with a finished model: `python sample.py checkpoint=outputs/NAME prompts='["def ","The "]'`."""
+"""Generate text with a trained model: `python sample.py checkpoint=outputs/NAME prompts='["def ","The "]'`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from run.report.console import Console
 
 
 def main(config: SampleConfig) -> None:
+    """Continue each prompt `samples` times, with a seed each, and print the texts; with output=json, as JSON."""
     from device.device import open_device
     from model.generate import generate
     from run.load_model import load_model
 
     wanted = config.device
-    device = open_device(wanted.name, wanted.threads, wanted.precision, 1.0)
+    device = open_device(wanted.name, wanted.threads, wanted.precision, 1.0)  # no MFU is shown, so no peak is measured
     assert config.checkpoint is not None
-    finished = load_model(config.checkpoint, device.torch_device)
-    tokenizer, written = finished.tokenizer, []
+    loaded = load_model(config.checkpoint, device.torch_device)
+    tokenizer, written = loaded.tokenizer, []
     for prompt in config.prompts:
         ids = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]
         for number in range(config.samples):
             with device.autocast():
                 continuation = generate(
-                    finished.model,
+                    loaded.model,
                     ids,
                     config.tokens,
                     temperature=config.temperature,

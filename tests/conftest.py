@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet cores, and the folder of real text where there is one."""
+"""Shared by all tests: settings of the libraries, and helpers that start runs of a tiny model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hypothesis import settings as hypothesis_settings
 
 from tests.copies import copied
 
-# Before any test imports torch: spinning OpenMP threads on shared cores make everything several times slower.
+# Set before any test imports torch: on shared cores, spinning OpenMP threads make everything several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
-# The same cases each time, so that nobody's change fails for what it did not do; `--hypothesis-profile=search` tries others.
-# A case is a command of tenths of a second or a whole corpus: making a failing one smaller would take minutes.
-for profile, same in (("same", True), ("search", False)):
+# The same cases each time, so that no change fails for a case that it did not break; `--hypothesis-profile=search`
+# tries others. Failing cases are not shrunk: each takes tenths of a second or more, so that would take minutes.
+for profile, fixed in (("same", True), ("search", False)):
     hypothesis_settings.register_profile(
         profile,
-        derandomize=same,
+        derandomize=fixed,
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
@@ -34,7 +34,7 @@ for profile, same in (("same", True), ("search", False)):
     )
 hypothesis_settings.load_profile("same")
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a run started under nohup ignores it, as it should
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so would be by the runs of the tests
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -57,14 +57,14 @@ TINY = (
     "eval.interim_tokens=500",
     "device.threads=1",
     "device.name=cpu",
-    "device.peak_flops=1e11",  # else measured in a quarter of a second
-    "probe=false",  # everything that a plan would choose is given
+    "device.peak_flops=1e11",  # otherwise measured, which takes a quarter of a second
+    "probe=false",  # no trials: all choices of a plan are given
 )
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small corpus, in which runs are started."""
+    """A folder with a small corpus, the working folder of runs."""
     folder = tmp_path_factory.mktemp("runs")
     texts = folder / "texts"
     texts.mkdir()
@@ -74,19 +74,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(place: Path, *arguments: str, name: str = "t") -> list[str]:
-    """The command of a run of a tiny model on the corpus of `place`."""
+    """The command line of a run of a tiny model on the corpus of `place`."""
     return [sys.executable, str(ROOT / "train.py"), *TINY, f"data.path={place / 'texts'}", f"name={name}", *arguments]
 
 
 def train(place: Path, *arguments: str, name: str = "t", status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run it to its end and check its exit status."""
+    """Run that command to its end and check its exit status."""
     answer = copied(command(place, *arguments, name=name)[1:], place, 120)
     assert answer.returncode == status, answer.stdout + answer.stderr
     return answer
 
 
 def run_here(place: Path, *arguments: str, name: str = "t") -> Path:
-    """The same run within this process, where a test can put a fault in its way; returns the run's folder."""
+    """Run it within this process, so that a test can inject faults. Returns the run's folder."""
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -95,7 +95,7 @@ def run_here(place: Path, *arguments: str, name: str = "t") -> Path:
     import train
     from config import CONF, Config
 
-    common.monotonic._runs_begun += 1  # the run begins now, not with the process of the tests
+    common.monotonic._runs_begun += 1  # the clock starts now, not with the process of the tests
     ConfigStore.instance().store(name="config_schema", node=Config)
     places = (f"data.path={place / 'texts'}", f"data.cache_dir={place / 'prepared'}", f"output_dir={place / 'outputs'}")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -105,12 +105,12 @@ def run_here(place: Path, *arguments: str, name: str = "t") -> Path:
 
 
 def runs_named(outputs: Path, name: str) -> Iterator[Path]:
-    """The folders NAME-HASH; neither those of a name that begins with it, nor an older run that was set aside."""
+    """The folders NAME-HASH, without runs of a longer name and older runs (.old-1) that were set aside."""
     return (path for path in outputs.glob(f"{name}-*") if re.fullmatch(r"[0-9a-f]{8}", path.name[len(name) + 1 :]))
 
 
 def folder_of(place: Path, name: str) -> Path:
-    """outputs/NAME-HASH of the one run of this name."""
+    """The folder outputs/NAME-HASH of the only run with this name."""
     found = list(runs_named(place / "outputs", name))
     assert len(found) == 1, found
     return found[0]

@@ -1,7 +1,7 @@
-"""Scripts run as copies of one process that has loaded their libraries already: two seconds less for each of many.
+"""Run scripts in forks of a process that has loaded their libraries: this saves two seconds for each.
 
-A copy is a process of its own with its own memory, clock and exit status; what it said is read from files. Tests of the start
-itself, and those that kill, begin a process from nothing.
+A fork has its own memory, clock and exit status; its output is read from files. Tests of the start itself, and tests
+that kill a run, start a new process instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COPIES.set_forkserver_preload(list(LOADED))
 
 
 def copied(words: list[str], place: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-    """The script words[0] with the others, in the folder `place`, to its end. Raises subprocess.TimeoutExpired."""
+    """Run the command line `words`, script first, in the folder `place`. Raises subprocess.TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("out", "err")]
         process = COPIES.Process(target=as_typed, args=(words, place, dict(os.environ), files))
@@ -38,7 +38,7 @@ def copied(words: list[str], place: Path, seconds: float) -> subprocess.Complete
 
 
 def as_typed(words: list[str], place: Path, environment: dict[str, str], files: list[Path]) -> None:
-    """Within the copy."""
+    """Run the script within the fork, as if it had been typed."""
     for number, path in enumerate(files, start=1):
         with path.open("wb") as file:
             os.dup2(file.fileno(), number)

@@ -1,6 +1,6 @@
-"""From a plan to what trains: model, optimizer, loader, evaluation ranges, compiled where that pays.
+"""Build what a plan describes: the model with its first weights, the optimizer, the loader and the evaluation windows.
 
-torch is imported inside the functions, so that the scripts answer mistakes and --help at once.
+torch is imported inside functions, so that --help and errors in the command line appear at once.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ if TYPE_CHECKING:
 
 
 def initialize_model(session: Session, corpus: Corpus, device: Device, plan: Plan) -> GPT:
-    """The model of a plan with its first weights. Raises MachineError where the disk has no room for its checkpoints."""
+    """Make the model of a plan with its first weights.
+
+    Raises UserError if the disk has no space for its checkpoints.
+    """
     from training.initialize import INITIALIZERS
 
     config = session.config
     shape = replace(plan.sized(template(config)), dropout=plan.dropout)
     shape = with_eot(config, shape, corpus.tokenizer.eot)
-    # 4 bytes each for the weights and two moments; two checkpoints, one being written, and the finished weights.
+    # 4 bytes each for weights and two moments; two checkpoints, one being written, and the finished weights.
     session.run.require_space(4 * 3 * shape.parameters() * 4)
     return INITIALIZERS["scratch"](shape, config.seed, device.torch_device)
 
 
 def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: GPT) -> Trainer:
-    """Optimizer, loader and evaluation ranges for a plan and its model."""
+    """Make the optimizer, the loader and the evaluation windows for a plan and its model."""
     from data.eval_windows import EvalRange
     from data.loader import Loader
     from model.optim.build import configure_optimizers
@@ -67,7 +70,9 @@ def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: G
         state=TrainingState(limit_s=session.clock.limits.seconds),
         metrics=Metrics(run.metrics, session.console.warn),
         cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
-        micro_batch=optim.micro_batch or plan.micro_batch or device.micro_batch(shape, sequences),
+        micro_batch=session.world.broadcast(
+            optim.micro_batch or plan.micro_batch or device.micro_batch(shape, sequences)
+        ),
         interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens),
         final=EvalRange(corpus.val, shape.block_size, config.eval.tokens),
     )

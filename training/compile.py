@@ -1,23 +1,22 @@
-"""torch.compile where it pays, and the warm-up before the first step."""
+"""torch.compile where it saves more time than it costs, and the warm-up before the first step."""
 
 from __future__ import annotations
 
 import gc
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from data.batch import Batch
 from training.context import Session, Trainer, timed
 from training.micro_batching import attempts, equal_parts, sequences_of
 
-if TYPE_CHECKING:
-    pass
-
 
 def compile_model(session: Session, trainer: Trainer) -> None:
-    """torch.compile where it earns its seconds back; either way, run forward and backward once on made-up tokens, so
-    that the first step is as fast as the others. No weight changes, and the time is charged."""
+    """Compile the model if that pays, and warm up, so that the first step is as fast as the others.
+
+    The time is charged to the budget; no weight changes. With device.compile=auto, a compiler that fails is a warning
+    and the model trains uncompiled.
+    """
     from model.compile import cache_state, for_training
 
     clock, how = session.clock, how_to_compile(session, trainer)
@@ -26,47 +25,56 @@ def compile_model(session: Session, trainer: Trainer) -> None:
             session.console.say("compiling the model" if how == "on" else "compiling the model's blocks")
             trainer.micro_batch = equal_parts(sequences_of(trainer), trainer.micro_batch)
         trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
+        failure = None
         try:
             seconds = timed(clock, lambda: warm_up(session, trainer), 1)
-        except Exception as error:  # whatever a compiler thinks of: a slower run is worth more than none
+        except Exception as error:  # whatever a compiler raises: a slower run is worth more than none
             if how == "off" or session.config.device.compile == how:
                 raise
-            session.console.warn(f"the model is not compiled ({type(error).__name__}: {str(error).splitlines()[0]})")
+            failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if failure := session.world.first(failure):
+            session.console.warn(f"the model is not compiled ({failure})")
             how = "off"
             trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
             warm_up(session, trainer)
     if how != "off":
-        # What a trial of this run left in the cache was no earlier run's.
-        found = (cache_state(), None if trainer.state.step else trainer.plan.compile_cache)
-        trainer.compile_cache = "cold" if "cold" in found else "warm"
+        # If this run's own trial filled the cache, it was cold.
+        states = (cache_state(), None if trainer.state.step else trainer.plan.compile_cache)
+        trainer.compile_cache = "cold" if "cold" in states else "warm"
         session.console.say(f"compiled in {seconds:.1f} s, the compiler's cache was {trainer.compile_cache}")
     gc.collect()
-    gc.freeze()  # what is there now stays; a collection in the loop that looked at all of it would take a step's time
+    gc.freeze()  # collections during training skip all objects made so far: visiting them takes as long as a step
 
 
 def how_to_compile(session: Session, trainer: Trainer) -> str:
-    """What the plan says, as in device.compile; a resumed run has less left to earn it back."""
+    """How to compile: "off", "on" or "regional" (block by block), as in device.compile.
+
+    A new run follows its plan. A resumed run has less time left, so it compiles only if that still pays.
+    """
     plan = trainer.plan
     if not plan.compiled or not trainer.state.step:
         return plan.compiling
+    seconds_left = session.world.broadcast(session.clock.seconds_left())
     for way in trainer.device.compile_options(session.config.device.compile):
         cost_s, speedup = plan.compile_s or way.cost_s, plan.compile_speedup or way.speedup
         measured = replace(way, cost_s=cost_s, speedup=speedup)
-        if way.how == plan.compiling and measured.pays(session.clock.seconds_left()):
+        if way.how == plan.compiling and measured.pays(seconds_left):
             return way.how
     return "off"
 
 
 def warm_up(session: Session, trainer: Trainer) -> None:
-    """Forward and backward, twice; the second one says what a step takes. Before, where the batch has a rest of another size,
-    once with that."""
+    """Run forward and backward twice on zeros, and estimate the time of a step from the second run.
+
+    If the last micro-batch of a batch is smaller than the others, that size is run first.
+    """
     import numpy as np
 
     device, shape, sequences = trainer.device, trainer.shape, sequences_of(trainer)
 
     def forward_and_backward(count: int) -> None:
-        made_up = np.zeros((count, shape.block_size), dtype=np.int64)
-        trainer.training_step.forward_backward([device.batch(Batch(made_up, made_up), shape)], count)
+        zeros = np.zeros((count, shape.block_size), dtype=np.int64)  # (B, T)
+        trainer.training_step.forward_backward([device.batch(Batch(zeros, zeros), shape)], count)
         trainer.optimizer.zero_grad(set_to_none=True)
         device.synchronize()
 

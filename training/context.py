@@ -1,7 +1,8 @@
-"""What the stages of one run share, and the small acts that several of them need."""
+"""The state that the stages of a run share (Session, Trainer), and helpers that several stages use."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,25 @@ if TYPE_CHECKING:
     from device.device import Device
     from model.gpt import GPT
     from run.checkpoint import TrainingState
-    from training.divergence import Spike
+    from training.divergence import SpikeDetector
     from training.objectives import Objective
     from training.step import TrainingStep
 
 
 @dataclass
 class Session:
-    """What the stages of one run share."""
+    """One process's work on a run, from its first stage to its last.
+
+    Attributes:
+        config: The options of the run.
+        run: The run's folder, locked.
+        clock: The budget: limits, seconds spent by account, progress.
+        signals: Stopping signals, as this process receives them.
+        console: Terminal and log.txt.
+        world: The processes that share the run; decisions that all of them must take alike go through it.
+        dashboard: The wandb run; one that does nothing until it is opened.
+        samples: Texts of the finished model, with the keys `prompt` and `text`.
+    """
 
     config: Config
     run: RunDirectory
@@ -44,10 +56,38 @@ class Session:
     dashboard: Dashboard = field(default_factory=Dashboard)
     samples: list[dict[str, str]] = field(default_factory=list)
 
+    def check_signals(self) -> None:
+        """Raise Interrupted in every process if a stopping signal has reached one of them."""
+        if received := self.world.first(self.signals.received):
+            self.signals.received = received
+            self.signals.check()
+
 
 @dataclass
 class Trainer:
-    """Everything the training loop touches."""
+    """The model, its data and everything else that the training loop changes.
+
+    Attributes:
+        shape: The sizes of the model.
+        plan: The plan of the run; it does not change.
+        objective: Maps model and batch to a scalar loss.
+        training_step: Forward, backward and update, with the compiled objective.
+        loader: The training batches, by step number.
+        state: Step, tokens, FLOPs and progress: the part of the trainer that a checkpoint stores beside the tensors.
+        metrics: The writer of metrics.jsonl.
+        cost: Tokens and FLOPs of one step.
+        micro_batch: Sequences per forward pass.
+        interim: The windows of an evaluation during the run, some of those of the final one.
+        final: The windows of the final evaluation.
+        compile_cache: "cold" or "warm", the compiler's cache at the start; None if nothing was compiled.
+        save_s: Seconds that the last checkpoint took.
+        report_s: Seconds that a report takes, at most.
+        window_s: Seconds per window of an evaluation; rather too many than too few.
+        samples_s: Seconds that all samples will take.
+        saved_at: When the last checkpoint was finished, in seconds spent of the budget.
+        spike: Watches the loss while `fit` runs.
+        validation_loss: Nats per token in the last interim evaluation.
+    """
 
     shape: Shape
     plan: Plan
@@ -64,18 +104,18 @@ class Trainer:
     micro_batch: int
     interim: EvalRange
     final: EvalRange
-    compile_cache: str | None = None  # cold or warm, as the compiler found it; None: nothing was compiled
-    save_s: float = 0.0  # what the last checkpoint took
-    report_s: float = 0.0  # what the last report took
-    window_s: float = 0.0  # what a window of evaluation takes, rather too much than too little
-    samples_s: float = 0.0  # what writing the samples will take
-    saved_at: float = 0.0  # on the clock's scale of spent seconds
-    spike: Spike | None = None  # of the loss, while training
-    validation_loss: float | None = None  # of the last interim evaluation
+    compile_cache: str | None = None
+    save_s: float = 0.0
+    report_s: float = 0.0
+    window_s: float = 0.0
+    samples_s: float = 0.0
+    saved_at: float = 0.0
+    spike: SpikeDetector | None = None
+    validation_loss: float | None = None
 
 
 def set_status(session: Session, status: str, reason: str) -> None:
-    """Write status.json, and say it on the dashboard; a disk that refuses costs a warning."""
+    """Write status.json and show the status on the dashboard. A failed write is a warning, not an error."""
     session.dashboard.summary({"status": status, "reason": reason})
     try:
         write_json(session.run.status, {"status": status, "reason": reason})
@@ -84,7 +124,7 @@ def set_status(session: Session, status: str, reason: str) -> None:
 
 
 def axes(session: Session, trainer: Trainer) -> dict[str, Any]:
-    """Where on the four axes of a budget this moment is."""
+    """The x-axes of a point of the curve: step, tokens, FLOPs, hours of the budget spent, and progress (0 to 1)."""
     state, hours = trainer.state, session.clock.spent_s() / 3600
     return {
         "step": state.step,
@@ -95,8 +135,8 @@ def axes(session: Session, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def timed(clock: BudgetClock, work: Any, repeats: int) -> float:
-    """Seconds that the last of `repeats` calls of `work` took."""
+def timed(clock: BudgetClock, work: Callable[[], object], repeats: int) -> float:
+    """Call `work` `repeats` times, and return the seconds that the last call took."""
     seconds = 0.0
     for _ in range(repeats):
         began = clock.awake_s()
@@ -106,10 +146,10 @@ def timed(clock: BudgetClock, work: Any, repeats: int) -> float:
 
 
 def write_report_of(session: Session) -> None:
-    """report.html; a report that cannot be made costs a warning, never the run."""
+    """Write report.html. Any failure is a warning: a run is worth more than its report."""
     from run.report.run_report import write_report
 
     try:
         write_report(session.run.folder)
-    except Exception as error:  # whatever a plotting library thinks of: the run is worth more than its picture
+    except Exception as error:  # whatever a plotting library raises
         session.console.warn(f"no report: {type(error).__name__}: {error}")

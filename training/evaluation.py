@@ -1,4 +1,4 @@
-"""Evaluations during and at the end of a run, and the time that is reserved for the last one."""
+"""Evaluation during and at the end of a run, samples of text, and the time that is reserved for the end."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from training.micro_batching import attempts
 if TYPE_CHECKING:
     from data.eval_windows import EvalRange
 
-EXIT_S = 0.3  # from the last file written to the end of the process
+EXIT_S = 0.3  # seconds from the last written file to the end of the process
 
 
-RESERVE_MARGIN = 1.15  # on what the end was measured to take
+RESERVE_MARGIN = 1.15  # factor on the measured time of the end
 
 
 def update_reserve(session: Session, trainer: Trainer) -> None:
-    """Set the reserve from what the parts of the end were measured to take."""
+    """Set the clock's reserve (seconds) from the measured times of the parts of the end."""
     wandb = session.config.wandb
     dashboard_s = wandb.timeout_s if wandb.mode == "online" else 0.0
     evaluation_s = trainer.final.n_windows * trainer.window_s
@@ -27,7 +27,7 @@ def update_reserve(session: Session, trainer: Trainer) -> None:
     session.clock.reserve_s = RESERVE_MARGIN * ending_s + EXIT_S
 
 
-# What the finished model writes for the report; sample.py writes any other text.
+# Samples of the finished model for the report; sample.py writes text after any other prompt.
 SAMPLE_PROMPTS = ("def ", "import ", "The ")
 
 
@@ -35,10 +35,15 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 64, 0.8, 50
 
 
 def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str, Any]:
-    """Score the model on a fixed range of the validation split; a stopping signal ends it between batches."""
+    """Score the model on windows of the validation split. Returns the figures of `evals.language_model.evaluate`.
+
+    Raises Interrupted between two batches after a stopping signal.
+    """
     from evals.language_model import evaluate as score
 
-    corpus, device, stop = trainer.corpus, trainer.device, session.signals.check
+    corpus, device = trainer.corpus, trainer.device
+    # Several processes may score different numbers of batches, so they cannot agree on a signal between two of them.
+    stop = session.signals.check if session.world.size == 1 else None
     token_bytes, sources = corpus.tokenizer.token_bytes, corpus.val.sources
     figures: dict[str, Any] = {}
     for attempt in attempts(session, trainer):
@@ -51,7 +56,7 @@ def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str
 
 
 def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int = SAMPLE_TOKENS) -> dict[str, str]:
-    """Text that the model writes after `prompt`, at most `tokens` long."""
+    """Let the model continue `prompt` by at most `tokens` tokens. Returns {"prompt": ..., "text": ...}."""
     from model.generate import generate
 
     tokenizer = trainer.corpus.tokenizer
@@ -71,8 +76,10 @@ def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int = 
 
 
 def interim_evaluation(session: Session, trainer: Trainer) -> None:
-    """Score the model on the way; what that takes now says more about the end than the rehearsal did. Raises Diverged where
-    its loss is no number."""
+    """Score the model during the run, log the point, and update the reserve by the time that this took.
+
+    Raises Diverged if the loss is not finite.
+    """
     with session.clock.charge("eval"):
         began = session.clock.awake_s()
         figures = evaluate(session, trainer, trainer.interim)
@@ -88,13 +95,16 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
     trainer.metrics.write(point)
     session.dashboard.log(point)
     trainer.validation_loss = figures["loss"]
+    bits_per_byte = formatted(figures["bits_per_byte"], "{:.4f}".format)
     session.console.detail(
-        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {formatted(figures['bits_per_byte'], '{:.4f}'.format)}"
-        f" bits per byte on {figures['tokens']:,} tokens"
+        f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {bits_per_byte} bits per byte on"
+        f" {figures['tokens']:,} tokens"
     )
 
 
-def expected_s(before: float, seconds: float) -> float:
-    """What to expect of something that just took so many seconds: no less than that, while a slow spell that is over is
-    forgotten by halves, as time kept for it would be lost to training."""
-    return max(seconds, (before + seconds) / 2)
+def expected_s(previous_s: float, measured_s: float) -> float:
+    """The seconds to expect next time: a longer time counts at once, a shorter one by half.
+
+    Too little reserve overshoots the deadline; too much only costs training time.
+    """
+    return max(measured_s, (previous_s + measured_s) / 2)

@@ -1,79 +1,67 @@
-"""The end of a run: rehearsed before the first step, so that time is kept for it, and done when the budget is spent."""
+"""The end of a run: a dry run before the first step reserves the time for it, and `finish` does it."""
 
 from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from common.errors import UserError
 from common.format import format_count, format_seconds
 from common.json_io import write_json
+from common.signals import Interrupted
 from run.environment import git_commit
 from run.tracking.fields import wandb_summary
 from training.checkpointing import retry_once, save
 from training.context import Session, Trainer, set_status, timed, write_report_of
-from training.divergence import require_finite_loss
+from training.divergence import Diverged, require_finite_loss
 from training.evaluation import SAMPLE_PROMPTS, SAMPLE_TOKENS, evaluate, update_reserve, write_sample
 from training.result import about, record, show_result
 
 
 def dry_run_finalize(session: Session, trainer: Trainer) -> None:
-    """Do once, small, what the end of the run will do, and keep that much time for it; a full disk or a broken report
-    is found now. Refuses a budget in which not even one step fits."""
+    """Do the work of the end once, on little data: it measures the time to reserve, and finds a full disk early.
+
+    Raises UserError if the budget does not hold one step.
+    """
     from data.eval_windows import EvalRange
 
     clock, shape = session.clock, trainer.shape
-    git_commit()  # kept from now on: of the code as it is, and its second is not spent at the end
+    git_commit()  # cached: the commit of the code that trains, and its second is not spent at the end
     with session.signals.deferred():
         save(session, trainer, final=False)
-    few = EvalRange(trainer.corpus.val, shape.block_size, trainer.micro_batch * shape.block_size)
+    one_batch = EvalRange(trainer.corpus.val, shape.block_size, trainer.micro_batch * shape.block_size)
     with clock.charge("eval"):
-        trainer.window_s = timed(clock, lambda: evaluate(session, trainer, few), 2) / few.n_windows
-        sample_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
+        window_s = timed(clock, lambda: evaluate(session, trainer, one_batch), 2) / one_batch.n_windows
+        sample_token_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
         trainer.report_s = timed(clock, lambda: write_report_of(session), 2)
+    trainer.window_s = session.world.broadcast(window_s)  # the sizes of the evaluations follow from it
     limit_s = clock.limits.seconds
     if limit_s is not None:
         shrink_evaluations(session, trainer, limit_s)
     if trainer.interim.n_tokens > trainer.final.n_tokens:
-        trainer.interim = trainer.final  # what the curve is measured on is part of what the result is measured on
-    trainer.samples_s = sample_s * SAMPLE_TOKENS * len(SAMPLE_PROMPTS)
+        trainer.interim = trainer.final  # the windows of the curve are some of those of the result
+    trainer.samples_s = sample_token_s * SAMPLE_TOKENS * len(SAMPLE_PROMPTS)
     update_reserve(session, trainer)
-    left, tightest = clock.steps_left(trainer.state.step, trainer.state.tokens, trainer.state.flops, trainer.cost)
-    if left == 0 and trainer.state.step == 0:
-        raise UserError(too_short(session, trainer, tightest))
+    state = trainer.state
+    steps_left, limit = session.world.broadcast(clock.steps_left(state.step, state.tokens, state.flops, trainer.cost))
+    if steps_left == 0 and state.step == 0:
+        raise UserError(budget_too_small(session, trainer, limit))
     session.console.detail(
         f"ending  {format_seconds(clock.reserve_s)} are kept for the final save, evaluation"
         f" ({format_count(trainer.final.n_tokens)} tokens), samples and report"
     )
 
 
-def dry_run_report(session: Session, trainer: Trainer) -> None:
-    """Write the report meanwhile, for whoever is watching, and keep as much time for the last one as this one took."""
-    with session.clock.charge("eval"):
-        trainer.report_s = max(trainer.report_s, timed(session.clock, lambda: write_report_of(session), 1))
-    update_reserve(session, trainer)
-
-
-def too_short(session: Session, trainer: Trainer, tightest: str) -> str:
-    """The one line for a budget that does not hold a single step."""
-    clock = session.clock
-    if tightest != "hours":
-        value = getattr(session.config.budget, tightest)
-        return (
-            f"budget.{tightest}={value:g} does not hold one step of {trainer.cost.tokens:,} tokens"
-            f" ({trainer.cost.flops:.3g} FLOPs); raise it or lower optim.batch_tokens"
-        )
-    needed = clock.counted_s() + (clock.reserve_s if clock.limits.counts == "all" else 0.0) + 10 * clock.pace.worst
-    return (
-        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) does not hold one step:"
-        f" starting took {format_seconds(clock.counted_s())}, the end needs {format_seconds(clock.reserve_s)};"
-        f" give it at least budget.hours={needed / 3600:.2g}"
-    )
-
-
 def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> None:
-    """Halve the evaluations until they fit their share of the hours; the record holds the number of tokens scored."""
+    """Halve the evaluations until each kind takes at most eval.max_fraction of the budget of `limit_s` seconds.
+
+    result.json records the number of tokens that were scored.
+    """
     from data.eval_windows import EvalRange
 
     evals, shape, split = session.config.eval, trainer.shape, trainer.corpus.val
-    allowed = evals.max_fraction * limit_s / trainer.window_s
+    allowed = evals.max_fraction * limit_s / trainer.window_s  # windows
     while trainer.final.n_windows > max(1, allowed):
         trainer.final = EvalRange(split, shape.block_size, trainer.final.n_tokens // 2)
     if trainer.final.n_tokens < min(evals.tokens, split.n_tokens - 1):
@@ -81,14 +69,68 @@ def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> No
             f"the final evaluation is cut to {trainer.final.n_tokens:,} tokens to stay within"
             f" {evals.max_fraction:.0%} of the hours (eval.max_fraction)"
         )
-    times = int(1 / evals.every) if evals.every else 0
-    while times and trainer.interim.n_windows > max(1, allowed / times):
+    evaluations = int(1 / evals.every) if evals.every else 0
+    while evaluations and trainer.interim.n_windows > max(1, allowed / evaluations):
         trainer.interim = EvalRange(split, shape.block_size, trainer.interim.n_tokens // 2)
 
 
+def budget_too_small(session: Session, trainer: Trainer, limit: str) -> str:
+    """The error message for a budget whose `limit` does not hold a single step."""
+    clock = session.clock
+    if limit != "hours":
+        value = getattr(session.config.budget, limit)
+        return (
+            f"budget.{limit}={value:g} does not hold one step of {trainer.cost.tokens:,} tokens"
+            f" ({trainer.cost.flops:.3g} FLOPs); raise it or lower optim.batch_tokens"
+        )
+    needed_s = clock.counted_s() + (clock.reserve_s if clock.limits.counts == "all" else 0.0) + 10 * clock.pace.worst
+    return (
+        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) does not hold one"
+        f" step: starting took {format_seconds(clock.counted_s())}, the end needs {format_seconds(clock.reserve_s)};"
+        f" give it at least budget.hours={needed_s / 3600:.2g}"
+    )
+
+
+def interim_report(session: Session, trainer: Trainer) -> None:
+    """Write report.html during the run, and reserve as much time for the final one as this one took."""
+    with session.clock.charge("eval"):
+        trainer.report_s = max(trainer.report_s, timed(session.clock, lambda: write_report_of(session), 1))
+    update_reserve(session, trainer)
+
+
+@contextmanager
+def record_early_end(session: Session, trainer: Trainer) -> Iterator[None]:
+    """Around training and `finish`: save and report after a stopping signal; record the result of a diverged run."""
+    console = session.console
+    try:
+        yield
+    except Interrupted as stop:
+        with session.signals.deferred():
+            if trainer.spike is None or trainer.spike.is_healthy:
+                save(session, trainer, final=False)
+            else:
+                console.warn(
+                    f"no checkpoint at step {trainer.state.step}: its loss is in a spike; earlier checkpoints are kept"
+                )
+            set_status(session, "stopped", stop.name)
+            write_report_of(session)
+        raise
+    except Diverged as error:
+        set_status(session, "diverged", str(error))
+        session.dashboard.summary(wandb_summary(record(session, trainer, "diverged", "diverged", None)))
+        write_report_of(session)
+        raise
+    finally:
+        trainer.metrics.close()
+        gc.unfreeze()  # frozen by compile_model
+
+
 def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
-    """What the reserve was kept for, in the order of what matters most: weights, evaluation, samples, record, report. Raises
-    Diverged where the evaluation's loss is no number."""
+    """Spend the reserve, the most important first: weights, evaluation, samples, result.json, report.
+
+    `stopped_by` is the limit that `fit` reached. Raises Diverged if the loss of the evaluation is not finite, and
+    MachineError if the disk refuses the weights.
+    """
     from run.directory import full_disk
 
     run, clock = session.run, session.clock
@@ -104,18 +146,21 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
             require_finite_loss(trainer, figures)
             for prompt in SAMPLE_PROMPTS:
                 session.samples.append(write_sample(session, trainer, prompt))
-                session.signals.check()
+                session.check_signals()
     result = record(session, trainer, "finished", stopped_by, figures)
     session.dashboard.summary(wandb_summary(result))
     session.dashboard.finish()
     write_report_of(session)
     set_status(session, "finished", f"the budget of {stopped_by} is spent")
-    # once more, with the seconds that the dashboard and the report took
+    # Again, with the seconds that the dashboard and the report took.
     show_result(session, trainer, record(session, trainer, "finished", stopped_by, figures))
 
 
 def save_model(session: Session, trainer: Trainer) -> None:
-    """The finished weights, read back, and what a reader of them needs. Raises OSError where the disk refuses."""
+    """Write the finished model: tokenizer.json, model.safetensors (read back to verify) and model.json.
+
+    Raises OSError if the disk refuses.
+    """
     from run.checkpoint import save_weights
 
     run = session.run

@@ -1,4 +1,4 @@
-"""Where a run's first weights come from. A new initialisation is a function and a line in INITIALIZERS."""
+"""The first weights of a run. To add an initialisation, write a function and add it to INITIALIZERS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Initializer = Callable[[Shape, int, torch.device], GPT]
 
 
 def scratch(shape: Shape, seed: int, device: torch.device) -> GPT:
-    """Random weights by `shape.initialisation`, drawn on `device`. Raises UserError for a shape that makes no model."""
+    """Draw random weights on `device` by `shape.initialisation`. Raises UserError if the sizes do not fit together."""
     torch.manual_seed(seed)
     with device:
         return GPT(shape)

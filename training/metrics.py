@@ -1,4 +1,4 @@
-"""Per-step metrics, read one step late so that the host never waits for the GPU."""
+"""Metrics of every step, read one step late so that a GPU never waits for the host, and the progress bar."""
 
 from __future__ import annotations
 
@@ -10,52 +10,64 @@ from budget.flops import flops_per_token
 from common.json_io import finite
 from run.report.console import Progress, Status
 from training.context import Session, Trainer, axes
-from training.divergence import LASTING, Diverged, Spike
+from training.divergence import SPIKE_STEPS, Diverged, SpikeDetector
 
 if TYPE_CHECKING:
     import torch
 
 
-METRICS_EVERY_STEP = 2000  # beyond that many steps, one line of metrics.jsonl for each 1/2000 of the budget
+# A line of metrics.jsonl for every step up to this one; afterwards, one for each 1/2000 of the budget.
+METRICS_EVERY_STEP = 2000
 
 
 class DeferredMetrics:
-    """Reads the loss of a step once the next one was launched, checks it, and writes it down."""
+    """Reads the loss of a step after the next step was launched, checks it for divergence, and logs it.
+
+    Attributes:
+        loss: The last loss that was read, in nats per token; None before the first one.
+    """
 
     def __init__(self, session: Session, trainer: Trainer) -> None:
         self.session, self.trainer = session, trainer
         self.loss: float | None = trainer.state.loss
-        self.spike = trainer.spike = Spike(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
-        self._waiting: tuple[Callable[[], list[float]], dict[str, Any]] | None = None
-        self._written = -1.0
+        self.spike = trainer.spike = SpikeDetector(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
+        self._pending: tuple[Callable[[], list[float]], dict[str, Any]] | None = None
+        self._written_at = -1.0  # progress
 
     def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        numbers = self.trainer.device.fetch_async(loss, norm)
-        self._waiting = (numbers, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
+        """Start copying a step's loss and gradient norm (scalars on the device) to the host; `read` waits for them."""
+        values = self.trainer.device.fetch_async(loss, norm)
+        self._pending = (values, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
 
     def is_healthy(self) -> bool:
-        """Whether the loss, the last step's included, is where it should be: two checkpoints are kept, and no more than one
-        of them may be of weights that are lost, as those after a step show only in the loss of the next."""
+        """Read the last loss, and return whether the run is free of a spike, so that its weights are worth saving.
+
+        Weights that a step has damaged show only in the loss of the next step. So one of the two checkpoints that are
+        kept may be bad, and this keeps the other one good.
+        """
         self.read()
         return self.spike.is_healthy
 
     def read(self) -> None:
-        """Raises Diverged when the model is lost: the rest of the budget would be thrown after it."""
-        if self._waiting is None:
+        """Wait for the values of the last `push`, if they were not read yet, and log them.
+
+        Raises Diverged if the loss is not finite or a spike lasts. Every process decides by the loss of rank 0.
+        """
+        if self._pending is None:
             return
-        numbers, point = self._waiting
-        step, self._waiting = point["step"], None
-        self.loss, norm = numbers()
+        values, point = self._pending
+        step, self._pending = point["step"], None
+        self.loss, norm = self.session.world.broadcast(values())
         if finite(self.loss) is None:
             raise Diverged(f"the loss of step {step} is {self.loss}", step)
         if self.spike.has_diverged(self.loss):
-            reason = f"the loss of step {step}, {self.loss:.3g}, has been worse than a guess's for long"
-            raise Diverged(reason, step - LASTING + 1)
+            reason = f"the loss of step {step}, {self.loss:.3g}, has been worse than a guess's for {SPIKE_STEPS} steps"
+            raise Diverged(reason, step - SPIKE_STEPS + 1)
         self.trainer.state.loss = self.loss
         many = step > METRICS_EVERY_STEP
-        if many and point["progress"] - self._written < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
+        if many and point["progress"] - self._written_at < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
             return
-        self._written = point["progress"]
+        self._written_at = point["progress"]
         rate = self.session.clock.tokens_per_second(self.trainer.cost)
         mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.device.peak_flops
         point |= {"loss": self.loss, "grad_norm": norm, "tokens_per_second": rate, "mfu": mfu}
@@ -64,17 +76,18 @@ class DeferredMetrics:
 
 
 def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float | None) -> None:
+    """Update the progress bar; `loss` in nats per token, None before the first one."""
     clock, state = session.clock, trainer.state
-    # Anew: the steps that were left before this one, at the pace of now, would be wrong where the pace has changed.
-    left, _ = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
+    # Counted again after the step, so that the number of steps and their pace are of the same moment.
+    steps_left, _ = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
     rate = clock.tokens_per_second(trainer.cost)
     bar.update(
         Status(
             step=state.step,
-            steps_left=left,
+            steps_left=steps_left,
             progress=clock.progress,
             budget_left_s=clock.seconds_left(),
-            eta_s=left * clock.pace.typical + clock.reserve_s,
+            eta_s=steps_left * clock.pace.typical + clock.reserve_s,
             loss=loss,
             validation_loss=trainer.validation_loss,
             learning_rate=trainer.optimizer.param_groups[0]["lr"],

@@ -1,4 +1,4 @@
-"""Splits a batch into micro-batches, smaller ones after running out of memory."""
+"""Split a batch into micro-batches, and into smaller ones after running out of memory."""
 
 from __future__ import annotations
 
@@ -17,36 +17,44 @@ if TYPE_CHECKING:
 
 
 def sequences_of(trainer: Trainer) -> int:
-    """Of a batch."""
+    """The number of sequences in a batch."""
     return trainer.plan.batch_tokens // trainer.shape.block_size
 
 
 def equal_parts(sequences: int, micro_batch: int) -> int:
-    """The largest micro-batch of at most `micro_batch` that divides a batch of `sequences`: a rest of another size would be
-    compiled as well. `micro_batch` itself where that is less than half of it."""
-    most = min(micro_batch, sequences)
-    found = next(part for part in range(most, 0, -1) if sequences % part == 0)
-    return found if 2 * found >= most else most
+    """The largest divisor of `sequences` that is at most `micro_batch`: the compiler then sees one batch size only.
+
+    If that is less than half of `micro_batch`, `micro_batch` itself: many small parts cost more than a second graph.
+    """
+    largest = min(micro_batch, sequences)
+    divisor = next(part for part in range(largest, 0, -1) if sequences % part == 0)
+    return divisor if 2 * divisor >= largest else largest
 
 
 def micro_batches(trainer: Trainer) -> list[Batch[Tensor]]:
-    """The batch of the next step in micro-batches, on the device.
+    """The batch of the next step as micro-batches on the device, each of at most (micro_batch, T) tokens.
 
-    A GPU is still computing the step before, whose loss the host reads once it has launched this one. So a thread that
-    gathers batches ahead would save nothing.
+    No thread gathers batches ahead: a GPU still computes the previous step meanwhile.
     """
     batch = trainer.loader.batch(trainer.state.step)
     return [trainer.device.batch(part, trainer.shape) for part in batch.parts(trainer.micro_batch)]
 
 
 def attempts(session: Session, trainer: Trainer) -> Iterator[memory.Attempt]:
-    """Attempts at work in micro-batches, each with half as many sequences at once as the one before, which ran out of
-    memory."""
-    return memory.attempts(lambda: halve_micro_batch(session, trainer))
+    """Attempts at the same work: each one that runs out of memory is followed by one with half the micro-batch.
+
+    Used as `device.memory.attempts`. If one process fails, all of them try again.
+    """
+    for attempt in memory.attempts(lambda: halve_micro_batch(session, trainer)):
+        yield attempt
+        attempt.failed = session.world.first(attempt.failed or None) is not None
 
 
 def forward_backward(session: Session, trainer: Trainer) -> torch.Tensor:
-    """The loss of this step's batch, with its gradient; computed again in smaller micro-batches where memory runs out."""
+    """Run forward and backward over the batch of the next step, and return its loss (a scalar on the device).
+
+    The gradient is added up over the micro-batches. If memory runs out, the step is repeated with smaller ones.
+    """
     import torch
 
     state = trainer.state
@@ -62,18 +70,22 @@ def forward_backward(session: Session, trainer: Trainer) -> torch.Tensor:
 
 
 def halve_micro_batch(session: Session, trainer: Trainer) -> None:
-    """Half as many sequences at once, twice as often: the mathematics stays the same. Raises MachineError where there is
-    only one already."""
-    trainer.optimizer.zero_grad(set_to_none=True)  # of the part of the batch that had been done
+    """Halve the sequences per forward pass; the batch and the mathematics of a step stay the same.
+
+    Raises MachineError if a single sequence does not fit.
+    """
+    trainer.optimizer.zero_grad(set_to_none=True)  # drop the gradient of the micro-batches that were done
     gc.collect()
     trainer.device.release_memory()
-    before, step = trainer.micro_batch, trainer.state.step
-    if before == 1:
+    too_large, step = trainer.micro_batch, trainer.state.step
+    if too_large == 1:
         raise MachineError(
-            f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; kept: every"
-            " checkpoint; end what else uses the device, then type the same command"
+            f"out of memory at step {step} with a single sequence of {trainer.shape.block_size} tokens; every"
+            " checkpoint is kept; free the device of other processes, then type the same command"
         )
-    trainer.micro_batch = trainer.state.micro_batch = session.world.broadcast(-(-before // 2))
-    text = f"out of memory at step {step}: {trainer.micro_batch} sequences at a time from here on instead of {before}"
-    session.console.warn(f"{text}; what is computed stays the same")
+    trainer.micro_batch = trainer.state.micro_batch = session.world.broadcast(-(-too_large // 2))  # rounded up
+    text = (
+        f"out of memory at step {step}: {trainer.micro_batch} sequences at a time from here on instead of {too_large}"
+    )
+    session.console.warn(f"{text}; the batch stays the same")
     trainer.metrics.write({"event": "note", "step": step, "text": text})

@@ -1,4 +1,7 @@
-"""Training objectives: each maps a model and a batch to a scalar loss. A new one is a function and a line in OBJECTIVES."""
+"""Training objectives: each maps a model and a batch to a scalar loss.
+
+To add an objective, write a function and add it to OBJECTIVES.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ Objective = Callable[[GPT, Batch[Tensor]], Tensor]
 
 
 def next_token(model: GPT, batch: Batch[Tensor]) -> Tensor:
-    """Cross-entropy of the next token: the mean over the targets that are not -1, in nats, computed in float32 also
-    under autocast. It is NaN if every target is -1."""
+    """Cross-entropy of the next token in nats, the mean over all targets that are not -1; NaN if every target is -1.
+
+    It is computed in float32, also under autocast.
+    """
     hidden = model.hidden(batch.inputs, batch.starts)  # (B, T, D)
     return cross_entropy(hidden.flatten(0, 1), model.vocabulary(), batch.targets.flatten(), model.shape.softcap)
 

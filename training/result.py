@@ -1,11 +1,11 @@
-"""result.json and the summary on the console: the outcome of a run, held against its plan."""
+"""result.json and the summary on the console: the outcome of a run, compared with its plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from budget.clock import Limits
 from budget.flops import flops_6nd_per_token, flops_per_token
@@ -20,14 +20,11 @@ from training.checkpointing import retry_once
 from training.context import Session, Trainer
 from training.speed_monitor import slowdowns
 
-if TYPE_CHECKING:
-    pass
-
 SAMPLE_WIDTH = 100  # characters of a sample on the console; log.txt and the report hold all of each
 
 
 def about(trainer: Trainer) -> dict[str, Any]:
-    """What a reader of the weights needs to know besides their shape."""
+    """The part of model.json that says what the model was trained on."""
     corpus = trainer.corpus
     return {
         "tokenizer": corpus.tokenizer.name,
@@ -42,7 +39,10 @@ def about(trainer: Trainer) -> dict[str, Any]:
 def record(
     session: Session, trainer: Trainer, status: str, stopped_by: str, figures: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Write result.json (schema 1: keys may be added, never renamed) and return it."""
+    """Write result.json and return its content. Schema 1: keys may be added, never renamed.
+
+    `figures` are those of the final evaluation, or None. Raises OSError if the disk refuses twice.
+    """
     config, clock, state, shape = session.config, session.clock, trainer.state, trainer.shape
     metrics = read_metrics(session.run.folder)
     rate = state.tokens / max(clock.training_s(), 1e-9)
@@ -89,7 +89,7 @@ def record(
             "predicted_loss_interval": trainer.plan.predicted_loss_interval,
             "law": trainer.plan.law,
             "optimizer": trainer.plan.optimizer,
-            "correction": None,  # no plan is corrected on the way any more; readers of the file know the key
+            "correction": None,  # earlier versions corrected a plan during the run; readers of the file know the key
             "why_off": why_off(trainer.plan, spent, ledger, clock.limits, rates_of(metrics))
             if status == "finished"
             else [],
@@ -114,12 +114,12 @@ def record(
 
 
 def rates_of(metrics: Records) -> list[float]:
-    """Tokens per second of the run's steps, as they were logged."""
+    """The logged tokens per second, step by step."""
     return [rate for point in metrics if "event" not in point and (rate := point.get("tokens_per_second"))]
 
 
 def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> None:
-    """The end of the console: what came out, against the plan, and where it lies."""
+    """Print the result beside the plan, and the paths of the files."""
     console, run, plan, spent = session.console, session.run, trainer.plan, result["spent"]
     figures, over, limit_s = result["eval"], spent["overshoot_s"], session.clock.limits.seconds
     rows = [_against("tokens", plan.tokens, spent["tokens"], format_count)]
@@ -152,38 +152,42 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
 
 
 def _against(name: str, planned: float, reached: float, form: Callable[[float], str]) -> tuple[str, str, str, str]:
-    """A row of plan against outcome."""
+    """A table row: name, planned, reached, difference."""
     return name, form(planned), form(reached), change(planned, reached)
 
 
 def _shares(ledger_s: Mapping[str, float]) -> str:
-    """Where the time went, the most first: "train 161.0 s (89 %), setup 9.1 s (5 %)"; less what took no time."""
+    """The accounts with their share of the time, the largest first: "train 161.0 s (89%), setup 9.1 s (5%)"."""
     total_s = sum(ledger_s.values())
     spent = sorted(ledger_s.items(), key=lambda account: -account[1])
     return ", ".join(f"{name} {s:.1f} s ({s / total_s:.0%})" for name, s in spent if s >= 0.05)
 
 
 def margin(overshoot_s: float) -> str:
-    """How the run met its deadline."""
+    """How the run met its deadline, e.g. ", 2.2 s before the limit"."""
     return f", {abs(overshoot_s):.1f} s {'after' if overshoot_s > 0 else 'before'} the limit"
 
 
 def change(planned: float, reached: float) -> str:
+    """The relative difference, e.g. "+3.1%"."""
     return f"{reached / planned - 1:+.1%}" if planned else "-"
 
 
-OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # of the ledger: what does not train
+OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # accounts of the ledger that are not training
 
 
-TOLERATED = 0.05  # tokens off by less than this are as planned
+TOLERATED = 0.05  # relative difference of tokens that needs no explanation
 
 
 def why_off(
     plan: Plan, spent: dict[str, Any], ledger: dict[str, float], limits: Limits, rates: list[float]
 ) -> list[str]:
-    """In words, why a run limited by time trained on more or fewer tokens than planned; empty within TOLERATED.
+    """The reasons why a run limited by time trained on more or fewer tokens than planned; empty within TOLERATED.
 
-    `spent` and `ledger` are result.json's; `rates`: tokens per second on the way, as logged.
+    Args:
+        spent: `spent` of result.json.
+        ledger: `ledger_s` of result.json, in seconds.
+        rates: Tokens per second during the run, as they were logged.
     """
     planned = plan.tokens_per_second
     if not planned or plan.hours is None or limits.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
@@ -196,7 +200,8 @@ def why_off(
     if abs(rate / planned - 1) > TOLERATED / 2:
         how = "measured" if plan.source["tokens_per_second"] == "measured" else "assumed"
         reasons.append(
-            f"{format_count(rate)} tokens/s instead of the {format_count(planned)} that were {how} ({rate / planned - 1:+.0%})"
+            f"{format_count(rate)} tokens/s instead of the {format_count(planned)} that were {how}"
+            f" ({rate / planned - 1:+.0%})"
         )
     few = len(rates) // 5
     if few and abs(median(rates[-few:]) / median(rates[:few]) - 1) > TOLERATED:
@@ -204,10 +209,10 @@ def why_off(
         reasons.append(
             f"the device went from {format_count(first)} to {format_count(last)} tokens/s ({last / first - 1:+.0%})"
         )
-    again_s = training_s - spent["tokens"] / rate
-    if again_s > TOLERATED / 2 * planned_s:
-        reasons.append(f"{again_s:.1f} s of training were slower than usual, or lost to a kill and done again")
+    slow_s = training_s - spent["tokens"] / rate
+    if slow_s > TOLERATED / 2 * planned_s:
+        reasons.append(f"{slow_s:.1f} s of training were slower than usual, or repeated after a killed process")
     if limits.counts == "all" and abs(training_s / planned_s - 1) > TOLERATED / 2 and not limits.extend_hours:
         accounts = ", ".join(f"{name} {ledger[name]:.1f} s" for name in OTHER_ACCOUNTS if ledger.get(name, 0.0) >= 0.05)
-        reasons.append(f"{accounts}; {limits.hours * 3600 - planned_s:.1f} s were planned for all that is not training")
-    return reasons or ["a little more or less of everything"]
+        reasons.append(f"{accounts}; {limits.hours * 3600 - planned_s:.1f} s were planned for everything but training")
+    return reasons or ["several small differences"]

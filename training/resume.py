@@ -1,4 +1,4 @@
-"""How a run continues: with the budget it has left, from its newest checkpoint, perhaps on another device."""
+"""Resume a run: with the budget that is left, from its newest checkpoint, perhaps on another device."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def restore_spent_budget(session: Session) -> None:
-    """Charge what earlier processes of this run spent. Where its ledger is lost or damaged, the newest checkpoint's
-    accounts and the last point of its curve say at least how much that was."""
+    """Charge the seconds that earlier processes of this run spent.
+
+    If the ledger is lost or damaged, the newest checkpoint and the last point of the curve give a lower bound.
+    """
     run, clock = session.run, session.clock
     ledger = read_ledger(run.ledger)
     if ledger is not None:
@@ -31,67 +33,86 @@ def restore_spent_budget(session: Session) -> None:
     hours = [point["hours"] for point in read_metrics(run.folder) if number(point.get("hours"), 0.0)]
     clock.carry_at_least(3600 * hours[-1] if hours else 0.0)
     session.console.warn(
-        f"{run.ledger} is lost or damaged; by the newest checkpoint and the curve, {format_seconds(clock.earlier_s)} of the"
-        " budget are spent"
+        f"{run.ledger} is lost or damaged; by the newest checkpoint and the curve, {format_seconds(clock.earlier_s)} of"
+        " the budget are spent"
     )
 
 
 def resume(session: Session, trainer: Trainer) -> None:
-    """Go on from the newest checkpoint that is whole, with the budget that is left."""
+    """Restore the newest intact checkpoint, if there is one, and show earlier points of the curve on the dashboard."""
+    restore_newest(session, trainer)
+    show_earlier_points(session)
+
+
+def restore_newest(session: Session, trainer: Trainer) -> None:
+    """Restore the newest intact checkpoint, and handle a change of device since then."""
     from run.checkpoint import latest_checkpoint
 
-    clock, console, here = session.clock, session.console, trainer.device.title
-    found = latest_checkpoint(session.run.checkpoints, console.warn)
-    if found is None:
+    clock, console, device = session.clock, session.console, trainer.device.title
+    checkpoint = latest_checkpoint(session.run.checkpoints, console.warn)
+    if checkpoint is None:
         if clock.earlier_s:
             console.say(
                 f"resuming before the first checkpoint; {format_seconds(clock.earlier_s)} of the budget are spent"
             )
-        trainer.state.machine = here
+        trainer.state.machine = device
         trainer.metrics.write({"event": "resume", "step": 0})
         return
-    restore(session, trainer, found)
-    if sum(found.ledger.values()) > clock.earlier_s:  # an older ledger lay there than this checkpoint's
-        clock.carry(found.ledger, clean=False)
+    restore(session, trainer, checkpoint)
+    if sum(checkpoint.ledger.values()) > clock.earlier_s:  # ledger.json is older than the checkpoint
+        clock.carry(checkpoint.ledger, clean=False)
     trainer.metrics.write({"event": "resume", "step": trainer.state.step})
     console.say(
         f"resuming at step {trainer.state.step}, {clock.progress:.1%} of the schedule;"
         f" {format_seconds(clock.earlier_s)} of the budget are spent"
     )
-    before = trainer.state.machine
-    trainer.state.machine = here
-    if before not in (None, here):
-        handle_device_change(session, trainer, str(before))
-    elif trainer.state.micro_batch is not None:  # more at once did not fit
+    previous_device = trainer.state.machine
+    trainer.state.machine = device
+    if previous_device not in (None, device):
+        handle_device_change(session, trainer, str(previous_device))
+    elif trainer.state.micro_batch is not None:  # larger ones did not fit into this device's memory
         trainer.micro_batch = min(trainer.micro_batch, trainer.state.micro_batch)
 
 
-def restore(session: Session, trainer: Trainer, found: Checkpoint) -> None:
-    """Put the run where a checkpoint of it stands."""
+def restore(session: Session, trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Set model, optimizer, state, progress and loss scale from a checkpoint.
+
+    If the limit of hours has changed since, progress is scaled to the new limit.
+    """
     from run.checkpoint import load_weights, restore_optimizer
 
-    load_weights(trainer.model, found.model, "the checkpoint")
-    restore_optimizer(trainer.model, trainer.optimizer, found.optimizer)
-    clock, state, limit_s = session.clock, found.state, session.clock.limits.seconds
+    load_weights(trainer.model, checkpoint.model, "the checkpoint")
+    restore_optimizer(trainer.model, trainer.optimizer, checkpoint.optimizer)
+    clock, state, limit_s = session.clock, checkpoint.state, session.clock.limits.seconds
     trainer.state, clock.progress = state, state.progress
     if limit_s is not None and state.limit_s and limit_s != state.limit_s:
-        clock.progress *= state.limit_s / limit_s  # what was all of the old budget is a share of the new one
+        clock.progress *= state.limit_s / limit_s  # seconds spent stay the same
         session.console.say(f"the budget was {state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
         state.limit_s = limit_s
     trainer.training_step.scaler = trainer.device.scaler(state.loss_scale)
-    if found.corrected:
+    if checkpoint.corrected:
         session.console.warn(
-            "an earlier version of the code changed this run's batch and rates on the way; it goes on as planned"
+            "an earlier version of the code changed this run's batch and rates on the way; it continues as planned"
         )
 
 
-def handle_device_change(session: Session, trainer: Trainer, before: str) -> None:
-    """Another machine than the one that trained so far: say so, and take micro-batches that fit here. The plan stands, and
-    the schedule follows the clock."""
+def show_earlier_points(session: Session) -> None:
+    """Log the points of metrics.jsonl on the dashboard: an earlier process may have had no dashboard, or no network."""
+    for point in read_metrics(session.run.folder):
+        if "event" not in point:
+            session.dashboard.log(point)
+
+
+def handle_device_change(session: Session, trainer: Trainer, previous_device: str) -> None:
+    """Warn that the run has moved to another device, and choose a micro-batch that fits there.
+
+    The plan is kept; the schedule follows the clock at any speed.
+    """
     optim = session.config.optim
     sequences = trainer.plan.batch_tokens // trainer.shape.block_size
-    trainer.micro_batch = optim.micro_batch or trainer.device.micro_batch(trainer.shape, sequences)
+    micro_batch = optim.micro_batch or trainer.device.micro_batch(trainer.shape, sequences)
+    trainer.micro_batch = session.world.broadcast(micro_batch)
     trainer.state.micro_batch = None
-    text = f"the run moved from {before} to {trainer.device.title}; its plan stands"
+    text = f"the run moved from {previous_device} to {trainer.device.title}; its plan is kept"
     session.console.warn(text)
     trainer.metrics.write({"event": "note", "step": trainer.state.step, "text": text})

@@ -1,22 +1,23 @@
-"""The stages of a run before training: corpus, device and dashboard."""
+"""The stages of a run before there is a model: corpus, device, plan and dashboard."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from budget.planner.plan import Plan
 from common.errors import MachineError
 from common.format import format_count, format_seconds
 from config import Config
 from data.prepare import prepare
 from run.directory import RunDirectory
-from run.history import final_status, read_metrics
+from run.history import final_status
 from run.report.console import Console
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
-from training.plan_run import spec_of
-from training.trial_client import TrialProcess
+from training.plan_run import check_early, make_run_plan, saved_plan, spec_of, wants_trials
+from training.trial_client import TrialProcess, trial_process
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -24,20 +25,44 @@ if TYPE_CHECKING:
 
 
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
-    """Say so, rather than train a finished run again, unless its hours were extended. Raises MachineError for one that
-    diverged, which would only do so again."""
+    """Whether the run is finished and its hours were not extended since; if so, print it.
+
+    Raises MachineError for a run that diverged: it would diverge again.
+    """
     status = final_status(run.folder, config.budget.extend_hours)
     if status is None:
         return False
-    said = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
+    message = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
     if status["status"] == "diverged":
-        raise MachineError(said)
-    console.say(f"{said}, budget.extend_hours=H goes on with H more hours")
+        raise MachineError(message)
+    console.say(f"{message}, budget.extend_hours=H continues it for H more hours")
     return True
 
 
+def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
+    """Prepare the corpus, open the device, and make the plan, or read the plan of a resumed run.
+
+    The worker process for trials starts first, so that it loads its libraries while the corpus is prepared.
+    """
+    config, console, world = session.config, session.console, session.world
+    console.say(f"run     {session.run.folder}")
+    plan = saved_plan(session)
+    if plan is None:
+        check_early(config)
+    # Rank 0 measures and plans for all processes.
+    needs_trials = plan is None and world.rank == 0 and wants_trials(config, session.clock.limits)
+    with trial_process(config.device.name, needs_trials, console.warn) as trials:
+        corpus = prepare_corpus(session)
+        device = open_run_device(session, trials)
+        plan = plan or make_run_plan(session, corpus, device, trials)
+    return corpus, device, plan
+
+
 def prepare_corpus(session: Session) -> Corpus:
-    """Token shards of the corpus: a stage before the budget, timed and reported."""
+    """Prepare the token shards of the corpus, or find them prepared.
+
+    The time is reported, but not charged to the budget.
+    """
     from data.shards import open_corpus
 
     data = session.config.data
@@ -59,7 +84,10 @@ def prepare_corpus(session: Session) -> Corpus:
 
 
 def open_run_device(session: Session, trials: TrialProcess | None) -> Device:
-    """The device that the run computes on; its peak is measured when `trials` have done their loading."""
+    """Open the device that the run computes on.
+
+    Its peak is measured after the trial worker has loaded its libraries.
+    """
     from device.device import open_device
 
     if trials is not None:
@@ -74,7 +102,10 @@ def open_run_device(session: Session, trials: TrialProcess | None) -> Device:
 
 
 def open_run_dashboard(session: Session, trainer: Trainer) -> Dashboard:
-    """The wandb run of this folder; the same one after a resume."""
+    """Open the wandb run of this folder; a resumed run continues the same one.
+
+    With wandb.mode=disabled, it does nothing.
+    """
     wandb, run = session.config.wandb, session.run
     dashboard = open_dashboard(
         mode=wandb.mode,
@@ -91,10 +122,3 @@ def open_run_dashboard(session: Session, trainer: Trainer) -> Dashboard:
     )
     dashboard.summary({"status": "running", "reason": ""})
     return dashboard
-
-
-def show_earlier_points(session: Session) -> None:
-    """Bring the dashboard to where the record is: an earlier process may have had none, or no network."""
-    for point in read_metrics(session.run.folder):
-        if "event" not in point:
-            session.dashboard.log(point)

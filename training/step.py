@@ -1,4 +1,4 @@
-"""One training step. The loop, the trials that measure a shape's speed and the engine's benchmark all use this one."""
+"""One training step, used by the training loop, the trials that measure speed, and the benchmark of the engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class TrainingStep:
     """The forward and backward passes over a batch, and the update that follows.
 
     Attributes:
-        loss_of: The objective, compiled or not: the mean loss over the targets of a batch, a scalar.
+        loss_of: Maps a batch to its mean loss over the targets, a scalar; compiled or not.
+        scaler: Scales the loss under float16; otherwise disabled.
         autocast: Makes the context of each forward pass.
         grad_clip: Largest norm of the gradient; 0 leaves the gradient as it is.
     """
@@ -34,7 +35,10 @@ class TrainingStep:
         self.clipped = clipped_parameters(self.optimizer)
 
     def forward_backward(self, parts: Iterable[Batch[Tensor]], sequences: int) -> Tensor:
-        """Add up the gradient of a batch of `sequences` that is given in parts; returns its loss, a scalar."""
+        """Add up the gradient of a batch of `sequences` sequences, given as micro-batches of (b, T) tokens.
+
+        Returns the loss of the batch, a scalar on the device. Each part counts by its share of the sequences.
+        """
         total = torch.zeros((), device=self.clipped[0].device)
         for part in parts:
             with self.autocast():
@@ -44,7 +48,7 @@ class TrainingStep:
         return total
 
     def clip(self) -> Tensor:
-        """Clip the gradient to `grad_clip`; returns its norm before that, a scalar."""
+        """Clip the gradient to a norm of `grad_clip`. Returns its norm before, a scalar on the device."""
         self.scaler.unscale_(self.optimizer)
         return torch.nn.utils.clip_grad_norm_(self.clipped, self.grad_clip or float("inf"))
 

@@ -1,4 +1,4 @@
-"""The run's side of the trials: asks a process of its own what shapes cost, and ends it in time."""
+"""Trials from the run's side: start the worker process, ask it what training steps of a shape cost, end it in time."""
 
 from __future__ import annotations
 
@@ -28,14 +28,18 @@ if TYPE_CHECKING:
     from device.device import Device
 
 ROOT = Path(__file__).parents[1]
-START_S = 10.0  # to load libraries beyond the time that the run itself takes for them
+START_S = 10.0  # seconds to wait for the worker's libraries, after the run has loaded its own
 
 
 class TrialProcess:
-    """`python -m training.trial_worker`, started at once: its imports overlap with whatever the run does next."""
+    """A worker process, `python -m training.trial_worker`, that loads its libraries while the run continues.
+
+    Attributes:
+        reason: Why the worker is not ready, after `wait` returned False.
+    """
 
     def __init__(self, device: str) -> None:
-        """`device` as in find_machine."""
+        """Start the worker; `device` as in `device.device.find_device`."""
         self._device = device
         self._start()
 
@@ -43,7 +47,7 @@ class TrialProcess:
         self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
         self._answers: queue.Queue[str] = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "training.trial_worker", self._device],  # a checked name, and no shell
+            [sys.executable, "-m", "training.trial_worker", self._device],  # no shell
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,10 +64,10 @@ class TrialProcess:
         assert process.stdout is not None
         for line in process.stdout:
             answers.put(line)
-        answers.put("")  # it has ended
+        answers.put("")  # the process has ended
 
     def wait(self) -> bool:
-        """Until it has loaded its libraries; whether it ever did."""
+        """Wait until the worker has loaded its libraries. Returns False if it failed to."""
         if not self._ready and not self._failed:
             try:
                 self._ready = self._answer(START_S) is not None
@@ -73,9 +77,12 @@ class TrialProcess:
         return self._ready
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """The answer, or None when there was none in time. Raises EOFError, with the reason, when the process died."""
+        """Send a request and return the answer, or None if none came within `seconds`.
+
+        Raises EOFError, with the reason, if the process died.
+        """
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # the answer says why
+        with suppress(BrokenPipeError):  # _answer raises with the reason
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._answer(seconds)
@@ -89,34 +96,36 @@ class TrialProcess:
             return dict(json.loads(line))
         status = self._process.wait()
         self._errors.seek(0)
-        said = self._errors.read().strip().splitlines()
-        raise EOFError(signal.Signals(-status).name if status < 0 else said[-1] if said else f"exit status {status}")
+        messages = self._errors.read().strip().splitlines()
+        if status < 0:
+            raise EOFError(signal.Signals(-status).name)
+        raise EOFError(messages[-1] if messages else f"exit status {status}")
 
     def restart(self) -> None:
-        """Begin anew after it died."""
+        """Start a new worker after the old one died."""
         self.close()
         self._start()
 
     def close(self) -> None:
-        """End it and all that it started, whatever they are doing."""
+        """Kill the worker and every process that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):  # what could not be written any more
+            with suppress(OSError):  # a request that the worker never read
                 pipe.close() if pipe is not None else None
         self._errors.close()
 
 
 @contextmanager
 def trial_process(device: str, wanted: bool, warn: Callable[[str], None]) -> Iterator[TrialProcess | None]:
-    """A process for trials, ended when the block is left; None where none is wanted, or none can be started."""
+    """A worker for trials, killed when the block is left; None if it is not `wanted` or cannot be started."""
     process = None
     if wanted:
         try:
             process = TrialProcess(device)
         except OSError as error:
-            warn(f"no process for trials can be started ({error}); the plan rests on an assumed speed")
+            warn(f"no process for trials can be started ({error}); the plan assumes a speed")
     try:
         yield process
     finally:
@@ -125,7 +134,7 @@ def trial_process(device: str, wanted: bool, warn: Callable[[str], None]) -> Ite
 
 
 class DeviceTrialClient:
-    """Measures shapes on this machine's device within `seconds` in all, counted from when the process is ready."""
+    """Measures shapes on this machine's device, for `seconds` in total from when the worker is ready."""
 
     def __init__(
         self,
@@ -136,35 +145,44 @@ class DeviceTrialClient:
         seconds: float,
         say: Callable[[str], None],
     ) -> None:
-        """`micro_batch`: sequences at once where the user fixed them; None looks for the largest that fit."""
+        """
+        Args:
+            optimizer: The optimizer's settings; with the name "auto", each trial uses the planner's choice.
+            micro_batch: Sequences per forward pass if the user has set them; None to search for the most that fit.
+            seconds: For all trials together.
+            say: Shows a line to the user.
+        """
         self._process, self._device, self._optimizer, self._micro_batch = process, device, optimizer, micro_batch
         self._seconds, self._say = seconds, say
         self._deadline: float | None = None
-        self._fitting: dict[Shape, tuple[int, int]] = {}  # largest micro-batch that fitted, and the largest tried for
+        self._fitting: dict[
+            Shape, tuple[int, int]
+        ] = {}  # the largest micro-batch that fitted, and the upper end of its search
         self._over = False
 
     def seconds_left(self) -> float:
+        """Seconds left for trials; 0 after a failure that ends them."""
         if self._over:
             return 0.0
         return self._seconds if self._deadline is None else self._deadline - now()
 
     def at_once(self, shape: Shape, batch_tokens: int) -> int:
-        """See budget.measured.Prober."""
+        """The tokens of a micro-batch; see `TrialClient` in budget/planner/trial_search.py."""
         sequences = max(1, batch_tokens // shape.block_size)
         settled, first, _ = self._micro_batches(shape, sequences)
         return shape.block_size * min(settled or first, sequences)
 
     def _micro_batches(self, shape: Shape, sequences: int) -> tuple[int, int, int]:
-        """Sequences at once: those that are settled, 0 where they are not; then, those to begin with and the most to try."""
+        """Three micro-batches, in sequences: the settled one (0 if none is), the first to try, and the most to try."""
         guess = self._device.micro_batch(shape, sequences)
-        # On a CPU the guess is what its caches like, not what its memory holds.
+        # On a CPU the guess is what fits the caches, not the memory, and larger ones are slower.
         most = guess if self._device.torch_device.type == "cpu" else sequences
         known, tried = self._fitting.get(shape, (0, 0))
         settled = self._micro_batch or (min(known, most) if known < tried or tried >= most else 0)
         return settled, max(known, guess), most
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
-        """See budget.measured.Prober."""
+        """Run a trial; see `TrialClient` in budget/planner/trial_search.py."""
         sequences = max(1, batch_tokens // shape.block_size)
         settled, first, most = self._micro_batches(shape, sequences)
         if settled:
@@ -199,7 +217,7 @@ class DeviceTrialClient:
             request = {"device": device, "shape": asdict(shape), "optimizer": asdict(optimizer), "trial": trial}
             found = self._process.ask(request, self.seconds_left())
         except EOFError as error:
-            killed = str(error) == "SIGKILL"  # the system's last word when memory runs out
+            killed = str(error) == "SIGKILL"  # the system kills processes that use too much memory
             self._over = not (killed and self._restart())
             if killed:
                 raise TooLarge from None
@@ -221,7 +239,7 @@ class DeviceTrialClient:
         return Trial(**figures), available
 
     def _restart(self) -> bool:
-        """Whether there is a process again after it died."""
+        """Start a new worker. Returns False if that fails."""
         try:
             self._process.restart()
         except OSError as error:

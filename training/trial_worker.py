@@ -1,7 +1,8 @@
-"""Trials of shapes in a process of their own: `python -m training.trial_worker DEVICE` reads requests, a JSON object a line, and answers.
+"""Trials of shapes in a worker process: `python -m training.trial_worker DEVICE`.
 
-Real training steps on random tokens. What a trial takes of memory, and a crash of it, end with its process; the run that
-asked is not touched. It ends by itself when its standard input does, so that it never outlives the run.
+It reads requests from standard input, one JSON object per line, and writes an answer to each. A trial runs real
+training steps on random tokens. Its memory is freed with the process, and a crash does not touch the run. The process
+ends when its standard input closes, so that it never outlives the run.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from model.optim.settings import OptimSettings
 from training.objectives import next_token
 from training.step import TrainingStep
 
-# What the training loop does besides, seconds a step: batches, 0.3 ms, and the clock, the metrics and the bar, 0.8 to 1.4 ms, on
-# two CPU cores (docs/performance.md). A GPU works on meanwhile.
+# Seconds per step that the training loop spends outside the training step: batches, clock, metrics and progress bar,
+# measured on two CPU cores (docs/performance.md). A GPU computes meanwhile.
 BOOKKEEPING_S = {"cpu": 0.0012}
 
 
 def step_on_random_tokens(
     device: Device, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
 ) -> tuple[TrainingStep, Batch[torch.Tensor]]:
-    """A training step of a new model, and a micro-batch of random tokens to train it on."""
+    """A training step of a new model, and a micro-batch of random tokens (micro_batch, T) to train it on."""
     with torch.device(device.torch_device):
         model = GPT(shape)
     loss_of = for_training(next_token, model, compiled)
@@ -58,12 +59,14 @@ def measure(
     seconds: float,
     compiled: str = "off",
 ) -> dict[str, Any]:
-    """What an optimizer step of `sequences`, `micro_batch` at once, costs: token_s, update_s, start_s, compile_s with
-    compile_cache, as in Trial, and bytes of peak_memory, and of available_memory, which the process had or could have had before.
+    """Measure an optimizer step on `sequences` sequences in micro-batches of `micro_batch`, for about `seconds`.
 
-    The step is the training loop's own work: forward and backward, which take token_s per token; clipping, optimizer,
-    and a constant for the rest, which take update_s. They are timed apart, so that a large batch is measured without
-    running all of it. Medians; the first step, which also allocates memory and compiles, is left out.
+    Forward and backward take token_s per token; clipping, the optimizer and a constant for the rest of the loop take
+    update_s per step. They are timed apart, so that a large batch is measured without running all of it. Both are
+    medians; the first step, which also allocates memory and compiles, is left out.
+
+    Returns token_s, update_s, start_s and compile_s in seconds, compile_cache, peak_memory in bytes (all as in
+    `budget.planner.trial_search.Trial`), and available_memory, the bytes that were free before the trial.
     """
     available = device.reset_peak_memory() + device.free_memory()
     micro, began = min(micro_batch, sequences), now()
@@ -86,7 +89,7 @@ def measure(
 
     first_s = timed(forward_backward)
     if micro < sequences:
-        timed(forward_backward)  # for the memory: the gradient of the first is held meanwhile
+        timed(forward_backward)  # peak memory includes the gradient of the first micro-batch
     first_update_s = timed(update)
     micro_s: list[float] = []
     update_s: list[float] = []
@@ -94,12 +97,12 @@ def measure(
     while now() - began < seconds or len(micro_s) < MIN_REPEATS:
         micro_s.append(timed(forward_backward))
         update_s.append(timed(update))
-    one, one_update = statistics.median(micro_s), statistics.median(update_s)
+    typical_s, typical_update_s = statistics.median(micro_s), statistics.median(update_s)
     return {
-        "token_s": one / (micro * shape.block_size),
-        "update_s": one_update + BOOKKEEPING_S.get(device.torch_device.type, 0.0),
-        "start_s": build_s + max(0.0, first_s - one) + max(0.0, first_update_s - one_update),
-        "compile_s": max(0.0, first_s - one) if compiled != "off" else 0.0,
+        "token_s": typical_s / (micro * shape.block_size),
+        "update_s": typical_update_s + BOOKKEEPING_S.get(device.torch_device.type, 0.0),
+        "start_s": build_s + max(0.0, first_s - typical_s) + max(0.0, first_update_s - typical_update_s),
+        "compile_s": max(0.0, first_s - typical_s) if compiled != "off" else 0.0,
         "compile_cache": cache_state() if compiled != "off" else None,
         "peak_memory": device.peak_memory(),
         "available_memory": available,
@@ -107,12 +110,12 @@ def measure(
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer to one request; too large is an answer, every other failure is named."""
+    """Run the trial of a request. Returns its figures, {"too_large": True} if memory ran out, or {"error": message}."""
     device = Device(**{**request["device"], "torch_device": torch.device(request["device"]["torch_device"])})
     set_up(device.torch_device, device.threads)
     try:
         return measure(device, Shape(**request["shape"]), OptimSettings(**request["optimizer"]), **request["trial"])
-    except Exception as error:  # the run that asked decides what a failure is worth
+    except Exception as error:  # the run decides what to do about it
         if out_of_memory(error):
             return {"too_large": True}
         return {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
@@ -121,10 +124,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def warm_up(name: str) -> None:
-    """What a process pays for once, in its first step, is not any shape's doing."""
-    found = find_device(name)
-    device = Device(found, "", "float32", torch.get_num_threads(), 1.0, "")
-    set_up(found, device.threads)
+    """Run a trial of a tiny shape, so that one-time costs of the process are not charged to the first shape."""
+    torch_device = find_device(name)
+    device = Device(torch_device, "", "float32", torch.get_num_threads(), 1.0, "")
+    set_up(torch_device, device.threads)
     tiny = Shape(1, 1, 64, 16, 64, **PRESETS["modern"])
     measure(device, tiny, OptimSettings(), 1, 1, 0.0)
 
@@ -132,24 +135,25 @@ def warm_up(name: str) -> None:
 def _read_requests(lines: queue.Queue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    # Whoever asked is gone, perhaps in the middle of a trial: end this process and all that it started.
+    # The run has ended, perhaps in the middle of a trial: kill this process and all that it started.
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)
 
 
 def main() -> None:
-    # Answers alone go through the pipe; what a library prints goes where errors go.
+    """Answer requests until standard input closes."""
+    # Only answers go through the pipe; what libraries print goes to standard error.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_read_requests, args=(lines,), daemon=True).start()
         warm_up(sys.argv[1])
-        found: dict[str, Any] = {"ready": True}
+        reply: dict[str, Any] = {"ready": True}
         while True:
-            answers.write(json.dumps(found) + "\n")
+            answers.write(json.dumps(reply) + "\n")
             answers.flush()
-            found = answer(json.loads(lines.get()))
+            reply = answer(json.loads(lines.get()))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from typing import Any
 
 IMPORT = "import"  # imports of libraries, and the time between other phases
 PHASES: dict[str, tuple[str, ...]] = {
-    "preparing": ("train.prepare_corpus",),
-    IMPORT: ("train.open_run_device",),  # loads torch
+    "preparing": ("training.setup.prepare_corpus",),
+    IMPORT: ("training.setup.open_run_device",),  # loads torch
     "warm-up": ("train.compile_model",),
     "training": ("train.fit",),
     "checkpoint": ("train.save", "training.finalize.save"),
     "evaluation": ("training.evaluation.evaluate", "training.finalize.evaluate"),
-    "report": ("train.write_report_of", "training.finalize.write_report_of"),
+    "report": ("training.finalize.write_report_of",),
 }
 
 

@@ -1,7 +1,7 @@
-"""Files that were damaged on the disk: seen, said in one line, and never a silent wrong result.
+"""Files damaged on the disk: the damage is found and reported in one line, and never gives a wrong result silently.
 
-Ranges of bytes are flipped, overwritten, cut out or cut off, at random. Each reader has to find the damage, or to read exactly
-what was written, where the damage changes nothing that counts (a space of JSON for another).
+Random ranges of bytes are flipped, overwritten, doubled, cut out or cut off. A reader must find the damage, or read
+exactly what was written if the damage does not matter (other white space in JSON).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXAMPLES = pytest.mark.parametrize("examples", [FEW, pytest.param(MANY, marks=py
 
 @dataclass(frozen=True)
 class Damage:
-    """What happens to a range of bytes that begins at the share `where` of a file."""
+    """Damage of type `how` to `length` bytes of a file, from the relative position `where` (0 to 1)."""
 
     how: str
     where: float
@@ -66,7 +66,7 @@ DAMAGES = st.builds(
 
 @contextmanager
 def damaged(path: Path, damage: Damage) -> Iterator[bool]:
-    """The file, damaged; whether it really is another one."""
+    """Damage the file inside the block. Yields whether its bytes differ."""
     raw = path.read_bytes()
     path.write_bytes(damage(raw))
     try:
@@ -78,7 +78,7 @@ def damaged(path: Path, damage: Damage) -> Iterator[bool]:
 def many(
     examples: int, files: list[Path], check: Callable[[Path], None], record: Callable[[str, object], None]
 ) -> None:
-    """Call `check(file)` for so many damages, each of one of the files."""
+    """Call `check(file)` for `examples` random damages, each to one of the files."""
 
     @settings(
         max_examples=examples,
@@ -99,14 +99,14 @@ def many(
 
 @pytest.fixture(scope="module")
 def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of its own, with a corpus of its own."""
+    """A finished run with its own corpus."""
     here = tmp_path_factory.mktemp("damaged")
     shutil.copytree(place / "texts", here / "texts")
     return run_here(here, "budget.steps=20", name="damaged")
 
 
 def read(call: Callable[[], Any]) -> Any:
-    """What a reader returns, None where it refuses in one line a file."""
+    """The result of a reader, or None if it raises UserError with one line per message."""
     try:
         return call()
     except UserError as error:
@@ -115,7 +115,7 @@ def read(call: Callable[[], Any]) -> Any:
 
 
 @EXAMPLES
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     run: Path, examples: int, record_property: Callable[[str, object], None]
 ) -> None:
     """A damaged checkpoint: any range of bytes of any of its files."""
@@ -125,25 +125,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert good is not None
 
     def check(file: Path) -> None:
-        said: list[str] = []
-        found = latest_checkpoint(folder, said.append)
+        warnings: list[str] = []
+        found = latest_checkpoint(folder, warnings.append)
         assert found is not None
-        if said:
-            assert len(said) == 1
-            assert f"{newest.name} is damaged" in said[0]
+        if warnings:
+            assert len(warnings) == 1
+            assert f"{newest.name} is damaged" in warnings[0]
             assert found.state.step == int(previous.name.removeprefix("step-"))
             (folder / f"{newest.name}.damaged").rename(newest)
         else:
             assert (found.state, found.ledger) == (good.state, good.ledger)
             assert all(torch.equal(found.model[name], value) for name, value in good.model.items())
             assert all(torch.equal(found.optimizer[name], value) for name, value in good.optimizer.items())
-        assert sum(latest_accounts(folder).values()) > 0, "the budget is known whatever happens to the newest"
+        assert sum(latest_accounts(folder).values()) > 0, "the spent budget is known even so"
 
     many(examples, sorted(newest.iterdir()), check, record_property)
 
 
 @EXAMPLES
-def test_a_damaged_ledger_is_no_ledger_or_the_same(
+def test_a_damaged_ledger_is_rejected_or_reads_the_same(
     run: Path, examples: int, record_property: Callable[[str, object], None]
 ) -> None:
     """A damaged ledger.json: never another sum of seconds."""
@@ -158,7 +158,7 @@ def test_a_damaged_ledger_is_no_ledger_or_the_same(
 
 
 @EXAMPLES
-def test_a_damaged_plan_is_refused_or_the_same(
+def test_a_damaged_plan_is_rejected_or_reads_the_same(
     run: Path, examples: int, record_property: Callable[[str, object], None]
 ) -> None:
     """A damaged plan.json: never another learning rate."""
@@ -171,7 +171,7 @@ def test_a_damaged_plan_is_refused_or_the_same(
 
 
 @EXAMPLES
-def test_a_damaged_corpus_is_refused_or_the_same(
+def test_a_damaged_corpus_is_rejected_or_reads_the_same(
     run: Path, examples: int, record_property: Callable[[str, object], None]
 ) -> None:
     """A damaged corpus: any range of bytes of a shard, its table of documents, the manifest or the tokenizer."""
@@ -204,7 +204,7 @@ def test_a_damaged_corpus_is_refused_or_the_same(
 
 
 @EXAMPLES
-def test_a_damaged_model_is_refused_or_the_same(
+def test_a_damaged_model_is_rejected_or_reads_the_same(
     run: Path, examples: int, record_property: Callable[[str, object], None]
 ) -> None:
     """A damaged model: weights, model.json with its shape, or tokenizer.json."""
@@ -224,7 +224,7 @@ def test_a_damaged_model_is_refused_or_the_same(
 
 
 @EXAMPLES
-def test_a_damaged_state_of_an_interrupted_preparation_is_refused_or_goes_on_to_the_same(
+def test_a_damaged_preparation_state_is_rejected_or_gives_the_same_corpus(
     place: Path,
     tmp_path: Path,
     examples: int,

@@ -1,4 +1,4 @@
-"""A lost model is told from a spike that training survives."""
+"""Divergence is told apart from a spike that training recovers from."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ import math
 
 import pytest
 
-from training.divergence import ABOVE, LASTING, Spike
+from training.divergence import SPIKE_NATS, SPIKE_STEPS, SpikeDetector
 
 GUESS = math.log(257)
-LOST = GUESS + 2 * ABOVE
+LOST = GUESS + 2 * SPIKE_NATS
 
 
-def lasts(losses: list[float], start: float | None = None) -> list[bool]:
-    spike = Spike(GUESS, start)
-    return [spike.has_diverged(loss) for loss in losses]
+def diverged(losses: list[float], start: float | None = None) -> list[bool]:
+    detector = SpikeDetector(GUESS, start)
+    return [detector.has_diverged(loss) for loss in losses]
 
 
-def test_worse_than_guessing_for_long_is_lost() -> None:
-    assert lasts([3.0] + [LOST] * LASTING) == [False] * LASTING + [True]
-    assert lasts([LOST] * LASTING, start=3.0)[-1], "also in a run that went on from a good loss"
+def test_a_model_diverges_if_it_is_worse_than_a_guess_for_many_steps() -> None:
+    assert diverged([3.0] + [LOST] * SPIKE_STEPS) == [False] * SPIKE_STEPS + [True]
+    assert diverged([LOST] * SPIKE_STEPS, start=3.0)[-1], "also after resuming with a good loss"
 
 
 @pytest.mark.parametrize(
     "losses",
     [
-        [LOST] * 1000,  # a bad start is not a loss of what was learned
-        ([3.0] + [LOST] * (LASTING - 1)) * 10,  # spikes that pass
-        [3.0] + [GUESS + 0.9 * ABOVE] * 1000,  # no better than a guess, but no worse
+        [LOST] * 1000,  # bad from the start: nothing was learned that could be lost
+        ([3.0] + [LOST] * (SPIKE_STEPS - 1)) * 10,  # spikes that training recovers from
+        [3.0] + [GUESS + 0.9 * SPIKE_NATS] * 1000,  # no better than a guess, but no worse
         [3.0] + [5.0] * 1000,  # worse than it was, which a warm-up may do
     ],
 )
-def test_everything_else_goes_on(losses: list[float]) -> None:
-    assert not any(lasts(losses))
+def test_other_losses_are_no_divergence(losses: list[float]) -> None:
+    assert not any(diverged(losses))
 
 
-def test_weights_of_a_spike_are_not_worth_keeping() -> None:
-    spike = Spike(GUESS, 3.0)
-    assert spike.is_healthy
-    spike.has_diverged(LOST)
-    assert not spike.is_healthy
-    spike.has_diverged(3.0)
-    assert spike.is_healthy
+def test_a_run_is_not_healthy_during_a_spike() -> None:
+    detector = SpikeDetector(GUESS, 3.0)
+    assert detector.is_healthy
+    detector.has_diverged(LOST)
+    assert not detector.is_healthy
+    detector.has_diverged(3.0)
+    assert detector.is_healthy

@@ -1,4 +1,4 @@
-"""Faults of the machine in the middle of a run: a full disk, a read-only folder, a lost ledger, a damaged checkpoint."""
+"""Faults of the machine during a run: a full disk, a read-only folder, a lost ledger, a damaged checkpoint."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_a_disk_too_small_is_refused_before_training(place: Path, disk: Path) ->
     assert list(disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> None:
-    """Filled by somebody else after the first checkpoint: the run says so, and goes on once there is space again."""
+def test_checkpoints_survive_a_disk_that_fills_up(place: Path, disk: Path) -> None:
+    """Another program fills the disk after the first checkpoint: the run warns, and resumes when there is space."""
     mounted(disk, "size=8m")
     arguments = ("budget.steps=400", f"output_dir={disk}", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     process = subprocess.Popen(
@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up_keeps_what_was_saved(place: Path, disk: Path) -> N
     assert (result["status"], result["spent"]["steps"]) == ("finished", 400)
 
 
-def test_a_read_only_output_folder_is_one_line(place: Path, disk: Path) -> None:
+def test_a_read_only_output_folder_is_an_error_of_one_line(place: Path, disk: Path) -> None:
     mounted(disk, "size=1m,ro")
     answer = train(place, "budget.steps=10", f"output_dir={disk}", name="readonly", status=2)
     assert answer.stderr.count("\n") == 1
@@ -72,7 +72,7 @@ def test_a_read_only_output_folder_is_one_line(place: Path, disk: Path) -> None:
 
 
 def stopped_run(place: Path, name: str, *arguments: str) -> Path:
-    """A run that was stopped half-way."""
+    """The folder of a run that was stopped in the middle."""
     process = subprocess.Popen(command(place, *arguments, name=name), cwd=place, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -93,8 +93,8 @@ def stopped_run(place: Path, name: str, *arguments: str) -> Path:
         pytest.param('{"ledger_s": {"setup": 0}}', marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) -> None:
-    """The checkpoint holds the accounts as well."""
+def test_a_damaged_ledger_does_not_reset_the_budget(place: Path, damage: str) -> None:
+    """The checkpoint has the accounts as well."""
     name = f"ledger{len(damage)}"
     folder = stopped_run(place, name, "budget.hours=0.004")
     before = sum(json.loads((folder / "ledger.json").read_text())["ledger_s"].values())
@@ -106,8 +106,8 @@ def test_a_damaged_ledger_never_resets_what_was_spent(place: Path, damage: str) 
 
 
 @pytest.mark.parametrize("damage", ["{", pytest.param('{"n_layer": 1}', marks=pytest.mark.slow)])
-def test_a_damaged_plan_is_one_line_and_takes_nothing_away(place: Path, damage: str) -> None:
-    """A plan that is damaged together with its copy: one line, and the checkpoints stay."""
+def test_a_damaged_plan_is_an_error_of_one_line_and_keeps_the_checkpoints(place: Path, damage: str) -> None:
+    """The plan and its copy are damaged: an error of one line, and the checkpoints stay."""
     name = f"plan{len(damage)}"
     folder = stopped_run(place, name, "budget.steps=100000")
     (folder / "plan.json").write_text(damage)
@@ -119,7 +119,7 @@ def test_a_damaged_plan_is_one_line_and_takes_nothing_away(place: Path, damage: 
     assert list(folder.glob("checkpoint/step-*"))
 
 
-def test_a_damaged_checkpoint_costs_one_interval_and_one_line(place: Path) -> None:
+def test_a_damaged_checkpoint_costs_one_interval_and_one_warning(place: Path) -> None:
     arguments = ("budget.steps=400", "checkpoint.every_s=0.2", "checkpoint.max_fraction=1.0")
     folder = stopped_run(place, "damaged", *arguments)
     newest = sorted(folder.glob("checkpoint/step-*"))[-1]
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_costs_one_interval_and_one_line(place: Path) -> No
     assert "resuming at step" in answer.stdout
 
 
-def test_a_shard_with_a_flipped_byte_is_one_line(place: Path, tmp_path: Path) -> None:
+def test_a_shard_with_a_flipped_byte_is_an_error_of_one_line(place: Path, tmp_path: Path) -> None:
     arguments = ("budget.steps=5", f"data.cache_dir={tmp_path}")
     train(place, *arguments, name="flipped")
     shard = next(tmp_path.glob("*/train-*.bin"))
@@ -143,8 +143,8 @@ def test_a_shard_with_a_flipped_byte_is_one_line(place: Path, tmp_path: Path) ->
     assert shard.name in answer.stderr
 
 
-def test_a_storm_of_signals_is_one_stop(place: Path) -> None:
-    """Many signals at once, as schedulers send them, also while the run saves for the first of them."""
+def test_many_signals_stop_a_run_once(place: Path) -> None:
+    """Many signals in a row, as schedulers send them, also while the run saves after the first one."""
     process = subprocess.Popen(
         command(place, "budget.steps=100000", name="storm"),
         cwd=place,
@@ -161,15 +161,15 @@ def test_a_storm_of_signals_is_one_stop(place: Path) -> None:
         process.send_signal(number)
         time.sleep(0.001)
     _, error = process.communicate(timeout=30)
-    # What comes when everything is saved and the process on its way out may end it the system's way; a shell sees no difference.
+    # A signal after everything is saved may end the process by the system's default; a shell reports the same status.
     assert process.returncode in {128 + n for n in numbers} | {-n for n in numbers}, error
     assert error == b""
     assert json.loads((folder_of(place, "storm") / "status.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.slow
-def test_a_suspended_process_pays_for_the_time_and_says_so(place: Path) -> None:
-    """SIGSTOP for a minute in the middle of training: idle, on the record, and the run still ends in time."""
+def test_a_suspended_process_is_charged_for_the_time_and_warns(place: Path) -> None:
+    """SIGSTOP for a minute during training is recorded as idle, and the run still ends in time."""
     hours = 80 / 3600
     process = subprocess.Popen(
         command(place, f"budget.hours={hours}", name="asleep"), cwd=place, stdout=subprocess.PIPE, text=True
@@ -187,14 +187,14 @@ def test_a_suspended_process_pays_for_the_time_and_says_so(place: Path) -> None:
     assert 59 < result["standstill_s"] < 62
     assert result["ledger_s"]["idle"] > 59
     assert result["spent"]["overshoot_s"] <= 0
-    assert result["progress"] > 0.99  # a last step that might have passed the deadline is not begun
-    assert result["ledger_s"]["train"] > 8, "and what was left after the standstill was used"
+    assert result["progress"] > 0.99  # a last step that might pass the deadline is not started
+    assert result["ledger_s"]["train"] > 8, "the time that was left was used"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", range(800, 4000, 200))
-def test_a_disk_of_any_size_never_leaves_a_run_that_cannot_go_on(place: Path, disk: Path, kilobytes: int) -> None:
-    """Full at each write: whatever the last thing was that fitted, with more space the same command finishes."""
+def test_a_run_on_a_full_disk_of_any_size_can_be_resumed(place: Path, disk: Path, kilobytes: int) -> None:
+    """Whichever write fails first, the same command finishes the run when there is more space."""
     mounted(disk, f"size={kilobytes}k")
     arguments = ("budget.steps=60", f"output_dir={disk}", "checkpoint.every_s=0.01", "checkpoint.max_fraction=1.0")
     answer = subprocess.run(command(place, *arguments, name="any"), cwd=place, capture_output=True, text=True)
@@ -208,7 +208,7 @@ def test_a_disk_of_any_size_never_leaves_a_run_that_cannot_go_on(place: Path, di
 
 @pytest.fixture
 def allowance(tmp_path: Path, disk: Path) -> Callable[[int], None]:
-    """`allowance(kilobytes)` is how much `disk` may hold by a quota of btrfs; a Linux without quotas for ext4 has that one."""
+    """`allowance(kilobytes)` sets the quota of `disk`. It is btrfs, as some Linux kernels have no quotas for ext4."""
     image, allowed = tmp_path / "image", disk / "v"
     if shutil.which("mkfs.btrfs") is None:
         pytest.skip("a quota needs Debian's btrfs-progs")
@@ -232,10 +232,10 @@ def allowance(tmp_path: Path, disk: Path) -> Callable[[int], None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", range(500, 4000, 500))
-def test_a_quota_of_any_size_never_leaves_a_run_that_cannot_go_on(
+def test_a_run_under_a_quota_of_any_size_can_be_resumed(
     place: Path, disk: Path, allowance: Callable[[int], None], kilobytes: int
 ) -> None:
-    """A quota used up at each write, while the disk itself has space: the run says so, and goes on with a larger one."""
+    """The quota is exhausted while the disk has space: the error names it, and the run resumes with a larger quota."""
     allowance(kilobytes)
     arguments = (
         "budget.steps=60",
@@ -253,7 +253,7 @@ def test_a_quota_of_any_size_never_leaves_a_run_that_cannot_go_on(
     assert (result["status"], result["spent"]["steps"]) == ("finished", 60)
 
 
-def test_no_folder_is_shared_by_two_live_runs(place: Path) -> None:
+def test_two_processes_cannot_use_one_run_folder(place: Path) -> None:
     process = subprocess.Popen(command(place, "budget.steps=100000", name="two"), cwd=place, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while not list((place / "outputs").glob("two-*/status.json")) and time.monotonic() < deadline:

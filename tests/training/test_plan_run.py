@@ -1,4 +1,4 @@
-"""The plan of a run, and what its record says of it."""
+"""The plan of a run, and the reasons in its record for a different number of tokens."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from common.errors import UserError
 from config import Config
 from data.shards import Split
 from device.device import Device
+from device.distributed import World
 from model.config import PRESETS, Shape
 from run.report.console import Console
 from training.plan_run import Text, first_request, make_run_plan, saved_plan
@@ -38,23 +39,23 @@ def hours_plan() -> Plan:
     return make_plan(request, speed_source="measured")
 
 
-def test_a_plan_outlives_a_ledger_that_was_lost(tmp_path: Path) -> None:
-    """Another plan might choose another shape, which no checkpoint of the run would fit."""
+def test_the_saved_plan_or_its_copy_is_used_again(tmp_path: Path) -> None:
+    """A new plan might choose another shape, which the checkpoints would not fit."""
     plan = hours_plan()
-    said = list[str]()
+    warnings = list[str]()
     run = SimpleNamespace(plan=tmp_path / "plan.json", plan_copy=tmp_path / "copy.json")
-    session = SimpleNamespace(run=run, console=SimpleNamespace(warn=said.append))
+    session = SimpleNamespace(run=run, console=SimpleNamespace(warn=warnings.append))
     assert saved_plan(cast(Any, session)) is None
     run.plan.write_text(json.dumps(plan.to_dict()))
     assert saved_plan(cast(Any, session)) == plan
     run.plan_copy.write_text(json.dumps(add_checksum(plan.to_dict())))
     run.plan.write_text(run.plan_copy.read_text().replace('"n_layer": ', '"n_layer": 1'))
     assert saved_plan(cast(Any, session)) == plan
-    assert len(said) == 1
-    assert str(run.plan) in said[0]
+    assert len(warnings) == 1
+    assert str(run.plan) in warnings[0]
 
 
-def test_a_plan_of_before_blocks_leaves_the_block_as_it_was_asked_for() -> None:
+def test_a_plan_without_a_block_keeps_the_block_of_the_configuration() -> None:
     plan = hours_plan().to_dict()
     template = Shape(1, 1, 64, 256, 4096, **PRESETS["llama"])
     assert Plan.from_dict(plan).sized(template).activation == "relu2"
@@ -66,28 +67,28 @@ LEDGER = {"setup": 6.0, "compile": 0.0, "data": 1.0, "train": 3000.0, "eval": 59
 
 
 @pytest.mark.parametrize(
-    ("speed", "training_s", "rates", "said"),
+    ("speed", "training_s", "rates", "parts"),
     [
         (1.03, 3500, [1.0] * 5, []),
         (0.8, 3500, [0.8] * 10, ["that were measured (-20%)"]),
         (1.0, 3000, [1.0] * 10, ["setup 6.0 s, eval 590.0 s, checkpoint 3.0 s", "s were planned"]),
         (0.7, 3500, [1.0, 1.0, 0.8, 0.7, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5], ["(-30%)", "tokens/s (-50%)"]),
-        (0.8, 3500, [1.0] * 10, ["700.0 s of training were slower than usual, or lost to a kill"]),
+        (0.8, 3500, [1.0] * 10, ["700.0 s of training were slower than usual, or repeated"]),
     ],
 )
-def test_the_record_says_why_tokens_were_off(
-    speed: float, training_s: float, rates: list[float], said: list[str]
+def test_why_off_explains_the_difference_in_tokens(
+    speed: float, training_s: float, rates: list[float], parts: list[str]
 ) -> None:
     plan = hours_plan()
     assert plan.tokens_per_second is not None
     spent = {"tokens": speed * plan.tokens_per_second * training_s, "training_hours": training_s / 3600}
     logged = [rate * plan.tokens_per_second for rate in rates]
     reasons = why_off(plan, spent, LEDGER, Limits(hours=1.0), logged)
-    assert bool(reasons) == bool(said)
-    assert all(part in " ".join(reasons) for part in said)
+    assert bool(reasons) == bool(parts)
+    assert all(part in " ".join(reasons) for part in parts)
 
 
-def test_added_hours_are_a_reason_of_their_own() -> None:
+def test_added_hours_are_a_separate_reason() -> None:
     plan = hours_plan()
     assert plan.hours is not None
     spent = {"tokens": 2 * plan.tokens, "training_hours": 2 * plan.hours}
@@ -95,9 +96,9 @@ def test_added_hours_are_a_reason_of_their_own() -> None:
     assert reasons == ["1 hours were added to the budget"]
 
 
-def test_the_first_guess_on_a_cpu_knows_that_thin_models_are_slower() -> None:
-    """bench/results/engine.json and trials had 0.3 of the peak at a width of 64 and near half of it at 128: with one share for
-    all, the shapes that were tried first, and at times alone, were too thin."""
+def test_the_assumed_speed_on_a_cpu_is_lower_for_thin_models() -> None:
+    """bench/results/engine.json has 0.3 of the peak at a width of 64 and nearly half at 128. With one share for all,
+    the shapes that were tried first, and at times alone, were too thin."""
     config = Config()
     config.budget.hours = 1 / 12
     text = Text(4096, "bpe-4096", 50_000_000, None)
@@ -115,7 +116,7 @@ def test_the_first_guess_on_a_cpu_knows_that_thin_models_are_slower() -> None:
     assert guess("cpu", mfu=0.2).half_width == 0
 
 
-def test_memory_is_counted_without_what_trials_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_read_after_the_trial_worker_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[bool] = []
     plan = hours_plan()
 
@@ -131,7 +132,7 @@ def test_memory_is_counted_without_what_trials_hold(monkeypatch: pytest.MonkeyPa
     tokenizer = SimpleNamespace(n_vocab=4096, name="bytes")
     corpus = SimpleNamespace(train=Split("train", [tokens], [zero], [zero], ["x"]), tokenizer=tokenizer, fingerprint="")
     clock = SimpleNamespace(limits=Limits(flops=1e15))
-    session = SimpleNamespace(clock=clock, config=Config(), console=Console())
+    session = SimpleNamespace(clock=clock, config=Config(), console=Console(), world=World())
     trials = SimpleNamespace(close=lambda: ended.append(True))
     with pytest.raises(UserError, match="GiB to train"):
         make_run_plan(

@@ -1,4 +1,4 @@
-"""Whole runs, as a user starts them: they stop in time, resume exactly, survive signals, and leave a true record."""
+"""Whole runs, started like a user's: they stop in time, resume exactly, handle signals, and leave true records."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def points(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def shown(place: Path) -> str:
-    """What 100 steps without interruption print on a pipe."""
+    """The output of an uninterrupted run of 100 steps, without a terminal."""
     return train(place, "budget.steps=100", "model.dropout=0.1", name="whole").stdout
 
 
@@ -64,7 +64,7 @@ def test_a_run_prints_one_screen_and_logs_the_rest(shown: str, finished: Path) -
         "ending",
         *(repr(s["prompt"])[1:-1] for s in result["samples"]),
     ):
-        assert detail in log, "nothing is lost"
+        assert detail in log, "the log has all details"
 
 
 def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert result["environment"]["compile_cache"] is None  # nothing was compiled
 
 
-def test_the_schedule_that_was_run_is_the_one_asked_for(finished: Path) -> None:
+def test_the_learning_rate_follows_the_schedule(finished: Path) -> None:
     rates = [point["learning_rate"] for point in points(finished)]
     assert len(rates) == 100
     assert max(rates) == pytest.approx(3e-3)
@@ -97,8 +97,8 @@ def test_the_schedule_that_was_run_is_the_one_asked_for(finished: Path) -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
-def test_37_and_63_steps_are_100_bit_for_bit(place: Path, finished: Path) -> None:
-    """Killed by SIGTERM somewhere in the middle and resumed twice: weights, losses and evaluation are the same."""
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(place: Path, finished: Path) -> None:
+    """Stopped by SIGTERM and resumed twice: weights, losses and evaluation are the same."""
     arguments = ("budget.steps=100", "model.dropout=0.1", "checkpoint.every_s=0.05", "checkpoint.max_fraction=1.0")
     for wanted in (37, 70):
         interrupt(place, wanted, *arguments, "wandb.mode=offline", name="pieces")
@@ -129,7 +129,7 @@ def test_muon_and_its_options_resume_bit_for_bit(place: Path) -> None:
 
 
 def interrupt(place: Path, step: int, *arguments: str, name: str, number: int = signal.SIGTERM) -> None:
-    """Start a run and send it a signal once it has passed `step`."""
+    """Start a run, send it a signal after `step`, and check how it ends."""
     process = subprocess.Popen(
         command(place, *arguments, name=name), cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -143,7 +143,7 @@ def interrupt(place: Path, step: int, *arguments: str, name: str, number: int = 
     began = time.monotonic()
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
-    assert time.monotonic() - began < 5, "saved and gone within five seconds"
+    assert time.monotonic() - began < 5, "saves and exits within five seconds"
     assert process.returncode == 128 + number, output
     status = json.loads((folder_of(place, name) / "status.json").read_text())
     assert status == {"status": "stopped", "reason": signal.Signals(number).name}
@@ -158,7 +158,7 @@ def test_micro_batches_change_nothing(place: Path, finished: Path) -> None:
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
 
 
-def test_float16_scales_its_loss_and_learns(place: Path, finished: Path) -> None:
+def test_float16_scales_the_loss_and_learns(place: Path, finished: Path) -> None:
     train(place, "budget.steps=40", "device.precision=float16", name="half")
     folder = folder_of(place, "half")
     assert points(folder)[-1]["loss"] < 0.9 * points(folder)[0]["loss"]
@@ -168,7 +168,7 @@ def test_float16_scales_its_loss_and_learns(place: Path, finished: Path) -> None
     assert whole["loss_scale"] is None
 
 
-def test_documents_are_kept_apart_by_the_finished_model_as_well(place: Path) -> None:
+def test_the_finished_model_keeps_documents_apart(place: Path) -> None:
     from run.load_model import load_model
 
     train(place, "budget.steps=20", "model.document_mask=true", name="apart")
@@ -181,7 +181,7 @@ def test_documents_are_kept_apart_by_the_finished_model_as_well(place: Path) -> 
 
 
 @pytest.mark.slow
-def test_compiled_block_by_block_a_run_learns_the_same_and_says_how_it_found_the_cache(
+def test_regional_compilation_learns_the_same_and_reports_the_cache(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -195,14 +195,14 @@ def test_compiled_block_by_block_a_run_learns_the_same_and_says_how_it_found_the
         assert result["eval"]["loss"] == pytest.approx(result_of(place, "eager")["eval"]["loss"], abs=1e-3)
 
 
-def test_typing_a_finished_command_again_changes_nothing(place: Path, finished: Path) -> None:
+def test_starting_a_finished_run_again_changes_nothing(place: Path, finished: Path) -> None:
     before = (finished / "result.json").read_bytes()
     answer = train(place, "budget.steps=100", "model.dropout=0.1", name="whole")
     assert "finished already" in answer.stdout
     assert (finished / "result.json").read_bytes() == before
 
 
-def test_hours_end_in_time_with_everything_done(place: Path) -> None:
+def test_a_run_limited_by_hours_finishes_in_time(place: Path) -> None:
     began = time.monotonic()
     hours = 0.006
     train(place, f"budget.hours={hours}", "probe=null", name="hours")
@@ -211,18 +211,18 @@ def test_hours_end_in_time_with_everything_done(place: Path) -> None:
     plan = json.loads((folder_of(place, "hours") / "plan.json").read_text())
     assert plan["source"]["tokens_per_second"] == "measured"
     assert result["stopped_by"] == "hours"
-    # Not quite 1 where the machine held up a step near the end: the one after it would have passed the deadline.
+    # Below 1 if a step near the end was slow: another one might then have passed the deadline.
     assert result["progress"] >= 0.97
     assert result["learning_rate_last"] <= 0.03 * plan["learning_rate"]
     assert sum(result["ledger_s"].values()) == pytest.approx(result["spent"]["hours"] * 3600, rel=0.01)
-    # The preparation of this corpus is not on the budget; starting the interpreter is.
+    # Starting the interpreter is charged to the budget, preparing the corpus is not.
     assert elapsed - result["prepare_s"] < hours * 3600 + 0.5
     assert result["spent"]["overshoot_s"] <= 0
     assert result["spent"]["overshoot_s"] > -5
 
 
-def test_a_killed_run_goes_on_with_what_is_left(place: Path) -> None:
-    """kill -9 three times at random moments; the same command finishes, and the total is the budget."""
+def test_a_killed_run_resumes_with_the_budget_that_is_left(place: Path) -> None:
+    """Killed three times at random moments, the same command finishes the run within the budget."""
     rng, hours = random.Random(7), 0.006
     for _ in range(3):
         process = subprocess.Popen(
@@ -239,7 +239,7 @@ def test_a_killed_run_goes_on_with_what_is_left(place: Path) -> None:
     assert sum(ledger["ledger_s"].values()) == pytest.approx(result["spent"]["hours"] * 3600, abs=1.0)
 
 
-def test_extended_hours_go_on_from_the_finished_model(place: Path) -> None:
+def test_extended_hours_continue_a_finished_run(place: Path) -> None:
     train(place, "budget.hours=0.003", name="more")
     first = result_of(place, "more")
     train(place, "budget.hours=0.003", "budget.extend_hours=0.003", name="more")
@@ -247,7 +247,7 @@ def test_extended_hours_go_on_from_the_finished_model(place: Path) -> None:
     assert second["spent"]["steps"] > first["spent"]["steps"]
     assert second["spent"]["hours"] > first["spent"]["hours"]
     assert second["extended_hours"] == 0.003
-    assert second["progress"] > 0.99  # a machine that slows down at the very end may leave no room for the last step
+    assert second["progress"] > 0.99  # a slow machine may leave no time for the last step
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_fresh_starts_again_and_keeps_the_old_run(place: Path) -> None:
     assert result_of(place, "again")["spent"]["steps"] == 20
 
 
-def test_divergence_is_said_and_recorded(place: Path) -> None:
+def test_divergence_is_an_error_and_recorded(place: Path) -> None:
     answer = train(place, "budget.steps=400", "optim.learning_rate=99", "optim.grad_clip=0", "model.qk_norm=false",
                    "model.activation=relu2", "schedule.warmup=0", name="wild", status=1)  # fmt: skip
     assert answer.stderr.count("\n") == 1
@@ -281,13 +281,13 @@ def test_divergence_is_said_and_recorded(place: Path) -> None:
     assert result_of(place, "wild")["status"] == "diverged"
 
 
-def test_output_json_is_the_result_alone(place: Path) -> None:
+def test_output_json_prints_only_the_result(place: Path) -> None:
     answer = train(place, "budget.steps=20", "output=json", name="json")
     assert json.loads(answer.stdout)["spent"]["steps"] == 20
     assert "bits per byte" in answer.stderr
 
 
-def test_a_budget_too_short_for_one_step_is_refused_and_leaves_nothing(place: Path) -> None:
+def test_a_budget_too_small_for_one_step_is_an_error_and_leaves_no_run(place: Path) -> None:
     answer = train(place, "budget.hours=0.0001", name="short", status=2)
     assert "does not hold one step" in answer.stderr
     assert "budget.hours=" in answer.stderr.split("give it at least")[1]
@@ -295,7 +295,7 @@ def test_a_budget_too_short_for_one_step_is_refused_and_leaves_nothing(place: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("data.path=nowhere.txt",), "nowhere.txt"),
         (("model.block_size=8000000", "optim.batch_tokens=8000000"), "block"),
@@ -305,15 +305,17 @@ def test_a_budget_too_short_for_one_step_is_refused_and_leaves_nothing(place: Pa
         (("device.name=h100",), "not on this machine"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_no_run(place: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_an_error_of_one_line_and_leaves_no_run(
+    place: Path, arguments: tuple[str, ...], message: str
+) -> None:
     answer = train(place, "budget.steps=10", *arguments, name="refused", status=2)
     lines = answer.stderr.splitlines()
     assert len(lines) == 1, answer.stderr
-    assert said in lines[0]
+    assert message in lines[0]
     assert not list((place / "outputs").glob("refused-*"))
 
 
-def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "one device" in train(place, "budget.steps=10", name="two", status=2).stderr
 
@@ -325,12 +327,12 @@ def test_a_law_of_another_corpus_is_noted(place: Path) -> None:
     assert "law=local was fitted on another corpus" in answer.stdout
     plan = json.loads((folder_of(place, "other-law") / "plan.json").read_text())
     assert any("another corpus" in note for note in plan["notes"])
-    (place / "law.json").unlink()  # a run that has its plan needs no law any more
+    (place / "law.json").unlink()  # a run that has a plan does not read the law again
     again = train(place, "budget.steps=5", "law=local", "plan.law_file=law.json", name="other-law")
     assert "is finished already" in again.stdout
 
 
-def test_what_the_end_needs_follows_a_slow_machine_at_once_and_a_fast_one_by_halves() -> None:
+def test_the_expected_time_rises_at_once_and_falls_by_halves() -> None:
     expected = 1.0
     for seconds, wanted in ((1.5, 1.5), (0.5, 1.0), (0.5, 0.75), (0.6, 0.675)):
         expected = expected_s(expected, seconds)
