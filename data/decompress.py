@@ -98,12 +98,12 @@ def _raw(path: Path, reading: Reading) -> Iterator[bytes]:
             yield chunk
 
 
-def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
+def read_chunks(path: Path, reading: Reading) -> Iterator[bytes]:
     raw = _raw(path, reading)
     return _decompressed(path, raw, reading) if path.suffix.lower() in COMPRESSED else raw
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
+def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
     """Lines without their ends, None for one longer than LONGEST_LINE. Linear also in a line of many chunks."""
     tail: list[bytes] = []
     length = 0
@@ -121,7 +121,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
         yield b"".join(tail) if length <= LONGEST_LINE else None
 
 
-def _whole(path: Path, chunks: Iterator[bytes]) -> bytes:
+def read_whole(path: Path, chunks: Iterator[bytes]) -> bytes:
     content = bytearray()
     for chunk in chunks:
         content += chunk

@@ -17,7 +17,7 @@ HASH_TOKENS = 1 << 20
 # Tokens in a row of an evaluation. Short, because tokens of one document are alike: 16,384 tokens from 128 places of a
 # split are a better sample of it than from 8. Not the block size, so that models of different block sizes are scored on
 # the same tokens.
-STRETCH = 128
+CHUNK_TOKENS = 128
 
 
 class EvalRange:
@@ -137,12 +137,12 @@ def _spread(count: int, n: int) -> np.ndarray:
 
 def _pieces(n_tokens: int, of: int) -> tuple[np.ndarray, np.ndarray]:
     """Starts and ends of a range of `n_tokens` in a split of `of` tokens, ascending, int64 each; what adjoins is one piece."""
-    whole = of // STRETCH
-    order = _spread(min(-(-n_tokens // STRETCH), whole), whole)
-    if len(order) * STRETCH < n_tokens:
+    whole = of // CHUNK_TOKENS
+    order = _spread(min(-(-n_tokens // CHUNK_TOKENS), whole), whole)
+    if len(order) * CHUNK_TOKENS < n_tokens:
         order = np.append(order, whole)  # what is left over at the end of the split comes last
-    starts, stops = order * STRETCH, (order + 1) * STRETCH
-    stops[-1] -= len(order) * STRETCH - n_tokens  # the last one in the order may be taken in part
+    starts, stops = order * CHUNK_TOKENS, (order + 1) * CHUNK_TOKENS
+    stops[-1] -= len(order) * CHUNK_TOKENS - n_tokens  # the last one in the order may be taken in part
     ascending = np.argsort(starts)
     starts, stops = starts[ascending], stops[ascending]
     apart = starts[1:] != stops[:-1]

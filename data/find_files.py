@@ -85,8 +85,8 @@ def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
 def _refuse_links_out(pattern: str, folder: Path, found: list[Path]) -> None:
     """Raises UserError where a folder, which somebody else may have packed, holds a link to a file outside it: the
     text of ~/.ssh would be trained on. What a user names, by a file or a glob, may be a link."""
-    homes = homes_of(folder)
-    out = [link for link in found if link.is_symlink() and not is_in(link, homes)]
+    homes = allowed_folders(folder)
+    out = [link for link in found if link.is_symlink() and not lies_within(link, homes)]
     if out:
         raise UserError(
             f"data.path={pattern}: {min(out)} is a link that leads out of the folder, to {min(out).resolve()}"
@@ -94,7 +94,7 @@ def _refuse_links_out(pattern: str, folder: Path, found: list[Path]) -> None:
         )
 
 
-def homes_of(folder: Path) -> list[Path]:
+def allowed_folders(folder: Path) -> list[Path]:
     """Where the files of a folder may really lie: in it, and for a snapshot in the Hub's cache, which is made of links,
     among the blobs beside it."""
     home = folder.resolve()
@@ -102,7 +102,7 @@ def homes_of(folder: Path) -> list[Path]:
     return [home, *(each.parents[1] / "blobs" for each in snapshots)]
 
 
-def is_in(path: Path, homes: list[Path]) -> bool:
+def lies_within(path: Path, homes: list[Path]) -> bool:
     """Whether what a path leads to lies in one of the folders `homes`."""
     real = path.resolve()
     return any(real.is_relative_to(home) for home in homes)

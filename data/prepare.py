@@ -171,7 +171,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError):
             raise
-        raise UserError(f"{folder / STATE}: damaged ({_one_line(error)}); {shards.mend(folder)}") from error
+        raise UserError(
+            f"{folder / STATE}: damaged ({_one_line(error)}); {shards.prepare_again_hint(folder)}"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.safe_read import parse_json
-from data.decompress import LONGEST_LINE, PIECE_BYTES, _chunks, _lines, _whole
+from data.decompress import LONGEST_LINE, PIECE_BYTES, read_chunks, split_lines, read_whole
 from data.documents import Document, Reading, Record
 from data.find_files import find_files, suffix_of
 
@@ -86,7 +86,7 @@ def _plain(path: Path, reading: Reading) -> Iterator[Record | None]:
     is none for LONGEST_PLAIN, between two characters."""
     held: list[bytes] = []
     size, offset = 0, reading.start
-    for chunk in _chunks(path, reading):
+    for chunk in read_chunks(path, reading):
         held.append(chunk)
         size += len(chunk)
         if size >= PLAIN_DOCUMENT_BYTES and (cut := _place_to_cut(chunk, size)):
@@ -119,7 +119,7 @@ def _decoded(path: Path, raw: bytes, offset: int, reading: Reading) -> Record | 
 
 
 def _json_lines(path: Path, reading: Reading) -> Iterator[Record | None]:
-    yield from _parsed_lines(path, _lines(_chunks(path, reading)), reading)
+    yield from _parsed_lines(path, split_lines(read_chunks(path, reading)), reading)
 
 
 def _parsed_lines(path: Path, lines: Iterator[bytes | None], reading: Reading) -> Iterator[Record | None]:
@@ -144,7 +144,7 @@ def _parsed_lines(path: Path, lines: Iterator[bytes | None], reading: Reading) -
 
 def _json(path: Path, reading: Reading) -> Iterator[Record | None]:
     """A .json file: one array of objects (parsed whole, so of LONGEST_ARRAY at most), or lines of JSON."""
-    chunks = _chunks(path, reading)
+    chunks = read_chunks(path, reading)
     head = b""
     for chunk in chunks:
         head += chunk
@@ -152,10 +152,10 @@ def _json(path: Path, reading: Reading) -> Iterator[Record | None]:
             break
     chunks = itertools.chain([head], chunks)
     if not head.removeprefix(BOM).lstrip().startswith(b"["):
-        yield from _parsed_lines(path, _lines(chunks), reading)
+        yield from _parsed_lines(path, split_lines(chunks), reading)
         return
     try:
-        items = parse_json(_whole(path, chunks).removeprefix(BOM).decode("utf-8"))
+        items = parse_json(read_whole(path, chunks).removeprefix(BOM).decode("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not a JSON array ({error}); one object a line is a .jsonl file") from error
     for number, item in enumerate(items, start=1):

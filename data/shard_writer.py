@@ -80,7 +80,7 @@ class _PartFiles:
     def _opened(self, path: Path, length: int, smallest: int) -> Any:
         path.touch()
         if length > smallest and path.stat().st_size < length:
-            raise UserError(f"{path}: shorter than what was recorded; {shards.mend(path.parent)}")
+            raise UserError(f"{path}: shorter than what was recorded; {shards.prepare_again_hint(path.parent)}")
         file = path.open("r+b")
         file.truncate(length)
         file.seek(length)

@@ -115,7 +115,7 @@ class Corpus:
     manifest: dict[str, Any]
 
 
-def mend(folder: Path) -> str:
+def prepare_again_hint(folder: Path) -> str:
     """The end of every message about a folder that cannot be used."""
     return f"delete {folder} and prepare again"
 
@@ -133,9 +133,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             manifest = verify_checksum(manifest)
             _check(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {mend(folder)}") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {prepare_again_hint(folder)}") from error
     if version != FORMAT:
-        raise UserError(f"{path}: format {version}, this version reads {FORMAT}; {mend(folder)}")
+        raise UserError(f"{path}: format {version}, this version reads {FORMAT}; {prepare_again_hint(folder)}")
     return manifest
 
 
@@ -167,7 +167,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     problems = [each for shard in manifest["shards"] if (each := _outside(folder, shard, tokenizer))]
     known = manifest["tokenizer"]
     if (tokenizer.fingerprint, tokenizer.name) != (known["fingerprint"], known["name"]):
-        problems.append(f"{folder / TOKENIZER}: not the tokenizer that made the shards; {mend(folder)}")
+        problems.append(f"{folder / TOKENIZER}: not the tokenizer that made the shards; {prepare_again_hint(folder)}")
     if problems:
         raise UserError(*problems)
     splits = {split: _open_split(folder, split, manifest, tokenizer) for split in SPLITS}
@@ -214,15 +214,15 @@ def _outside(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str |
             header = file.read(HEADER.size)
         _table(path, shard["documents"])
     except Exception as error:  # numpy reads the header of a table as Python: a hostile one can fail in many ways
-        return f"{path}: cannot be read ({type(error).__name__}: {error}); {mend(folder)}"
+        return f"{path}: cannot be read ({type(error).__name__}: {error}); {prepare_again_hint(folder)}"
     if size != expected:
-        return f"{path}: {size} bytes instead of {expected}; {mend(folder)}"
+        return f"{path}: {size} bytes instead of {expected}; {prepare_again_hint(folder)}"
     if header != pack_header(tokenizer, shard["tokens"], shard["documents"]):
-        return f"{path}: its header is not that of {shard['tokens']} {tokenizer.name} tokens; {mend(folder)}"
-    if shard["largest_id"] >= tokenizer.n_vocab:
         return (
-            f"{path}: holds id {shard['largest_id']}, {tokenizer.name} ends at {tokenizer.n_vocab - 1}; {mend(folder)}"
+            f"{path}: its header is not that of {shard['tokens']} {tokenizer.name} tokens; {prepare_again_hint(folder)}"
         )
+    if shard["largest_id"] >= tokenizer.n_vocab:
+        return f"{path}: holds id {shard['largest_id']}, {tokenizer.name} ends at {tokenizer.n_vocab - 1}; {prepare_again_hint(folder)}"
     return None
 
 
@@ -243,12 +243,12 @@ def verify(folder: str | Path, workers: int | None = None) -> None:
         path = folder / shard["file"]
         found = read_shard(path, itemsize)
         if found.largest_id >= limit:
-            return f"{path}: holds id {found.largest_id}, {corpus.tokenizer.name} ends at {limit - 1}; {mend(folder)}"
+            return f"{path}: holds id {found.largest_id}, {corpus.tokenizer.name} ends at {limit - 1}; {prepare_again_hint(folder)}"
         if found.hash != shard["hash"]:
-            return f"{path}: its content has changed since it was written; {mend(folder)}"
+            return f"{path}: its content has changed since it was written; {prepare_again_hint(folder)}"
         starts, sources = _table(path, shard["documents"]).T
         if not (_within(starts, shard["tokens"]) and _within(sources, len(corpus.sources))):
-            return f"{documents_path(path)}: names tokens or sources that are not there; {mend(folder)}"
+            return f"{documents_path(path)}: names tokens or sources that are not there; {prepare_again_hint(folder)}"
         return None
 
     shards = corpus.manifest["shards"]
@@ -258,6 +258,6 @@ def verify(folder: str | Path, workers: int | None = None) -> None:
     finally:
         pool.shutdown(cancel_futures=True)  # a signal to stop does not wait for the shards that are still to come
     if corpus_fingerprint(shards, corpus.tokenizer.fingerprint) != corpus.fingerprint:
-        problems.append(f"{folder / MANIFEST}: its fingerprint is not that of its shards; {mend(folder)}")
+        problems.append(f"{folder / MANIFEST}: its fingerprint is not that of its shards; {prepare_again_hint(folder)}")
     if problems:
         raise UserError(*problems)

@@ -289,13 +289,13 @@ def train_bpe(name: str, texts: Iterator[str]) -> Tokenizer:
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
-    _heedful(lambda: trained.train_from_iterator(texts, trainer=trainer))
+    _run_interruptibly(lambda: trained.train_from_iterator(texts, trainer=trainer))
     byte_of = _byte_of_character()
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in trained.get_vocab().items()}
     return Tokenizer(name, ranks, r50k_pat_str, {END_OF_TEXT: size - 1})
 
 
-def _heedful(work: Callable[[], object]) -> None:
+def _run_interruptibly(work: Callable[[], object]) -> None:
     """Do `work` in a thread of its own. Python hears of a signal to stop only between two of its own instructions: not in
     the minute that a library takes for one call, but while it waits for a thread."""
     done: Future[None] = Future()

@@ -23,7 +23,7 @@ from device.peak_flops import measure_peak
 from device.specs import by_cuda_name
 from model.attention import document_starts
 from model.config import Shape
-from model.loss import rows_at_once
+from model.loss import rows_per_slice
 
 # Expected until it was measured. nanoGPT's README: 250 to 135 ms a step on an A100, here taken lower. Inductor's C++ back
 # end on two cores takes 23 to 46 s; what the eager step has there, forms written out and sparse tables, it does without, so
@@ -179,7 +179,7 @@ class Device:
         and twice in float32."""
         precision = getattr(torch, self.precision)
         kept = 24 * shape.n_layer * shape.n_embd * precision.itemsize
-        rows = rows_at_once(tokens, shape.vocab_size, self.torch_device.type, precision)
+        rows = rows_per_slice(tokens, shape.vocab_size, self.torch_device.type, precision)
         return tokens * kept + rows * shape.vocab_size * (precision.itemsize + 8)
 
     def ways_to_compile(self, setting: str) -> list[Compiling]:

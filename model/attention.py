@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.modes import precision_of
+from model.modes import compute_dtype
 
 
 def document_mask(tokens: Tensor, eot: int) -> Tensor:
@@ -37,16 +37,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, dropout: f
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if documents.dtype == torch.bool:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=documents, dropout_p=dropout)
-    return of_variable_length(q, k, v, documents)
+    return variable_length_attention(q, k, v, documents)
 
 
-def of_variable_length(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+def variable_length_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
     """The kernel sees one row of tokens, (B T, H, S), in half precision (torch.nn.attention.varlen, since torch 2.11 with
     window_size: all of the left, nothing of the right). A document is at most as long as a sequence."""
     from torch.nn.attention.varlen import varlen_attn
 
     B, H, T, S = q.shape
-    precision = precision_of(v)  # autocast does not reach the kernel, and a norm or a table may have given float32
+    precision = compute_dtype(v)  # autocast does not reach the kernel, and a norm or a table may have given float32
     q, k, v = (part.to(precision).transpose(1, 2).reshape(B * T, H, S) for part in (q, k, v))
     y = varlen_attn(q, k, v, starts, starts, T, T, window_size=(-1, 0))
     return cast(Tensor, y).view(B, T, H, S).transpose(1, 2)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.attention import attend
 from model.config import Shape
-from model.layers import ACTIVATIONS, NORMS, rms_norm, rotate
+from model.layers import ACTIVATIONS, NORMS, rms_norm, apply_rotary
 
 
 class Attention(nn.Module):
@@ -36,7 +36,7 @@ class Attention(nn.Module):
             # Autocast takes norms in float32.
             qk = rms_norm(qk).type_as(qk)
         if rotary is not None:
-            qk = rotate(qk, *rotary)
+            qk = apply_rotary(qk, *rotary)
         # The functional form knows nothing of train and eval: without the condition, evaluation would be noisy.
         dropout = self.dropout if self.training else 0.0
         y = attend(qk[0], qk[1], v, documents, dropout)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.gpt import GPT
 
 
-def for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) -> Callable[[Any], Tensor]:
+def compile_for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) -> Callable[[Any], Tensor]:
     """The loss of a batch under `objective`, in eager mode ("off"), compiled as a whole ("on"), or with each block of the
     model compiled ("regional"). Blocks have the same code, so one compilation serves them all
     (docs.pytorch.org/tutorials/recipes/regional_compilation.html).

@@ -85,7 +85,7 @@ class Shape:
     softcap: float = 0.0
     eot: int | None = None
 
-    def mistakes(self) -> list[str]:
+    def problems(self) -> list[str]:
         """Every reason why no such model can be built, one line each; empty for a valid shape."""
         return [*self._bad_sizes(), *self._bad_choices(), *self._bad_heads()]
 

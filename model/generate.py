@@ -31,7 +31,7 @@ def generate(
 
     temperature: 0 takes the most likely token. top_k, top_p (Holtzman et al. 2020, arXiv:1904.09751): sample among
     the k most likely tokens, and among the fewest that have a share p of the probability together.
-    repetition_penalty: see `penalise`. eot: this token ends the text and is not returned. n_vocab: ids from here on
+    repetition_penalty: see `apply_repetition_penalty`. eot: this token ends the text and is not returned. n_vocab: ids from here on
     are padding of the vocabulary and are never sampled. stop: asked before each token; true ends the text early.
 
     Only the last block_size tokens are seen by the model. The text depends on the arguments alone: the draws come from
@@ -45,7 +45,7 @@ def generate(
     with evaluating(model):
         while len(ids) < len(prompt_ids) + max_new_tokens and not (stop is not None and stop()):
             # of a model that is lost they may be no numbers, which cannot be drawn from
-            logits = penalise(_next_logits(model, ids)[:n_vocab].nan_to_num(), ids, repetition_penalty)
+            logits = apply_repetition_penalty(_next_logits(model, ids)[:n_vocab].nan_to_num(), ids, repetition_penalty)
             token = _draw(logits, temperature, top_k, top_p, generator)
             if token == eot:
                 break
@@ -86,7 +86,7 @@ def _next_logits(model: GPT, ids: list[int]) -> Tensor:
     return model.unembed(model.hidden(window)[0, -1]).float().cpu()
 
 
-def penalise(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
     """Make each token that `ids` already holds less likely (Keskar et al. 2019, CTRL, arXiv:1909.05858).
 
     A positive logit is divided by `penalty`, a negative one multiplied; 1 changes nothing.

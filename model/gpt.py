@@ -19,7 +19,7 @@ from model.blocks import Block
 from model.config import Shape
 from model.init import INITIALISATIONS
 from model.layers import NORMS, bigram_ids, rms_norm, rotary_tables
-from model.loss import capped
+from model.loss import apply_softcap
 
 
 class GPT(nn.Module):
@@ -35,7 +35,7 @@ class GPT(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        if mistakes := shape.mistakes():
+        if mistakes := shape.problems():
             raise UserError(*mistakes)
         self.shape = shape
         self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
@@ -93,7 +93,7 @@ class GPT(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        return capped(F.linear(hidden, self.vocabulary()), self.shape.softcap)
+        return apply_softcap(F.linear(hidden, self.vocabulary()), self.shape.softcap)
 
     def vocabulary(self) -> Tensor:
         """The matrix (V, D) that logits are made with."""

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.modes import precision_of
+from model.modes import compute_dtype
 
 SLICE_BYTES = {"cpu": 1 << 22, "cuda": 1 << 28}  # of a slice's logits in float32
 WHOLE_BYTES = {"cpu": 0, "cuda": 1 << 31}  # logits that take no more than this are left to torch
 COMPILED_BYTES = 1 << 26  # as WHOLE_BYTES, on a CPU in compiled code, which fuses what follows the logits; not measured
-LEAST_PROBABILITY = torch.finfo(torch.float32).tiny
+MIN_PROBABILITY = torch.finfo(torch.float32).tiny
 TILE = 128  # rows of a matrix product that the hardware computes together; fewer at a time are slow
 
 
@@ -32,7 +32,7 @@ def is_sliced(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> 
     return 4 * rows * vocabulary > whole
 
 
-def rows_at_once(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> int:
+def rows_per_slice(rows: int, vocabulary: int, kind: str, precision: torch.dtype) -> int:
     """How many of `rows` logits exist at the same time where a gradient is wanted: all, or a slice of them."""
     if not is_sliced(rows, vocabulary, kind, precision):
         return rows
@@ -46,7 +46,7 @@ class SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, rows: int) -> Tensor:
         """hidden (n, D), weight (V, D), targets (n,) int64."""
-        precision = precision_of(hidden)
+        precision = compute_dtype(hidden)
         matrix = weight.to(precision)
         counted = targets != -1
         count = counted.sum()
@@ -61,9 +61,9 @@ class SlicedCrossEntropy(torch.autograd.Function):
                 part = slice(first, first + rows)
                 some, mask = hidden[part].to(precision), counted[part].unsqueeze(1)
                 target = targets[part].clamp(min=0).unsqueeze(1)
-                logits = capped((some @ matrix.T).float(), softcap)
+                logits = apply_softcap((some @ matrix.T).float(), softcap)
                 grad = torch.softmax(logits, dim=1)  # the gradient, when it is less by 1 at the target
-                total -= (grad.gather(1, target).clamp(min=LEAST_PROBABILITY).log() * mask).sum()
+                total -= (grad.gather(1, target).clamp(min=MIN_PROBABILITY).log() * mask).sum()
                 grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
                 if softcap:
                     grad *= 1 - (logits / softcap).square()
@@ -87,15 +87,15 @@ class SlicedCrossEntropy(torch.autograd.Function):
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float = 0.0) -> Tensor:
     """Nats per target of the logits hidden @ weight.T, bounded by `softcap` where that is not 0; (n, D), (V, D), (n,).
     Sliced where a gradient is wanted and it pays."""
-    size = len(hidden), len(weight), hidden.device.type, precision_of(hidden)
+    size = len(hidden), len(weight), hidden.device.type, compute_dtype(hidden)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     if wanted and is_sliced(*size):
-        found: Tensor = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows_at_once(*size))
+        found: Tensor = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows_per_slice(*size))
         return found
     logits = F.linear(hidden, weight)
-    return F.cross_entropy(capped(logits, softcap).float(), targets, ignore_index=-1)
+    return F.cross_entropy(apply_softcap(logits, softcap).float(), targets, ignore_index=-1)
 
 
-def capped(logits: Tensor, softcap: float) -> Tensor:
+def apply_softcap(logits: Tensor, softcap: float) -> Tensor:
     """Logits bounded by tanh (Gemma 2, arXiv:2408.00118); 0 leaves them unchanged."""
     return softcap * torch.tanh(logits / softcap) if softcap else logits

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def compile_model(session: Session, trainer: Trainer) -> None:
     """torch.compile where it earns its seconds back; either way, run forward and backward once on made-up tokens, so
     that the first step is as fast as the others. No weight changes, and the time is charged."""
-    from model.compile import cache_state, for_training
+    from model.compile import cache_state, compile_for_training
 
     clock, how = session.clock, how_to_compile(session, trainer)
     with clock.charge("setup" if how == "off" else "compile"):
         if how != "off":
             session.console.say("compiling the model" if how == "on" else "compiling the model's blocks")
             trainer.micro_batch = equal_parts(sequences_of(trainer), trainer.micro_batch)
-        trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
+        trainer.training_step.loss_of = compile_for_training(trainer.objective, trainer.model, how)
         try:
             seconds = timed(clock, lambda: warm_up(session, trainer), 1)
         except Exception as error:  # whatever a compiler thinks of: a slower run is worth more than none
@@ -33,7 +33,7 @@ def compile_model(session: Session, trainer: Trainer) -> None:
                 raise
             session.console.warn(f"the model is not compiled ({type(error).__name__}: {str(error).splitlines()[0]})")
             how = "off"
-            trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
+            trainer.training_step.loss_of = compile_for_training(trainer.objective, trainer.model, how)
             warm_up(session, trainer)
     if how != "off":
         # What a trial of this run left in the cache was no earlier run's.

@@ -15,7 +15,7 @@ from common.errors import UserError
 from data import readers
 from data.decompress import COMPRESSED
 from data.documents import Document, Reading
-from data.find_files import STRUCTURED, NamedFile, find_files, homes_of, is_in
+from data.find_files import STRUCTURED, NamedFile, find_files, allowed_folders, lies_within
 from data.sources.base import DataSpec, Part
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -115,7 +115,7 @@ class SlimPajamaSource(_Files):
             self.identity, self._parts = plain.identity, plain.parts()
             return
         for folder in splits.values():
-            if not is_in(folder, homes_of(base)):
+            if not lies_within(folder, allowed_folders(base)):
                 raise UserError(
                     f"data.path={spec.path}: {folder} is a link that leads out of the folder, to {folder.resolve()};"
                     " move the text there, or give the folder that it is in"

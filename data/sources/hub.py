@@ -17,7 +17,7 @@ from typing import Any
 from common.errors import MachineError, UserError
 from common.network import why_unreachable
 from data.documents import Document, Reading
-from data.find_files import homes_of, is_in
+from data.find_files import allowed_folders, lies_within
 from data.readers import record_of
 from data.sources.base import DataSpec, Part
 
@@ -72,7 +72,7 @@ class HubSource:
 
         try:
             builder = load_dataset_builder(repo, revision=revision)
-            _refuse_strange(builder, repo)
+            _refuse_foreign_files(builder, repo)
             self._splits = dict(builder.as_streaming_dataset())
         except DatasetNotFoundError as error:
             return str(error).splitlines()[0]
@@ -115,14 +115,18 @@ class HubSource:
             raise _interrupted(self._label, error) from error
 
 
-def _refuse_strange(builder: Any, repo: str) -> None:
+def _refuse_foreign_files(builder: Any, repo: str) -> None:
     """A repository's own README says what its data files are: raises UserError unless they are text in a plain format,
     and its own. Without this it could name any file of this machine, or of the web, and any decoder."""
     if builder.name not in FORMATS:
         raise UserError(f"data.repo={repo} holds {builder.name} data; allowed: {', '.join(FORMATS)}")
-    homes = homes_of(Path(repo)) if Path(repo).is_dir() else None
+    homes = allowed_folders(Path(repo)) if Path(repo).is_dir() else None
     for file in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
-        own = is_in(Path(file), homes) if homes else file.startswith(f"hf://datasets/{repo}@") and "/../" not in file
+        own = (
+            lies_within(Path(file), homes)
+            if homes
+            else file.startswith(f"hf://datasets/{repo}@") and "/../" not in file
+        )
         if not own:
             raise UserError(f"data.repo={repo}: its README names {file}, which is none of its files; take another")
 

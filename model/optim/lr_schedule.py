@@ -41,7 +41,7 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def mistakes(shape: str, warmup: float, floor: float, decay: float) -> list[str]:
+def schedule_problems(shape: str, warmup: float, floor: float, decay: float) -> list[str]:
     """Every setting that makes no schedule, one line each."""
     found = []
     if shape not in SCHEDULES:
@@ -64,7 +64,7 @@ def learning_rate_scale(progress: float, shape: str, warmup: float, floor: float
     at progress 0, so give a step the progress that its end will have. Raises UserError on settings that make no
     schedule.
     """
-    if found := mistakes(shape, warmup, floor, decay):
+    if found := schedule_problems(shape, warmup, floor, decay):
         raise UserError(*found)
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:

@@ -31,7 +31,7 @@ def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     By Newton-Schulz, in the precision that the device multiplies well.
     """
     a, b, c = QUINTIC
-    x = matrices.to(precision_on(matrices.device))
+    x = matrices.to(newton_schulz_dtype(matrices.device))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(iterations):
         gram = x @ x.mT
@@ -39,7 +39,7 @@ def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
     return x.to(matrices.dtype)
 
 
-def precision_on(device: torch.device) -> torch.dtype:
+def newton_schulz_dtype(device: torch.device) -> torch.dtype:
     """bfloat16, which is exact enough, where it is multiplied faster: few CPUs do, and GPUs before Ampere emulate it."""
     if device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return torch.float32
@@ -145,11 +145,11 @@ def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None
         orthogonal = orthogonalise(torch.stack([matrix for matrix, _ in same]))
         torch._foreach_copy_([into for _, into in same], list(orthogonal * (MATCH_RMS * longer**0.5)))
     if group["normuon"]:
-        even_rows(updates, [state[p] for p in params], parts)
-    decay_and_apply(params, updates, group["lr"], group["weight_decay"], group["cautious"])
+        normalise_rows(updates, [state[p] for p in params], parts)
+    apply_updates(params, updates, group["lr"], group["weight_decay"], group["cautious"])
 
 
-def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
+def normalise_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
     """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm."""
     for update, own, count in zip(updates, states, parts, strict=True):
         square = update.square().mean(dim=-1, keepdim=True)
@@ -162,7 +162,7 @@ def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: lis
             matrix.mul_(norm / matrix.norm().clamp(min=EPS))
 
 
-def decay_and_apply(
+def apply_updates(
     params: list[Tensor], updates: list[Tensor], rate: float, weight_decay: float, cautious: bool
 ) -> None:
     """Decoupled weight decay; `cautious`: only where it points the way of the update (Chen et al. 2025,

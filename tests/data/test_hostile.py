@@ -198,9 +198,9 @@ def test_a_repository_that_names_a_private_file_is_refused(
 def test_files_of_a_repository_are_its_own(repo: str, file: str, own: bool) -> None:
     builder = SimpleNamespace(name="json", config=SimpleNamespace(data_files={"train": [file]}))
     if own:
-        hub._refuse_strange(builder, repo)
+        hub._refuse_foreign_files(builder, repo)
     else:
-        refused(lambda: hub._refuse_strange(builder, repo), file)
+        refused(lambda: hub._refuse_foreign_files(builder, repo), file)
 
 
 def test_a_repository_of_archives_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

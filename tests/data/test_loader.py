@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.eval_windows import STRETCH, EvalRange
+from data.eval_windows import CHUNK_TOKENS, EvalRange
 from data.loader import Loader, permuted
 from data.shards import Split, open_corpus
 from device.distributed import World
@@ -123,13 +123,13 @@ def predicted(found: EvalRange) -> list[int]:
     return targets[targets != -1].tolist()
 
 
-@pytest.mark.parametrize("limit", [1, STRETCH, 1000, 16_384, 50_000, 100_001])
+@pytest.mark.parametrize("limit", [1, CHUNK_TOKENS, 1000, 16_384, 50_000, 100_001])
 def test_a_limited_evaluation_is_spread_evenly_over_the_split(limit: int) -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])
     places = predicted(EvalRange(split, 64, limit))
     assert len(set(places)) == len(places) == limit
     assert places == sorted(places)
-    taken = -(-limit // STRETCH)
+    taken = -(-limit // CHUNK_TOKENS)
     gaps = np.diff([*places, split.n_tokens])
     assert places[0] == 0
     assert gaps.max() <= 2 * split.n_tokens / taken
@@ -138,7 +138,7 @@ def test_a_limited_evaluation_is_spread_evenly_over_the_split(limit: int) -> Non
 def test_a_larger_evaluation_contains_every_smaller_one() -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])
     smaller: set[int] = set()
-    for limit in (1, 100, 5 * STRETCH, 5 * STRETCH + 100, 16_384, 16_385, 77_777, 100_000, 100_001):
+    for limit in (1, 100, 5 * CHUNK_TOKENS, 5 * CHUNK_TOKENS + 100, 16_384, 16_385, 77_777, 100_000, 100_001):
         larger = set(predicted(EvalRange(split, 64, limit)))
         assert smaller < larger
         smaller = larger
@@ -147,7 +147,7 @@ def test_a_larger_evaluation_contains_every_smaller_one() -> None:
 @pytest.mark.parametrize("block", [48, 256, 1000, 5000])
 def test_models_of_different_block_sizes_are_scored_on_the_same_tokens(block: int) -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])  # sources a, b, a, b
-    found, usual = EvalRange(split, block, 5 * STRETCH + 100), EvalRange(split, 64, 5 * STRETCH + 100)
+    found, usual = EvalRange(split, block, 5 * CHUNK_TOKENS + 100), EvalRange(split, 64, 5 * CHUNK_TOKENS + 100)
     assert predicted(found) == predicted(usual)
     assert found.fingerprint == usual.fingerprint
     x, y, sources = found.windows(0, found.n_windows)

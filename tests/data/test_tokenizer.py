@@ -232,9 +232,9 @@ def test_a_signal_is_heard_while_a_library_trains() -> None:
     try:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         with pytest.raises(InterruptedError):
-            module._heedful(work)
+            module._run_interruptibly(work)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert not finished
     with pytest.raises(ZeroDivisionError):
-        module._heedful(lambda: 1 // 0)
+        module._run_interruptibly(lambda: 1 // 0)

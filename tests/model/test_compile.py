@@ -13,7 +13,7 @@ import torch
 
 from data.batch import Batch
 from evals.scoring import score_tokens
-from model.compile import cache_state, for_training
+from model.compile import cache_state, compile_for_training
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from training.objectives import next_token
@@ -62,7 +62,7 @@ def test_however_compiled_it_trains_the_same_weights_in_the_same_way(
 ) -> None:
     model, plain = build(**knobs), build(**knobs)
     names = list(model.state_dict())
-    for each in (for_training(next_token, model, how), partial(next_token, plain)):
+    for each in (compile_for_training(next_token, model, how), partial(next_token, plain)):
         for _ in range(2):
             each(BATCH).backward()
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -76,7 +76,7 @@ def test_however_compiled_it_trains_the_same_weights_in_the_same_way(
 @pytest.mark.parametrize("how", ["on", "regional"])
 def test_evaluating_and_sampling_compile_nothing(graphs: list[torch.fx.GraphModule], how: str) -> None:
     model = build()
-    loss_of = for_training(next_token, model, how)
+    loss_of = compile_for_training(next_token, model, how)
     loss_of(BATCH).backward()
     before = len(graphs)
     model.eval()
@@ -92,7 +92,7 @@ def test_tables_have_sparse_gradients_where_the_compiler_does_not_see_them(graph
     sparse = {}
     for how in ("off", "regional", "on"):
         model = build(bigram_rows=50)
-        for_training(next_token, model, how)(BATCH).backward()
+        compile_for_training(next_token, model, how)(BATCH).backward()
         assert model.bigrams is not None
         assert model.bigrams.weight.grad is not None
         sparse[how] = model.bigrams.weight.grad.is_sparse

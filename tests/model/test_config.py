@@ -107,7 +107,7 @@ def test_padded_vocab(n_vocab: int, expected: int) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_no_mistakes(preset: str) -> None:
-    assert Shape(**SIZES, **PRESETS[preset]).mistakes() == []
+    assert Shape(**SIZES, **PRESETS[preset]).problems() == []
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_presets_have_no_mistakes(preset: str) -> None:
     ],
 )
 def test_each_mistake_is_one_line_that_names_the_key(knobs: dict[str, Any], message: str) -> None:
-    (found,) = Shape(**(SIZES | knobs)).mistakes()
+    (found,) = Shape(**(SIZES | knobs)).problems()
     assert found.startswith(message)
     assert "\n" not in found
 
 
 def test_all_mistakes_at_once() -> None:
-    assert len(Shape(**(SIZES | {"n_layer": 0, "dropout": 2.0, "norm": "none", "n_embd": 33})).mistakes()) == 4
+    assert len(Shape(**(SIZES | {"n_layer": 0, "dropout": 2.0, "norm": "none", "n_embd": 33})).problems()) == 4
 
 
 def test_a_shape_survives_json() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from model.config import PRESETS, Shape
-from model.generate import generate, penalise
+from model.generate import generate, apply_repetition_penalty
 from model.gpt import GPT
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -112,8 +112,8 @@ def test_only_the_last_block_is_shown_to_the_model() -> None:
 
 def test_repetition_penalty_lowers_what_was_seen() -> None:
     logits = torch.tensor([2.0, -2.0, 1.0, -1.0])
-    assert penalise(logits, [0, 1, 0], 4.0).tolist() == [0.5, -8.0, 1.0, -1.0]
-    assert torch.equal(penalise(logits, [0, 1], 1.0), logits)
+    assert apply_repetition_penalty(logits, [0, 1, 0], 4.0).tolist() == [0.5, -8.0, 1.0, -1.0]
+    assert torch.equal(apply_repetition_penalty(logits, [0, 1], 1.0), logits)
     assert logits.tolist() == [2.0, -2.0, 1.0, -1.0]
 
 

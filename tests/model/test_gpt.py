@@ -19,7 +19,7 @@ from model import blocks, gpt, init, layers
 from model.blocks import Attention
 from model.config import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
 from model.gpt import GPT
-from model.layers import RMSNORM_EPS, rotary_tables, rotate
+from model.layers import RMSNORM_EPS, rotary_tables, apply_rotary
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
@@ -113,7 +113,7 @@ def naive_attention(attention: Attention, x: Tensor, rotary: tuple[Tensor, Tenso
         if attention.qk_norm:
             q, k = (each / (each.square().mean(-1, keepdim=True) + RMSNORM_EPS).sqrt() for each in (q, k))
         if rotary is not None:
-            q, k = (rotate(each, rotary[0].double(), rotary[1].double()) for each in (q, k))
+            q, k = (apply_rotary(each, rotary[0].double(), rotary[1].double()) for each in (q, k))
         shares = (k[: t + 1] @ q[t] / math.sqrt(size)).softmax(dim=0)
         y[b, t, rows] = shares @ v[: t + 1]
     return y @ out.T
@@ -132,7 +132,7 @@ def test_attention_equals_a_naive_one(position: str, qk_norm: bool) -> None:
 def test_rotation_depends_on_distance_only() -> None:
     cos, sin = rotary_tables(Shape(**SIZES, position="rotary"))
     q, k = torch.randn(8).expand(16, 8), torch.randn(8).expand(16, 8)
-    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).T
+    scores = apply_rotary(q, cos, sin) @ apply_rotary(k, cos, sin).T
     for distance in range(-15, 16):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model import loss
-from model.loss import SlicedCrossEntropy, capped, cross_entropy, rows_at_once
+from model.loss import SlicedCrossEntropy, apply_softcap, cross_entropy, rows_per_slice
 
 N, WIDTH, VOCAB = 37, 8, 50
 
@@ -27,7 +27,7 @@ def case(ignored: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("rows", [1, 5, N, 2 * N])
 def test_slices_change_neither_loss_nor_gradient(rows: int, ignored: bool, softcap: float) -> None:
     hidden, weight, targets = case(ignored)
-    expected = F.cross_entropy(capped(hidden @ weight.T, softcap), targets, ignore_index=-1)
+    expected = F.cross_entropy(apply_softcap(hidden @ weight.T, softcap), targets, ignore_index=-1)
     expected_grads = torch.autograd.grad(2 * expected, (hidden, weight))
     found = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows)
     torch.testing.assert_close(found, expected)
@@ -58,11 +58,11 @@ def test_logits_are_sliced_where_that_pays_and_left_to_torch_elsewhere(monkeypat
 
 
 def test_a_slice_has_whole_tiles_and_at_least_one_of_them() -> None:
-    assert rows_at_once(4096, 4096, "cpu", torch.float32) == 256
-    assert rows_at_once(200, 4096, "cpu", torch.float32) == 200
-    assert rows_at_once(4096, 50304, "cpu", torch.float32) == 128  # more than a slice is to have, but not too slow
-    assert rows_at_once(65536, 50304, "cuda", torch.bfloat16) == 1280
-    assert rows_at_once(4096, 50304, "mps", torch.float32) == 4096
+    assert rows_per_slice(4096, 4096, "cpu", torch.float32) == 256
+    assert rows_per_slice(200, 4096, "cpu", torch.float32) == 200
+    assert rows_per_slice(4096, 50304, "cpu", torch.float32) == 128  # more than a slice is to have, but not too slow
+    assert rows_per_slice(65536, 50304, "cuda", torch.bfloat16) == 1280
+    assert rows_per_slice(4096, 50304, "mps", torch.float32) == 4096
 
 
 def test_a_target_that_is_out_of_the_question_is_a_loss_and_has_its_whole_gradient() -> None:

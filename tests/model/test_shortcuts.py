@@ -10,7 +10,7 @@ import torch
 
 from model.config import PRESETS, Shape
 from model.gpt import GPT
-from model.layers import bigram_ids, rotate
+from model.layers import bigram_ids, apply_rotary
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
@@ -133,5 +133,5 @@ def test_the_rotation_is_a_product_of_complex_numbers() -> None:
     cos, sin = angles.cos(), angles.sin()
     plain = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1)) * torch.complex(cos, sin)
     expected = torch.cat((plain.real, plain.imag), -1)
-    torch.testing.assert_close(rotate(x, cos, sin), expected)
-    torch.testing.assert_close(rotate(x.double(), cos.double(), sin.double()).float(), expected)
+    torch.testing.assert_close(apply_rotary(x, cos, sin), expected)
+    torch.testing.assert_close(apply_rotary(x.double(), cos.double(), sin.double()).float(), expected)

@@ -21,7 +21,7 @@ from data.batch import Batch
 from device import device as module
 from device.device import Device
 from model import compile as compiled
-from model.compile import for_training
+from model.compile import compile_for_training
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers
@@ -118,7 +118,7 @@ def test_what_the_warm_up_compiled_is_what_trains(monkeypatch: pytest.MonkeyPatc
         plan=plan,
         micro_batch=2,
         loader=loader,
-        **stepping(model, for_training(next_token, model, "on")),
+        **stepping(model, compile_for_training(next_token, model, "on")),
     )
     warm_up(session("off")[0], here)
     before = len(graphs)

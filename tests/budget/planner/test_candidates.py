@@ -45,7 +45,7 @@ def test_whatever_is_fixed_the_candidates_can_be_built(fixed: dict[str, int]) ->
     found = candidates(request(**fixed))
     assert found
     for shape in found:
-        assert shape.mistakes() == []
+        assert shape.problems() == []
         assert {name: getattr(shape, name) for name in fixed} == fixed
 
 

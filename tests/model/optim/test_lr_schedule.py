@@ -8,7 +8,7 @@ import math
 import pytest
 
 from common.errors import UserError
-from model.optim.lr_schedule import SCHEDULES, learning_rate_scale, mistakes
+from model.optim.lr_schedule import SCHEDULES, learning_rate_scale, schedule_problems
 
 SETTINGS = list(itertools.product(SCHEDULES, (0.0, 0.02, 0.5, 0.95), (0.0, 0.1, 1.0), (0.1, 0.2, 1.0)))
 GRID = [i / 2000 for i in range(2001)]
@@ -65,8 +65,8 @@ def test_a_decay_that_reaches_into_the_warm_up_begins_after_it() -> None:
 
 
 def test_settings_that_make_no_schedule_are_refused_all_at_once() -> None:
-    assert mistakes("cosine", 0.02, 0.1, 0.2) == []
-    found = mistakes("triangle", 1.0, -0.1, 0.0)
+    assert schedule_problems("cosine", 0.02, 0.1, 0.2) == []
+    found = schedule_problems("triangle", 1.0, -0.1, 0.0)
     assert [message.split("=")[0] for message in found] == [
         "schedule.shape",
         "schedule.warmup",

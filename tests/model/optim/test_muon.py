@@ -11,7 +11,7 @@ from torch import Tensor
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers, set_schedule
-from model.optim.muon import orthogonalise, precision_on
+from model.optim.muon import orthogonalise, newton_schulz_dtype
 from model.optim.settings import MOMENTUM_START, MOMENTUM_WARMUP, OptimSettings, momentum_at
 from tests.model.losses import loss_of
 
@@ -178,5 +178,5 @@ def test_half_precision_only_where_it_is_multiplied_faster(
     fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
-    assert precision_on(torch.device("cuda")) == expected
-    assert precision_on(torch.device("cpu")) == torch.float32
+    assert newton_schulz_dtype(torch.device("cuda")) == expected
+    assert newton_schulz_dtype(torch.device("cpu")) == torch.float32
