@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from model.config import PRESETS, Shape
-from model.generate import generate, apply_repetition_penalty
+from model.generate import apply_repetition_penalty, generate
 from model.gpt import GPT
 
 PROMPT = [3, 1, 4, 1, 5]

@@ -19,7 +19,7 @@ from model import blocks, gpt, init, layers
 from model.blocks import Attention
 from model.config import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
 from model.gpt import GPT
-from model.layers import RMSNORM_EPS, rotary_tables, apply_rotary
+from model.layers import RMSNORM_EPS, apply_rotary, rotary_tables
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}

@@ -10,7 +10,7 @@ import torch
 
 from model.config import PRESETS, Shape
 from model.gpt import GPT
-from model.layers import bigram_ids, apply_rotary
+from model.layers import apply_rotary, bigram_ids
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}

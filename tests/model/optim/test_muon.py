@@ -11,7 +11,7 @@ from torch import Tensor
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers, set_schedule
-from model.optim.muon import orthogonalise, newton_schulz_dtype
+from model.optim.muon import newton_schulz_dtype, orthogonalise
 from model.optim.settings import MOMENTUM_START, MOMENTUM_WARMUP, OptimSettings, momentum_at
 from tests.model.losses import loss_of
 
