@@ -181,7 +181,7 @@ def test_a_repository_that_names_a_private_file_is_refused(
     readme = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {files}\n---\n"
     (repo / "README.md").write_text(readme)
     source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo=str(repo)))
-    refused(lambda: source.open(None, print), "README", "none of its files")
+    refused(lambda: source.open(None, print), "README", "outside the repository")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_table_that_names_a_source_out_of_range(prepared: Path) -> None:
         shard["hash"] = read_shard(prepared / shard["file"], 2).hash
     manifest["fingerprint"] = corpus_fingerprint(manifest["shards"], manifest["tokenizer"]["fingerprint"])
     (prepared / "manifest.json").write_text(json.dumps(add_checksum(manifest)))
-    refused(lambda: verify(prepared), "sources that are not there")
+    refused(lambda: verify(prepared), "sources that do not exist")
 
 
 # Tokenizers.
@@ -323,11 +323,11 @@ def test_a_tokenizer_of_ten_gigabytes(tmp_path: Path) -> None:
         ({"specials": {"<|endoftext|>": -5}}, "ids"),
         ({"specials": {"<|endoftext|>": "256"}}, "ids"),
         ({"specials": {}}, "endoftext"),
-        ({"specials": []}, "no readable tokenizer"),
+        ({"specials": []}, "not a readable tokenizer"),
         ({"ranks": {"AA==": 0}}, "bytes without an id"),
         ({"ranks": {"AA==": 1, "AQ==": 1}}, "each used once"),
-        ({"ranks": ["AA=="]}, "no readable tokenizer"),
-        ({"ranks": {"%%%": 0}}, "no readable tokenizer"),
+        ({"ranks": ["AA=="]}, "not a readable tokenizer"),
+        ({"ranks": {"%%%": 0}}, "not a readable tokenizer"),
         ({"pattern": 3}, "pattern"),
         ({"pattern": "a" * 100_000}, "pattern"),
     ],

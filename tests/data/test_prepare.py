@@ -235,7 +235,7 @@ def test_a_full_disk_keeps_what_was_committed(
         real(self, *arguments)
 
     monkeypatch.setattr(Writer, "_append", full)
-    with pytest.raises(MachineError, match="same command goes on") as caught:
+    with pytest.raises(MachineError, match="run the same command again") as caught:
         make(tmp_path, path)
     assert "\n" not in str(caught.value)
     assert contents(make(tmp_path, path).folder) == whole
@@ -301,9 +301,9 @@ def test_a_bad_line_keeps_what_was_read_before(tmp_path: Path, small: None) -> N
     ("lines", "fraction", "words"),
     [
         ([], 0.5, ("no text",)),
-        (["", ""], 0.5, ("no text in it",)),
-        (["alone"], 1e-9, ("falls to val", "a larger data.validation_fraction")),
-        (["alone"], 1 - 1e-9, ("falls to train", "a smaller data.validation_fraction")),
+        (["", ""], 0.5, ("no text",)),
+        (["alone"], 1e-9, ("is in val", "a larger data.validation_fraction")),
+        (["alone"], 1 - 1e-9, ("is in train", "a smaller data.validation_fraction")),
     ],
 )
 def test_empty_sides_are_refused(tmp_path: Path, lines: list[str], fraction: float, words: tuple[str, ...]) -> None:

@@ -137,7 +137,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
     path = folder / "val-00000.bin"
     raw = path.read_bytes()
     path.write_bytes(raw[: HEADER.size] + np.array([400], "<u2").tobytes() + raw[HEADER.size + 2 :])
-    refused(lambda: verify(folder), "val-00000.bin", "id 400", "ends at 399")
+    refused(lambda: verify(folder), "val-00000.bin", "id 400", "is 399")
 
 
 def test_the_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None:

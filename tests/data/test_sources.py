@@ -213,7 +213,7 @@ def test_a_broken_connection_keeps_what_was_read(
 
     monkeypatch.setattr("data.prepare.BATCH_BYTES", 1000)
     monkeypatch.setattr(hub, "record_of", breaking)
-    with pytest.raises(MachineError, match=r"peer went away.*same command goes on"):
+    with pytest.raises(MachineError, match=r"peer went away.*run the same command again"):
         make(tmp_path, source="slimpajama", repo=str(local_hub))
     added: list[int] = []
     from data.shard_writer import Writer
