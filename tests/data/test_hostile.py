@@ -324,7 +324,7 @@ def test_a_tokenizer_of_ten_gigabytes(tmp_path: Path) -> None:
         ({"specials": {"<|endoftext|>": "256"}}, "ids"),
         ({"specials": {}}, "endoftext"),
         ({"specials": []}, "not a readable tokenizer"),
-        ({"ranks": {"AA==": 0}}, "bytes without an id"),
+        ({"ranks": {"AA==": 0}}, "some bytes have no id"),
         ({"ranks": {"AA==": 1, "AQ==": 1}}, "each used once"),
         ({"ranks": ["AA=="]}, "not a readable tokenizer"),
         ({"ranks": {"%%%": 0}}, "not a readable tokenizer"),
