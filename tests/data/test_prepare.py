@@ -124,7 +124,10 @@ def die_at(event: int) -> None:
         return wrapper
 
     os.fsync = watched(os.fsync)
-    for owner, names in ((Path, ("rename", "replace", "unlink")), (Writer, ("add", "remember", "commit", "finish_shard"))):
+    for owner, names in (
+        (Path, ("rename", "replace", "unlink")),
+        (Writer, ("add", "remember", "commit", "finish_shard")),
+    ):
         for name in names:
             setattr(owner, name, watched(getattr(owner, name)))
 
