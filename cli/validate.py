@@ -11,7 +11,7 @@ from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
 from config import HALVING_RUNGS, Config, EvaluateConfig, closest, identity, leaves, template
 from device.specs import BY_NAME
-from model.optim.lr_schedule import mistakes as schedule_mistakes
+from model.optim.lr_schedule import schedule_problems
 from run.directory import run_name
 
 CUDA = re.compile(r"cuda(:\d{1,4})?")
@@ -103,7 +103,7 @@ def _run_mistakes(config: Config) -> list[str]:
             f" {1 / MOST_EVALUATIONS:g} to 1"
         )
     schedule = config.schedule
-    found += schedule_mistakes(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay)
+    found += schedule_problems(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay)
     optim = config.optim
     if optim.name == "adamw" and (optim.normuon or optim.cautious):
         found.append(
@@ -123,7 +123,7 @@ def _run_mistakes(config: Config) -> list[str]:
             f"eval.every={config.eval.every:g} evaluates no job before sweep.prune=halving compares them at"
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
-    return found + _law_mistakes(config) + template(config).mistakes()
+    return found + _law_mistakes(config) + template(config).problems()
 
 
 def _law_mistakes(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""A batch: what the loader hands over and the loss consumes."""
+"""A batch of token sequences, as the loader returns it and objectives consume it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Array = TypeVar("Array")  # numpy.ndarray on the host, torch.Tensor on the devic
 class Batch(Generic[Array]):
     """B sequences of T tokens each.
 
-    What an objective needs besides (a weight for each target, logits of a teacher) becomes a further field; `parts`
-    and the copy to the device are the two places that carry the fields along.
+    Further inputs of an objective (a weight for each target, logits of a teacher) become further fields. Two places copy
+    the fields: `parts`, and the transfer to the device.
 
     Attributes:
         inputs: Token ids, int64 (B, T).
-        targets: The token after each input, int64 (B, T); -1 is not counted in the loss.
-        starts: Where documents start, int32 (documents + 1,), see `model.attention.document_starts`; None where
-            attention does not need it.
+        targets: The token after each input, int64 (B, T); -1 is ignored in the loss.
+        starts: Offsets at which documents start, int32 (documents + 1,), see `model.attention.document_starts`; None if
+            attention does not need them.
     """
 
     inputs: Array
@@ -28,7 +28,10 @@ class Batch(Generic[Array]):
     starts: Array | None = None
 
     def parts(self, micro_batch: int) -> Iterator[Batch[Array]]:
-        """Consecutive parts of at most `micro_batch` sequences, without `starts`, which count from a part's beginning."""
+        """Yield consecutive parts of at most `micro_batch` sequences.
+
+        The parts have no `starts`, because these are offsets from the start of a part.
+        """
         for first in range(0, len(self.inputs), micro_batch):  # type: ignore[arg-type]
             rows = slice(first, first + micro_batch)
             yield Batch(self.inputs[rows], self.targets[rows])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Bytes and lines of a file, decompressed piece by piece, with bounds that stop decompression bombs."""
+"""Bytes and lines of a file, decompressed in small pieces, with limits against decompression bombs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ COMPRESSED = (".zst", ".gz")
 
 
 READ_BYTES = 1 << 16
-
-
-# Compressed bytes undone at once, and text handed on at once: four bytes of zstd can stand for 128 KiB.
+# Compressed bytes given to the decompressor at once, and decompressed bytes yielded at once: four bytes of zstd can expand to
+# 128 KiB.
 SLICE_BYTES, PIECE_BYTES = 1 << 11, 1 << 20
-
-
-# Text is a bomb where it is this large and this many times the bytes it was made from; gzip reaches 1032, text about 10.
+# Output beyond both limits is a decompression bomb. gzip compresses at most 1032:1, text usually about 10:1.
 BOMB_BYTES, BOMB_RATIO = 64 << 20, 2000
-
-
-# A line of JSON is a document, and one of 50 MB has been met; an array of them is parsed whole, at some times its size.
+# A line of JSON is one document; real corpora hold lines of 50 MB. A JSON array is parsed as a whole, which takes several times
+# its size in memory.
 LONGEST_LINE, LONGEST_ARRAY = 128 << 20, 512 << 20
 
 
@@ -37,45 +33,45 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-# ----------------------------------------------------------------------------------------------------------- bytes
-
-
 def _decompressor(path: Path) -> _Decompressor:
     if path.suffix.lower() == ".gz":
         return cast(_Decompressor, zlib.decompressobj(wbits=31))
-    # SlimPajama's files were written with a long-distance window; 2 GiB is the format's own upper limit.
+    # SlimPajama's files were written with a long-distance window; 2 GiB is the largest that the format allows.
     return cast(_Decompressor, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
 
 
 def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
-    """Undoes compression, frame after frame, in little memory whatever the frames say. A file that ends within a frame
-    is an error: readers that stop there quietly would train on whatever part of a download had arrived."""
-    engine: _Decompressor | None = None
-    given = frames = 0
+    """Yield decompressed bytes, frame by frame, in bounded memory.
+
+    Raises UserError for a corrupt file, a decompression bomb and a file that ends within a frame, which is an incomplete
+    download.
+    """
+    decompressor: _Decompressor | None = None
+    n_out = frames = 0
     try:
         for data in _slices(chunks, SLICE_BYTES):
-            if frames and engine is None:
+            if frames and decompressor is None:
                 data = data.lstrip(b"\0")  # some writers pad with zeros between frames
             while data:
-                engine = engine or _decompressor(path)
-                text = engine.decompress(data)
-                given += len(text)
-                if given > max(BOMB_BYTES, BOMB_RATIO * reading.consumed):
+                decompressor = decompressor or _decompressor(path)
+                text = decompressor.decompress(data)
+                n_out += len(text)
+                if n_out > max(BOMB_BYTES, BOMB_RATIO * reading.consumed):
                     raise UserError(
-                        f"{path}: {given >> 20} MiB come out of {reading.consumed} bytes: a bomb, not text; leave it out"
+                        f"{path}: {reading.consumed} bytes expand to more than {n_out >> 20} MiB: a decompression bomb, not"
+                        " text; remove the file"
                     )
                 yield from _slices([text], PIECE_BYTES)
-                if not engine.eof:
+                if not decompressor.eof:
                     break
-                data, engine, frames = engine.unused_data.lstrip(b"\0"), None, frames + 1
+                data, decompressor, frames = decompressor.unused_data.lstrip(b"\0"), None, frames + 1
     except (zlib.error, zstandard.ZstdError) as error:
         raise UserError(
-            f"{path}: corrupt {path.suffix} ({error}) after {reading.records} documents; fetch the file again"
+            f"{path}: corrupt {path.suffix} file ({error}) after {reading.records} documents; download it again"
         ) from error
-    if engine is not None:
+    if decompressor is not None:
         raise UserError(
-            f"{path}: the {path.suffix} file is truncated, it ends after {reading.records} documents; "
-            "fetch the file again"
+            f"{path}: the {path.suffix} file is truncated after {reading.records} documents; download it again"
         )
 
 
@@ -98,13 +94,17 @@ def _raw(path: Path, reading: Reading) -> Iterator[bytes]:
             yield chunk
 
 
-def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
+def read_chunks(path: Path, reading: Reading) -> Iterator[bytes]:
+    """Yield the bytes of a file from `reading.start` to `reading.stop`, decompressed if its name ends with .zst or .gz."""
     raw = _raw(path, reading)
     return _decompressed(path, raw, reading) if path.suffix.lower() in COMPRESSED else raw
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
-    """Lines without their ends, None for one longer than LONGEST_LINE. Linear also in a line of many chunks."""
+def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
+    """Yield lines without their newlines, None for a line longer than LONGEST_LINE.
+
+    The time is linear in the number of bytes, also for a line that spans many chunks.
+    """
     tail: list[bytes] = []
     length = 0
     for chunk in chunks:
@@ -121,12 +121,13 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
         yield b"".join(tail) if length <= LONGEST_LINE else None
 
 
-def _whole(path: Path, chunks: Iterator[bytes]) -> bytes:
+def read_whole(path: Path, chunks: Iterator[bytes]) -> bytes:
+    """Return all chunks of a JSON array. Raises UserError beyond LONGEST_ARRAY bytes."""
     content = bytearray()
     for chunk in chunks:
         content += chunk
         if len(content) > LONGEST_ARRAY:
             raise UserError(
-                f"{path}: a JSON array of more than {LONGEST_ARRAY >> 20} MiB; write one object a line, a .jsonl file"
+                f"{path}: a JSON array of more than {LONGEST_ARRAY >> 20} MiB; convert it to .jsonl, one object per line"
             )
     return bytes(content)

@@ -1,4 +1,4 @@
-"""The documents that readers produce, and how a reading went."""
+"""Documents and records, and the options and counters of reading a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class Document:
-    """A text, the label of where it is from, and its split ("train", "val"; None: decided by a hash of the text)."""
+    """A text, the label of its source, and its split ("train" or "val"; None: decided by a hash of the text)."""
 
     text: str
     source: str
@@ -18,7 +18,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Record:
-    """One text and the label its own metadata gives it (SlimPajama's `meta.redpajama_set_name`), or None."""
+    """A text of a file, and the source label in its metadata (SlimPajama's `meta.redpajama_set_name`) or None."""
 
     text: str
     source: str | None
@@ -26,7 +26,16 @@ class Record:
 
 @dataclass
 class Reading:
-    """How to read, and what was met on the way. `consumed` counts bytes of the file as it lies on disk."""
+    """Options for reading one file, and counters that readers advance.
+
+    Attributes:
+        text_key: Key of the text in a record; dots descend into nested objects ("meta.text").
+        bad_documents: "refuse" or "skip" records that cannot be decoded or have no text.
+        start: First byte to read.
+        stop: End of the bytes to read; None for the end of the file.
+        consumed: Bytes read so far, counted on disk (compressed).
+        records: Records yielded so far.
+    """
 
     text_key: str = "text"
     bad_documents: str = "refuse"
@@ -35,7 +44,7 @@ class Reading:
     consumed: int = 0
     records: int = 0
 
-    def bad(self, where: str, what: str) -> None:
-        """Raises UserError naming the place, unless such records are to be skipped."""
+    def reject(self, place: str, reason: str) -> None:
+        """Raise UserError for a bad record at `place`, unless bad records are skipped."""
         if self.bad_documents == "refuse":
-            raise UserError(f"{where}: {what}; mend it, or leave such records out with data.bad_documents=skip")
+            raise UserError(f"{place}: {reason}; fix it, or skip such records with data.bad_documents=skip")

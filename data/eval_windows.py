@@ -1,4 +1,4 @@
-"""Windows of the validation split: the same tokens for every model, whatever its block size."""
+"""Evaluation windows: the same tokens of the validation split for every model, whatever its block size."""
 
 from __future__ import annotations
 
@@ -11,48 +11,52 @@ import numpy as np
 from common.errors import UserError
 from data.shards import Split
 
-HASH_TOKENS = 1 << 20
-
-
-# Tokens in a row of an evaluation. Short, because tokens of one document are alike: 16,384 tokens from 128 places of a
-# split are a better sample of it than from 8. Not the block size, so that models of different block sizes are scored on
-# the same tokens.
-STRETCH = 128
+HASH_TOKENS = 1 << 20  # tokens hashed at once
+# Consecutive tokens that an evaluation takes from one place of the split. Tokens of one document are alike, so many short
+# chunks are a better sample than a few long ones. The size does not depend on block_size, so models of different block sizes
+# are scored on the same tokens.
+CHUNK_TOKENS = 128
 
 
 class EvalRange:
-    """Tokens spread evenly over a split, in windows of `block_size`; each of them is predicted exactly once.
+    """A sample of `max_tokens` tokens of a split, each predicted exactly once in windows of `block_size` tokens.
 
-    The split is cut into stretches of STRETCH tokens, which have a fixed order (`_spread`). A range holds the first of
-    them, so that it is spread evenly whatever its size, and a larger range contains every smaller one. A split is often
-    ordered by source, so that its first tokens alone would speak for one source.
+    Selection: the split is cut into chunks of CHUNK_TOKENS tokens, which are taken in bit-reversed order. A sample of any
+    size is therefore spread evenly over the split, and a larger sample contains every smaller one. Taking the first tokens
+    instead would sample few sources, because a split is often ordered by source.
 
-    The windows are those of the whole split, as far as they hold a token of the range; their other targets are -1. The
-    context of a token is what stands before it in its window, the same in a range of any size. It is end-of-text for the
-    very first: so the first word of the first document counts as well, and the bytes of the text are the bytes of the
-    predicted tokens.
+    Windows: the split is also cut into consecutive windows of `block_size` tokens, and every window with a selected token
+    is evaluated. The targets that are not selected are -1. The context of a token is the part of its window before it, so
+    its loss is the same in a sample of any size. The very first token of the split is predicted from end-of-text, so a
+    sample of the whole split predicts every byte of its text.
 
     Attributes:
-        n_tokens: Predicted tokens.
-        n_windows: Windows with a token of the range. A window longer than a stretch may hold few of them.
-        sources: Labels that the source ids of `windows` stand for.
+        n_tokens: Number of predicted tokens.
+        n_windows: Number of windows. A window longer than a chunk may hold few selected tokens.
+        sources: Labels of the source ids that `windows` returns.
     """
 
     def __init__(self, split: Split, block_size: int, max_tokens: int | None = None, eot: int | None = None) -> None:
-        """`eot` is the id of end-of-text; None means the last token of the first shard, as every document ends with it.
+        """Select the tokens.
+
+        Args:
+            split: The split to sample.
+            block_size: Tokens in a window.
+            max_tokens: Tokens to predict at most; None for the whole split.
+            eot: Id of end-of-text. None: the last token of the first shard, because every document ends with it.
 
         Raises UserError for a split without tokens.
         """
         if not split.n_tokens:
-            raise UserError(f"the {split.name} split has no tokens to evaluate; give more text with data.path=")
+            raise UserError(f"the {split.name} split has no tokens to evaluate on; give more text with data.path=")
         self.sources = split.sources
         self._split, self._block_size = split, block_size
         self._ends = np.cumsum([len(shard) for shard in split.shards], dtype=np.int64)
         self._eot = int(split.shards[0][-1]) if eot is None else eot
         self.n_tokens = split.n_tokens if max_tokens is None else min(max_tokens, split.n_tokens)
-        # The range as pieces [start, stop) of the split, in the split's order, and where in the range each piece ends.
-        self._starts, self._stops = _pieces(self.n_tokens, split.n_tokens)
-        self._piece_ends = np.cumsum(self._stops - self._starts)
+        # The sample as ascending intervals [start, stop) of the split, and the number of sampled tokens up to each stop.
+        self._starts, self._stops = _intervals(self.n_tokens, split.n_tokens)
+        self._interval_ends = np.cumsum(self._stops - self._starts)
         first, last = self._starts // block_size, (self._stops - 1) // block_size
         self._windows = np.unique(np.concatenate([np.arange(i, j + 1) for i, j in zip(first, last, strict=True)]))
         self.n_windows = len(self._windows)
@@ -61,58 +65,61 @@ class EvalRange:
     def from_tokens(
         cls, tokens: np.ndarray, source_ids: np.ndarray, sources: list[str], block_size: int, eot: int | None = None
     ) -> EvalRange:
-        """Of plain arrays, (n,) each: tokens of documents, each ended by end-of-text, and the source of every token.
+        """Build a range from arrays: `tokens` (n,) of documents that end with end-of-text, and the source id of each token,
+        `source_ids` (n,).
 
-        Give `eot` where the last document may be cut off. Raises UserError where there are no tokens.
+        Pass `eot` if the last document may be cut off. Raises UserError if there are no tokens.
         """
         changes = np.flatnonzero(np.diff(source_ids)) + 1
         starts = np.concatenate([np.zeros(min(1, len(tokens)), dtype=np.int64), changes])
         return cls(Split("given", [tokens], [starts], [source_ids[starts]], sources), block_size, eot=eot)
 
     def windows(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Windows i to j-1: inputs, targets and the source of each target, int64 of shape (j - i, block_size).
+        """Return inputs, targets and the source id of each target for windows i to j - 1, int64 (j - i, block_size) each.
 
-        Targets and sources are -1 where the token is not of the range; inputs are end-of-text after the end of the split.
+        Targets and sources are -1 for tokens that are not in the sample. Inputs beyond the ends of the split are
+        end-of-text.
         """
-        window = self._windows[i:j, None] * self._block_size + np.arange(self._block_size)
-        x = np.full(window.shape, self._eot, dtype=np.int64)
+        position = self._windows[i:j, None] * self._block_size + np.arange(self._block_size)  # of targets in the split
+        x = np.full(position.shape, self._eot, dtype=np.int64)
         y, sources = np.full_like(x, -1), np.full_like(x, -1)
-        known = (window > 0) & (window < self._split.n_tokens)  # nothing stands before the split's first token
-        x[known] = self._tokens(window[known] - 1)
-        piece = np.searchsorted(self._starts, window, side="right") - 1
-        chosen = window < self._stops[piece]
-        y[chosen], sources[chosen] = self._tokens(window[chosen]), self._sources(window[chosen])
+        has_input = (position > 0) & (position < self._split.n_tokens)
+        x[has_input] = self._tokens(position[has_input] - 1)
+        interval = np.searchsorted(self._starts, position, side="right") - 1
+        selected = position < self._stops[interval]
+        y[selected], sources[selected] = self._tokens(position[selected]), self._sources(position[selected])
         return x, y, sources
 
     def _positions(self, start: int, stop: int) -> np.ndarray:
-        """Where in the split tokens start to stop-1 of the range are."""
+        """Return the positions in the split of tokens start to stop - 1 of the sample."""
         index = np.arange(start, stop, dtype=np.int64)
-        piece = np.searchsorted(self._piece_ends, index, side="right")
-        return index + (self._stops - self._piece_ends)[piece]
+        interval = np.searchsorted(self._interval_ends, index, side="right")
+        return index + (self._stops - self._interval_ends)[interval]
 
     def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For each shard that holds some of `positions`: its number, which ones, and where in it they are."""
+        """Yield, for each shard that holds some of `positions`: its index, the indices of those positions, and their offsets
+        in the shard."""
         owner = np.searchsorted(self._ends, positions, side="right")
-        for number in np.unique(owner):
-            here = np.flatnonzero(owner == number)
-            yield int(number), here, positions[here] - (self._ends[number] - len(self._split.shards[number]))
+        for shard in np.unique(owner):
+            rows = np.flatnonzero(owner == shard)
+            yield int(shard), rows, positions[rows] - (self._ends[shard] - len(self._split.shards[shard]))
 
     def _tokens(self, positions: np.ndarray) -> np.ndarray:
         out = np.empty(len(positions), dtype=np.int64)
-        for number, here, within in self._by_shard(positions):
-            out[here] = self._split.shards[number][within]
+        for shard, rows, offsets in self._by_shard(positions):
+            out[rows] = self._split.shards[shard][offsets]
         return out
 
     def _sources(self, positions: np.ndarray) -> np.ndarray:
         out = np.empty(len(positions), dtype=np.int64)
-        for number, here, within in self._by_shard(positions):
-            document = np.searchsorted(self._split.starts[number], within, side="right") - 1
-            out[here] = self._split.source_ids[number][document]
+        for shard, rows, offsets in self._by_shard(positions):
+            document = np.searchsorted(self._split.starts[shard], offsets, side="right") - 1
+            out[rows] = self._split.source_ids[shard][document]
         return out
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash over the predicted tokens, whatever their dtype and the block size."""
+        """Return a hash of the predicted tokens, which does not depend on their dtype or on block_size."""
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, self.n_tokens, HASH_TOKENS):
             positions = self._positions(start, min(start + HASH_TOKENS, self.n_tokens))
@@ -120,29 +127,32 @@ class EvalRange:
         return digest.hexdigest()
 
 
-def _spread(count: int, n: int) -> np.ndarray:
-    """The first `count` of range(n) in bit-reversed order (van der Corput 1935), int64.
+def _bit_reversed(count: int, n: int) -> np.ndarray:
+    """Return the first `count` numbers of range(n) in bit-reversed order (van der Corput 1935), int64 (count,).
 
-    For every `count` they are spread evenly: at most 2 n / count lie from one to the next. A larger `count` only adds to
-    a smaller one.
+    They are spread evenly for every `count`: neighbours are at most 2 n / count apart. A larger `count` extends a smaller
+    one.
     """
     bits = max(1, (n - 1).bit_length())
-    # More than half of the numbers of so many bits are below n, and every second one in this order is.
+    # At least every second number in this order is below n, because n > 2^(bits - 1).
     candidates = np.arange(min(2 * count, 1 << bits), dtype=np.int64)
-    found = np.zeros_like(candidates)
+    reversed_bits = np.zeros_like(candidates)
     for bit in range(bits):
-        found |= (candidates >> bit & 1) << (bits - 1 - bit)
-    return found[found < n][:count]
+        reversed_bits |= (candidates >> bit & 1) << (bits - 1 - bit)
+    return reversed_bits[reversed_bits < n][:count]
 
 
-def _pieces(n_tokens: int, of: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends of a range of `n_tokens` in a split of `of` tokens, ascending, int64 each; what adjoins is one piece."""
-    whole = of // STRETCH
-    order = _spread(min(-(-n_tokens // STRETCH), whole), whole)
-    if len(order) * STRETCH < n_tokens:
-        order = np.append(order, whole)  # what is left over at the end of the split comes last
-    starts, stops = order * STRETCH, (order + 1) * STRETCH
-    stops[-1] -= len(order) * STRETCH - n_tokens  # the last one in the order may be taken in part
+def _intervals(n_tokens: int, split_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ascending starts and stops, int64 (intervals,) each, of a sample of `n_tokens` in a split of `split_tokens`.
+
+    Adjacent chunks are merged into one interval.
+    """
+    whole = split_tokens // CHUNK_TOKENS
+    order = _bit_reversed(min(-(-n_tokens // CHUNK_TOKENS), whole), whole)
+    if len(order) * CHUNK_TOKENS < n_tokens:
+        order = np.append(order, whole)  # the incomplete chunk at the end of the split comes last
+    starts, stops = order * CHUNK_TOKENS, (order + 1) * CHUNK_TOKENS
+    stops[-1] -= len(order) * CHUNK_TOKENS - n_tokens  # the last chunk in this order may be used in part
     ascending = np.argsort(starts)
     starts, stops = starts[ascending], stops[ascending]
     apart = starts[1:] != stops[:-1]

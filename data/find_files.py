@@ -1,4 +1,4 @@
-"""Which files a path, folder or glob pattern names, and what kind of text each one holds."""
+"""Finds the files that a path, folder or glob pattern names, and their formats and labels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from common.errors import UserError
 from data.decompress import COMPRESSED
 
 STRUCTURED = (".jsonl", ".json", ".parquet")
-
-
 PROSE = (".txt", ".md")
-
-
-# Picked up only where a file or a glob names them: a folder of a corpus often has a script or a licence beside it.
+# Read only if a file name or a glob names them: a corpus folder often holds a script or a licence as well.
 # fmt: off
 CODE = (
     ".rst", ".tex", ".log", ".csv", ".tsv", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".ini",
@@ -23,25 +19,24 @@ CODE = (
     ".sql", ".rb", ".php", ".lua", ".pl", ".r", ".jl", ".hs", ".ml", ".scala", ".kt", ".swift", ".cs",
     ".css", ".org", ".adoc", ".srt",
 )
+# fmt: on
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells the format, below any compression: ".jsonl" for "a.jsonl.zst"."""
+    """Return the suffix that names the format, without compression: ".jsonl" for "a.jsonl.zst"."""
     inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     return inner.suffix.lower()
 
 
 def stem_of(path: Path) -> str:
-    """The file's name without its suffixes and the number at its end: "train" for "train-00012.jsonl.zst"; perhaps ""."""
+    """Return a file's name without suffixes and trailing number: "train" for "train-00012.jsonl.zst"; it may be ""."""
     name = path.with_suffix("").name if path.suffix.lower() in COMPRESSED else path.name
     return name.removesuffix(Path(name).suffix).rstrip("0123456789").rstrip("-_.")
 
 
-# ----------------------------------------------------------------------------------------------------------- files
-
 @dataclass(frozen=True)
 class NamedFile:
-    """A file and what its texts are counted under, unless they say so themselves."""
+    """A file and the source label of its texts, unless their metadata names another."""
 
     path: Path
     label: str
@@ -52,60 +47,63 @@ def _is_hidden(path: Path, base: Path) -> bool:
 
 
 def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
-    """The readable files that a file name, folder or glob means, sorted, and the folder their names are relative to.
+    """Return the folder that file names are relative to, and the readable files of a file name, folder or glob, sorted.
 
-    Raises UserError where there is nothing, or nothing of a known format.
+    Raises UserError if there is no file, no file of a known format, or a link that leads out of a folder.
     """
     path = Path(pattern).expanduser()
     allowed: tuple[str, ...]
     named: tuple[str, ...] = PROSE + STRUCTURED + CODE
     if path.is_dir():
         base, allowed = path, PROSE + STRUCTURED
-        found = [each for each in path.rglob("*") if each.is_file() and not _is_hidden(each, path)]
-        _refuse_links_out(pattern, path, found)
+        found = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)]
+        _refuse_outside_links(pattern, path, found)
     elif path.is_file():
         base, allowed, found = path.parent, named, [path]
     else:
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        found = [Path(each) for each in matches if Path(each).is_file()]
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
+        found = [Path(match) for match in matches if Path(match).is_file()]
         base, allowed = (_common_folder(found) if found else path), named
     if not found:
-        what = "an empty folder" if path.is_dir() else "no such file or folder, and no file matches it as a glob"
-        raise UserError(f"data.path={pattern}: {what}; give a file, a folder or a quoted glob")
-    kept = sorted((each for each in found if suffix_of(each) in allowed), key=lambda each: each.as_posix())
+        reason = "an empty folder" if path.is_dir() else "no such file or folder, and no file matches it as a glob"
+        raise UserError(f"data.path={pattern}: {reason}; give a file, a folder or a quoted glob")
+    kept = sorted((file for file in found if suffix_of(file) in allowed), key=lambda file: file.as_posix())
     if not kept:
-        seen = ", ".join(sorted({each.suffix or each.name for each in found})[:8])
+        seen = ", ".join(sorted({file.suffix or file.name for file in found})[:8])
         raise UserError(
             f"data.path={pattern}: no file of a known format (found: {seen}); allowed: "
             f"{', '.join(PROSE + STRUCTURED)}, each also with {' or '.join(COMPRESSED)}"
         )
-    return base, [NamedFile(each, _label(each, base)) for each in kept]
+    return base, [NamedFile(file, _label(file, base)) for file in kept]
 
 
-def _refuse_links_out(pattern: str, folder: Path, found: list[Path]) -> None:
-    """Raises UserError where a folder, which somebody else may have packed, holds a link to a file outside it: the
-    text of ~/.ssh would be trained on. What a user names, by a file or a glob, may be a link."""
-    homes = homes_of(folder)
-    out = [link for link in found if link.is_symlink() and not is_in(link, homes)]
-    if out:
+def _refuse_outside_links(pattern: str, folder: Path, files: list[Path]) -> None:
+    """Raise UserError if a folder holds a link to a file outside it.
+
+    Somebody else may have packed the folder, and a link to ~/.ssh would put private keys into the training text. A file or
+    glob that the user names may be a link.
+    """
+    allowed = allowed_folders(folder)
+    outside = [link for link in files if link.is_symlink() and not lies_within(link, allowed)]
+    if outside:
         raise UserError(
-            f"data.path={pattern}: {min(out)} is a link that leads out of the folder, to {min(out).resolve()}"
-            f" ({len(out)} in all); where that is meant, name the files themselves, e.g. data.path='{pattern}/*'"
+            f"data.path={pattern}: {min(outside)} is a link that leads out of the folder, to {min(outside).resolve()}"
+            f" ({len(outside)} such links); if that is intended, name the files themselves, e.g. data.path='{pattern}/*'"
         )
 
 
-def homes_of(folder: Path) -> list[Path]:
-    """Where the files of a folder may really lie: in it, and for a snapshot in the Hub's cache, which is made of links,
-    among the blobs beside it."""
-    home = folder.resolve()
-    snapshots = (each for each in (home, *home.parents) if each.parent.name == "snapshots")
-    return [home, *(each.parents[1] / "blobs" for each in snapshots)]
+def allowed_folders(folder: Path) -> list[Path]:
+    """Return the folders in which links of `folder` may end: itself and, for a snapshot in the Hugging Face cache, whose
+    files are links, the `blobs` folder of that repository."""
+    real = folder.resolve()
+    snapshots = (parent for parent in (real, *real.parents) if parent.parent.name == "snapshots")
+    return [real, *(snapshot.parents[1] / "blobs" for snapshot in snapshots)]
 
 
-def is_in(path: Path, homes: list[Path]) -> bool:
-    """Whether what a path leads to lies in one of the folders `homes`."""
+def lies_within(path: Path, folders: list[Path]) -> bool:
+    """Return whether `path`, with links resolved, lies in one of `folders`."""
     real = path.resolve()
-    return any(real.is_relative_to(home) for home in homes)
+    return any(real.is_relative_to(folder) for folder in folders)
 
 
 def _common_folder(paths: list[Path]) -> Path:
@@ -117,8 +115,10 @@ def _common_folder(paths: list[Path]) -> Path:
 
 
 def _label(path: Path, base: Path) -> str:
-    """What a text is counted under unless it says so itself: the top folder, else the name of its file; loose plain
-    files share the name of their folder, for there may be a million of them."""
+    """Return the default source label of a file's texts: its top folder below `base`, else the name of a structured file.
+
+    Plain-text files directly in `base` share its name, because there may be a million of them.
+    """
     inner = path.relative_to(base).parts
     if len(inner) > 1:
         return inner[0]

@@ -1,7 +1,7 @@
-"""Batches for training and windows for evaluation: pure functions of a corpus, a seed and a step.
+"""Training batches: a pure function of a corpus, a seed and a step.
 
-Nothing is drawn, and nothing is remembered but what would be computed again, so a batch is the same after any resume, with
-any micro-batch, and whatever was evaluated in between.
+The loader has no random state; it only caches what it could compute again. A batch is therefore the same after a resume, with
+any micro-batch size, and whether or not an evaluation ran before it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ from common.errors import UserError
 from data.batch import Batch
 from data.shards import Split
 
-# Luby & Rackoff (1988): four rounds make a pseudo-random permutation of a pseudo-random function; the halves are
-# small here (a few bits for a small corpus), hence some more.
+# Four rounds turn a pseudo-random function into a pseudo-random permutation (Luby & Rackoff 1988). The halves can be as small
+# as a few bits here (a small corpus), hence more rounds.
 ROUNDS = 8
-
-
-ORDERED_AT_ONCE = 4096  # positions; for one at a time the order would cost more than the tokens
+ORDER_BLOCK = 4096  # windows permuted at once; one at a time would take longer than reading their tokens
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014), on uint64."""
+    """Return the finaliser of SplitMix64 (Steele, Lea & Flood 2014) of uint64 values."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a random permutation of range(n), keyed by (seed, epoch), takes `indices`; int64, same shape, O(1) memory.
+    """Map `indices` by a random permutation of range(n) with the key (seed, epoch); int64, same shape, O(1) memory.
 
-    A Feistel network over the next even power of two; what falls outside range(n) goes through it again (cycle
-    walking, Black & Rogaway 2002), which keeps it a permutation.
+    The permutation is a Feistel network on the next power of four. Values outside range(n) go through it again (cycle
+    walking, Black & Rogaway 2002), so it remains a permutation.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
@@ -51,18 +49,28 @@ def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Loader:
-    """Training batches: each window of `block_size` tokens once per epoch, in an order of its own each epoch.
+    """Training batches of windows of `block_size` tokens; each window is used once per epoch, in a new order each epoch.
 
     Attributes:
-        n_windows: Windows in the split: non-overlapping, within a shard, each with one more token for the target.
+        n_windows: Number of windows in the split. They do not overlap or cross shards; each has one more token, the last
+            target.
     """
 
     def __init__(self, split: Split, block_size: int, batch_size: int, seed: int, share: slice | None = None) -> None:
-        """`batch_size` counts the sequences of an optimizer step over all processes; `share` says which of them this
-        process gets, None: all. Raises UserError where the split has no whole window."""
+        """Index the windows of a split.
+
+        Args:
+            split: The split to read.
+            block_size: Tokens in a window.
+            batch_size: Sequences in an optimizer step, over all processes.
+            seed: Seed of the order.
+            share: The sequences of a batch that this process gets; None for all.
+
+        Raises UserError if no shard holds a whole window.
+        """
         self._share = share or slice(0, batch_size)
         self._split, self._block_size, self._batch_size, self._seed = split, block_size, batch_size, seed
-        self._orders: dict[int, np.ndarray] = {}  # the last two, as a batch may lie across
+        self._orders: dict[int, np.ndarray] = {}  # the last two blocks: a batch may span both
         per_shard = [max(0, len(shard) - 1) // block_size for shard in split.shards]
         self._ends = np.cumsum(per_shard, dtype=np.int64)
         self.n_windows = int(self._ends[-1]) if per_shard else 0
@@ -70,42 +78,42 @@ class Loader:
             longest = max(map(len, split.shards), default=0)
             raise UserError(
                 f"the {split.name} split has {longest} tokens in one piece, fewer than the {block_size + 1} of one "
-                f"block; choose model.block_size < {max(longest, 2)} or give more text with data.path="
+                f"block; set model.block_size below {max(longest, 2)} or give more text with data.path="
             )
 
     def batch(self, step: int) -> Batch[np.ndarray]:
-        """This process's sequences of an optimizer step: int64 arrays of shape (its share of batch_size, block_size)."""
+        """Return this process's sequences of an optimizer step, int64 (B, block_size), B being its share of batch_size."""
         first = step * self._batch_size + self._share.start
         last = step * self._batch_size + self._share.stop - 1
-        numbers = range(first // ORDERED_AT_ONCE, last // ORDERED_AT_ONCE + 1)
-        order = np.concatenate([self._order(number) for number in numbers])
-        start = first - numbers[0] * ORDERED_AT_ONCE
-        tokens = self._gather(order[start : start + last - first + 1])
+        blocks = range(first // ORDER_BLOCK, last // ORDER_BLOCK + 1)
+        order = np.concatenate([self._order(block) for block in blocks])
+        start = first - blocks[0] * ORDER_BLOCK
+        tokens = self._gather(order[start : start + last - first + 1])  # (B, block_size + 1)
         return Batch(tokens[:, :-1], tokens[:, 1:])
 
-    def _order(self, number: int) -> np.ndarray:
-        """The windows that come at positions number * ORDERED_AT_ONCE and after, so many of them."""
-        if number not in self._orders:
-            first = number * ORDERED_AT_ONCE
-            position = np.arange(first, first + ORDERED_AT_ONCE, dtype=np.int64)
+    def _order(self, block: int) -> np.ndarray:
+        """Return the windows at positions block * ORDER_BLOCK onwards of the training order, int64 (ORDER_BLOCK,)."""
+        if block not in self._orders:
+            first = block * ORDER_BLOCK
+            position = np.arange(first, first + ORDER_BLOCK, dtype=np.int64)
             epochs, index = position // self.n_windows, position % self.n_windows
             windows = np.empty_like(index)
             for epoch in np.unique(epochs):
-                here = epochs == epoch
-                windows[here] = permuted(index[here], self.n_windows, self._seed, int(epoch))
+                in_epoch = epochs == epoch
+                windows[in_epoch] = permuted(index[in_epoch], self.n_windows, self._seed, int(epoch))
             if len(self._orders) > 1:
                 del self._orders[min(self._orders)]
-            self._orders[number] = windows
-        return self._orders[number]
+            self._orders[block] = windows
+        return self._orders[block]
 
     def _gather(self, windows: np.ndarray) -> np.ndarray:
-        """Tokens of windows, int64 of shape (len(windows), block_size + 1)."""
-        owner = np.searchsorted(self._ends, windows, side="right")
+        """Return the tokens of windows, int64 (len(windows), block_size + 1)."""
+        owner = np.searchsorted(self._ends, windows, side="right")  # index of each window's shard
         within = np.arange(self._block_size + 1)
         out = np.empty((len(windows), self._block_size + 1), dtype=np.int64)
-        for number in np.unique(owner):
-            here = owner == number
-            first = self._ends[number - 1] if number else 0
-            starts = (windows[here] - first) * self._block_size
-            out[here] = self._split.shards[number][starts[:, None] + within]
+        for shard in np.unique(owner):
+            rows = owner == shard
+            first = self._ends[shard - 1] if shard else 0
+            starts = (windows[rows] - first) * self._block_size
+            out[rows] = self._split.shards[shard][starts[:, None] + within]
         return out

@@ -1,8 +1,8 @@
-"""From a source of text to shards of tokens: once per corpus, before the clock of any run.
+"""Prepares a corpus: tokenizes the text of a source into shards, once per corpus, before a run's budget starts.
 
-The main thread reads, drops duplicates and writes; threads encode (tiktoken releases the GIL), with a bounded number
-of batches in flight, so that memory does not grow with the corpus. What comes out depends on nothing but the spec:
-not on the number of threads, nor on how often it was interrupted.
+The main thread reads, drops duplicates and writes. Worker threads tokenize (tiktoken releases the GIL), with a bounded number
+of batches in flight, so memory does not grow with the corpus. The result depends on the spec alone, not on the number of
+threads or on interruptions.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from data.sources.registry import make_source
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
 from data.tokenizer_sample import sample_texts, split_and_digest
 
-# Text per call of a worker: long enough (about 20 ms) to hide the hand-over, short enough to keep many cores busy.
+# Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
 BATCH_BYTES = 1 << 18
 SHARD_TOKENS = 64 << 20
-# Tokens per worker between two commits, each a sync of the disk: about two seconds of work.
+# Tokens per worker between two commits, about two seconds of work; a commit waits for the disk (fsync).
 COMMIT_TOKENS = 4 << 20
 
 
 @dataclass(frozen=True)
 class PreparedInfo:
-    """A finished corpus: its folder, whether this call made it, and what it holds."""
+    """A finished corpus: its folder, whether this call prepared it, its manifest and its tokenizer."""
 
     folder: Path
     fresh: bool
@@ -52,7 +52,7 @@ class PreparedInfo:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Documents that the source holds and the corpus does not, by reason; those above 0."""
+        """Return how many documents of the source are not in the corpus, by reason; reasons with 0 are omitted."""
         names = {
             "bad": "bad_documents_skipped",
             "duplicate": "duplicates_dropped",
@@ -62,7 +62,7 @@ class PreparedInfo:
 
     @property
     def cut(self) -> bool:
-        """Whether `data.max_bytes` left out what came after it."""
+        """Return whether `data.max_bytes` ended the corpus."""
         limit = self.manifest["options"]["max_bytes"]
         return limit is not None and sum(split["bytes"] for split in self.manifest["splits"].values()) >= limit
 
@@ -76,7 +76,7 @@ class _Documents:
 
 @dataclass
 class _Batch:
-    """New documents per split, and the position in the source and the counts of what was dropped right after them."""
+    """New documents for each split, with the position in the source after them and the counts of dropped documents."""
 
     part: int = 0
     record: int = 0
@@ -87,29 +87,29 @@ class _Batch:
 
 
 def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = print) -> PreparedInfo:
-    """Makes, completes or finds the corpus that `spec` describes, below `spec.cache_dir`.
+    """Return the corpus that `spec` describes: prepare it, continue an interrupted preparation, or verify a finished corpus.
 
-    Killed at any moment, the same call goes on where it was, and the result is the same to the byte. A finished
-    corpus is verified, without a look at the network. Raises UserError for mistakes in `spec` and in the text,
-    MachineError for a full disk or a failing network; both keep what was done.
+    It lies in a folder below `spec.cache_dir`. After a kill at any moment the same call continues, and the result is the
+    same to the byte. A finished corpus needs no network. Raises UserError for problems of `spec` or of the text, and
+    MachineError for a full disk or a failing network; the work committed before is kept.
     """
     check_name(spec.tokenizer)
     source = make_source(spec)
     folder = _folder(spec, source)
     if (folder / MANIFEST).exists():
-        return _found(folder)
+        return _open_finished(folder)
     with _disk_errors(folder), _locked(folder, log):
-        if (folder / MANIFEST).exists():  # made by another process while this one waited
-            return _found(folder)
+        if (folder / MANIFEST).exists():  # prepared by another process while this one waited
+            return _open_finished(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
-            log(f"going on with {folder}")
-        tokenizer = _make(spec, source, folder, progress, log)
+            log(f"continuing the preparation of {folder}")
+        tokenizer = _prepare(spec, source, folder, progress, log)
     return PreparedInfo(folder, True, shards.read_manifest(folder), tokenizer)
 
 
 def prepared_fingerprint(spec: DataSpec) -> str | None:
-    """The fingerprint of the corpus that `spec` describes where it is prepared already; None where it is not."""
+    """Return the fingerprint of the corpus that `spec` describes, or None if it has not been prepared."""
     try:
         fingerprint: str | None = shards.read_manifest(_folder(spec, make_source(spec))).get("fingerprint")
     except UserError:
@@ -121,15 +121,15 @@ def _folder(spec: DataSpec, source: Source) -> Path:
     return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{_key(spec, source)}"
 
 
-def _found(folder: Path) -> PreparedInfo:
-    with suppress(OSError):  # a finished corpus may lie where this user can only read
-        (folder / STATE).unlink(missing_ok=True)  # there after a kill between the manifest and this
+def _open_finished(folder: Path) -> PreparedInfo:
+    with suppress(OSError):  # the folder may be read-only for this user
+        (folder / STATE).unlink(missing_ok=True)  # left by a kill after the manifest was written
     shards.verify(folder)
     return PreparedInfo(folder, False, shards.read_manifest(folder), Tokenizer.load(folder / TOKENIZER))
 
 
 def _options(spec: DataSpec) -> dict[str, Any]:
-    """What besides source and tokenizer decides the tokens."""
+    """Return the options that determine the tokens, besides source and tokenizer."""
     return {
         "text_key": spec.text_key,
         "validation_fraction": spec.validation_fraction,
@@ -146,11 +146,11 @@ def _key(spec: DataSpec, source: Source) -> str:
 
 @contextmanager
 def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """One process at a time per corpus."""
+    """Let one process at a time prepare a corpus."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):  # a file is there, or on the way
-        raise UserError(f"data.cache_dir={folder.parent} is no folder; set data.cache_dir= to one") from None
+    except (FileExistsError, NotADirectoryError):  # a file has the name of the folder or of one of its parents
+        raise UserError(f"data.cache_dir={folder.parent} is not a folder; set data.cache_dir= to a folder") from None
     lock = folder.with_name(folder.name + ".lock")
     with waiting_lock(lock, lambda holder: log(f"{holder} is preparing {folder}; waiting for it")):
         yield
@@ -158,30 +158,32 @@ def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk is the machine's fault, a folder that may not be written the user's: one line, no traceback."""
+    """Turn a full disk into MachineError, and a folder without write permission or damaged state into UserError."""
     try:
         yield
     except PermissionError as error:
-        raise UserError(f"{error.filename}: permission denied; set data.cache_dir= to a folder of yours") from error
+        raise UserError(f"{error.filename}: permission denied; set data.cache_dir= to a writable folder") from error
     except (OSError, sqlite3.DatabaseError) as error:
         if error.errno in FULL_DISK if isinstance(error, OSError) else "full" in str(error):
             raise MachineError(
-                f"the disk of {folder.parent} is full ({error}); what was committed is kept in {folder}: "
-                "make room, then the same command goes on (or set data.cache_dir= to another disk)"
+                f"the disk of {folder.parent} is full ({error}); the work so far is kept in {folder}: free some space and "
+                "run the same command again to continue (or set data.cache_dir= to another disk)"
             ) from error
         if isinstance(error, OSError):
             raise
-        raise UserError(f"{folder / STATE}: damaged ({_one_line(error)}); {shards.mend(folder)}") from error
+        raise UserError(
+            f"{folder / STATE}: damaged ({_one_line(error)}); {shards.prepare_again_hint(folder)}"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:
-    """sqlite quotes all of a text that it cannot decode."""
+    """Return an error as at most 200 characters in one line: sqlite quotes any text that it cannot decode."""
     return " ".join(str(error).split())[:200]
 
 
-def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
-    """Does all the work that is left in `folder`, under its lock, and returns the corpus' tokenizer."""
-    state = _peek(folder)
+def _prepare(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
+    """Do the remaining work in `folder`, whose lock is held, and return the tokenizer."""
+    state = _committed_state(folder)
     origin = source.open(state.origin, log)
     parts = source.parts()
     tokenizer = _tokenizer(spec, source, parts, folder, log)
@@ -204,14 +206,14 @@ def _make(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Cal
     return tokenizer
 
 
-def _peek(folder: Path) -> State:
-    """The state of an interrupted preparation, before there is a tokenizer to write with."""
+def _committed_state(folder: Path) -> State:
+    """Return the state of an interrupted preparation, or an initial state."""
     if not (folder / STATE).exists():
         return State()
     db = sqlite3.connect(folder / STATE)
     try:
         return load_state(db)
-    except sqlite3.OperationalError:  # killed before the tables were made
+    except sqlite3.OperationalError:  # killed before the tables were created
         return State()
     finally:
         db.close()
@@ -220,7 +222,7 @@ def _peek(folder: Path) -> State:
 def _tokenizer(
     spec: DataSpec, source: Source, parts: list[Part], folder: Path, log: Callable[[str], None]
 ) -> Tokenizer:
-    """The tokenizer kept in the folder, or one made now; a trained one is shared between corpora of the same text."""
+    """Return the tokenizer saved in the folder, or create and save it. Corpora of the same text share a trained one."""
     path = folder / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
@@ -231,8 +233,8 @@ def _tokenizer(
         log(f"training {spec.tokenizer} on a sample of the training text")
         return sample_texts(source, parts, spec.validation_fraction)
 
+    # The key does not hold data.max_bytes, which does not change the sample.
     shared = folder.parent / "tokenizers"
-    # Corpora of the same text that differ in data.max_bytes train the same one.
     with _locked(shared / key, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
         tokenizer = get_tokenizer(spec.tokenizer, texts, shared, key)
     tokenizer.save(path)
@@ -248,6 +250,7 @@ def _encode_all(
     workers: int,
     shown: PartsProgress,
 ) -> None:
+    """Tokenize and write all documents after the committed position, in order. Commits before it raises an error."""
     waiting: deque[tuple[_Batch, Future[dict[str, Encoded]]]] = deque()
     uncommitted = 0
 
@@ -266,7 +269,7 @@ def _encode_all(
         while True:
             try:
                 batch = next(reading, None)
-            except (UserError, MachineError) as error:  # a bad line, the network: what was read before is kept
+            except (UserError, MachineError) as error:  # a bad line, the network: write what was read before
                 failure, batch = error, None
             if batch is None:
                 break
@@ -281,14 +284,14 @@ def _encode_all(
 
 
 def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) -> Iterator[_Batch]:
-    """New documents from the committed position on, in order, about BATCH_BYTES at a time."""
+    """Yield batches of new documents of about BATCH_BYTES, in order, from the committed position on."""
     taken = {split: writer.state.total(split, 2) for split in SPLITS}
     first, skip = writer.state.part, writer.state.record
     batch = _Batch()
     for number in range(first, len(parts)):
         part = parts[number]
         record = 0
-        for document in () if _enough(spec, part, taken) else source.documents(part):
+        for document in () if _reached_max_bytes(spec, part, taken) else source.documents(part):
             record += 1
             if number == first and record <= skip:
                 continue
@@ -301,21 +304,21 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
                 if not text or not writer.is_new(digest):
                     batch.dropped["duplicate" if text else "empty"] += 1
                 else:
-                    _take(batch, split, text, len(raw), document.source, digest)
+                    _append(batch, split, text, len(raw), document.source, digest)
                     taken[split] += len(raw)
             if batch.size >= BATCH_BYTES:
                 batch.part, batch.record = number, record
                 yield batch
                 batch = _Batch()
-            if _enough(spec, part, taken):
+            if _reached_max_bytes(spec, part, taken):
                 break
         batch.part, batch.record = number + 1, 0
     if batch.part > first or batch.digests:
         yield batch
 
 
-def _take(batch: _Batch, split: str, text: str, size: int, label: str, digest: bytes) -> None:
-    """Puts a document of `size` UTF-8 bytes in a batch."""
+def _append(batch: _Batch, split: str, text: str, size: int, label: str, digest: bytes) -> None:
+    """Append a document of `size` UTF-8 bytes to a batch."""
     documents = batch.splits[split]
     documents.texts.append(text)
     documents.bytes.append(size)
@@ -324,9 +327,12 @@ def _take(batch: _Batch, split: str, text: str, size: int, label: str, digest: b
     batch.size += size
 
 
-def _enough(spec: DataSpec, part: Part, taken: dict[str, int]) -> bool:
-    """Whether `max_bytes` is reached for the split of a part. A corpus with a validation split of its own, which is
-    read first, gets `validation_fraction` of them from it, so that training text is left to take."""
+def _reached_max_bytes(spec: DataSpec, part: Part, taken: dict[str, int]) -> bool:
+    """Return whether `max_bytes` is reached for the split of a part.
+
+    A validation split of the corpus is read first. It gets `validation_fraction` of the bytes, so that the rest is left for
+    training text.
+    """
     if spec.max_bytes is None:
         return False
     if part.split == "val":
@@ -335,20 +341,20 @@ def _enough(spec: DataSpec, part: Part, taken: dict[str, int]) -> bool:
 
 
 def _encode(batch: _Batch, tokenizer: Tokenizer) -> dict[str, Encoded]:
-    """What a worker does. The texts are let go of as soon as they are tokens."""
+    """Tokenize a batch, in a worker thread, and release its texts."""
     eot = np.array([tokenizer.eot], dtype=tokenizer.dtype)
     out = {}
     for split, documents in batch.splits.items():
         if documents.texts:
             ids = [tokenizer.encode(text) for text in documents.texts]
-            tokens = np.concatenate([each for one in ids for each in (one, eot)])
-            out[split] = Encoded(tokens, [len(one) + 1 for one in ids], documents.bytes, documents.sources)
+            tokens = np.concatenate([array for document in ids for array in (document, eot)])
+            out[split] = Encoded(tokens, [len(document) + 1 for document in ids], documents.bytes, documents.sources)
             documents.texts = []
     return out
 
 
 def _write(writer: Writer, batch: _Batch, encoded: dict[str, Encoded]) -> int:
-    """Brings the writer up to the end of a batch; returns the tokens written."""
+    """Write a batch and advance the writer's state past it. Return the number of tokens."""
     for split, documents in encoded.items():
         writer.add(split, documents)
     writer.remember(batch.digests)
@@ -360,20 +366,20 @@ def _write(writer: Writer, batch: _Batch, encoded: dict[str, Encoded]) -> int:
 
 
 def _complete(writer: Writer, folder: Path, spec: DataSpec) -> None:
-    """Finishes the last shards. Raises UserError for a corpus without text on one side of the split."""
+    """Finish the last shards. Raises UserError, and deletes the folder, if train or val has no document."""
     empty = [split for split in SPLITS if not writer.state.total(split, 0)]
     if empty:
         documents = sum(writer.state.total(split, 0) for split in SPLITS)
         shutil.rmtree(folder)
         if not documents:
-            raise UserError(f"data.source={spec.source} data.path={spec.path}: no text in it; give another data.path")
-        key = "a smaller" if empty == ["train"] else "a larger"
+            raise UserError(f"data.source={spec.source} data.path={spec.path}: no text; give another data.path")
+        change = "a smaller" if empty == ["train"] else "a larger"
         raise UserError(
-            f"data.source={spec.source} data.path={spec.path}: no document of {documents} falls to {empty[0]}; "
-            f"choose {key} data.validation_fraction (now {spec.validation_fraction}) or give more text"
+            f"data.source={spec.source} data.path={spec.path}: none of {documents} documents is in {empty[0]}; "
+            f"set {change} data.validation_fraction (now {spec.validation_fraction}) or give more text"
         )
     for split in SPLITS:
-        writer.seal(split)
+        writer.finish_shard(split)
     writer.state.done = True
     writer.commit()
 

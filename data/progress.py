@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar with an ETA on a terminal, elsewhere a line every tenth of a source that takes a while."""
+"""Progress of a preparation: a bar with an ETA on a terminal; elsewhere one line for each tenth of a large source."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from data.sources.base import Part, Source
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-BYTES_PER_LINE = 16 << 20  # of a source, at least: seconds of work
+BYTES_PER_LINE = 16 << 20  # at least so many source bytes between two lines, a few seconds of work
 
 
 class PartsProgress:
-    """Progress over the parts of a source, weighted by their sizes. A context manager."""
+    """Progress over the parts of a source, weighted by their sizes. Use it as a context manager."""
 
     def __init__(self, title: str, source: Source, parts: list[Part], shown: bool, log: Callable[[str], None]) -> None:
         self._source, self._parts, self._log, self._shown = source, parts, log, shown
@@ -42,7 +42,7 @@ class PartsProgress:
             self._bar.stop()
 
     def update(self, part: int, note: str) -> None:
-        """Part number `part` is being read (their count: all are); `note` says what has come of it."""
+        """Show the progress while part number `part` is read (the number of parts: all are read); `note` is shown as well."""
         done = self._before[part]
         if part < len(self._parts):
             done += min(self._source.consumed, self._parts[part].size)
@@ -55,7 +55,7 @@ class PartsProgress:
 
 
 def _bar() -> Progress:
-    # rich costs a tenth of a second to import, which a run that finds its corpus prepared need not spend.
+    # Importing rich takes a tenth of a second, which a run with a prepared corpus does not need.
     from rich.progress import (
         BarColumn,
         Progress,

@@ -1,8 +1,8 @@
-"""Writes the shards of one corpus so that a kill at any moment costs seconds: what is on disk, and what is known of it.
+"""Writes the shards of one corpus, with commits, so that a kill at any moment loses only seconds of work.
 
-A sqlite database in the working folder holds the position in the source, all counts, the lengths of the open .part
-files and the digests of the documents so far. One transaction brings all of it forward, after the .part files have
-reached the disk; going on means cutting the .part files back to the lengths recorded.
+A sqlite database in the working folder holds the position in the source, all counts, the lengths of the open .part files and
+the digests of the documents so far. A commit first syncs the .part files to disk and then updates all of this in one
+transaction. To continue, the .part files are truncated to their recorded lengths.
 """
 
 from __future__ import annotations
@@ -27,12 +27,19 @@ from data.shards import HEADER, SPLITS
 from data.tokenizer import Tokenizer
 
 STATE = "state.sqlite"
-TABLE_ROW_BYTES = 16
+TABLE_ROW_BYTES = 16  # two int64: first token and source id of a document
 
 
 @dataclass
 class Encoded:
-    """Documents of one split, encoded: `tokens` is their concatenation, each of `lengths` ids and ended by eot."""
+    """Tokenized documents of one split.
+
+    Attributes:
+        tokens: All documents one after the other, each ended by end-of-text, (sum of lengths,).
+        lengths: Tokens of each document, end-of-text included.
+        bytes: UTF-8 bytes of each document's text.
+        sources: Source label of each document.
+    """
 
     tokens: np.ndarray
     lengths: list[int]
@@ -42,9 +49,9 @@ class Encoded:
 
 @dataclass
 class State:
-    """All that a preparation knows at a commit; plain JSON."""
+    """The state of a preparation at a commit, as plain JSON values."""
 
-    part: int = 0
+    part: int = 0  # position in the source: index of the part, and records read in it
     record: int = 0
     done: bool = False
     origin: dict[str, Any] | None = None
@@ -53,11 +60,11 @@ class State:
     # Per split and source: documents, tokens, bytes.
     counts: dict[str, dict[str, list[int]]] = field(default_factory=lambda: {split: {} for split in SPLITS})
     shards: list[dict[str, Any]] = field(default_factory=list)
-    # Per split, of the shard being written.
+    # Per split, the unfinished shard.
     open: dict[str, dict[str, int]] = field(default_factory=lambda: {split: _empty(0) for split in SPLITS})
 
     def total(self, split: str, column: int) -> int:
-        """Documents (0), tokens (1) or bytes (2) of a split."""
+        """Return the documents (column 0), tokens (1) or bytes (2) of a split."""
         return sum(row[column] for row in self.counts[split].values())
 
 
@@ -66,7 +73,7 @@ def _empty(index: int) -> dict[str, int]:
 
 
 class _PartFiles:
-    """The two files of an unfinished shard, cut back to what is known of them."""
+    """The two files of an unfinished shard, truncated to their committed lengths."""
 
     def __init__(self, folder: Path, split: str, known: dict[str, int], itemsize: int) -> None:
         self.final = folder / f"{split}-{known['index']:05d}.bin"
@@ -80,7 +87,7 @@ class _PartFiles:
     def _opened(self, path: Path, length: int, smallest: int) -> Any:
         path.touch()
         if length > smallest and path.stat().st_size < length:
-            raise UserError(f"{path}: shorter than what was recorded; {shards.mend(path.parent)}")
+            raise UserError(f"{path}: shorter than recorded; {shards.prepare_again_hint(path.parent)}")
         file = path.open("r+b")
         file.truncate(length)
         file.seek(length)
@@ -95,8 +102,8 @@ class _PartFiles:
         self.tokens.close()
         self.table.close()
 
-    def seal(self, tokenizer: Tokenizer, known: dict[str, int]) -> None:
-        """Turns the .part files into a finished shard. Done again from the same .part file, it gives the same."""
+    def finish(self, tokenizer: Tokenizer, known: dict[str, int]) -> None:
+        """Turn the .part files into a finished shard. Repeating this after a kill gives the same shard."""
         self.tokens.seek(0)
         self.tokens.write(shards.pack_header(tokenizer, known["tokens"], known["documents"]))
         self.sync()
@@ -110,15 +117,15 @@ class _PartFiles:
 
 
 class Writer:
-    """Takes encoded documents in order; `state` is what is known, `commit` makes it last. For one thread."""
+    """Appends tokenized documents to shards. `commit` makes `state` and all files durable. Not thread-safe."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
         self._folder, self._tokenizer, self._shard_tokens = folder, tokenizer, shard_tokens
         self._db = sqlite3.connect(folder / STATE)
         self._db.execute("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
         self._db.execute("CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY, content TEXT)")
-        # 8 MiB, so that memory does not grow with the corpus. Digests are random: beyond 400,000 documents nearly every page
-        # is read back, which the system has in its cache; 20 % more time for what is a hundredth of the work.
+        # 8 MiB (a negative value counts KiB), so that memory does not grow with the corpus. Beyond 400,000 documents most
+        # look-ups, which are random, read a page from the system's cache; that is a small part of the work.
         self._db.execute("PRAGMA cache_size = -8192")
         self._db.commit()
         self.state = load_state(self._db)
@@ -135,7 +142,7 @@ class Writer:
         self._files[split] = _PartFiles(self._folder, split, known, self._dtype.itemsize)
 
     def is_new(self, digest: bytes) -> bool:
-        """Whether no document with this digest came before; from now on it has."""
+        """Return whether no earlier document has this digest, and remember it until `remember` stores it."""
         if digest in self._ahead:
             return False
         if self._db.execute("SELECT 1 FROM seen WHERE digest = ?", (digest,)).fetchone():
@@ -144,7 +151,7 @@ class Writer:
         return True
 
     def add(self, split: str, encoded: Encoded) -> None:
-        """Appends documents to a split, and finishes its shard whenever that has enough tokens."""
+        """Append documents to a split, and finish each shard that has reached its size."""
         ends = np.cumsum(encoded.lengths)
         document = token = 0
         while document < len(encoded.lengths):
@@ -153,7 +160,7 @@ class Writer:
             self._append(split, encoded, document, stop, token, int(ends[stop - 1]))
             document, token = stop, int(ends[stop - 1])
             if self.state.open[split]["tokens"] >= self._shard_tokens:
-                self.seal(split)
+                self.finish_shard(split)
 
     def _append(self, split: str, encoded: Encoded, first: int, stop: int, start: int, end: int) -> None:
         known, counts = self.state.open[split], self.state.counts[split]
@@ -180,25 +187,25 @@ class Writer:
         return number
 
     def remember(self, digests: Sequence[bytes]) -> None:
-        """The documents with these digests have been added: they count as seen from the next commit on."""
+        """Store the digests of added documents; they are durable after the next commit."""
         self._db.executemany("INSERT INTO seen VALUES (?)", [(digest,) for digest in digests])
         self._ahead.difference_update(digests)
 
-    def seal(self, split: str) -> None:
-        """Finishes the open shard of a split and begins the next; an empty one is left alone."""
+    def finish_shard(self, split: str) -> None:
+        """Finish the open shard of a split and start the next one. An empty shard is left as it is."""
         known, files = self.state.open[split], self._files[split]
         if not known["documents"]:
             return
-        files.seal(self._tokenizer, known)
+        files.finish(self._tokenizer, known)
         check = shards.read_shard(files.final, self._dtype.itemsize)
-        facts = {name: known[name] for name in ("tokens", "documents", "bytes")}
-        found = {"largest_id": check.largest_id, "hash": check.hash}
-        self.state.shards.append({"file": files.final.name, "split": split, **facts, **found})
+        counts = {name: known[name] for name in ("tokens", "documents", "bytes")}
+        content = {"largest_id": check.largest_id, "hash": check.hash}
+        self.state.shards.append({"file": files.final.name, "split": split, **counts, **content})
         self.state.open[split] = _empty(known["index"] + 1)
         self._open(split)
 
     def commit(self) -> None:
-        """All that was added lasts from here on."""
+        """Make everything added so far durable."""
         for files in self._files.values():
             files.sync()
         content = json.dumps(add_checksum(vars(self.state)))
@@ -206,16 +213,16 @@ class Writer:
         self._db.commit()
 
     def close(self) -> None:
-        """Lets go of the files; what was not committed is lost."""
+        """Close the files. Uncommitted documents are lost."""
         for files in self._files.values():
             files.close()
         self._db.close()
 
 
 def load_state(db: sqlite3.Connection) -> State:
-    """What was committed last, or the beginning. Raises sqlite3.DatabaseError where it is damaged."""
+    """Return the last committed state, or an initial one. Raises sqlite3.DatabaseError if it is damaged."""
     try:
-        row = db.execute("SELECT content FROM state").fetchone()  # text that is no UTF-8 is a ValueError as well
+        row = db.execute("SELECT content FROM state").fetchone()  # invalid UTF-8 raises ValueError as well
         return State(**verify_checksum(json.loads(row[0]))) if row else State()
     except (ValueError, TypeError) as error:
-        raise sqlite3.DatabaseError(f"its state: {error}") from error
+        raise sqlite3.DatabaseError(f"invalid state: {error}") from error

@@ -1,8 +1,8 @@
-"""Prepared corpora on disk: files of tokens with their documents, a manifest, and how to open and check them.
+"""The files of a prepared corpus: their format, opening them and verifying them.
 
-A shard is `train-00000.bin`: HEADER, then little-endian tokens; every document ends with end-of-text. Beside it lies
-`train-00000.docs.npy`, int64 of shape (documents, 2): each document's first token in the shard, and the index of its
-source in the manifest's `sources`. A folder is complete when it holds manifest.json, which is written last.
+A shard is a file such as `train-00000.bin`: HEADER, then little-endian tokens, every document ended by end-of-text. Beside it
+is a document table, `train-00000.docs.npy`, int64 (documents, 2): the position of each document's first token in the shard,
+and the index of its source in the manifest's `sources`. A folder is complete if it holds manifest.json, which is written last.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data.tokenizer import Tokenizer
 
 FORMAT = 1
 MAGIC = b"STINTTOK"
-# magic, version, bytes a token, ids in the vocabulary, tokens, documents, SHA-256 of the tokenizer.
+# magic, version, bytes per token, size of the vocabulary, tokens, documents, SHA-256 of the tokenizer.
 HEADER = struct.Struct("<8sIIQQQ32s")
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
@@ -37,30 +37,30 @@ READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """What reading a whole shard tells: a hash over both its files, and its largest id."""
+    """The hash of a shard's two files, and its largest token id."""
 
     hash: str
     largest_id: int
 
 
 def token_dtype(itemsize: int) -> np.dtype[Any]:
-    """The dtype of tokens of so many bytes, little-endian whatever the machine."""
+    """Return the dtype of tokens of `itemsize` bytes, little-endian on every machine."""
     return np.dtype("<u2") if itemsize == 2 else np.dtype("<u4")
 
 
 def pack_header(tokenizer: Tokenizer, tokens: int, documents: int) -> bytes:
-    """The HEADER.size bytes that a finished shard begins with."""
+    """Return the header of a finished shard, HEADER.size bytes."""
     fingerprint = bytes.fromhex(tokenizer.fingerprint)
     return HEADER.pack(MAGIC, FORMAT, tokenizer.dtype.itemsize, tokenizer.n_vocab, tokens, documents, fingerprint)
 
 
 def documents_path(shard: Path) -> Path:
-    """Where the document table of `shard` lies."""
+    """Return the path of a shard's document table."""
     return shard.with_suffix(".docs.npy")
 
 
 def read_shard(shard: Path, itemsize: int) -> ShardCheck:
-    """Reads a shard and its table from the disk, in constant memory."""
+    """Read a shard and its document table from disk, in constant memory."""
     digest, largest = hashlib.sha256(), -1
     with shard.open("rb") as file:
         digest.update(file.read(HEADER.size))
@@ -75,20 +75,20 @@ def read_shard(shard: Path, itemsize: int) -> ShardCheck:
 
 
 def corpus_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str) -> str:
-    """SHA-256 over the shards' hashes in order and the tokenizer: equal means the same tokens and documents."""
-    return hashlib.sha256(" ".join([tokenizer_fingerprint, *(each["hash"] for each in shards)]).encode()).hexdigest()
+    """Return the SHA-256 of the tokenizer and the shards' hashes in order: equal for the same tokens and documents."""
+    return hashlib.sha256(" ".join([tokenizer_fingerprint, *(shard["hash"] for shard in shards)]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Split:
-    """One side of a corpus, memory-mapped and read-only.
+    """The train or val split of a corpus, memory-mapped read-only.
 
     Attributes:
         name: "train" or "val".
-        shards: Tokens of each shard, shape (tokens,), uint16 or uint32.
-        starts: First token of each document, per shard, shape (documents,), int64.
-        source_ids: Index into `sources` of each document, per shard, shape (documents,), int64.
-        sources: Labels of the sources, the same in both splits.
+        shards: Tokens of each shard, uint16 or uint32 (tokens,).
+        starts: Position of each document's first token in its shard, one int64 (documents,) per shard.
+        source_ids: Index of each document's source in `sources`, one int64 (documents,) per shard.
+        sources: Labels of the sources, the same for both splits.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus, opened; `fingerprint` stands for its content."""
+    """An open prepared corpus. `fingerprint` identifies its content."""
 
     folder: Path
     train: Split
@@ -115,17 +115,17 @@ class Corpus:
     manifest: dict[str, Any]
 
 
-def mend(folder: Path) -> str:
-    """The end of every message about a folder that cannot be used."""
+def prepare_again_hint(folder: Path) -> str:
+    """Return the hint that ends every message about an unusable folder."""
     return f"delete {folder} and prepare again"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished folder. Raises UserError for an unfinished, damaged or newer one."""
+    """Return the manifest of a finished folder. Raises UserError if it is missing, damaged or of another format."""
     path = folder / MANIFEST
     if not path.exists():
-        what = "is not finished" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder}: the prepared corpus {what}; prepare it with the same data settings")
+        problem = "is not finished" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder}: the prepared corpus {problem}; prepare it with the same data settings")
     try:
         manifest: dict[str, Any] = load_json(path)
         version = manifest["format"]
@@ -133,41 +133,43 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             manifest = verify_checksum(manifest)
             _check(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {mend(folder)}") from error
+        raise UserError(f"{path}: damaged ({type(error).__name__}: {error}); {prepare_again_hint(folder)}") from error
     if version != FORMAT:
-        raise UserError(f"{path}: format {version}, this version reads {FORMAT}; {mend(folder)}")
+        raise UserError(
+            f"{path}: format {version}, but this version reads format {FORMAT}; {prepare_again_hint(folder)}"
+        )
     return manifest
 
 
 def _check(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raises ValueError, or what a missing key raises, where a manifest is not one that `data.prepare` writes: its shards
-    are files of its own folder, and its figures are figures."""
+    """Raise ValueError, KeyError or TypeError unless the manifest is one that `data.prepare` writes: its shards are files of
+    its folder, and its counts are counts."""
     for shard in manifest["shards"]:
         name = shard["file"]
         if not isinstance(name, str) or not SHARD.fullmatch(name) or shard["split"] != name.split("-")[0]:
-            raise ValueError(f"{name!r} is not the name of a shard")
+            raise ValueError(f"{name!r} is not a valid shard name")
         for path in (folder / name, documents_path(folder / name)):
-            if path.exists():  # what is missing has a line of its own
+            if path.exists():  # open_corpus reports missing files
                 member(folder, path.name)
         if not all(is_count(shard[key], 2**48) for key in ("tokens", "documents", "bytes", "largest_id")):
-            raise ValueError(f"the figures of {name} are no figures")
+            raise ValueError(f"a count of {name} is not a whole number from 0 to 2^48")
     texts = [manifest["fingerprint"], manifest["tokenizer"]["fingerprint"], *(s["hash"] for s in manifest["shards"])]
     if not all(isinstance(text, str) for text in [*texts, *manifest["sources"]]):
-        raise ValueError("a name or a hash is no text")
+        raise ValueError("a name or a hash is not a string")
 
 
 def open_corpus(folder: str | Path) -> Corpus:
-    """Opens a finished folder. Checks headers and sizes, not contents (that is `verify`).
+    """Open a finished folder. Checks headers and sizes; `verify` checks contents.
 
-    Raises UserError, one line a shard, for what does not fit.
+    Raises UserError with one line for each file that does not match the manifest.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     tokenizer = Tokenizer.load(folder / TOKENIZER)
-    problems = [each for shard in manifest["shards"] if (each := _outside(folder, shard, tokenizer))]
+    problems = [problem for shard in manifest["shards"] if (problem := _shard_problem(folder, shard, tokenizer))]
     known = manifest["tokenizer"]
     if (tokenizer.fingerprint, tokenizer.name) != (known["fingerprint"], known["name"]):
-        problems.append(f"{folder / TOKENIZER}: not the tokenizer that made the shards; {mend(folder)}")
+        problems.append(f"{folder / TOKENIZER}: not the tokenizer that made the shards; {prepare_again_hint(folder)}")
     if problems:
         raise UserError(*problems)
     splits = {split: _open_split(folder, split, manifest, tokenizer) for split in SPLITS}
@@ -193,71 +195,76 @@ def _open_split(folder: Path, name: str, manifest: dict[str, Any], tokenizer: To
 
 
 def _table(shard: Path, documents: int) -> np.ndarray:
-    """The document table of a shard, mapped: int64 of shape (documents, 2). Raises ValueError for any other."""
+    """Return the memory-mapped document table of a shard, int64 (documents, 2). Raises ValueError for another shape or dtype."""
     path = documents_path(shard)
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
-        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
-        if shape != (documents, 2) or by_columns or dtype != np.int64:
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        if shape != (documents, 2) or fortran_order or dtype != np.int64:
             raise ValueError(f"{path.name} is not a table of {documents} documents")
         return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
 
 
-def _outside(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str | None:
-    """What is wrong with a shard, seen without reading its tokens."""
-    path = folder / shard["file"]
-    itemsize = tokenizer.dtype.itemsize
-    expected = HEADER.size + shard["tokens"] * itemsize
+def _shard_problem(folder: Path, shard: dict[str, Any], tokenizer: Tokenizer) -> str | None:
+    """Return what is wrong with a shard, or None, without reading its tokens."""
+    path, hint = folder / shard["file"], prepare_again_hint(folder)
+    expected = HEADER.size + shard["tokens"] * tokenizer.dtype.itemsize
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             header = file.read(HEADER.size)
         _table(path, shard["documents"])
-    except Exception as error:  # numpy reads the header of a table as Python: a hostile one can fail in many ways
-        return f"{path}: cannot be read ({type(error).__name__}: {error}); {mend(folder)}"
+    except Exception as error:  # numpy parses the header of a table as Python: a hostile one can raise anything
+        return f"{path}: cannot be read ({type(error).__name__}: {error}); {hint}"
     if size != expected:
-        return f"{path}: {size} bytes instead of {expected}; {mend(folder)}"
+        return f"{path}: {size} bytes instead of {expected}; {hint}"
     if header != pack_header(tokenizer, shard["tokens"], shard["documents"]):
-        return f"{path}: its header is not that of {shard['tokens']} {tokenizer.name} tokens; {mend(folder)}"
+        return f"{path}: its header is not that of {shard['tokens']} {tokenizer.name} tokens; {hint}"
     if shard["largest_id"] >= tokenizer.n_vocab:
-        return (
-            f"{path}: holds id {shard['largest_id']}, {tokenizer.name} ends at {tokenizer.n_vocab - 1}; {mend(folder)}"
-        )
+        return _id_problem(path, shard["largest_id"], tokenizer)
     return None
 
 
-def _within(values: np.ndarray, end: int) -> bool:
+def _id_problem(path: Path, largest_id: int, tokenizer: Tokenizer) -> str:
+    last = tokenizer.n_vocab - 1
+    hint = prepare_again_hint(path.parent)
+    return f"{path}: holds token id {largest_id}, but the last id of {tokenizer.name} is {last}; {hint}"
+
+
+def _all_below(values: np.ndarray, end: int) -> bool:
+    """Return whether all values are in range(end)."""
     return bool(values.min(initial=0) >= 0 and values.max(initial=-1) < end)
 
 
 def verify(folder: str | Path, workers: int | None = None) -> None:
-    """Reads every shard of a finished folder and compares hashes; about 1 GB/s a core.
+    """Read every shard of a finished folder and compare hashes, at about 1 GB/s per core.
 
-    Raises UserError, one line a shard, for a missing, truncated or changed one.
+    Raises UserError with one line for each shard that is missing, truncated or changed.
     """
     folder = Path(folder)
     corpus = open_corpus(folder)
-    limit, itemsize = corpus.tokenizer.n_vocab, corpus.tokenizer.dtype.itemsize
+    n_vocab, itemsize = corpus.tokenizer.n_vocab, corpus.tokenizer.dtype.itemsize
+    hint = prepare_again_hint(folder)
 
-    def inside(shard: dict[str, Any]) -> str | None:
+    def content_problem(shard: dict[str, Any]) -> str | None:
         path = folder / shard["file"]
-        found = read_shard(path, itemsize)
-        if found.largest_id >= limit:
-            return f"{path}: holds id {found.largest_id}, {corpus.tokenizer.name} ends at {limit - 1}; {mend(folder)}"
-        if found.hash != shard["hash"]:
-            return f"{path}: its content has changed since it was written; {mend(folder)}"
+        check = read_shard(path, itemsize)
+        if check.largest_id >= n_vocab:
+            return _id_problem(path, check.largest_id, corpus.tokenizer)
+        if check.hash != shard["hash"]:
+            return f"{path}: its content has changed since it was written; {hint}"
         starts, sources = _table(path, shard["documents"]).T
-        if not (_within(starts, shard["tokens"]) and _within(sources, len(corpus.sources))):
-            return f"{documents_path(path)}: names tokens or sources that are not there; {mend(folder)}"
+        if not (_all_below(starts, shard["tokens"]) and _all_below(sources, len(corpus.sources))):
+            return f"{documents_path(path)}: refers to tokens or sources that do not exist; {hint}"
         return None
 
     shards = corpus.manifest["shards"]
     pool = ThreadPoolExecutor(workers or usable_cores())
     try:
-        problems = [each for each in pool.map(inside, shards) if each]
+        problems = [problem for problem in pool.map(content_problem, shards) if problem]
     finally:
-        pool.shutdown(cancel_futures=True)  # a signal to stop does not wait for the shards that are still to come
+        pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the remaining shards
     if corpus_fingerprint(shards, corpus.tokenizer.fingerprint) != corpus.fingerprint:
-        problems.append(f"{folder / MANIFEST}: its fingerprint is not that of its shards; {mend(folder)}")
+        problems.append(f"{folder / MANIFEST}: its fingerprint does not match its shards; {hint}")
     if problems:
         raise UserError(*problems)

@@ -1,7 +1,7 @@
-"""Byte-level tokenizers: tiktoken's, one of plain bytes, and BPE trained on the corpus itself.
+"""Byte-level tokenizers: those of tiktoken, plain bytes, and BPE trained on the corpus.
 
-All of them run through `tiktoken.Encoding`, which is fast and releases the GIL. A tokenizer is saved beside the
-tokens it made, so that training, evaluation and sampling need no network.
+All but plain bytes encode with `tiktoken.Encoding`, which is fast and releases the GIL. A tokenizer is saved with the corpus,
+so that training, evaluation and sampling need no network.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from common.safe_read import is_count, load_json
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_BPE = 300
-# Characters per call of the encoder. No alternative of the GPT-2, cl100k and o200k patterns goes from a non-space
-# character to a space, so a cut before a ' ' that follows one cannot change the ids. Text without such a place is cut
-# at MAX_PIECE all the same: beyond about a million, the patterns' backtracking overflows (openai/tiktoken#15).
+# Characters per call of the encoder. No pattern of GPT-2, cl100k and o200k matches a non-space character followed by a space, so
+# a cut before such a space does not change the ids. Text without one is cut at MAX_PIECE: with more than about a million
+# characters, the backtracking of the patterns overflows the stack (openai/tiktoken#15).
 PIECE = 100_000
 MAX_PIECE = 500_000
 SAFE_CUT = re.compile(r"(?<=\S) ")
 MOST_IDS = 1 << 24  # 80 times the largest published vocabulary
-LONGEST_PATTERN = 4096  # characters; published ones have 500
+LONGEST_PATTERN = 4096  # characters; published patterns have up to 500
 
-# Ids incl. end-of-text, known without a download: tiktoken_ext.openai_public.
+# Vocabulary sizes, end-of-text included, from tiktoken_ext.openai_public, so that no download is needed.
 PUBLISHED_SIZES = {
     "gpt2": 50257,
     "r50k_base": 50257,
@@ -61,16 +61,15 @@ _FILES = {
 
 
 class Tokenizer:
-    """Text to ids and back; text that spells a special token is ordinary text.
+    """Converts between text and token ids. The text of a special token is encoded as ordinary text.
 
     Attributes:
-        name: As given to `get_tokenizer`.
-        n_vocab: Number of ids, end-of-text included; an embedding needs that many rows.
-        eot: The id of end-of-text, which ends every document.
-        dtype: uint16 where all ids fit, else uint32.
-        token_bytes: (n_vocab,) int64, UTF-8 bytes that each id stands for; 0 for end-of-text, other specials and ids
-            that no text uses.
-        fingerprint: SHA-256 over ranks, pattern and specials: equal means the same ids for any text.
+        name: Name given to `get_tokenizer`.
+        n_vocab: Number of ids, end-of-text included; an embedding needs at least this many rows.
+        eot: Id of end-of-text, which ends every document.
+        dtype: uint16 if all ids fit, else uint32.
+        token_bytes: UTF-8 bytes of each id, int64 (n_vocab,); 0 for special tokens and unused ids.
+        fingerprint: SHA-256 of ranks, pattern and special tokens: equal for tokenizers that give the same ids for any text.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int], pattern: str, specials: dict[str, int]) -> None:
@@ -89,8 +88,10 @@ class Tokenizer:
 
     @property
     def _encoding(self) -> tiktoken.Encoding:
-        """This thread's own encoder, made when it first encodes (5 to 100 ms): threads that share one contend for the
-        pools inside its regular expressions, which costs two threads 15 % and more of them more."""
+        """Return this thread's encoder, created at its first use (5 to 100 ms).
+
+        Threads that share an encoder contend for the memory pools of its regular expressions.
+        """
         if not hasattr(self._threads, "encoding"):
             self._threads.encoding = tiktoken.Encoding(
                 self.name, pat_str=self._pattern, mergeable_ranks=self._ranks, special_tokens=self._specials
@@ -106,7 +107,7 @@ class Tokenizer:
         return digest.hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`, shape (n,), dtype `self.dtype`, without end-of-text. Total: lone surrogates become U+FFFD."""
+        """Return the ids of `text`, (n,) of `self.dtype`, without end-of-text. Lone surrogates are encoded as U+FFFD."""
         raw = valid_text(text)
         if self._is_bytes:
             return np.frombuffer(raw.encode(), dtype=np.uint8).astype(self.dtype)
@@ -119,19 +120,21 @@ class Tokenizer:
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
         except ValueError as error:
-            # The pattern ran out of stack on a piece without structure (a run of half a million letters): a cut
-            # somewhere is better than a document lost.
+            # The pattern ran out of stack on a piece without spaces (half a million letters). Cut it anywhere rather than lose
+            # the document.
             if len(text) < 1000:
-                raise UserError(f"data.tokenizer={self.name}: its pattern cannot split a text ({error})") from error
+                raise UserError(
+                    f"data.tokenizer={self.name}: its pattern cannot split a text ({error}); choose another data.tokenizer="
+                ) from error
             half = len(text) // 2
             return np.concatenate([self._encode_piece(text[:half]), self._encode_piece(text[half:])])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids that no text uses become nothing."""
+        """Return the text of `ids`. Invalid UTF-8 becomes U+FFFD, and unused ids become an empty string."""
         return b"".join(self._tokens.get(int(i), b"") for i in ids).decode("utf-8", errors="replace")
 
     def save(self, path: Path) -> None:
-        """Writes all there is to know to a JSON file, atomically."""
+        """Write the tokenizer to a JSON file, atomically."""
         in_order = sorted(self._ranks.items(), key=lambda item: item[1])
         content = {
             "format": 1,
@@ -140,34 +143,38 @@ class Tokenizer:
             "specials": self._specials,
             "ranks": {base64.b64encode(token).decode(): rank for token, rank in in_order},
         }
-        write_text(path, json.dumps(content))  # without indentation: a million ids take 30 MB
+        write_text(path, json.dumps(content))  # no indentation: a million ids take 30 MB
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """The tokenizer that `save` wrote. Raises UserError for a file that is missing or no such file."""
+        """Return the tokenizer that `save` wrote. Raises UserError if the file is missing or invalid."""
         try:
             content: dict[str, Any] = load_json(path)
             ranks = {base64.b64decode(token, validate=True): rank for token, rank in content["ranks"].items()}
             _check(ranks, content["pattern"], content["specials"])
             return cls(content["name"], ranks, content["pattern"], content["specials"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: no readable tokenizer ({error}); delete its folder and prepare again") from error
+            raise UserError(
+                f"{path}: not a readable tokenizer ({error}); delete its folder and prepare again"
+            ) from error
 
 
 def _check(ranks: dict[bytes, Any], pattern: Any, specials: dict[str, Any]) -> None:
-    """Raises ValueError where the parts of a saved tokenizer would take the memory or end the process: an array of as many
-    entries as the largest id says, and an encoder that gives up on a byte without an id."""
+    """Raise ValueError if a saved tokenizer could exhaust the memory or crash the process.
+
+    The largest id determines the size of an array, and the encoder aborts at a byte without an id.
+    """
     ids = [*ranks.values(), *specials.values()]
     if not all(is_count(number, MOST_IDS) for number in ids) or len(set(ranks.values())) < len(ranks):
         raise ValueError("its ids are not whole numbers, each used once")
     if not all(bytes([byte]) in ranks for byte in range(256)):
-        raise ValueError("there are bytes without an id")
+        raise ValueError("some bytes have no id")
     if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
-        raise ValueError("its pattern is no text, or too long")
+        raise ValueError("its pattern is not a string, or too long")
 
 
 def valid_text(text: str) -> str:
-    """`text` with lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD; as tiktoken itself does."""
+    """Return `text` with lone surrogates, which UTF-8 cannot encode, replaced by U+FFFD, as tiktoken does."""
     if text.isascii():
         return text
     try:
@@ -178,7 +185,7 @@ def valid_text(text: str) -> str:
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Pieces of about PIECE characters that give the same ids apart as together (see SAFE_CUT)."""
+    """Yield pieces of about PIECE characters whose ids are, one after the other, the ids of the whole text (see SAFE_CUT)."""
     start = 0
     while len(text) - start > PIECE:
         found = SAFE_CUT.search(text, start + PIECE, start + MAX_PIECE)
@@ -190,9 +197,9 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def vocab_size_of(name: str) -> int | None:
-    """Ids of the tokenizer `name`, end-of-text included, without a download; None where that is not known.
+    """Return the vocabulary size of the tokenizer `name`, end-of-text included, without a download; None if it is unknown.
 
-    Raises UserError for a bpe-N that cannot be.
+    Raises UserError for an invalid bpe-N.
     """
     if name == "bytes":
         return 257
@@ -204,14 +211,14 @@ def _bpe_size(name: str) -> int:
     known = digits.isascii() and digits.isdigit() and len(digits) < 12
     if not (known and SMALLEST_BPE <= int(digits) <= MOST_IDS):
         raise UserError(
-            f"data.tokenizer={name[:80]}: bpe-N needs a whole number N of ids, {SMALLEST_BPE} to {MOST_IDS} "
-            "(256 bytes, merges, end-of-text), e.g. bpe-4096"
+            f"data.tokenizer={name[:80]}: N in bpe-N is the vocabulary size (256 bytes, merges, end-of-text), a whole number "
+            f"from {SMALLEST_BPE} to {MOST_IDS}, e.g. bpe-4096"
         )
     return int(digits)
 
 
 def check_name(name: str) -> None:
-    """Raises UserError, with close matches, for a tokenizer that does not exist."""
+    """Raise UserError, with close matches, if `name` is not a tokenizer."""
     known = ["bytes", *tiktoken.list_encoding_names()]
     if name in known or (name.startswith("bpe-") and _bpe_size(name)):
         return
@@ -223,10 +230,10 @@ def check_name(name: str) -> None:
 def get_tokenizer(
     name: str, train_texts: Callable[[], Iterator[str]] | None, cache_dir: Path, cache_key: str
 ) -> Tokenizer:
-    """The tokenizer `name`: "bytes", a name tiktoken knows, or "bpe-N", trained on `train_texts()` unless
-    `cache_dir` holds the one trained before under `cache_key`.
+    """Return the tokenizer `name`: "bytes", one of tiktoken's, or "bpe-N".
 
-    Raises UserError for an unknown name, and for one that needs a download where there is no network.
+    "bpe-N" is loaded from `cache_dir` if it was saved there under `cache_key`; else it is trained on `train_texts()` and
+    saved. Raises UserError for an unknown name, and for a tokenizer that cannot be downloaded.
     """
     check_name(name)
     if name == "bytes":
@@ -245,19 +252,19 @@ def get_tokenizer(
 
 
 def _cache_name(file: str) -> str:
-    """What tiktoken calls a file in its cache."""
+    """Return the name of a file in tiktoken's cache."""
     return hashlib.sha1((_BLOBS + file).encode(), usedforsecurity=False).hexdigest()
 
 
 def cache_folder() -> Path | None:
-    """Where tiktoken keeps the files that it has fetched; None where it is told to keep none (an empty variable)."""
+    """Return tiktoken's cache folder; None if caching is turned off by an empty TIKTOKEN_CACHE_DIR or DATA_GYM_CACHE_DIR."""
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
     given = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", str(default)))
     return Path(given) if given else None
 
 
 def cached_names() -> list[str]:
-    """The published tokenizers whose files are here, so that they need no network."""
+    """Return the names of the published tokenizers whose files are in tiktoken's cache."""
     folder = cache_folder()
     if folder is None:
         return []
@@ -270,16 +277,17 @@ def _published(name: str) -> Tokenizer:
     except (OSError, ValueError) as error:  # requests' exceptions are OSErrors; ValueError is a wrong hash
         files = ", ".join(_cache_name(file) for file in _FILES.get(name, ()))
         raise UserError(
-            f"data.tokenizer={name}: tiktoken cannot fetch its file ({type(error).__name__}); point "
-            f"TIKTOKEN_CACHE_DIR at a folder that holds {files or 'it'}, or choose data.tokenizer=bpe-4096"
+            f"data.tokenizer={name}: tiktoken cannot download its file ({type(error).__name__}); set "
+            f"TIKTOKEN_CACHE_DIR to a folder that holds {files or 'it'}, or choose data.tokenizer=bpe-4096"
         ) from error
     return Tokenizer(name, encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
 
 def train_bpe(name: str, texts: Iterator[str]) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, with GPT-2's pattern) of as many ids as `name` says; id N-1 is end-of-text.
+    """Train byte-level BPE (Sennrich et al. 2016) with GPT-2's pattern and N ids for the name "bpe-N".
 
-    A corpus too small for that many merges leaves ids below N-1 unused. The same texts give the same tokenizer.
+    Id N - 1 is end-of-text. A corpus that is too small for N - 257 merges leaves ids unused. The same texts give the same
+    tokenizer.
     """
     from tokenizers import Tokenizer as Trained
     from tokenizers import models, pre_tokenizers, trainers
@@ -289,15 +297,18 @@ def train_bpe(name: str, texts: Iterator[str]) -> Tokenizer:
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
-    _heedful(lambda: trained.train_from_iterator(texts, trainer=trainer))
+    _run_interruptibly(lambda: trained.train_from_iterator(texts, trainer=trainer))
     byte_of = _byte_of_character()
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in trained.get_vocab().items()}
     return Tokenizer(name, ranks, r50k_pat_str, {END_OF_TEXT: size - 1})
 
 
-def _heedful(work: Callable[[], object]) -> None:
-    """Do `work` in a thread of its own. Python hears of a signal to stop only between two of its own instructions: not in
-    the minute that a library takes for one call, but while it waits for a thread."""
+def _run_interruptibly(work: Callable[[], object]) -> None:
+    """Run `work` in a separate thread and wait for it, so that signals are handled meanwhile.
+
+    Python handles signals between two bytecode instructions of the main thread: not during a library call of a minute, but
+    while it waits for a thread.
+    """
     done: Future[None] = Future()
 
     def run() -> None:
@@ -313,7 +324,8 @@ def _heedful(work: Callable[[], object]) -> None:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes (openai/gpt-2, encoder.py), undone."""
+    """Return the byte of each printable character that GPT-2 uses in place of it (the inverse of `bytes_to_unicode` in
+    openai/gpt-2, encoder.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Which training text a BPE tokenizer is trained on: a bounded, deterministic sample from all over the corpus."""
+"""The text on which a BPE tokenizer is trained: a bounded, deterministic sample from all parts of the corpus."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from data.documents import Document
 from data.sources.base import Part, Source, split_of
 from data.tokenizer import valid_text
 
-# 32 MB is plenty for tens of thousands of merges, and training BPE takes a large multiple of its text in memory
-# (huggingface/tokenizers#1345), the more so the longer the texts are.
+# 32 MiB are enough for tens of thousands of merges. Training BPE needs many times the size of its text in memory
+# (huggingface/tokenizers#1345), and more for longer texts, hence the pieces.
 SAMPLE_BYTES = 32 << 20
 PIECE_CHARACTERS = 10_000
-# At most about this many times the sample is read for it, from at least this many parts (or all there are).
-READ_FACTOR = 8
-FEWEST_PARTS = 64
-# Text in a compressed byte, roughly: zstd and parquet files of web text.
-EXPANSION = 3
+READ_FACTOR = 8  # at most about so many times SAMPLE_BYTES are read
+FEWEST_PARTS = 64  # parts to sample from, if the corpus has so many
+EXPANSION = 3  # bytes of text per byte of a compressed file, roughly: zstd and parquet files of web text
 
 
 def digest_of(raw: bytes) -> bytes:
-    """16 bytes that stand for a text, given as UTF-8: equal texts are duplicates, and it decides the split.
+    """Return a digest of 16 bytes of a text in UTF-8, which identifies duplicates and decides the split.
 
-    SHA-256 because processors have instructions for it: it is over twice as fast here as BLAKE2.
+    SHA-256 is faster than BLAKE2 on processors with instructions for it.
     """
     return hashlib.sha256(raw).digest()[:16]
 
 
 def split_and_digest(document: Document, raw: bytes, validation_fraction: float) -> tuple[str, bytes]:
-    """The split a document belongs to, and the digest of its text; `raw` is `valid_text` of that, as UTF-8."""
+    """Return the split of a document and the digest of its text; `raw` is its `valid_text` in UTF-8."""
     digest = digest_of(raw)
     return document.split or split_of(digest, validation_fraction), digest
 
 
 def sample_texts(source: Source, parts: list[Part], validation_fraction: float) -> Iterator[str]:
-    """Pieces of training documents, SAMPLE_BYTES in all at most; never one of a validation document."""
+    """Yield pieces of training documents, at most SAMPLE_BYTES in all; validation documents are never used."""
     training = [part for part in parts if part.split != "val"]
     total = max(1, EXPANSION * sum(part.size for part in training))
     stride = max(1, min(total // (READ_FACTOR * SAMPLE_BYTES), len(training) // FEWEST_PARTS))

@@ -23,7 +23,7 @@ from device.peak_flops import measure_peak
 from device.specs import by_cuda_name
 from model.attention import document_starts
 from model.config import Shape
-from model.loss import rows_at_once
+from model.loss import rows_per_slice
 
 # Expected seconds and speed-up of torch.compile, until measured. GPU: nanoGPT's README has 250 to 135 ms per step on
 # an A100, taken lower here. CPU: Inductor's C++ back end takes 23 to 46 s on two cores, and its step loses the fused
@@ -191,7 +191,7 @@ class Device:
         """
         precision = getattr(torch, self.precision)
         kept = 24 * shape.n_layer * shape.n_embd * precision.itemsize
-        rows = rows_at_once(tokens, shape.vocab_size, self.torch_device.type, precision)
+        rows = rows_per_slice(tokens, shape.vocab_size, self.torch_device.type, precision)
         return tokens * kept + rows * shape.vocab_size * (precision.itemsize + 8)
 
     def compile_options(self, setting: str) -> list[CompileOption]:

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity, bits per byte and accuracy, whole and by source."""
+"""Language-model evaluation: loss, perplexity, bits per byte and accuracy of a text, in total and by source."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from evals.scoring import score_tokens
 from model.gpt import GPT
 from model.modes import evaluating
 
-MAX_EXPONENT = math.log(np.finfo(np.float64).max)  # about 709.8: e to a larger power is no float64
+MAX_EXPONENT = math.log(np.finfo(np.float64).max)  # about 709.8: the exponential of more overflows float64
 
 
 class Windows(Protocol):
-    """A text cut into sequences of T tokens, each predicted once."""
+    """A text in windows of T tokens in which each token is predicted once, such as `data.eval_windows.EvalRange`."""
 
     @property
     def n_windows(self) -> int: ...
@@ -31,16 +31,17 @@ class Windows(Protocol):
     def fingerprint(self) -> str: ...
 
     def windows(self, i: int, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs, targets (-1: padding) and the source of each target, for windows i to j - 1; int64 (j - i, T)."""
+        """Return inputs, targets (-1: ignored) and source ids of windows i to j - 1, int64 (j - i, T) each."""
         ...
 
 
 @dataclass
 class Sums:
-    """What the figures are made of, in float64, so that neither batches nor processes change them.
+    """Sums from which the metrics are computed, in float64, so that batch size and number of processes do not matter.
 
-    by_source: rows tokens, nats, correct, bytes; one column a source. spread: with n tokens and s nats in a window,
-    the sums over windows of 1, n^2, n s and s^2.
+    Attributes:
+        by_source: (4, sources): tokens, nats, correct predictions and bytes of each source.
+        spread: (4,): the sums over windows of 1, n^2, n s and s^2, with n tokens and s nats in a window.
     """
 
     by_source: np.ndarray
@@ -53,7 +54,7 @@ class Sums:
     def add(
         self, targets: np.ndarray, losses: np.ndarray, correct: np.ndarray, width: np.ndarray, source: np.ndarray
     ) -> None:
-        """Count one batch; all arrays (n, T)."""
+        """Add one batch. All arrays are (B, T); `width` holds the bytes of each target."""
         counted = targets != -1
         for row, weights in enumerate((counted, losses, correct, width)):
             self.by_source[row] += np.bincount(source[counted], weights[counted], self.by_source.shape[1])
@@ -61,7 +62,7 @@ class Sums:
         self.spread += ((n > 0).sum(), n @ n, n @ s, s @ s)
 
     def all_reduce(self, device: torch.device | str) -> None:
-        """Add up over the processes of torch.distributed, if there are any."""
+        """Sum over the processes of torch.distributed, if it is initialised."""
         if dist.is_available() and dist.is_initialized():
             flat = torch.from_numpy(np.concatenate((self.by_source.ravel(), self.spread))).to(device)
             dist.all_reduce(flat)
@@ -69,17 +70,18 @@ class Sums:
             self.by_source = by_source.reshape(self.by_source.shape)
 
     def loss_se(self) -> float | None:
-        """Standard error of the loss, with windows as the unit, for the tokens of one window are correlated.
+        """Return the standard error of the loss, in nats; None for a single window.
 
-        The loss is a ratio of two sums over windows, s / n; this is the usual linearised error of a ratio, which for
-        windows of equal length is the standard deviation of their means over sqrt(windows). None for one window.
+        Windows are the units, because the tokens of a window are correlated. The loss is the ratio of two sums over
+        windows, sum(s) / sum(n), and this is the linearised standard error of a ratio. For windows of equal length it is
+        the standard deviation of their means divided by sqrt(windows).
         """
         windows, nn, ns, ss = (float(value) for value in self.spread)
         if windows < 2:
             return None
         tokens, nats = (float(value) for value in self.by_source[:2].sum(axis=1))
         loss = nats / tokens
-        squares = max(ss - 2 * loss * ns + loss * loss * nn, 0.0)  # in this order NaN stays NaN
+        squares = max(ss - 2 * loss * ns + loss * loss * nn, 0.0)  # with NaN first, max returns NaN
         return _finite(math.sqrt(squares * windows / (windows - 1)) / tokens)
 
 
@@ -93,26 +95,30 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]],
     stop: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Score `model` on every target of `windows`.
+    """Evaluate `model` on every target of `windows`.
 
-    token_bytes: UTF-8 bytes of each token id. sources: names by source id. micro_batch: windows a forward pass.
-    autocast: makes the context of each forward pass. stop: called before each batch; it may raise to end the work.
+    Args:
+        token_bytes: UTF-8 bytes of each token id, (n_vocab,).
+        sources: Source labels by source id.
+        micro_batch: Windows in a forward pass.
+        autocast: Returns the context manager of a forward pass.
+        stop: Called before each batch; it may raise an exception to end the evaluation.
 
-    Returns a dict that is valid JSON:
+    Returns a dict of JSON values:
 
-    - tokens, bytes: how many were predicted
-    - loss: nats per token, the mean over all predicted tokens; loss_se: its standard error (see `Sums.loss_se`)
+    - tokens, bytes: number of predicted tokens, and of their bytes
+    - loss: mean over all predicted tokens, in nats per token; loss_se: its standard error (see `Sums.loss_se`)
     - perplexity: e^loss
-    - bits_per_byte: all nats / ln 2 / all bytes. End-of-text costs nats and has 0 bytes.
-    - accuracy: share of tokens that had the highest logit
-    - by_source: {name: tokens, loss, perplexity, bits_per_byte, accuracy} of each source that occurs
-    - fingerprint: of the windows
+    - bits_per_byte: total nats / ln 2 / total bytes; end-of-text contributes nats and 0 bytes
+    - accuracy: fraction of tokens with the highest logit
+    - by_source: {label: tokens, loss, perplexity, bits_per_byte, accuracy} of each source that occurs
+    - fingerprint: that of the windows
 
-    A figure that is no finite number (a diverged model, a perplexity beyond float64, bits per byte of no bytes) is
-    None, as JSON has neither infinity nor NaN.
+    A non-finite value (a diverged model, a perplexity beyond float64, bits per byte of no bytes) is None, because JSON has
+    neither infinity nor NaN.
 
-    With torch.distributed initialised each process scores its share of the windows and all of them return the same
-    result; `stop` must then raise in all processes or in none. Raises UserError if there is nothing to predict.
+    With torch.distributed, each process evaluates a part of the windows, and all return the same result; `stop` must then
+    raise in all processes or in none. Raises UserError if there is no token to predict.
     """
     sums = Sums.zero(len(sources))
     begin, end = _share(windows.n_windows)
@@ -126,7 +132,7 @@ def evaluate(
             sums.add(y, scores.nats, scores.greedy, width[y], source)
     sums.all_reduce(device)
     if not sums.by_source[0].any():
-        raise UserError("the text to evaluate on has no token to predict; it needs at least two tokens")
+        raise UserError("the text to evaluate on has no token to predict; give a text of at least two tokens")
     return _figures(sums.by_source.sum(axis=1)) | {
         "bytes": int(sums.by_source[3].sum()),
         "loss_se": sums.loss_se(),
@@ -138,7 +144,7 @@ def evaluate(
 
 
 def _share(n_windows: int) -> tuple[int, int]:
-    """First and one past the last window of this process: a contiguous share, for the sake of sequential reads."""
+    """Return the windows [begin, end) of this process: a contiguous range, so that the corpus is read sequentially."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, n_windows
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -146,7 +152,7 @@ def _share(n_windows: int) -> tuple[int, int]:
 
 
 def _figures(sums: np.ndarray) -> dict[str, Any]:
-    """The figures of tokens, nats, correct, bytes."""
+    """Return the metrics of a column of `Sums.by_source`: tokens, nats, correct predictions, bytes."""
     tokens, nats, correct, n_bytes = (float(value) for value in sums)
     loss = nats / tokens
     return {

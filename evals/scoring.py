@@ -1,7 +1,9 @@
-"""Log-probabilities of tokens after a context: what every evaluation stands on.
+"""Log-probabilities of tokens given their context, the basis of all evaluations.
 
-A row is a context followed by what is scored. Targets that are -1 are context and padding: they are read and not
-scored. So the windows of a text, the two sentences of a minimal pair and the choices of a question are all rows.
+A row is a context followed by the tokens to score. Targets of -1, context and padding, are not scored. Windows of a text, the
+two sentences of a minimal pair and the answers to a multiple-choice question can all be rows.
+
+Shape letters: B rows of T tokens, D = n_embd, V = vocab_size, R targets in a slice.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ import torch.nn.functional as F
 
 from model.gpt import GPT
 
-MAX_LOGITS = 2**26  # elements of one slice of logits: 256 MiB in float32
+MAX_LOGITS = 2**26  # most elements of a slice of logits: 256 MiB in float32
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of B rows of T targets.
+    """Scores of the targets of B rows.
 
     Attributes:
-        nats: -log p(target | all tokens before it in the row), float64 (B, T); 0 where the target is -1.
-        greedy: Whether the target has the highest logit, bool (B, T); False where the target is -1.
+        nats: -log p(target | all tokens before it in the row), float64 (B, T); 0 if the target is -1.
+        greedy: Whether the target has the highest logit, bool (B, T); False if the target is -1.
     """
 
     nats: np.ndarray
@@ -40,20 +42,19 @@ def score_tokens(
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> TokenScores:
-    """Score `targets` after `inputs`, int64 (B, T) each. Run it inside `model.modes.evaluating`.
+    """Score `targets` given `inputs`, int64 (B, T) each. Call it inside `model.modes.evaluating`.
 
-    The logits are computed in slices of at most MAX_LOGITS elements, so that the memory needed does not grow with the
-    batch.
+    Logits are computed in slices of at most MAX_LOGITS elements, so that their memory does not grow with the batch.
     """
-    flat = torch.from_numpy(targets).to(device).flatten()  # (B T,)
+    flat = torch.from_numpy(targets).to(device).flatten()  # (B * T,)
     rows = max(1, MAX_LOGITS // model.shape.vocab_size)
     nats, greedy = [], []
     with autocast():
-        hidden = model.hidden(torch.from_numpy(inputs).to(device)).flatten(0, 1)  # (B T, D)
-        for some_hidden, some_targets in zip(hidden.split(rows), flat.split(rows), strict=True):
-            logits = model.unembed(some_hidden).float()  # (rows, V)
-            nats.append(F.cross_entropy(logits, some_targets, ignore_index=-1, reduction="none"))
-            greedy.append(logits.argmax(dim=-1) == some_targets)
+        hidden = model.hidden(torch.from_numpy(inputs).to(device)).flatten(0, 1)  # (B * T, D)
+        for hidden_slice, target_slice in zip(hidden.split(rows), flat.split(rows), strict=True):
+            logits = model.unembed(hidden_slice).float()  # (R, V)
+            nats.append(F.cross_entropy(logits, target_slice, ignore_index=-1, reduction="none"))  # (R,)
+            greedy.append(logits.argmax(dim=-1) == target_slice)
     return TokenScores(
         torch.cat(nats).view(targets.shape).cpu().numpy().astype(np.float64),
         torch.cat(greedy).view(targets.shape).cpu().numpy(),

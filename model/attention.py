@@ -1,8 +1,9 @@
-"""Attention, over all that came before or within a document.
+"""Causal attention over the whole sequence, or within each document of it.
 
-Every document ends with end-of-text. As an input it is therefore the first token of the next one: what follows it sees it
-and nothing before it. Two forms of the same: a mask, anywhere, and the places where documents start, for a GPU's kernel of
-variable lengths, which never computes what a mask would throw away. Positions stay those in the window.
+Every document ends with end-of-text. As an input, end-of-text is therefore the first token of the next document: later
+tokens of that document attend to it, and to nothing before it. There are two implementations: a boolean mask, which
+works on every device, and a variable-length kernel on GPUs, which takes the offsets at which documents start and does not
+compute the scores that a mask would discard. Positions are counted from the start of the sequence in both.
 """
 
 from __future__ import annotations
@@ -14,39 +15,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.modes import precision_of
+from model.modes import compute_dtype
 
 
 def document_mask(tokens: Tensor, eot: int) -> Tensor:
-    """Who may look at whom in `tokens` (B, T), bool (B, 1, T, T): at the same document, and at nothing that comes later."""
-    number = (tokens == eot).cumsum(dim=1)
-    return (number.unsqueeze(2) == number.unsqueeze(1)).tril().unsqueeze(1)
+    """Return the attention mask of `tokens` (B, T), bool (B, 1, T, T): True where row i may attend to column j, which is
+    in the same document and not later."""
+    document = (tokens == eot).cumsum(dim=1)  # (B, T): index of each token's document
+    same = document.unsqueeze(2) == document.unsqueeze(1)  # (B, T, 1) == (B, 1, T) -> (B, T, T)
+    return same.tril().unsqueeze(1)  # (B, 1, T, T), the same for all heads
 
 
 def document_starts(tokens: np.ndarray, eot: int) -> np.ndarray:
-    """Where documents start in `tokens` (B, T), one sequence after the other, and how many tokens there are in all; int32
-    (documents + 1,). On the host, for the number of documents is the shape of a tensor, which a GPU would be waited for."""
+    """Return the offsets at which documents start in `tokens` (B, T) laid end to end, followed by B * T, as int32
+    (documents + 1,): the `cu_seqlens` of variable-length kernels.
+
+    Every sequence starts a document. This runs on the host: the number of documents is a tensor's shape, and computing it
+    on the GPU would make the host wait for the device.
+    """
     starts = tokens == eot
     starts[:, 0] = True
     return np.append(np.flatnonzero(starts), tokens.size).astype(np.int32)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, dropout: float) -> Tensor:
-    """Causal attention of (B, H, T, S) each; `documents`: a mask or starts (see above), None for a single one."""
+    """Return causal attention (B, H, T, S) of `q`, `k` and `v`, (B, H, T, S) each.
+
+    `documents` is the output of `document_mask` (bool) or `document_starts` (int32); None attends to the whole sequence.
+    The variable-length kernel applies no dropout.
+    """
     if documents is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
     if documents.dtype == torch.bool:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=documents, dropout_p=dropout)
-    return of_variable_length(q, k, v, documents)
+    return variable_length_attention(q, k, v, documents)
 
 
-def of_variable_length(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
-    """The kernel sees one row of tokens, (B T, H, S), in half precision (torch.nn.attention.varlen, since torch 2.11 with
-    window_size: all of the left, nothing of the right). A document is at most as long as a sequence."""
+def variable_length_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+    """Return causal attention (B, H, T, S) within the documents that begin at `starts`, int32 (documents + 1,).
+
+    Uses torch.nn.attention.varlen (`window_size` since torch 2.11), which wants half precision and all tokens in one
+    dimension, (B * T, H, S).
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     B, H, T, S = q.shape
-    precision = precision_of(v)  # autocast does not reach the kernel, and a norm or a table may have given float32
-    q, k, v = (part.to(precision).transpose(1, 2).reshape(B * T, H, S) for part in (q, k, v))
+    # Autocast does not reach the kernel, and a norm or an embedding may have returned float32.
+    dtype = compute_dtype(v)
+    q, k, v = (x.to(dtype).transpose(1, 2).reshape(B * T, H, S) for x in (q, k, v))  # (B, H, T, S) -> (B * T, H, S)
+    # A document is at most T tokens long. The window is unlimited to the left (-1) and empty to the right (0): causal.
     y = varlen_attn(q, k, v, starts, starts, T, T, window_size=(-1, 0))
-    return cast(Tensor, y).view(B, T, H, S).transpose(1, 2)
+    return cast(Tensor, y).view(B, T, H, S).transpose(1, 2)  # (B * T, H, S) -> (B, H, T, S)

@@ -1,4 +1,4 @@
-"""torch.compile, of a whole model or of its blocks, and whether it found its work done already."""
+"""Training with torch.compile: the whole model or block by block, and the state of the compiler's cache."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from model.gpt import GPT
 
 
-def for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) -> Callable[[Any], Tensor]:
-    """The loss of a batch under `objective`, in eager mode ("off"), compiled as a whole ("on"), or with each block of the
-    model compiled ("regional"). Blocks have the same code, so one compilation serves them all
-    (docs.pytorch.org/tutorials/recipes/regional_compilation.html).
+def compile_for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) -> Callable[[Any], Tensor]:
+    """Return a function that computes the loss of a batch under `objective`.
 
-    `model` itself is never wrapped: checkpoints see its own parameter names, and an evaluation, which has other shapes
-    and another mode, compiles nothing.
+    `how` is "off" (eager mode), "on" (objective and model compiled as a whole) or "regional" (each block compiled; all
+    blocks have the same code and share one compilation, see
+    docs.pytorch.org/tutorials/recipes/regional_compilation.html).
+
+    `model` itself is not wrapped, so checkpoints keep its parameter names, and evaluation, which uses other shapes and
+    modes, compiles nothing.
     """
     if how == "on":
         return partial(torch.compile(objective), model)
@@ -28,16 +30,18 @@ def for_training(objective: Callable[[GPT, Any], Tensor], model: GPT, how: str) 
     if how == "off":
         return partial(objective, model)
     blocks = nn.ModuleList([cast(nn.Module, torch.compile(block)) for block in model.blocks])
-    twin = copy.copy(model)  # a second object on the same weights
-    twin._modules = {**model._modules, "blocks": blocks}
-    return partial(objective, twin)
+    compiled = copy.copy(model)  # a shallow copy: it shares the weights
+    compiled._modules = {**model._modules, "blocks": blocks}
+    return partial(objective, compiled)
 
 
 def cache_state() -> str:
-    """How the compiler found its cache on the disk, which is in TORCHINDUCTOR_CACHE_DIR or below the system's folder for
-    temporary files: "warm" where it held all that this process compiled, "cold" where something had to be made."""
+    """Return "warm" if the compiler's disk cache held everything that this process compiled, else "cold".
+
+    The cache is in TORCHINDUCTOR_CACHE_DIR, by default in the system's folder for temporary files.
+    """
     from torch._dynamo.utils import counters
 
-    found = counters["inductor"]
-    missed = found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"]
-    return "warm" if found["fxgraph_cache_hit"] and not missed else "cold"
+    inductor = counters["inductor"]
+    missed = inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"]
+    return "warm" if inductor["fxgraph_cache_hit"] and not missed else "cold"

@@ -1,4 +1,4 @@
-"""The shape of a model: its sizes, what is impossible about them, and exact parameter counts. Imports no torch."""
+"""The shape of a model: sizes, variants, validation and exact parameter counts. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NORMS = ("layernorm", "rmsnorm")
 ACTIVATIONS = ("gelu", "relu2", "swiglu")
 INITIALISATIONS = ("gpt2", "zero")
 
-# Far beyond what one device trains; what is larger is a slip of the finger, and would only take for ever to plan.
+# Upper limits, far beyond what one device can train. A larger value is a typing error and would make planning very slow.
 LARGEST = {
     "n_layer": 10_000,
     "n_head": 2048,
@@ -23,10 +23,12 @@ LARGEST = {
     "ffn_hidden": 1 << 20,
     "bigram_rows": 1 << 28,
 }
-REMOVED_KEYS = {"value_residual": False}  # of shapes that earlier versions wrote
-ROPE_THETA, SOFTCAP = (1.0, 1e12), (0.01, 1e6)  # beyond, float32 divides by 0 or overflows
+REMOVED_KEYS = {
+    "value_residual": False
+}  # options that files of earlier versions may hold, with the value that means off
+ROPE_THETA, SOFTCAP = (1.0, 1e12), (0.01, 1e6)  # outside these ranges float32 divides by 0 or overflows
 
-# Combinations of the options below and nothing else; conf/model/*.yaml names the same ones.
+# Named combinations of the options of `Shape`; conf/model/*.yaml holds the same ones.
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": {"position": "learned", "norm": "layernorm", "activation": "gelu", "initialisation": "gpt2"},
     "llama": {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "initialisation": "gpt2"},
@@ -42,7 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Five options of `modern` that bought nothing in five minutes of a CPU and less, as they are without it (budget/planner/hyperparameters.py).
+# Five options of `modern` that do not lower the loss at small budgets, at their values in a GPT-2 block. block_for in
+# budget/planner/hyperparameters.py says from which budget on `modern` is used.
 PLAIN: dict[str, Any] = {
     "norm": "layernorm",
     "activation": "gelu",
@@ -54,13 +57,31 @@ PLAIN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that decides which tensors a model has and how they are combined.
+    """All options that determine the tensors of a model and how they are combined.
 
-    `block_size` is the longest context in tokens. `vocab_size` includes padding (see `padded_vocab`). `ffn_hidden` is
-    the width of the feed-forward part; None takes 4 n_embd, and for swiglu, which has three matrices instead of two,
-    8/3 n_embd rounded up to a multiple of 64, so that the parameter count stays about the same (Shazeer 2020,
-    arXiv:2002.05202). `eot` is the id of end-of-text where nothing is to be seen of the documents before; None: one
-    window is one text.
+    Attributes:
+        n_layer: Number of blocks.
+        n_head: Number of attention heads; divides `n_embd`.
+        n_embd: Width of the residual stream.
+        block_size: Longest context, in tokens.
+        vocab_size: Rows of the vocabulary matrix, padding included (see `padded_vocab`).
+        dropout: Probability of dropout on embeddings, attention and residual updates.
+        bias: Whether linear layers and layer norms have biases.
+        tie: Whether the token embedding is also the output matrix; False gives the model an untied head.
+        position: A name in POSITIONS.
+        norm: A name in NORMS.
+        activation: A name in ACTIVATIONS.
+        qk_norm: Whether queries and keys are normalised (RMS norm without parameters).
+        initialisation: A name in INITIALISATIONS.
+        ffn_hidden: Width of the feed-forward network. None: 4 n_embd; for swiglu, which has three matrices instead of two,
+            8/3 n_embd rounded up to a multiple of 64, for about the same parameter count (Shazeer 2020, arXiv:2002.05202).
+        rope_theta: Base of the rotary frequencies.
+        embed_norm: Whether embeddings are normalised before the first block.
+        x0_shortcut: Whether each block's input is a learned mix of the residual stream and the embedding.
+        value_embeddings: Whether every second block adds an embedding of the token to its values.
+        bigram_rows: Rows of the hashed bigram embedding; 0 turns it off.
+        softcap: Bound of the logits (see `model.loss.apply_softcap`); 0 turns it off.
+        eot: Id of end-of-text; attention then stays within a document. None: it covers the whole sequence.
     """
 
     n_layer: int
@@ -85,33 +106,33 @@ class Shape:
     softcap: float = 0.0
     eot: int | None = None
 
-    def mistakes(self) -> list[str]:
-        """Every reason why no such model can be built, one line each; empty for a valid shape."""
+    def problems(self) -> list[str]:
+        """Return every reason why such a model cannot be built, one line each; an empty list for a valid shape."""
         return [*self._bad_sizes(), *self._bad_choices(), *self._bad_heads()]
 
     def _bad_sizes(self) -> list[str]:
         sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "ffn_hidden")
-        found = [
+        problems = [
             f"model.{key}={value} must be at least 1"
             for key in sizes
             if (value := getattr(self, key)) is not None and value < 1
         ]
-        found += [
+        problems += [
             f"model.{key}={value} must be at most {most}"
             for key, most in LARGEST.items()
             if (value := getattr(self, key)) is not None and value > most
         ]
         if not 0 <= self.dropout < 1:
-            found.append(f"model.dropout={self.dropout} must be at least 0 and less than 1")
+            problems.append(f"model.dropout={self.dropout} must be at least 0 and less than 1")
         low, high = ROPE_THETA
         if not low <= self.rope_theta <= high:
-            found.append(f"model.rope_theta={self.rope_theta} must be {low:g} to {high:g}")
+            problems.append(f"model.rope_theta={self.rope_theta} must be {low:g} to {high:g}")
         if self.bigram_rows < 0 or self.bigram_rows == 1:
-            found.append(f"model.bigram_rows={self.bigram_rows} must be at least 2; 0 is none")
+            problems.append(f"model.bigram_rows={self.bigram_rows} must be at least 2, or 0, which turns it off")
         low, high = SOFTCAP
         if self.softcap and not low <= self.softcap <= high:
-            found.append(f"model.softcap={self.softcap} must be {low:g} to {high:g}, or 0, which is off")
-        return found
+            problems.append(f"model.softcap={self.softcap} must be {low:g} to {high:g}, or 0, which turns it off")
+        return problems
 
     def _bad_choices(self) -> list[str]:
         choices = {
@@ -138,7 +159,7 @@ class Shape:
         if self.position == "rotary" and self.head_size % 2:
             return [
                 f"model.position=rotary needs an even head size, but model.n_embd={self.n_embd} / "
-                f"model.n_head={self.n_head} is {self.head_size}; change either, or take model.position=learned"
+                f"model.n_head={self.n_head} is {self.head_size}; change one of them or set model.position=learned"
             ]
         return []
 
@@ -149,7 +170,7 @@ class Shape:
 
     @property
     def hidden(self) -> int:
-        """Width of the feed-forward part (after gating, for swiglu)."""
+        """Width of the feed-forward network (after gating, for swiglu)."""
         if self.ffn_hidden is not None:
             return self.ffn_hidden
         if self.activation == "swiglu":
@@ -158,34 +179,34 @@ class Shape:
 
     @property
     def up_width(self) -> int:
-        """Rows of the first feed-forward matrix: swiglu holds gate and value in one."""
+        """Rows of the first feed-forward matrix, which holds both gate and value for swiglu."""
         return 2 * self.hidden if self.activation == "swiglu" else self.hidden
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether block `layer`, counted from 0, adds an embedding to its values: the last one and every second before."""
+        """Return whether block `layer`, counted from 0, adds a value embedding: the last block and every second before it."""
         return self.value_embeddings and (self.n_layer - 1 - layer) % 2 == 0
 
     def table_parameters(self) -> int:
-        """Entries of the tables that are looked up besides the vocabulary matrix, and multiply nothing."""
+        """Return the parameters of the value and bigram embeddings, which are looked up and take part in no matmul."""
         values = (self.n_layer + 1) // 2 if self.value_embeddings else 0
         return self.n_embd * (values * self.vocab_size + self.bigram_rows)
 
     def non_vocab_parameters(self) -> int:
-        """Entries of the matrices in the blocks, with neither vocabulary, positions, norms nor biases."""
+        """Return the parameters of the matrices in the blocks, without vocabulary, positions, norms and biases."""
         attention = 4 * self.n_embd**2
         feed_forward = self.n_embd * (self.up_width + self.hidden)
         return self.n_layer * (attention + feed_forward)
 
     def matmul_parameters(self) -> int:
-        """Parameters that every token is multiplied by: the blocks' matrices and one vocabulary matrix.
+        """Return the parameters in matrix products with every token: the blocks' matrices and one vocabulary matrix.
 
-        This is the N of the FLOP convention and of the scaling laws (`parameters_law` in the records). It is the
-        same whether the vocabulary matrices are tied or not, as the embedding look-up multiplies nothing.
+        This is the N of the FLOP convention and of the scaling laws (`parameters_law` in result files). It is the same
+        for a tied and an untied head, because an embedding look-up is not a matrix product.
         """
         return self.non_vocab_parameters() + self.vocab_size * self.n_embd
 
     def parameters(self, positions: bool = True) -> int:
-        """Trainable parameters of the built module, exactly; `positions=False` leaves learned positions out."""
+        """Return the exact number of trainable parameters; `positions=False` leaves learned positions out."""
         norm = self.n_embd * (2 if self.norm == "layernorm" and self.bias else 1)
         linear_biases = (5 * self.n_embd + self.up_width) if self.bias else 0
         vocabulary = self.vocab_size * self.n_embd * (1 if self.tie else 2)
@@ -195,35 +216,37 @@ class Shape:
         return blocks + norm + vocabulary + learned + shares + self.table_parameters()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, one for each field."""
+        """Return the fields as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Shape:
-        """The inverse of `to_dict`; raises UserError on an unknown or a missing key, all of them at once. A removed key is
-        read over where it holds the value that it had unless it was set."""
+        """Return the shape that `to_dict` was called on.
+
+        Raises UserError with all unknown and missing keys, one line each, and for a removed option that is not off.
+        """
         for key, off in REMOVED_KEYS.items():
             if values.get(key, off) != off:
                 raise UserError(
-                    f"the model was trained with {key}={values[key]}, which was removed; use the version that made it"
+                    f"the model was trained with {key}={values[key]}, which was removed; use the version that trained it"
                 )
         values = {key: value for key, value in values.items() if key not in REMOVED_KEYS}
         known = {field.name for field in fields(cls)}
         required = [field.name for field in fields(cls) if field.default is MISSING]
-        wrong = [
+        problems = [
             f"the model's shape has no key {key!r}; known: {', '.join(sorted(known))}" for key in values.keys() - known
         ]
-        wrong += [f"the model's shape lacks the key {key!r}" for key in required if key not in values]
-        if wrong:
-            raise UserError(*sorted(wrong))
+        problems += [f"the model's shape lacks the key {key!r}" for key in required if key not in values]
+        if problems:
+            raise UserError(*sorted(problems))
         return cls(**values)
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `value`."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
 def padded_vocab(n_vocab: int, multiple: int = 64) -> int:
-    """Rows of the vocabulary matrix for `n_vocab` tokens: tensor cores want multiples of 64 (GPT-2: 50257 -> 50304)."""
+    """Return `n_vocab` rounded up for the vocabulary matrix: tensor cores want multiples of 64 (GPT-2: 50257 -> 50304)."""
     return round_up(n_vocab, multiple)

@@ -1,4 +1,4 @@
-"""Writing text with a model, one token at a time."""
+"""Sampling from a model, one token at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.errors import UserError
 from model.gpt import GPT
 from model.modes import evaluating
 
-COLDEST = 1e-6  # temperature; what is colder takes the most likely token, as 0 does, before float32 overflows
+MIN_TEMPERATURE = 1e-6  # below it sampling is greedy, as at 0: dividing logits by it would overflow float32
 
 
 def generate(
@@ -27,25 +27,30 @@ def generate(
     n_vocab: int | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[int]:
-    """Up to `max_new_tokens` token ids that continue `prompt_ids`, without the prompt.
+    """Return up to `max_new_tokens` token ids that continue `prompt_ids`, without the prompt.
 
-    temperature: 0 takes the most likely token. top_k, top_p (Holtzman et al. 2020, arXiv:1904.09751): sample among
-    the k most likely tokens, and among the fewest that have a share p of the probability together.
-    repetition_penalty: see `penalise`. eot: this token ends the text and is not returned. n_vocab: ids from here on
-    are padding of the vocabulary and are never sampled. stop: asked before each token; true ends the text early.
+    The model sees the last block_size tokens only. The result depends on the arguments alone: draws use a separate CPU
+    generator seeded with `seed`. The model's train or eval mode is restored. Raises UserError for invalid arguments.
 
-    Only the last block_size tokens are seen by the model. The text depends on the arguments alone: the draws come from
-    a CPU generator of their own, seeded with `seed`. The model is left in the mode it had. Raises UserError.
+    Args:
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_k: Sample among the k most likely tokens; None for all.
+        top_p: Sample among the fewest tokens with a total probability of at least p (Holtzman et al. 2020,
+            arXiv:1904.09751); None for all.
+        repetition_penalty: See `apply_repetition_penalty`; 1 is no penalty.
+        eot: Id of end-of-text, which ends the generation and is not returned.
+        n_vocab: Number of ids in the vocabulary; larger ids are padding and are not sampled.
+        stop: Called before each token; returning true ends the generation.
     """
     n_vocab = model.shape.vocab_size if n_vocab is None else n_vocab
-    if found := _mistakes(model, prompt_ids, temperature, top_k, top_p, repetition_penalty, n_vocab):
-        raise UserError(*found)
+    if problems := _problems(model, prompt_ids, temperature, top_k, top_p, repetition_penalty, n_vocab):
+        raise UserError(*problems)
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt_ids)
     with evaluating(model):
         while len(ids) < len(prompt_ids) + max_new_tokens and not (stop is not None and stop()):
-            # of a model that is lost they may be no numbers, which cannot be drawn from
-            logits = penalise(_next_logits(model, ids)[:n_vocab].nan_to_num(), ids, repetition_penalty)
+            # A diverged model may have NaN logits, which cannot be sampled from.
+            logits = apply_repetition_penalty(_next_logits(model, ids)[:n_vocab].nan_to_num(), ids, repetition_penalty)
             token = _draw(logits, temperature, top_k, top_p, generator)
             if token == eot:
                 break
@@ -53,7 +58,7 @@ def generate(
     return ids[len(prompt_ids) :]
 
 
-def _mistakes(
+def _problems(
     model: GPT,
     prompt_ids: Sequence[int],
     temperature: float,
@@ -62,32 +67,32 @@ def _mistakes(
     repetition_penalty: float,
     n_vocab: int,
 ) -> list[str]:
-    found = []
+    problems = []
     if not prompt_ids:
-        found.append("the prompt is empty; it needs at least one token (end-of-text begins a new document)")
+        problems.append("the prompt is empty; it needs at least one token (end-of-text begins a new document)")
     if not 1 <= n_vocab <= model.shape.vocab_size:
-        found.append(f"n_vocab={n_vocab} must be between 1 and vocab_size={model.shape.vocab_size}")
+        problems.append(f"n_vocab={n_vocab} must be between 1 and vocab_size={model.shape.vocab_size}")
     elif outside := [token for token in prompt_ids if not 0 <= token < n_vocab]:
-        found.append(f"token {outside[0]} of the prompt is outside the vocabulary of {n_vocab} tokens")
+        problems.append(f"token {outside[0]} of the prompt is outside the vocabulary of {n_vocab} tokens")
     if temperature < 0:
-        found.append(f"temperature={temperature} must be at least 0 (0 takes the most likely token)")
+        problems.append(f"temperature={temperature} must be at least 0 (0 takes the most likely token)")
     if top_k is not None and top_k < 1:
-        found.append(f"top_k={top_k} must be at least 1, or null for no limit")
+        problems.append(f"top_k={top_k} must be at least 1, or null for no limit")
     if top_p is not None and not 0 < top_p <= 1:
-        found.append(f"top_p={top_p} must be greater than 0 and at most 1, or null for no limit")
+        problems.append(f"top_p={top_p} must be greater than 0 and at most 1, or null for no limit")
     if repetition_penalty <= 0:
-        found.append(f"repetition_penalty={repetition_penalty} must be greater than 0 (1 is no penalty)")
-    return found
+        problems.append(f"repetition_penalty={repetition_penalty} must be greater than 0 (1 is no penalty)")
+    return problems
 
 
 def _next_logits(model: GPT, ids: list[int]) -> Tensor:
-    """Logits (V,) of the token after `ids`, float32, on the CPU."""
-    window = torch.tensor([ids[-model.shape.block_size :]], device=model.wte.weight.device)
-    return model.unembed(model.hidden(window)[0, -1]).float().cpu()
+    """Return the logits (V,) of the token after `ids`, float32 on the CPU."""
+    window = torch.tensor([ids[-model.shape.block_size :]], device=model.wte.weight.device)  # (1, T)
+    return model.unembed(model.hidden(window)[0, -1]).float().cpu()  # (1, T, D) -> (D,) -> (V,)
 
 
-def penalise(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
-    """Make each token that `ids` already holds less likely (Keskar et al. 2019, CTRL, arXiv:1909.05858).
+def apply_repetition_penalty(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
+    """Make each token in `ids` less likely in `logits` (V,) (Keskar et al. 2019, CTRL, arXiv:1909.05858).
 
     A positive logit is divided by `penalty`, a negative one multiplied; 1 changes nothing.
     """
@@ -99,13 +104,13 @@ def penalise(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
 def _draw(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
 ) -> int:
-    """One token id from `logits` (n_vocab,)."""
-    if temperature < COLDEST:
+    """Sample one token id from `logits` (n_vocab,)."""
+    if temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
-    # Sorting is stable, so that of equal logits top_k=1 keeps the one that argmax returns.
+    # With a stable sort top_k=1 picks the same token as argmax when logits are equal.
     ordered, order = (logits / temperature).sort(descending=True, stable=True)
     probabilities = ordered[:top_k].softmax(dim=-1)
     if top_p is not None:
-        before = probabilities.cumsum(dim=-1) - probabilities  # the most likely token has 0 before it: it always stays
+        before = probabilities.cumsum(dim=-1) - probabilities  # 0 for the most likely token: it is always kept
         probabilities = probabilities.where(before < top_p, 0.0)
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])

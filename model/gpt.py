@@ -1,10 +1,10 @@
-"""A decoder-only transformer: pre-norm blocks of causal attention and a feed-forward part, on a residual stream.
+"""GPT: a decoder-only transformer with pre-norm blocks of causal attention and a feed-forward network.
 
-Letters in shape comments: B sequences, T tokens each, D = n_embd, H = n_head, S = D / H (head size), V = vocab_size.
-Every variant is an option of `Shape`; a new norm, activation or initialisation is one function and one line in a table.
-Weights are float32; a lower precision comes from the caller's autocast.
+Shape letters: B sequences, T tokens each, D = n_embd, H = n_head, S = D / H (head size), V = vocab_size.
+Every variant is an option of `Shape`. A new norm, activation or initialisation is one function and one entry in a table.
+Weights are float32; lower precision comes from the caller's autocast.
 
-What each part changes in the loss of a small model is in docs/performance.md, "One part more or less".
+The effect of each part on the loss of a small model is in docs/performance.md, "One part more or less".
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from model.blocks import Block
 from model.config import Shape
 from model.init import INITIALISATIONS
 from model.layers import NORMS, bigram_ids, rms_norm, rotary_tables
-from model.loss import capped
+from model.loss import apply_softcap
 
 
 class GPT(nn.Module):
-    """The model of a `Shape`, freshly initialised; raises UserError with every mistake of the shape.
+    """A freshly initialised model of the given `Shape`.
 
-    Build it under `with torch.device(...)` to fill the weights where they will live. On "meta" it has sizes only: the
-    rotary tables are not part of the state dict, so weights are to be loaded into a model that was built for real.
-    Tied, the state dict has no `head.weight`: one tensor is stored once.
+    Raises UserError with every problem of the shape, one line each.
+
+    Build it under `with torch.device(...)` to allocate the weights on that device. A model on the "meta" device cannot be
+    completed by loading a state dict: the rotary tables are not part of it. With tied embeddings the state dict has no
+    `head.weight`, because logits are computed with `wte.weight`.
     """
 
     rotary_cos: Tensor
@@ -35,12 +37,14 @@ class GPT(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        if mistakes := shape.mistakes():
-            raise UserError(*mistakes)
+        if problems := shape.problems():
+            raise UserError(*problems)
         self.shape = shape
-        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)  # (V, D)
         self.wpe = nn.Embedding(shape.block_size, shape.n_embd) if shape.position == "learned" else None
+        # Hashed bigram embedding: a learned vector for each token and its predecessor, added to the token embedding.
         self.bigrams = nn.Embedding(shape.bigram_rows, shape.n_embd) if shape.bigram_rows else None
+        # Value embeddings (modded-nanogpt): learned vectors of the token, added to the values of every second block.
         self.value_tables = nn.ModuleDict(
             {
                 str(layer): nn.Embedding(shape.vocab_size, shape.n_embd)
@@ -48,6 +52,7 @@ class GPT(nn.Module):
                 if shape.has_value_embedding(layer)
             }
         )
+        # Input of block i: shares[i, 0] * residual stream + shares[i, 1] * embedding (the x0 shortcut of modded-nanogpt).
         self.shares = nn.Parameter(torch.tensor([[1.0, 0.0]] * shape.n_layer)) if shape.x0_shortcut else None
         self.dropout = nn.Dropout(shape.dropout)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
@@ -60,22 +65,29 @@ class GPT(nn.Module):
         INITIALISATIONS[shape.initialisation](self)
 
     def use_sparse_gradients(self) -> None:
-        """Make gradients of tables sparse, so that a step costs what the rows in its batch do, not what all rows do: for a
-        CPU in eager mode. torch.compile knows no sparse gradients, and a GPU has the bandwidth."""
-        for table in [self.bigrams, *self.value_tables.values()]:
-            if isinstance(table, nn.Embedding):
-                table.sparse = True
+        """Give the bigram and value embeddings sparse gradients, so that a step touches only the rows in its batch.
+
+        This is for eager mode on a CPU: torch.compile does not support sparse gradients, and a GPU has enough bandwidth for
+        dense ones.
+        """
+        for embedding in [self.bigrams, *self.value_tables.values()]:
+            if isinstance(embedding, nn.Embedding):
+                embedding.sparse = True
 
     def hidden(self, tokens: Tensor, starts: Tensor | None = None) -> Tensor:
-        """Normalised last hidden states (B, T, D) of `tokens` (B, T), int64; ValueError if T > block_size. `starts`: see
-        `document_starts`; without it a mask keeps documents apart where they are to be."""
+        """Return the normalised hidden states (B, T, D) of the last block.
+
+        Args:
+            tokens: Token ids, int64 (B, T). Raises ValueError if T is larger than block_size.
+            starts: Offsets of documents, see `document_starts`. None: if `shape.eot` is set, a mask separates documents.
+        """
         T = tokens.size(1)
         if self.shape.block_size < T:
             raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.shape.block_size}")
-        x = self.wte(tokens)
+        x = self.wte(tokens)  # (B, T) -> (B, T, D)
         if self.wpe is not None:
-            x = x + self.wpe.weight[:T]
-        rotary = (self.rotary_cos[:T], self.rotary_sin[:T]) if self.shape.position == "rotary" else None
+            x = x + self.wpe.weight[:T]  # (T, D), the same for every sequence
+        rotary = (self.rotary_cos[:T], self.rotary_sin[:T]) if self.shape.position == "rotary" else None  # (T, S / 2)
         if self.bigrams is not None:
             x = x + self.bigrams(bigram_ids(tokens, self.shape))
         if self.shape.embed_norm:
@@ -83,7 +95,7 @@ class GPT(nn.Module):
         x = embedded = self.dropout(x)
         documents = starts
         if documents is None and self.shape.eot is not None:
-            documents = document_mask(tokens, self.shape.eot)
+            documents = document_mask(tokens, self.shape.eot)  # (B, 1, T, T)
         for layer, block in enumerate(self.blocks):
             if self.shares is not None:
                 x = self.shares[layer, 0] * x + self.shares[layer, 1] * embedded
@@ -92,13 +104,16 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
-        return capped(F.linear(hidden, self.vocabulary()), self.shape.softcap)
+        """Return the logits (..., V) of hidden states (..., D)."""
+        return apply_softcap(F.linear(hidden, self.vocabulary()), self.shape.softcap)
 
     def vocabulary(self) -> Tensor:
-        """The matrix (V, D) that logits are made with."""
+        """Return the matrix (V, D) that maps hidden states to logits: the token embedding if tied, else the untied head."""
         return self.wte.weight if self.head is None else self.head.weight
 
     def forward(self, tokens: Tensor, *, starts: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of `tokens`, int64 (B, T); `starts` as in `hidden`. Losses are in training/objectives.py."""
+        """Return the logits (B, T, V) of `tokens`, int64 (B, T); `starts` as in `hidden`.
+
+        Losses are in training/objectives.py.
+        """
         return self.unembed(self.hidden(tokens, starts))

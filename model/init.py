@@ -1,4 +1,4 @@
-"""Weight initialisations. A new one is a function and a line in INITIALISATIONS."""
+"""Weight initialisations. A new one is a function and an entry in INITIALISATIONS."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ INIT_STD = 0.02  # GPT-2
 
 
 def is_residual_output(name: str) -> bool:
-    """Whether a parameter is the weight of a projection that writes to the residual stream."""
+    """Return whether a parameter is the weight of a projection whose output is added to the residual stream."""
     return name.endswith(".out.weight")
 
 
 def initialise_gpt2(model: GPT) -> None:
-    """Matrices N(0, 0.02), biases 0, norms 1 (Radford et al. 2019).
+    """Draw matrices from a normal distribution with standard deviation 0.02; biases are 0, norms 1 (Radford et al. 2019).
 
-    What writes to the residual stream is divided by sqrt(2 n_layer), as 2 n_layer such terms add up.
+    Projections that write to the residual stream are divided by sqrt(2 n_layer), because 2 n_layer such terms are summed.
+    The bigram and value embeddings start at 0, so they change nothing at first.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or name.startswith(("bigrams.", "value_tables.")):
@@ -35,11 +36,12 @@ def initialise_gpt2(model: GPT) -> None:
 
 
 def initialise_zero(model: GPT) -> None:
-    """As `initialise_gpt2`, but what writes to the residual stream is zero: every block starts as the identity.
+    """Initialise as `initialise_gpt2`, but zero the projections that write to the residual stream and the untied head.
 
-    The idea is Goyal et al. 2017 (arXiv:1706.02677, section 5.1) and Fixup (Zhang et al. 2019, arXiv:1901.09321).
-    Then the last hidden state is the token's own normalised embedding, which a tied vocabulary matrix gives a logit
-    of n_embd x std: 15 at width 768, and a first loss as high. At half of ln V it is outweighed by the other tokens.
+    Every block then starts as the identity, an idea of Goyal et al. 2017 (arXiv:1706.02677, section 5.1) and Fixup (Zhang
+    et al. 2019, arXiv:1901.09321). The last hidden state is the normalised embedding of the input token. With tied
+    embeddings that token's own logit would be n_embd * std, 15 at width 768, and the first loss about as high. The
+    standard deviation is therefore lowered until this logit is at most ln(V) / 2.
     """
     initialise_gpt2(model)
     for name, parameter in model.named_parameters():

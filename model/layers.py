@@ -1,4 +1,4 @@
-"""Parameter-free building blocks of the transformer: activations, norms, rotary positions, bigram hashing."""
+"""Parameter-free layers of the transformer: activations, norms, rotary positions and the bigram hash."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from torch import Tensor, nn
 from model.config import Shape
 
 LAYERNORM_EPS = 1e-5  # GPT-2
-
-
-RMSNORM_EPS = 1e-6  # Llama, and transformers' default for it
+RMSNORM_EPS = 1e-6  # Llama; the default of transformers' LlamaConfig
 
 
 def relu2(x: Tensor) -> Tensor:
-    """Squared ReLU (So et al. 2021, arXiv:2109.08668)."""
+    """Return the squared ReLU (So et al. 2021, arXiv:2109.08668), same shape as `x`."""
     x = F.relu(x)
-    return x * x  # a power would be taken, and kept, in float32 under autocast
+    return x * x  # autocast would compute pow in float32 and keep that for the backward pass
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """Gated SiLU (Shazeer 2020, arXiv:2002.05202): (..., 2 hidden), gate first, to (..., hidden)."""
+    """Return the gated SiLU (Shazeer 2020, arXiv:2002.05202): (..., 2 F), gate first, to (..., F)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -32,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu2": r
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467) along the last dimension, free of parameters."""
+    """Return the RMS norm of `x` along its last dimension, without parameters (Zhang & Sennrich 2019, arXiv:1910.07467)."""
     return F.rms_norm(x, x.shape[-1:], eps=RMSNORM_EPS)
 
 
@@ -43,22 +41,29 @@ NORMS: dict[str, Callable[[Shape], nn.Module]] = {
 
 
 def rotary_tables(shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position x frequency, (block_size, S / 2) each (Su et al. 2021, arXiv:2104.09864)."""
+    """Return cosines and sines of position x frequency, (block_size, S / 2) each (Su et al. 2021, arXiv:2104.09864)."""
     frequencies = shape.rope_theta ** (-torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size)
-    angles = torch.outer(torch.arange(shape.block_size, dtype=torch.float32), frequencies)
+    angles = torch.outer(torch.arange(shape.block_size, dtype=torch.float32), frequencies)  # radians
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + S/2]) by its angle: the half-split layout that transformers' Llama uses."""
-    first, second = x.chunk(2, dim=-1)
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (x[i], x[i + S/2]) of `x` (..., T, S) by its angle, `cos` and `sin` (T, S / 2).
+
+    This is the half-split layout of transformers' Llama.
+    """
+    first, second = x.chunk(2, dim=-1)  # (..., T, S / 2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
 def bigram_ids(tokens: Tensor, shape: Shape) -> Tensor:
-    """Row of the bigram table for each token and the one before it, (B, T) to (B, T): a multiplicative hash (Knuth). The
-    first token of a sequence, with nothing before it, has row 0, and so has that of a document that is to see no other."""
-    pairs = tokens[:, :-1] * shape.vocab_size + tokens[:, 1:]
-    rows = ((pairs * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32
-    rows = F.pad(rows + 1, (1, 0))
+    """Return the row of the hashed bigram embedding for each token and its predecessor, (B, T) to (B, T), int64.
+
+    The hash is multiplicative (Knuth, The Art of Computer Programming, volume 3, section 6.4). Row 0 is reserved for tokens
+    without a predecessor: the first of a sequence and, with `shape.eot`, the first of a document.
+    """
+    bigrams = tokens[:, :-1] * shape.vocab_size + tokens[:, 1:]  # (B, T - 1), one number per pair of tokens
+    # Multiply by 2^32 / golden ratio modulo 2^32, then scale to 0 .. bigram_rows - 2.
+    rows = ((bigrams * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32
+    rows = F.pad(rows + 1, (1, 0))  # (B, T)
     return rows if shape.eot is None else rows.masked_fill(tokens == shape.eot, 0)

@@ -1,4 +1,4 @@
-"""How a model computes: switched to evaluation for the length of a block, and in which precision."""
+"""Evaluation mode for the length of a with block, and the dtype in which a model computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients inside; the model leaves in the mode it came in, also after an exception."""
+    """Turn off dropout and gradients inside the with block, then restore the model's mode, also after an exception."""
     was_training = model.training
     model.eval()
     try:
@@ -21,7 +21,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def precision_of(x: Tensor) -> torch.dtype:
-    """What products with `x` are computed in."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products with `x`: autocast's if it is enabled on the device of `x`, else that of `x`."""
+    device_type = x.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype

@@ -68,7 +68,7 @@ def _shape(content: Any, tensors: dict[str, torch.Tensor], origin: str) -> Shape
     sizes = (shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.bigram_rows, shape.ffn_hidden or 0)
     if not all(map(is_count, sizes)) or shape.n_layer > len(tensors) or not is_count(shape.block_size, LONGEST_BLOCK):
         raise ValueError("the shape in model.json is not that of its weights")
-    if found := shape.mistakes():
+    if found := shape.problems():
         raise ValueError(found[0])
     with torch.device("meta"):
         check_shapes(GPT(shape), tensors, origin)

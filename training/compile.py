@@ -17,14 +17,14 @@ def compile_model(session: Session, trainer: Trainer) -> None:
     The time is charged to the budget; no weight changes. With device.compile=auto, a compiler that fails is a warning
     and the model trains uncompiled.
     """
-    from model.compile import cache_state, for_training
+    from model.compile import cache_state, compile_for_training
 
     clock, how = session.clock, how_to_compile(session, trainer)
     with clock.charge("setup" if how == "off" else "compile"):
         if how != "off":
             session.console.say("compiling the model" if how == "on" else "compiling the model's blocks")
             trainer.micro_batch = equal_parts(sequences_of(trainer), trainer.micro_batch)
-        trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
+        trainer.training_step.loss_of = compile_for_training(trainer.objective, trainer.model, how)
         failure = None
         try:
             seconds = timed(clock, lambda: warm_up(session, trainer), 1)
@@ -35,7 +35,7 @@ def compile_model(session: Session, trainer: Trainer) -> None:
         if failure := session.world.first(failure):
             session.console.warn(f"the model is not compiled ({failure})")
             how = "off"
-            trainer.training_step.loss_of = for_training(trainer.objective, trainer.model, how)
+            trainer.training_step.loss_of = compile_for_training(trainer.objective, trainer.model, how)
             warm_up(session, trainer)
     if how != "off":
         # If this run's own trial filled the cache, it was cold.

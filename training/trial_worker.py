@@ -24,7 +24,7 @@ from common.monotonic import now
 from data.batch import Batch
 from device.device import Device, find_device, set_up
 from device.memory import out_of_memory
-from model.compile import cache_state, for_training
+from model.compile import cache_state, compile_for_training
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers
@@ -43,7 +43,7 @@ def step_on_random_tokens(
     """A training step of a new model, and a micro-batch of random tokens (micro_batch, T) to train it on."""
     with torch.device(device.torch_device):
         model = GPT(shape)
-    loss_of = for_training(next_token, model, compiled)
+    loss_of = compile_for_training(next_token, model, compiled)
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), device.torch_device.type, optimizer)
     inputs, targets = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)).numpy() for _ in range(2))
     batch = device.batch(Batch(inputs, targets), shape)

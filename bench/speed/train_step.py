@@ -30,7 +30,7 @@ from data.shards import Split
 from device.device import Device, open_device
 from device.peak_flops import measure_peak
 from model import loss
-from model.compile import for_training
+from model.compile import compile_for_training
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers, set_schedule
@@ -70,7 +70,7 @@ class Step:
             self.model = GPT(shape)
         betas, kind = (0.9, 0.99), device.torch_device.type
         self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, betas, kind, optimizer)
-        self.loss_of = for_training(next_token, self.model, compiled)
+        self.loss_of = compile_for_training(next_token, self.model, compiled)
         self.step = TrainingStep(self._timed_loss, self.optimizer, device.scaler(), device.autocast, grad_clip=1.0)
         tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
         split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])

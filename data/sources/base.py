@@ -1,4 +1,4 @@
-"""What a corpus source is: the protocol that every source implements, and the specification it is made from."""
+"""The protocol of corpus sources, and the specification of a corpus."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from data.documents import Document
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What to prepare, and how. Everything here but `cache_dir` and `workers` decides the tokens that come out.
+    """The corpus to prepare. Everything but `cache_dir` and `workers` determines the resulting tokens.
 
     Attributes:
         source: A key of `SOURCES`.
         path: File, folder or glob (`text`); folder in SlimPajama's layout (`slimpajama`, instead of the Hub).
-        text_key: Where a record keeps its text; dots go down ("meta.text").
+        text_key: Key of the text in a record; dots descend into nested objects ("meta.text").
         tokenizer: See `data.tokenizer.get_tokenizer`.
-        validation_fraction: Share of documents held out where the corpus has no validation split of its own.
+        validation_fraction: Fraction of documents held out if the corpus has no validation split.
         repo: Dataset on the Hugging Face Hub, or a local folder of one (`slimpajama` only).
         revision: Commit of `repo`.
-        fallbacks: "repo" or "repo@revision", tried in order when `repo` is gone.
-        max_bytes: Stop after so many bytes of text (UTF-8).
-        bad_documents: "refuse" or "skip" records without text or that cannot be decoded.
-        cache_dir: Prepared corpora are kept in folders below.
-        workers: Threads that encode; None means all usable cores.
+        fallbacks: "repo" or "repo@revision", tried in order if `repo` is not available.
+        max_bytes: Stop after this many bytes of text (UTF-8).
+        bad_documents: "refuse" or "skip" records that cannot be decoded or have no text.
+        cache_dir: Folder in which each prepared corpus has a folder.
+        workers: Threads that tokenize; None for all usable cores.
     """
 
     source: str
@@ -45,7 +45,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a corpus that is read in one go; `size` (bytes on disk, or any one unit) is for the ETA."""
+    """A part of a corpus that is read in one go, usually a file or a section of it.
+
+    `size` is for the ETA, in bytes on disk or any unit that all parts of a source share.
+    """
 
     name: str
     size: int
@@ -57,11 +60,14 @@ class Part:
 
 
 class Source(Protocol):
-    """What `data.prepare` needs of a source.
+    """The interface of a corpus source.
 
-    `identity` must not need the network. `open` does what needs it, and returns what belongs in the manifest; it is
-    given that same value again when an interrupted preparation goes on. None among documents stands for a bad record
-    that was skipped. `consumed` says how much of the part being read has been read, in the unit of `Part.size`.
+    A source is deterministic: its parts, and the records of a part, come in the same order every time. A position (part,
+    record) is therefore enough to continue an interrupted preparation.
+
+    Attributes:
+        identity: Plain JSON that identifies the text; a prepared corpus is cached under its hash. It must not need the network.
+        consumed: How much of the current part has been read, in the unit of `Part.size`.
     """
 
     identity: dict[str, Any]
@@ -69,13 +75,20 @@ class Source(Protocol):
     @property
     def consumed(self) -> int: ...
 
-    def open(self, previous: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any]: ...
+    def open(self, previous: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any]:
+        """Connect to the source, over the network if needed, and return the origin that the manifest records.
+
+        `previous` is the value returned earlier for an interrupted preparation, which must be the same again.
+        """
+        ...
 
     def parts(self) -> list[Part]: ...
 
-    def documents(self, part: Part) -> Iterator[Document | None]: ...
+    def documents(self, part: Part) -> Iterator[Document | None]:
+        """Yield the documents of a part; None stands for a bad record that was skipped."""
+        ...
 
 
 def split_of(digest: bytes, validation_fraction: float) -> str:
-    """Train or val by a hash of the text: a document keeps its side whatever else the corpus holds."""
+    """Return "train" or "val" by the hash of a text, so that the split of a document does not depend on other documents."""
     return "val" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"

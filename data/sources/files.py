@@ -1,8 +1,4 @@
-"""Where text comes from: one class per source in `SOURCES`, and the document all of them yield.
-
-A source is deterministic: its parts and the records of a part come in the same order every time, so that a position
-(part, record) is enough to go on from. Its identity, plain JSON, is what a prepared corpus is cached under.
-"""
+"""Corpora in local files: any text files, and a folder in SlimPajama's layout."""
 
 from __future__ import annotations
 
@@ -15,14 +11,12 @@ from common.errors import UserError
 from data import readers
 from data.decompress import COMPRESSED
 from data.documents import Document, Reading
-from data.find_files import STRUCTURED, NamedFile, find_files, homes_of, is_in
+from data.find_files import STRUCTURED, NamedFile, allowed_folders, find_files, lies_within
 from data.sources.base import DataSpec, Part
-
-# ----------------------------------------------------------------------------------------------------------- files
 
 
 def _file_identity(base: Path, files: list[NamedFile]) -> dict[str, Any]:
-    """Names, sizes and times of the files, hashed: a corpus may have 60,000 of them."""
+    """Return the number of files and a hash of their names, sizes and modification times (a corpus may have 60,000 files)."""
     listing = hashlib.sha256()
     for file in files:
         stat = file.path.stat()
@@ -32,7 +26,7 @@ def _file_identity(base: Path, files: list[NamedFile]) -> dict[str, Any]:
 
 
 class _Files:
-    """Reading that the sources of files share."""
+    """Base class of the sources of local files."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
@@ -58,10 +52,10 @@ class _Files:
 
 
 class TextSource(_Files):
-    """Any files: plain text, JSON lines, JSON arrays, parquet; compressed or not.
+    """Any text files: plain text, JSON lines, JSON arrays or parquet, compressed or not.
 
-    The split is by document. One single plain-text file is one document, so its split is by place: its last
-    `validation_fraction` is held out (nanoGPT's convention), cut at the start of a line.
+    Documents are assigned to a split by their hash. A single plain-text file is one document, so its last
+    `validation_fraction` is held out instead, as in nanoGPT, cut at the start of a line.
     """
 
     def __init__(self, spec: DataSpec) -> None:
@@ -74,7 +68,7 @@ class TextSource(_Files):
             size = only.stat().st_size
             if not size:
                 raise UserError(f"data.path={spec.path}: the file is empty; give one with text")
-            cut = _place_to_cut(only, size - max(1, round(size * spec.validation_fraction)))
+            cut = _cut_position(only, size - max(1, round(size * spec.validation_fraction)))
             self._parts = [
                 Part("val", size - cut, "val", only, files[0].label, cut, size),
                 Part("train", cut, "train", only, files[0].label, 0, cut),
@@ -86,8 +80,8 @@ class TextSource(_Files):
             ]
 
 
-def _place_to_cut(path: Path, near: int) -> int:
-    """The first start of a line at or after byte `near`; without one in 1 MiB, the first start of a character."""
+def _cut_position(path: Path, near: int) -> int:
+    """Return the first start of a line at or after byte `near` or, without one in 1 MiB, the first start of a character."""
     with path.open("rb") as file:
         file.seek(max(0, near - 1))
         ahead = file.read(1 << 20)
@@ -99,8 +93,10 @@ def _place_to_cut(path: Path, near: int) -> int:
 
 
 class SlimPajamaSource(_Files):
-    """A folder in SlimPajama's own layout: train/chunk*/*.jsonl.zst and validation/chunk*/*.jsonl.zst, in that or any
-    other depth; its test split is left alone. A folder without the two is read like any other text."""
+    """A folder in SlimPajama's layout: train/chunk*/*.jsonl.zst and validation/chunk*/*.jsonl.zst, at any depth.
+
+    The test split is not read. A folder without train and validation is read as `TextSource` reads it.
+    """
 
     def __init__(self, spec: DataSpec) -> None:
         super().__init__(spec)
@@ -109,16 +105,18 @@ class SlimPajamaSource(_Files):
         splits = {"val": base / "validation", "train": base / "train"}
         missing = [str(folder) for folder in splits.values() if not folder.is_dir()]
         if len(missing) == 1:
-            raise UserError(f"data.path={spec.path}: SlimPajama's layout, but {missing[0]} is missing; fetch it too")
+            raise UserError(
+                f"data.path={spec.path}: SlimPajama's layout, but {missing[0]} is missing; download it as well"
+            )
         if missing:
             plain = TextSource(spec)
             self.identity, self._parts = plain.identity, plain.parts()
             return
         for folder in splits.values():
-            if not is_in(folder, homes_of(base)):
+            if not lies_within(folder, allowed_folders(base)):
                 raise UserError(
                     f"data.path={spec.path}: {folder} is a link that leads out of the folder, to {folder.resolve()};"
-                    " move the text there, or give the folder that it is in"
+                    " move the text into the folder, or set data.path= to the folder that holds it"
                 )
         everything: list[NamedFile] = []
         for split, folder in splits.items():

@@ -1,8 +1,8 @@
 """SlimPajama from the Hugging Face Hub, streamed once into shards. The only module that imports `datasets`.
 
-The Hub's SlimPajama repositories have come and gone (Cerebras/modelzoo#88), so a revision is pinned, fallbacks are
-named, and what was really read is recorded. A part is one data file of the repository, so an interrupted preparation
-goes on within that file, and no shuffle buffer or iterator state is needed (huggingface/datasets#8308).
+SlimPajama repositories on the Hub have been removed before (Cerebras/modelzoo#88), so the revision is pinned, fallbacks are
+listed, and the repository that was read is recorded. A part is one data file of the repository. An interrupted preparation
+continues within that file and needs no shuffle buffer or iterator state (huggingface/datasets#8308).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from common.errors import MachineError, UserError
 from common.network import why_unreachable
 from data.documents import Document, Reading
-from data.find_files import homes_of, is_in
+from data.find_files import allowed_folders, lies_within
 from data.readers import record_of
 from data.sources.base import DataSpec, Part
 
@@ -25,14 +25,14 @@ DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 ORIGINAL = "cerebras/SlimPajama-627B"
 ORIGINAL_FALLBACK = "gmongaras/SlimPajama-627B_Reupload"
 CONNECT_TIMEOUT_S = 3
-# The Hub does not say how much text a data file holds; SlimPajama-6B's hold about this much.
+# The Hub does not report how much text a data file holds; those of SlimPajama-6B hold about this much.
 NOMINAL_PART_BYTES = 500_000_000
 SPLITS = {"validation": "val", "train": "train"}
 FORMATS = ("csv", "json", "parquet", "text")
 
 
 class HubSource:
-    """A dataset on the Hub (or in a local folder) with a text column; `meta.redpajama_set_name` is the source."""
+    """A dataset on the Hub, or a local copy of one, with a text column; `meta.redpajama_set_name` is the source label."""
 
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
@@ -49,7 +49,7 @@ class HubSource:
             self.identity["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
     def open(self, previous: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any]:
-        """Finds the first candidate that is there; one interrupted earlier must be the same again."""
+        """Open the first available candidate, or the one that an interrupted preparation has used."""
         tried = [(previous["repo"], previous["revision"])] if previous else self._candidates
         gone: list[str] = []
         for repo, revision in tried:
@@ -59,11 +59,11 @@ class HubSource:
                 for each in gone:
                     log(f"warning: {each}; reading {_name(repo, revision)} instead")
                 return previous or {"repo": repo, "revision": revision, "gone": gone}
-            gone.append(f"{_name(repo, revision)} is not to be had ({reason})")
-        raise UserError(f"{'; '.join(gone)}; name another with data.repo=, or a folder with data.path=")
+            gone.append(f"{_name(repo, revision)} is not available ({reason})")
+        raise UserError(f"{'; '.join(gone)}; choose another with data.repo=, or give a folder with data.path=")
 
     def _load(self, repo: str, revision: str | None) -> str | None:
-        """Opens the dataset; returns why not, where another candidate may do better."""
+        """Open the dataset. Return None, or the reason why it is not available, so that the next candidate is tried."""
         if not Path(repo).is_dir() and not _offline():
             _check_network(repo)
         from datasets import load_dataset_builder
@@ -72,7 +72,7 @@ class HubSource:
 
         try:
             builder = load_dataset_builder(repo, revision=revision)
-            _refuse_strange(builder, repo)
+            _refuse_foreign_files(builder, repo)
             self._splits = dict(builder.as_streaming_dataset())
         except DatasetNotFoundError as error:
             return str(error).splitlines()[0]
@@ -94,7 +94,9 @@ class HubSource:
     def parts(self) -> list[Part]:
         known = {name: split for name, split in SPLITS.items() if name in self._splits}
         if "train" not in known:
-            raise UserError(f"data.repo={self._label} has no train split (it has: {', '.join(self._splits)})")
+            raise UserError(
+                f"data.repo={self._label} has no train split (it has: {', '.join(self._splits)}); choose another data.repo="
+            )
         alone = len(known) == 1
         return [
             Part(f"{name}/{index}", NOMINAL_PART_BYTES, None if alone else split)
@@ -115,16 +117,25 @@ class HubSource:
             raise _interrupted(self._label, error) from error
 
 
-def _refuse_strange(builder: Any, repo: str) -> None:
-    """A repository's own README says what its data files are: raises UserError unless they are text in a plain format,
-    and its own. Without this it could name any file of this machine, or of the web, and any decoder."""
+def _refuse_foreign_files(builder: Any, repo: str) -> None:
+    """Raise UserError unless the data files are the repository's own and in a plain text format.
+
+    A repository's README names its data files. Without this check it could name any file of this machine or of the web,
+    and any of the decoders of `datasets`.
+    """
     if builder.name not in FORMATS:
         raise UserError(f"data.repo={repo} holds {builder.name} data; allowed: {', '.join(FORMATS)}")
-    homes = homes_of(Path(repo)) if Path(repo).is_dir() else None
+    folders = allowed_folders(Path(repo)) if Path(repo).is_dir() else None
     for file in itertools.chain.from_iterable((builder.config.data_files or {}).values()):
-        own = is_in(Path(file), homes) if homes else file.startswith(f"hf://datasets/{repo}@") and "/../" not in file
+        own = (
+            lies_within(Path(file), folders)
+            if folders
+            else file.startswith(f"hf://datasets/{repo}@") and "/../" not in file
+        )
         if not own:
-            raise UserError(f"data.repo={repo}: its README names {file}, which is none of its files; take another")
+            raise UserError(
+                f"data.repo={repo}: its README names {file}, which is outside the repository; choose another data.repo="
+            )
 
 
 def _parsed(name: str) -> tuple[str, str | None]:
@@ -144,18 +155,18 @@ def _offline() -> bool:
 
 
 def _check_network(repo: str) -> None:
-    """One connection before `datasets` makes its own, which would try again for 23 s without a network. Raises UserError."""
+    """Raise UserError without a network. `datasets` would retry for 23 s before it reports that."""
     if reason := why_unreachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), CONNECT_TIMEOUT_S):
         raise UserError(
-            f"no network: {reason}, so {repo} cannot be fetched; give a folder with data.path=, or set HF_HUB_OFFLINE=1 to"
-            " use what is cached"
+            f"no network: {reason}, so {repo} cannot be downloaded; give a folder with data.path=, or set HF_HUB_OFFLINE=1"
+            " to use the local cache"
         )
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What the layers under `datasets` raise when a connection breaks off, or a file is not there for a while.
+    """Return the exceptions that `datasets` may raise if a connection breaks or a file is temporarily not available.
 
-    Which HTTP library is below depends on its version; one that raised has been imported.
+    Its HTTP library depends on its version; a library that has raised has been imported.
     """
     raised = [("httpx", "HTTPError"), ("aiohttp", "ClientError"), ("requests", "RequestException")]
     loaded = [getattr(sys.modules[module], name) for module, name in raised if module in sys.modules]
@@ -164,4 +175,4 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 def _interrupted(repo: str, error: Exception) -> MachineError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return MachineError(f"the network failed while reading {repo} ({reason}); the same command goes on from here")
+    return MachineError(f"the network failed while reading {repo} ({reason}); run the same command again to continue")

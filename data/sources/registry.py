@@ -1,4 +1,4 @@
-"""The table of corpus sources, by the name in `data.source`. A new corpus is one entry here."""
+"""The table of corpus sources by the value of `data.source`. A new corpus is one entry here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from data.sources.stdlib import StdlibSource
 
 
 def make_source(spec: DataSpec) -> Source:
-    """The source that `spec` names. Raises UserError with every mistake in `spec`, one line each."""
+    """Return the source that `spec` names. Raises UserError with every problem of `spec`, one line each."""
     problems = []
     if spec.source not in SOURCES:
         problems.append(f"unknown data.source={spec.source!r}; allowed: {', '.join(sorted(SOURCES))}")
     if not 0 < spec.validation_fraction < 1:
-        problems.append(f"data.validation_fraction={spec.validation_fraction} is outside (0, 1), e.g. 0.01")
+        problems.append(
+            f"data.validation_fraction={spec.validation_fraction} must be between 0 and 1, both excluded, e.g. 0.01"
+        )
     if spec.bad_documents not in ("refuse", "skip"):
         problems.append(f"unknown data.bad_documents={spec.bad_documents!r}; allowed: refuse, skip")
     if spec.max_bytes is not None and spec.max_bytes < 1:

@@ -1,7 +1,7 @@
-"""Text that every Python has with it: sources, help topics and docstrings of its standard library.
+"""The standard library of the running Python as a corpus: sources, help topics and docstrings.
 
-About 30 MB, no download, no account. Deterministic for one Python: what depends on the process (memory addresses,
-the order of hashes) is left out.
+About 30 MB of text that need no download and no account. The text is the same for every process of one Python: docstrings
+with memory addresses are left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from data.documents import Document
-from data.sources import stdlib
 from data.sources.base import DataSpec, Part
 
 
@@ -30,49 +29,44 @@ class StdlibSource:
     """The running Python's standard library: sources, help topics, docstrings of C modules."""
 
     def __init__(self, spec: DataSpec) -> None:
-        self.identity = stdlib.identity()
+        self.identity = identity()
         self.consumed = 0
 
     def open(self, previous: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any]:
         return {}
 
     def parts(self) -> list[Part]:
-        size = sum(path.stat().st_size for path in stdlib.source_files())
-        # Topics and docstrings: 0.5 and 0.6 MB in CPython 3.11; for the ETA only.
+        size = sum(path.stat().st_size for path in source_files())
+        # Sizes for the ETA only: topics and docstrings have 0.5 and 0.6 MB in CPython 3.11.
         return [Part("source", size), Part("topic", 500_000), Part("docstring", 600_000)]
 
     def documents(self, part: Part) -> Iterator[Document]:
-        texts = {"source": self._sources, "topic": stdlib.topics, "docstring": stdlib.docstrings}[part.name]
+        texts = {"source": self._sources, "topic": topics, "docstring": docstrings}[part.name]
         self.consumed = 0
         for text in texts():
             yield Document(text, part.name, None)
 
     def _sources(self) -> Iterator[str]:
-        for path in stdlib.source_files():
-            text = stdlib.read_source(path)
+        for path in source_files():
+            text = read_source(path)
             self.consumed += path.stat().st_size
             if text is not None:
                 yield text
 
 
 OUTSIDE = {"site-packages", "dist-packages", "__pycache__"}
-
-
-# Imported for their docstrings, these would do more than that: readline writes to the terminal, the modules with
-# these prefixes exist to test the interpreter.
+# Prefixes of modules that are not imported: readline writes to the terminal, the others test the interpreter.
 NOT_IMPORTED = ("readline", "_test", "_xx", "xx", "_ctypes_test")
-
-
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 
 
 def root() -> Path:
-    """The folder of the running Python's standard library, also from within a virtual environment."""
+    """Return the folder of the standard library, also in a virtual environment."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def source_files() -> list[Path]:
-    """All .py files of the standard library, sorted; installed packages are not part of it, and not even looked through."""
+    """Return all .py files of the standard library, sorted. Folders of installed packages are not searched."""
     base, found = root(), list[Path]()
     for folder, inside, names in os.walk(base):
         inside[:] = [name for name in inside if name not in OUTSIDE]
@@ -81,13 +75,13 @@ def source_files() -> list[Path]:
 
 
 def native_modules() -> list[str]:
-    """Names of the modules implemented in C: built in, or in lib-dynload."""
+    """Return the names of the modules implemented in C: built in, or in lib-dynload."""
     dynamic = {path.name.split(".")[0] for path in (root() / "lib-dynload").glob("*.so")}
     return sorted(name for name in dynamic | set(sys.builtin_module_names) if not name.startswith(NOT_IMPORTED))
 
 
 def identity() -> dict[str, object]:
-    """What tells one standard library from another: the version, and a hash over the names and sizes of its files."""
+    """Return the identity of the standard library: its version, and a hash of the names and sizes of its files."""
     listing = hashlib.sha256()
     base, files = root(), source_files()
     for path in files:
@@ -97,7 +91,7 @@ def identity() -> dict[str, object]:
 
 
 def read_source(path: Path) -> str | None:
-    """A source file by its own declared encoding; None for the few that are meant to be undecodable (tests)."""
+    """Return a source file, decoded as it declares; None for the few test files that cannot be decoded on purpose."""
     try:
         with tokenize.open(path) as file:
             return file.read()
@@ -106,7 +100,7 @@ def read_source(path: Path) -> str | None:
 
 
 def topics() -> Iterator[str]:
-    """The language reference as `help()` shows it, one topic a document."""
+    """Yield the topics of the language reference that `help()` shows, one per document."""
     from pydoc_data.topics import topics as texts
 
     for name in sorted(texts):
@@ -114,13 +108,13 @@ def topics() -> Iterator[str]:
 
 
 def docstrings() -> Iterator[str]:
-    """One document a C module: its docstring and those of its members, whose sources are not among the .py files."""
+    """Yield one document per C module: its docstring and those of its members, which are in no .py file."""
     for name in native_modules():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 module = importlib.import_module(name)
-        # An extension without its library (tkinter without Tcl) may fail in any way; its docstrings are left out.
+        # An extension without its library (tkinter without Tcl) may fail with any exception; it is left out.
         except Exception:  # nosec B112
             continue
         text = _module_text(name, module)

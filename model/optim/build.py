@@ -1,4 +1,4 @@
-"""Optimizers: one function each, from a model to a ready `torch.optim.Optimizer`."""
+"""Optimizers: parameter groups by role, and one function per optimizer that returns a `torch.optim.Optimizer`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from model.optim.muon import MuonAdamW
 from model.optim.settings import OptimSettings, momentum_at
 
 ADAMW = OptimSettings()
-FUSED_DEVICES = ("cuda", "cpu")  # one kernel for all parameters; the fastest form on the CPU as well
+FUSED_DEVICES = ("cuda", "cpu")  # devices with a fused AdamW kernel, the fastest implementation on both
 
 
 def role(name: str, parameter: Tensor) -> str:
-    """What a parameter is for: matrix (in a block), table (beside the vocabulary's), embedding, head or vector."""
+    """Return the role of a parameter, which decides its optimizer settings.
+
+    Roles: "matrix" (in a block), "table" (bigram and value embeddings), "embedding" (tokens and positions), "head" (untied)
+    and "vector" (norms, biases and x0 shares).
+    """
     if parameter.ndim < 2 or name == "shares":
         return "vector"
     if name.startswith(("bigrams.", "value_tables.")):
@@ -31,30 +35,33 @@ def role(name: str, parameter: Tensor) -> str:
 def parameter_groups(
     model: GPT, weight_decay: float, betas: tuple[float, float], settings: OptimSettings
 ) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group, by its role. Matrices decay, embeddings, which are matrices in
-    GPT-2 and nanoGPT, among them; vectors and the tables beside them do not. `lr_scale` multiplies the scheduled learning
-    rate."""
-    members: dict[str, list[Tensor]] = {each: [] for each in ("matrix", "table", "embedding", "head", "vector")}
+    """Return the optimizer's parameter groups, one for each role; every trainable parameter is in exactly one group.
+
+    Matrices, embeddings and the head have weight decay, as in nanoGPT; vectors and tables have none. `lr_scale` multiplies
+    the scheduled learning rate.
+    """
+    members: dict[str, list[Tensor]] = {name: [] for name in ("matrix", "table", "embedding", "head", "vector")}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             members[role(name, parameter)].append(parameter)
     return [
         {
-            "role": each,
+            "role": group_role,
             "params": params,
-            "weight_decay": 0.0 if each in ("vector", "table") else weight_decay,
-            "lr_scale": settings.table_rate if each == "table" else 1.0,
-            "algorithm": "table" if each == "table" else "adamw",
+            "weight_decay": 0.0 if group_role in ("vector", "table") else weight_decay,
+            "lr_scale": settings.table_rate if group_role == "table" else 1.0,
+            "algorithm": "table" if group_role == "table" else "adamw",
             "betas": betas,
             "eps": settings.eps,
         }
-        for each, params in members.items()
+        for group_role, params in members.items()
         if params
     ]
 
 
 def matrices_in(name: str, activation: str) -> int:
-    """How many matrices a weight holds, one above the other: queries, keys and values; gate and value of swiglu."""
+    """Return how many matrices are stacked along dimension 0 of a weight: 3 for queries, keys and values, 2 for gate and
+    value of swiglu, else 1."""
     if name.endswith("qkv.weight"):
         return 3
     return 2 if name.endswith("up.weight") and activation == "swiglu" else 1
@@ -68,8 +75,11 @@ def adamw(
     device_type: str,
     settings: OptimSettings,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101): torch's own, but for a model with tables, and on a CPU, where the
-    same kernel is to be had without loading torch's compiler, which takes two seconds."""
+    """Return AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+    `MuonAdamW` replaces torch's optimizer for models with bigram or value embeddings, and on a CPU, where it calls the same
+    kernel without importing torch's compiler, which takes two seconds.
+    """
     groups, fused = parameter_groups(model, weight_decay, betas, settings), device_type in FUSED_DEVICES
     if device_type == "cpu" or any(group["role"] == "table" for group in groups):
         return MuonAdamW(groups, learning_rate, fused)
@@ -84,14 +94,14 @@ def muon(
     device_type: str,
     settings: OptimSettings,
 ) -> torch.optim.Optimizer:
-    """Muon for the matrices in the blocks, AdamW for all else but tables (model/optim/muon.py)."""
+    """Return Muon for the matrices in the blocks and AdamW for the rest, except tables (see `model.optim.muon`)."""
     groups = parameter_groups(model, weight_decay, betas, settings)
     names = {p: name for name, p in model.named_parameters()}
     for group in groups:
         if group["role"] == "matrix":
-            own = {"momentum": settings.momentum, "normuon": settings.normuon, "cautious": settings.cautious}
+            options = {"momentum": settings.momentum, "normuon": settings.normuon, "cautious": settings.cautious}
             parts = [matrices_in(names[p], model.shape.activation) for p in group["params"]]
-            group |= {"algorithm": "muon", "peak_momentum": settings.momentum, "parts": parts, **own}
+            group |= {"algorithm": "muon", "peak_momentum": settings.momentum, "parts": parts, **options}
     return MuonAdamW(groups, learning_rate, fused=device_type in FUSED_DEVICES)
 
 
@@ -106,9 +116,9 @@ def configure_optimizers(
     device_type: str,
     settings: OptimSettings = ADAMW,
 ) -> torch.optim.Optimizer:
-    """The optimizer `settings.name` for `model`, whose parameters are already on `device_type` ("cuda", "cpu", ...).
+    """Return the optimizer `settings.name` for `model`, whose parameters are already on `device_type` ("cuda", "cpu", ...).
 
-    `learning_rate` is the peak; `set_schedule` moves it from step to step. Raises UserError on an unknown name.
+    `learning_rate` is the peak; `set_schedule` sets the learning rate of each step. Raises UserError for an unknown name.
     """
     if settings.name not in BUILDERS:
         raise UserError(f"optim.name={settings.name} is unknown; allowed: {', '.join(BUILDERS)}")
@@ -116,13 +126,17 @@ def configure_optimizers(
 
 
 def clipped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Those whose gradients are clipped. Tables are not: their steps have the same size whatever the gradient's, and a sparse
-    gradient has no norm yet."""
+    """Return the parameters whose gradients are clipped: all but tables.
+
+    The size of a table's update does not depend on the size of its gradient, and torch cannot compute the norm of a sparse
+    gradient.
+    """
     return [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
-    """Give each group `learning_rate` times its own `lr_scale`, and Muon its momentum at a share of the budget."""
+    """Set each group's learning rate to `learning_rate` times its `lr_scale`, and Muon's momentum at `progress`, the
+    fraction of the budget that is spent."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
         if "peak_momentum" in group:

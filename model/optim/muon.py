@@ -1,7 +1,10 @@
-"""Muon: momentum that is made orthogonal before it is applied, for the matrices inside the blocks; AdamW for the rest.
+"""Muon for the matrices inside the blocks, AdamW for the other parameters, and Adam with sparse rows for tables.
 
-Jordan 2024 (github.com/KellerJordan/Muon) found it; Liu et al. 2025 (arXiv:2502.16982, "Moonlight") scaled its update to
-the size of AdamW's, so that one learning rate serves both. All matrices of one size are made orthogonal together.
+Muon orthogonalises the momentum of a matrix before it applies it (Jordan 2024, github.com/KellerJordan/Muon). Its update is
+scaled to the size of AdamW's, so that one learning rate serves both (Liu et al. 2025, "Moonlight", arXiv:2502.16982). All
+matrices of one size are orthogonalised in one batched product.
+
+Shape letters: K matrices of M rows and N columns, M <= N.
 """
 
 from __future__ import annotations
@@ -15,50 +18,55 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-# Jordan's quintic: the slope at 0 is as large as it can be while singular values end up within about 0.7 to 1.2.
+# Coefficients a, b, c of Jordan's quintic a x + b x^3 + c x^5: the largest slope at 0 for which singular values converge to
+# about 0.7 to 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 EPS = 1e-7
-MATCH_RMS = 0.2  # root mean square of AdamW's updates, Liu et al. 2025
-NORMUON_BETA2 = 0.95  # Li et al. 2025 (arXiv:2510.05491)
+MATCH_RMS = 0.2  # root mean square of AdamW's updates (Liu et al. 2025)
+NORMUON_BETA2 = 0.95  # decay of the row norms, Li et al. 2025
 
 State = dict[Tensor, Any]
 
 
 def orthogonalise(matrices: Tensor, iterations: int = ITERATIONS) -> Tensor:
-    """The nearest semi-orthogonal matrix of each of (k, short, long), nearly: all singular values near 1.
+    """Return approximately the nearest semi-orthogonal matrix to each of `matrices` (K, M, N): singular values near 1.
 
-    By Newton-Schulz, in the precision that the device multiplies well.
+    Uses the Newton-Schulz iteration in `newton_schulz_dtype`.
     """
     a, b, c = QUINTIC
-    x = matrices.to(precision_on(matrices.device))
+    x = matrices.to(newton_schulz_dtype(matrices.device))
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(iterations):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x @ x.mT  # (K, M, N) @ (K, N, M) -> (K, M, M)
+        # x <- a x + (b gram + c gram^2) x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # (K, M, N)
     return x.to(matrices.dtype)
 
 
-def precision_on(device: torch.device) -> torch.dtype:
-    """bfloat16, which is exact enough, where it is multiplied faster: few CPUs do, and GPUs before Ampere emulate it."""
+def newton_schulz_dtype(device: torch.device) -> torch.dtype:
+    """Return float32 on CPUs, few of which multiply bfloat16 faster, and on GPUs that emulate it (before Ampere); else
+    bfloat16, which is precise enough."""
     if device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
         return torch.float32
     return torch.bfloat16
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Each group names its `algorithm`: "muon" with momentum, normuon and cautious; "adamw" with betas and eps; "table"
-    with betas, of which it reads the second, and eps.
+    """An optimizer whose parameter groups name their `algorithm`.
 
-    In float16, torch's GradScaler waits for the device before each step, to leave out one that overflowed. To leave it out
-    on the device, as fused AdamW does, every weight and moment would have to be there twice, or each algorithm twice.
+    "muon" reads momentum, normuon, cautious and parts; "adamw" reads betas and eps; "table" reads the second of betas, and
+    eps.
+
+    In float16, torch's GradScaler waits for the device before each step, to skip a step with overflowed gradients. Skipping
+    it on the device, as fused AdamW does, would need a copy of every weight and moment.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, fused: bool) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "fused": fused})
 
-    # torch marks these two so that its compiler leaves them alone, and loads the compiler to do so: two seconds of a CPU, in
-    # every run. Nothing compiles an optimizer here.
+    # torch wraps these two methods to exclude them from compilation, and imports its compiler for that, which takes two
+    # seconds on a CPU. stint does not compile optimizers, so the wrappers are removed.
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
@@ -67,13 +75,14 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient. `closure` is ignored."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             ALGORITHMS[group["algorithm"]](self.state, group, params)
 
 
 def adamw_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
-    """What torch.optim.AdamW does, in one kernel where there is one."""
+    """Apply the update of torch.optim.AdamW, with its fused kernel if `group["fused"]`."""
     for p in params:
         if not state[p]:
             state[p] = {
@@ -86,10 +95,10 @@ def adamw_step(state: State, group: dict[str, Any], params: list[Tensor]) -> Non
     adamw(
         params,
         [p.grad for p in params if p.grad is not None],
-        [each["exp_avg"] for each in states],
-        [each["exp_avg_sq"] for each in states],
-        [],
-        [each["step"] for each in states],
+        [own["exp_avg"] for own in states],
+        [own["exp_avg_sq"] for own in states],
+        [],  # max_exp_avg_sqs, of amsgrad only
+        [own["step"] for own in states],
         fused=group["fused"],
         foreach=False,
         amsgrad=False,
@@ -103,8 +112,12 @@ def adamw_step(state: State, group: dict[str, Any], params: list[Tensor]) -> Non
 
 
 def table_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
-    """Adam with beta1 = 0, exactly, for tables of rows that are looked up: a row that was not looked up has no gradient and
-    does not move, so that where the gradient is sparse only the others are touched."""
+    """Apply Adam with beta1 = 0 to embeddings, (rows, D) each, with dense or sparse gradients.
+
+    Without momentum, a row that was not looked up has a zero gradient and does not move, so a step with a sparse gradient
+    touches the looked-up rows only. The result equals dense Adam: `seen` holds the step of a row's last update, and the
+    decay of its second moment since then is made up at its next one.
+    """
     beta = group["betas"][1]
     for p in params:
         if not state[p]:
@@ -115,7 +128,7 @@ def table_step(state: State, group: dict[str, Any], params: list[Tensor]) -> Non
         assert grad is not None
         if grad.is_sparse:
             grad = grad.coalesce()
-            rows, grad = grad.indices()[0], grad.values()
+            rows, grad = grad.indices()[0], grad.values()  # (r,), (r, D)
         own["step"] += 1
         square = own["square"][rows] * beta ** (own["step"] - own["seen"][rows])
         square.addcmul_(grad, grad, value=1 - beta)
@@ -125,8 +138,11 @@ def table_step(state: State, group: dict[str, Any], params: list[Tensor]) -> Non
 
 
 def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None:
-    """Nesterov momentum, made orthogonal, as large as an update of AdamW's. `parts` of a group: how many matrices each of its
-    weights holds, one above the other, e.g. 3 for queries, keys and values."""
+    """Apply orthogonalised Nesterov momentum, scaled to the size of AdamW's updates.
+
+    `group["parts"]` holds the number of matrices stacked along dimension 0 of each weight, e.g. 3 for queries, keys and
+    values. Each of them is orthogonalised separately.
+    """
     parts = [count for p, count in zip(group["params"], group["parts"], strict=True) if p.grad is not None]
     for p in params:
         if not state[p]:
@@ -134,25 +150,29 @@ def muon_step(state: State, group: dict[str, Any], params: list[Tensor]) -> None
     gradients = [p.grad for p in params if p.grad is not None]
     velocities = [state[p]["momentum"] for p in params]
     torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
-    ahead = torch._foreach_lerp(gradients, velocities, group["momentum"])
+    nesterov = torch._foreach_lerp(gradients, velocities, group["momentum"])
     updates = [torch.empty_like(p) for p in params]
     by_size: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for velocity, update, count in zip(ahead, updates, parts, strict=True):
-        for matrix, into in zip(velocity.chunk(count), update.chunk(count), strict=True):
-            wide = (matrix, into) if matrix.shape[0] <= matrix.shape[1] else (matrix.mT, into.mT)
+    for velocity, update, count in zip(nesterov, updates, parts, strict=True):
+        for matrix, into in zip(
+            velocity.chunk(count), update.chunk(count), strict=True
+        ):  # `into` is a view of `update`
+            wide = (matrix, into) if matrix.shape[0] <= matrix.shape[1] else (matrix.mT, into.mT)  # (M, N), M <= N
             by_size[wide[0].shape[0], wide[0].shape[1]].append(wide)
-    for (_, longer), same in by_size.items():
-        orthogonal = orthogonalise(torch.stack([matrix for matrix, _ in same]))
-        torch._foreach_copy_([into for _, into in same], list(orthogonal * (MATCH_RMS * longer**0.5)))
+    for (_, columns), pairs in by_size.items():
+        orthogonal = orthogonalise(torch.stack([matrix for matrix, _ in pairs]))  # (K, M, N)
+        # Entries of a semi-orthogonal (M, N) matrix have a root mean square of 1 / sqrt(N).
+        torch._foreach_copy_([into for _, into in pairs], list(orthogonal * (MATCH_RMS * columns**0.5)))
     if group["normuon"]:
-        even_rows(updates, [state[p] for p in params], parts)
-    decay_and_apply(params, updates, group["lr"], group["weight_decay"], group["cautious"])
+        normalise_rows(updates, [state[p] for p in params], parts)
+    apply_updates(params, updates, group["lr"], group["weight_decay"], group["cautious"])
 
 
-def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
-    """NorMuon: rows whose updates were large so far get smaller ones; each matrix keeps its norm."""
+def normalise_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: list[int]) -> None:
+    """Divide each row of the updates by the running root mean square of its entries (NorMuon, Li et al. 2025,
+    arXiv:2510.05491). Each matrix keeps its Frobenius norm."""
     for update, own, count in zip(updates, states, parts, strict=True):
-        square = update.square().mean(dim=-1, keepdim=True)
+        square = update.square().mean(dim=-1, keepdim=True)  # (rows, 1)
         if "row_square" not in own:
             own["row_square"] = square.clone()
         own["row_square"].lerp_(square, 1 - NORMUON_BETA2)
@@ -162,11 +182,14 @@ def even_rows(updates: list[Tensor], states: list[dict[str, Tensor]], parts: lis
             matrix.mul_(norm / matrix.norm().clamp(min=EPS))
 
 
-def decay_and_apply(
+def apply_updates(
     params: list[Tensor], updates: list[Tensor], rate: float, weight_decay: float, cautious: bool
 ) -> None:
-    """Decoupled weight decay; `cautious`: only where it points the way of the update (Chen et al. 2025,
-    arXiv:2510.12402)."""
+    """Apply decoupled weight decay, then the updates.
+
+    With `cautious`, only weights whose update has the same sign as their decay are decayed (Chen et al. 2025,
+    arXiv:2510.12402).
+    """
     if cautious:
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - rate * weight_decay * (p * update > 0))

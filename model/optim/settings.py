@@ -1,21 +1,30 @@
-"""How parameters are updated: every setting of an optimizer but what changes from step to step. Imports no torch."""
+"""Optimizer settings that are constant during a run, and the warm-up of Muon's momentum. Does not import torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 OPTIMIZERS = ("adamw", "muon")
-AUTO = "auto"  # whichever the plan expects to do better
-# Jordan's runs begin with a shorter memory, as the first gradients are soon out of date; a share of the budget here.
+AUTO = "auto"  # the plan chooses the optimizer
+# Jordan's runs start with a lower momentum, because the first gradients are soon out of date. The warm-up is a fraction of
+# the budget.
 MOMENTUM_START, MOMENTUM_WARMUP = 0.85, 0.08
 
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """`table_rate`: the learning rate of the tables for bigrams and values, as a multiple of that of everything else.
-    `momentum`, `normuon` and `cautious` are Muon's."""
+    """Settings of an optimizer.
 
-    name: str = "adamw"  # or AUTO, until the plan has chosen
+    Attributes:
+        name: One of OPTIMIZERS, or AUTO until the plan has chosen one.
+        eps: Added to the denominator of AdamW.
+        table_rate: Learning rate of the bigram and value embeddings, as a multiple of the learning rate.
+        momentum: Nesterov momentum of Muon.
+        normuon: Whether Muon normalises rows (see `model.optim.muon.normalise_rows`).
+        cautious: Whether Muon's weight decay is cautious (see `model.optim.muon.apply_updates`).
+    """
+
+    name: str = "adamw"
     eps: float = 1e-8
     table_rate: float = 0.3  # bench/results/tuning.json
     momentum: float = 0.95
@@ -24,6 +33,6 @@ class OptimSettings:
 
 
 def momentum_at(progress: float, momentum: float) -> float:
-    """Muon's momentum at a share of the budget."""
-    risen = min(1.0, progress / MOMENTUM_WARMUP)
-    return momentum - (1 - risen) * max(0.0, momentum - MOMENTUM_START)
+    """Return Muon's momentum at `progress`, the fraction of the budget that is spent."""
+    warmed_up = min(1.0, progress / MOMENTUM_WARMUP)
+    return momentum - (1 - warmed_up) * max(0.0, momentum - MOMENTUM_START)

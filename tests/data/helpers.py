@@ -1,4 +1,4 @@
-"""Small corpora and short cuts for the tests of data/."""
+"""Small corpora and helpers for the tests of data/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS += ["it's", "code()", "->", "x_1", "😀", "and"]
 
 
 def texts(n: int, seed: int = 0, longest: int = 200) -> list[str]:
-    """`n` texts of up to `longest` words, a few of them equal."""
+    """Return `n` texts of up to `longest` words, a few of which are equal."""
     rng = random.Random(seed)
     out = [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) + f" {i}\n" for i in range(n)]
     for _ in range(n // 20):
@@ -36,7 +36,7 @@ def texts(n: int, seed: int = 0, longest: int = 200) -> list[str]:
 
 
 def write_jsonl(path: Path, records: Iterable[Any]) -> Path:
-    """JSON lines, compressed where the name says .zst. A str is a record's text."""
+    """Write JSON lines, compressed if the name ends with .zst. A str is the text of a record."""
     rows = [{"text": record} if isinstance(record, str) else record for record in records]
     raw = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,14 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> Path:
 
 
 def make(tmp_path: Path, path: Path | None = None, **options: Any) -> PreparedInfo:
-    """Prepares quietly, into tmp_path/prepared."""
+    """Prepare a corpus in tmp_path/prepared, without output."""
     defaults: dict[str, Any] = {"source": "text", "tokenizer": "bytes", "validation_fraction": 0.1, "workers": 2}
     given = {"path": str(path) if path else None, "cache_dir": str(tmp_path / "prepared"), **options}
     return prepare(DataSpec(**{**defaults, **given}), progress=False, log=lambda line: None)
 
 
 def refused(call: Any, *words: str) -> str:
-    """The one line that `call` is refused with; it must hold all of `words`."""
+    """Return the one-line UserError of `call`, which must hold all of `words`."""
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
@@ -63,5 +63,5 @@ def refused(call: Any, *words: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Return the contents of all files of a folder by name."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

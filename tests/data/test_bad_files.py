@@ -1,4 +1,4 @@
-"""Files that nobody wrote on purpose: refused in one line, or prepared with every document accounted for.
+"""Tests of generated broken files: refused in one line, or prepared with every document accounted for.
 
 What must come out is worked out here again, in a few plain lines: which records a file holds, which of them have a text, and
 which come twice. `make test-slow` tries thousands of files, and documents of 50 MB.
@@ -30,11 +30,11 @@ from data.shards import open_corpus
 from tests.cli.test_bad_input import cases
 from tests.data.helpers import make, texts, write_jsonl
 
-GOOD = [{"text": text} for text in texts(30)]  # beside what is strange, so that both sides of the split have text
+GOOD = [{"text": text} for text in texts(30)]  # added so that both splits have text
 MEGABYTE = 1_000_000
 STRANGE_TEXTS = st.one_of(
     st.text(max_size=40),
-    st.text(st.characters(categories=["Cs"]), min_size=1, max_size=5),  # halves of pairs, alone
+    st.text(st.characters(categories=["Cs"]), min_size=1, max_size=5),  # lone surrogates
     st.sampled_from(
         ["", " ", "\0", "\0" * 500, "\n" * 300, "\ufeff", "😀" * 200, "<|endoftext|>", "\u2028", "a" * 3000]
     ),
@@ -52,7 +52,7 @@ RECORDS = st.one_of(
 )
 LINES = st.one_of(
     st.builds(lambda record, plain: json.dumps(record, ensure_ascii=plain), RECORDS, st.booleans()).map(
-        lambda line: line.encode("utf-8", "surrogatepass")  # which is no UTF-8 where half a pair is in it
+        lambda line: line.encode("utf-8", "surrogatepass")  # invalid UTF-8 if it holds a lone surrogate
     ),
     st.binary(max_size=30),
     st.sampled_from(
@@ -62,12 +62,12 @@ LINES = st.one_of(
 
 
 def whole(text: str) -> bytes:
-    """A text as it is counted: half a pair is one U+FFFD."""
+    """Return a text as the corpus holds it: a lone surrogate is one U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def record_of(line: bytes) -> str | None:
-    """The text of a line of JSON, None for a bad one."""
+    """Return the text of a line of JSON, None for a bad line."""
     try:
         value = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -77,7 +77,7 @@ def record_of(line: bytes) -> str | None:
 
 
 def accounted(info: PreparedInfo, found: list[str | None]) -> None:
-    """Assert that the corpus holds these texts (None: a bad record), each once, and says what became of the others."""
+    """Assert that the corpus holds each of these texts once (None: a bad record) and counts the others by reason."""
     kept = [whole(text) for text in found if text]
     manifest, unique = info.manifest, set(kept)
     totals = [manifest["splits"][split] for split in ("train", "val")]
@@ -98,7 +98,7 @@ def accounted(info: PreparedInfo, found: list[str | None]) -> None:
 
 
 def refusal(call: Callable[[], Any]) -> str | None:
-    """The one line that `call` is refused with, None where it is not; anything else that it raises is a failure."""
+    """Return the one-line UserError of `call`, None if it succeeds; any other exception fails the test."""
     try:
         call()
     except UserError as error:
@@ -140,7 +140,7 @@ def test_lines_of_any_shape(number: int) -> None:
 @cases(15, 600)
 @pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl.zst", "a.jsonl.gz", "a.parquet", "a.txt.gz", "a.md.zst"])
 def test_files_of_any_bytes(name: str, number: int) -> None:
-    """A frame, an archive or a file that somebody cut or changed is among them."""
+    """The bytes include truncated and changed frames and archives."""
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(GOOD), table)
     raw = b"".join(json.dumps(record).encode() + b"\n" for record in GOOD)
@@ -203,7 +203,7 @@ def test_parquet_of_any_schema(number: int) -> None:
 
 
 def columns_of(kind: Any, rows: int) -> list[Any]:
-    """Columns of a type: nothing, and the strangest values that it can hold."""
+    """Return columns of a type, with nulls and its most extreme values."""
     out = [pa.nulls(rows, kind)]
     if pa.types.is_integer(kind) or pa.types.is_temporal(kind):
         extreme = np.full(rows, np.iinfo(np.int64).max)
@@ -220,17 +220,17 @@ def columns_of(kind: Any, rows: int) -> list[Any]:
     return out
 
 
-def test_a_folder_of_nothing_of_use(tmp_path: Path) -> None:
+def test_a_folder_without_usable_files(tmp_path: Path) -> None:
     assert "an empty folder" in str(refusal(lambda: make(tmp_path, tmp_path)))
     for name in ("a.jsonl", "b.txt", "c.json", "d.jsonl.zst", "e.parquet", "f.txt.gz"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "empty" / name).write_bytes(b"")
-    said = refusal(lambda: make(tmp_path, tmp_path / "empty"))
-    assert said is not None
-    assert "e.parquet" in said or "no text" in said
+    message = refusal(lambda: make(tmp_path, tmp_path / "empty"))
+    assert message is not None
+    assert "e.parquet" in message or "no text" in message
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_left_out_documents_are_counted(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*GOOD, GOOD[0], {"text": ""}, {"no": 1}, 7])
     assert make(tmp_path, path, bad_documents="skip").left_out["bad"] == 2
     assert make(tmp_path, path, bad_documents="skip").left_out["empty"] == 1

@@ -1,4 +1,4 @@
-"""Corpora from somebody who wishes us ill: little files that mean terabytes, links, decoders, a label in every line."""
+"""Tests of malicious corpora: decompression bombs, links to private files, foreign decoders, endless labels."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from data.sources.registry import make_source
 from data.tokenizer import Tokenizer, get_tokenizer
 from tests.data.helpers import make, refused, texts, write_jsonl
 
-FRAME = bytes.fromhex("28b52ffd 00 38")  # magic, nothing optional, a window of 128 KiB
+FRAME = bytes.fromhex("28b52ffd 00 38")  # magic, no optional fields, a window of 128 KiB
 MB = 1_000_000
 
 
 def rle_blocks(byte: bytes, count: int) -> bytes:
-    """`count` zstd blocks of 4 bytes, each of which stands for 128 KiB of the same byte (RFC 8878, 3.1.1.2)."""
+    """`count` zstd blocks of 4 bytes, each of which expands to 128 KiB of one byte (RFC 8878, 3.1.1.2)."""
     return ((1 << 17 << 3 | 1 << 1).to_bytes(3, "little") + byte) * count
 
 
 @contextmanager
 def little_memory(limit: int) -> Iterator[None]:
-    """What is done inside takes no more than `limit` bytes at any moment, measured by the kernel."""
+    """Assert that the peak memory of the with block stays within `limit` bytes, as the kernel measures it."""
 
     def kilobytes(what: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(what))
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = kilobytes("VmRSS")
     yield
     assert (kilobytes("VmHWM") - before) * 1024 < limit
@@ -63,7 +63,7 @@ def test_a_terabyte_of_blanks_is_refused(tmp_path: Path) -> None:
         refused(lambda: list(read_documents(tmp_path / "a.json.zst")), "bomb")
 
 
-def test_text_that_compresses_well_is_no_bomb(tmp_path: Path) -> None:
+def test_text_that_compresses_well_is_not_a_bomb(tmp_path: Path) -> None:
     line = json.dumps({"text": "the same again " * 1000}) + "\n"
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line.encode() * 6000))
     (tmp_path / "b.jsonl.zst").write_bytes(zstandard.compress(line.encode() * 100))
@@ -71,7 +71,7 @@ def test_text_that_compresses_well_is_no_bomb(tmp_path: Path) -> None:
 
 
 def test_zeros_between_frames_may_be_many(tmp_path: Path) -> None:
-    """A writer that pads to a block of the disk; more zeros than are undone at once."""
+    """Some writers pad to the block size of the disk, here with more zeros than are read at once."""
     frames = [zstandard.compress(json.dumps({"text": f"text {i}"}).encode() + b"\n") for i in range(2)]
     (tmp_path / "a.jsonl.zst").write_bytes((b"\0" * 5000).join(frames) + b"\0" * 5000)
     assert [document.text for document in read_documents(tmp_path / "a.jsonl.zst")] == ["text 0", "text 1"]
@@ -82,7 +82,7 @@ def test_a_download_of_nothing_but_zeros_is_corrupt(tmp_path: Path) -> None:
     refused(lambda: list(read_documents(tmp_path / "a.jsonl.zst")), "corrupt .zst")
 
 
-def test_a_line_nested_a_million_deep_is_one_line_of_complaint(tmp_path: Path) -> None:
+def test_a_line_nested_a_million_deep_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n' + b"[" * MB + b"\n")
     refused(lambda: list(read_documents(tmp_path / "a.jsonl")), "a.jsonl:2", "too deep")
     assert len(list(read_documents(tmp_path / "a.jsonl", bad_documents="skip"))) == 1
@@ -116,7 +116,7 @@ def test_plain_text_without_lines_is_cut_between_characters(tmp_path: Path, monk
 
 
 def test_a_parquet_dictionary_that_repeats_a_large_text(tmp_path: Path) -> None:
-    """4 MB that compress to nothing, in 300 rows: over 1 GB if all of a batch were made at once."""
+    """One text of 4 MB in 300 rows takes over 1 GB if a whole batch is decoded at once."""
     large = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array(["x" * 4 * MB]))
     pq.write_table(pa.table({"text": large}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
@@ -133,7 +133,7 @@ def test_a_folder_with_a_link_to_a_private_file_is_refused(tmp_path: Path) -> No
     (corpus / "notes.txt").symlink_to(tmp_path / "secret.txt")
     refused(lambda: list(read_documents(corpus)), "notes.txt", "secret.txt", "leads out", "data.path=")
     refused(lambda: make(tmp_path, corpus), "notes.txt")
-    # what the user names himself is his to name
+    # a file that the user names may be a link
     assert [document.text for document in read_documents(f"{corpus}/*.txt")] == ["ssh-key"]
 
 
@@ -165,7 +165,7 @@ def test_a_corpus_with_a_source_in_every_line(tmp_path: Path) -> None:
     verify(info.folder)
 
 
-# A repository on the Hub says in its own README what its data files are.
+# A repository on the Hub names its data files in its README.
 
 
 @pytest.mark.parametrize("named", ["{outside}/secret.jsonl", "../secret.jsonl", "link.jsonl"])
@@ -181,7 +181,7 @@ def test_a_repository_that_names_a_private_file_is_refused(
     readme = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {files}\n---\n"
     (repo / "README.md").write_text(readme)
     source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo=str(repo)))
-    refused(lambda: source.open(None, print), "README", "none of its files")
+    refused(lambda: source.open(None, print), "README", "outside the repository")
 
 
 @pytest.mark.parametrize(
@@ -198,13 +198,13 @@ def test_a_repository_that_names_a_private_file_is_refused(
 def test_files_of_a_repository_are_its_own(repo: str, file: str, own: bool) -> None:
     builder = SimpleNamespace(name="json", config=SimpleNamespace(data_files={"train": [file]}))
     if own:
-        hub._refuse_strange(builder, repo)
+        hub._refuse_foreign_files(builder, repo)
     else:
-        refused(lambda: hub._refuse_strange(builder, repo), file)
+        refused(lambda: hub._refuse_foreign_files(builder, repo), file)
 
 
 def test_a_repository_of_archives_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` knows thirty decoders; text needs four."""
+    """`datasets` has thirty decoders; text needs four."""
     import tarfile
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -249,7 +249,7 @@ def test_a_manifest_that_names_anything_but_its_own_shards(prepared: Path, chang
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 1_000_000, '{"format": 1, "shards": 3}', '{"format": 1}'])
-def test_a_manifest_that_is_none(prepared: Path, text: str) -> None:
+def test_a_file_that_is_not_a_manifest(prepared: Path, text: str) -> None:
     (prepared / "manifest.json").write_text(text)
     refused(lambda: open_corpus(prepared), "manifest.json", "damaged")
 
@@ -285,7 +285,7 @@ def test_a_table_with_a_hostile_header(prepared: Path, name: str, monkeypatch: p
 
 
 def test_a_table_that_names_a_source_out_of_range(prepared: Path) -> None:
-    """It would be an index into an array of as many entries."""
+    """The source id would be an index out of range of an array."""
     from data.shards import corpus_fingerprint, read_shard
 
     table = np.load(prepared / "train-00000.docs.npy", allow_pickle=False)
@@ -296,7 +296,7 @@ def test_a_table_that_names_a_source_out_of_range(prepared: Path) -> None:
         shard["hash"] = read_shard(prepared / shard["file"], 2).hash
     manifest["fingerprint"] = corpus_fingerprint(manifest["shards"], manifest["tokenizer"]["fingerprint"])
     (prepared / "manifest.json").write_text(json.dumps(add_checksum(manifest)))
-    refused(lambda: verify(prepared), "sources that are not there")
+    refused(lambda: verify(prepared), "sources that do not exist")
 
 
 # Tokenizers.
@@ -323,11 +323,11 @@ def test_a_tokenizer_of_ten_gigabytes(tmp_path: Path) -> None:
         ({"specials": {"<|endoftext|>": -5}}, "ids"),
         ({"specials": {"<|endoftext|>": "256"}}, "ids"),
         ({"specials": {}}, "endoftext"),
-        ({"specials": []}, "no readable tokenizer"),
-        ({"ranks": {"AA==": 0}}, "bytes without an id"),
+        ({"specials": []}, "not a readable tokenizer"),
+        ({"ranks": {"AA==": 0}}, "some bytes have no id"),
         ({"ranks": {"AA==": 1, "AQ==": 1}}, "each used once"),
-        ({"ranks": ["AA=="]}, "no readable tokenizer"),
-        ({"ranks": {"%%%": 0}}, "no readable tokenizer"),
+        ({"ranks": ["AA=="]}, "not a readable tokenizer"),
+        ({"ranks": {"%%%": 0}}, "not a readable tokenizer"),
         ({"pattern": 3}, "pattern"),
         ({"pattern": "a" * 100_000}, "pattern"),
     ],
@@ -352,6 +352,6 @@ def test_a_pattern_that_cannot_split_is_one_line(tmp_path: Path, pattern: str) -
 
 
 @pytest.mark.parametrize("name", ["bpe-99999999999999999999", "bpe-" + "9" * 5000, "../../bpe-400", "bpe-400/../x"])
-def test_a_tokenizers_name_is_no_path_and_no_bomb(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_tokenizer_is_not_a_path(tmp_path: Path, name: str) -> None:
     message = refused(lambda: prepare(DataSpec(source="stdlib", tokenizer=name)), "data.tokenizer")
     assert len(message) < 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.eval_windows import STRETCH, EvalRange
+from data.eval_windows import CHUNK_TOKENS, EvalRange
 from data.loader import Loader, permuted
 from data.shards import Split, open_corpus
 from device.distributed import World
@@ -14,7 +14,7 @@ from tests.data.helpers import make, refused, texts, write_jsonl
 
 
 def split_of_sizes(sizes: list[int]) -> Split:
-    """Tokens that tell where they are from: 0, 1, 2 ... through all shards."""
+    """Return a split whose tokens are their positions: 0, 1, 2 ... through all shards."""
     ends = np.cumsum(sizes)
     shards = [np.arange(end - size, end, dtype=np.uint32) for end, size in zip(ends, sizes, strict=True)]
     starts = [np.array([0]) for _ in sizes]
@@ -57,7 +57,7 @@ def test_the_order_is_as_scattered_as_a_random_one() -> None:
 
 @pytest.mark.parametrize("sizes", [[9], [17], [41, 8, 9, 100], [1000, 3, 1000]])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_every_window_once_an_epoch_also_across_the_epochs_end(sizes: list[int], batch: int) -> None:
+def test_every_window_once_per_epoch_also_across_epochs(sizes: list[int], batch: int) -> None:
     split = split_of_sizes(sizes)
     loader = Loader(split, 8, batch, seed=1)
     expected = brute_force_windows(split, 8)
@@ -82,14 +82,14 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert rows(half, 0) + rows(half, 1) == forward[0]
 
 
-def test_windows_come_once_an_epoch_also_beyond_what_is_ordered_at_once() -> None:
+def test_every_window_once_per_epoch_also_beyond_one_order_block() -> None:
     loader = Loader(split_of_sizes([8 * 5000 + 1]), 8, 7, seed=3)
     seen = [tuple(row) for step in range(2 * 5000 // 7) for row in loader.batch(step).inputs.tolist()]
     assert len(set(seen[:5000])) == 5000
     assert len(set(seen[5000:])) == len(seen) - 5000
 
 
-def test_a_corpus_shorter_than_a_block_is_refused_with_numbers() -> None:
+def test_a_corpus_shorter_than_a_block_is_refused() -> None:
     refused(lambda: Loader(split_of_sizes([8, 8]), 8, 1, 0), "8 tokens", "9", "model.block_size")
     refused(lambda: Loader(split_of_sizes([]), 8, 1, 0), "0 tokens")
 
@@ -98,11 +98,11 @@ def test_a_corpus_shorter_than_a_block_is_refused_with_numbers() -> None:
 @pytest.mark.parametrize("limit", [None, 1, 7, 8, 9, 10_000])
 def test_evaluation_predicts_each_token_once_in_order(sizes: list[int], limit: int | None) -> None:
     split = split_of_sizes(sizes)
-    found = EvalRange(split, 8, limit)
+    evaluation = EvalRange(split, 8, limit)
     n = min(limit or 10_000, sum(sizes))
-    assert (found.n_tokens, found.n_windows) == (n, -(-n // 8))
-    x, y, sources = found.windows(0, found.n_windows)
-    assert x.shape == y.shape == sources.shape == (found.n_windows, 8)
+    assert (evaluation.n_tokens, evaluation.n_windows) == (n, -(-n // 8))
+    x, y, sources = evaluation.windows(0, evaluation.n_windows)
+    assert x.shape == y.shape == sources.shape == (evaluation.n_windows, 8)
     stream = np.concatenate(split.shards).astype(int)
     assert y.ravel()[:n].tolist() == stream[:n].tolist()
     assert x.ravel()[:n].tolist() == [int(split.shards[0][-1]), *stream[: n - 1].tolist()]
@@ -111,25 +111,26 @@ def test_evaluation_predicts_each_token_once_in_order(sizes: list[int], limit: i
     owner = np.repeat(np.arange(len(sizes)) % 2, sizes)
     assert sources.ravel()[:n].tolist() == owner[:n].tolist()
     one_by_one = [
-        np.concatenate(each) for each in zip(*(found.windows(i, i + 1) for i in range(found.n_windows)), strict=True)
+        np.concatenate(each)
+        for each in zip(*(evaluation.windows(i, i + 1) for i in range(evaluation.n_windows)), strict=True)
     ]
     for single, together in zip(one_by_one, (x, y, sources), strict=True):
         assert (single == together).all()
 
 
-def predicted(found: EvalRange) -> list[int]:
+def predicted(evaluation: EvalRange) -> list[int]:
     """The targets of a range; in `split_of_sizes` a token is its own position."""
-    targets = found.windows(0, found.n_windows)[1]
+    targets = evaluation.windows(0, evaluation.n_windows)[1]
     return targets[targets != -1].tolist()
 
 
-@pytest.mark.parametrize("limit", [1, STRETCH, 1000, 16_384, 50_000, 100_001])
+@pytest.mark.parametrize("limit", [1, CHUNK_TOKENS, 1000, 16_384, 50_000, 100_001])
 def test_a_limited_evaluation_is_spread_evenly_over_the_split(limit: int) -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])
     places = predicted(EvalRange(split, 64, limit))
     assert len(set(places)) == len(places) == limit
     assert places == sorted(places)
-    taken = -(-limit // STRETCH)
+    taken = -(-limit // CHUNK_TOKENS)
     gaps = np.diff([*places, split.n_tokens])
     assert places[0] == 0
     assert gaps.max() <= 2 * split.n_tokens / taken
@@ -138,7 +139,7 @@ def test_a_limited_evaluation_is_spread_evenly_over_the_split(limit: int) -> Non
 def test_a_larger_evaluation_contains_every_smaller_one() -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])
     smaller: set[int] = set()
-    for limit in (1, 100, 5 * STRETCH, 5 * STRETCH + 100, 16_384, 16_385, 77_777, 100_000, 100_001):
+    for limit in (1, 100, 5 * CHUNK_TOKENS, 5 * CHUNK_TOKENS + 100, 16_384, 16_385, 77_777, 100_000, 100_001):
         larger = set(predicted(EvalRange(split, 64, limit)))
         assert smaller < larger
         smaller = larger
@@ -147,10 +148,10 @@ def test_a_larger_evaluation_contains_every_smaller_one() -> None:
 @pytest.mark.parametrize("block", [48, 256, 1000, 5000])
 def test_models_of_different_block_sizes_are_scored_on_the_same_tokens(block: int) -> None:
     split = split_of_sizes([30_000, 1, 30_000, 40_000])  # sources a, b, a, b
-    found, usual = EvalRange(split, block, 5 * STRETCH + 100), EvalRange(split, 64, 5 * STRETCH + 100)
-    assert predicted(found) == predicted(usual)
-    assert found.fingerprint == usual.fingerprint
-    x, y, sources = found.windows(0, found.n_windows)
+    evaluation, usual = EvalRange(split, block, 5 * CHUNK_TOKENS + 100), EvalRange(split, 64, 5 * CHUNK_TOKENS + 100)
+    assert predicted(evaluation) == predicted(usual)
+    assert evaluation.fingerprint == usual.fingerprint
+    x, y, sources = evaluation.windows(0, evaluation.n_windows)
     assert (y != -1).any(axis=1).all(), "no window is scored for nothing"
     for inputs, targets, labels in zip(x, y, sources, strict=True):
         last = max(targets)
@@ -161,7 +162,7 @@ def test_models_of_different_block_sizes_are_scored_on_the_same_tokens(block: in
         ]
 
 
-def test_evaluation_fingerprint_is_of_the_tokens_alone() -> None:
+def test_the_evaluation_fingerprint_depends_on_tokens_alone() -> None:
     tokens = np.arange(100)
     first = EvalRange.from_tokens(tokens, np.zeros(100, int), ["a"], 8)
     narrow = EvalRange.from_tokens(tokens.astype(np.uint16), np.zeros(100, int), ["a"], 16)
@@ -173,20 +174,20 @@ def test_evaluation_fingerprint_is_of_the_tokens_alone() -> None:
 
 def test_from_tokens_keeps_the_source_of_every_token() -> None:
     ids = np.array([1, 1, 1, 0, 0, 2, 2, 2, 2, 1])
-    found = EvalRange.from_tokens(np.arange(10), ids, ["a", "b", "c"], 4)
-    assert found.windows(0, 1)[0][0].tolist() == [9, 0, 1, 2]
+    evaluation = EvalRange.from_tokens(np.arange(10), ids, ["a", "b", "c"], 4)
+    assert evaluation.windows(0, 1)[0][0].tolist() == [9, 0, 1, 2]
     assert EvalRange.from_tokens(np.arange(10), ids, ["a"], 4, eot=7).windows(0, 1)[0][0].tolist() == [7, 0, 1, 2]
-    assert found.windows(0, 3)[2].ravel()[:10].tolist() == ids.tolist()
+    assert evaluation.windows(0, 3)[2].ravel()[:10].tolist() == ids.tolist()
     refused(lambda: EvalRange.from_tokens(np.zeros(0, int), np.zeros(0, int), [], 4), "no tokens")
 
 
 def test_on_a_prepared_corpus_sources_are_those_of_the_documents(tmp_path: Path) -> None:
     records = [{"text": t, "meta": {"redpajama_set_name": f"s{i % 3}"}} for i, t in enumerate(texts(300))]
     corpus = open_corpus(make(tmp_path, write_jsonl(tmp_path / "a.jsonl", records)).folder)
-    found = EvalRange(corpus.val, 64)
-    _, y, sources = found.windows(0, found.n_windows)
+    evaluation = EvalRange(corpus.val, 64)
+    _, y, sources = evaluation.windows(0, evaluation.n_windows)
     documents: dict[str, str] = {row["text"]: row["meta"]["redpajama_set_name"] for row in reversed(records)}
-    ids, labels = y.ravel()[: found.n_tokens], sources.ravel()[: found.n_tokens]
+    ids, labels = y.ravel()[: evaluation.n_tokens], sources.ravel()[: evaluation.n_tokens]
     ends = np.flatnonzero(ids == corpus.tokenizer.eot)
     assert len(ends) > 10
     start = 0
@@ -194,7 +195,7 @@ def test_on_a_prepared_corpus_sources_are_those_of_the_documents(tmp_path: Path)
         label = documents[corpus.tokenizer.decode(ids[start:end])]
         assert {corpus.sources[i] for i in labels[start : end + 1]} == {label}
         start = end + 1
-    assert start == found.n_tokens
+    assert start == evaluation.n_tokens
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

@@ -31,21 +31,21 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many batches, commits and shards from little text."""
+    """Lower the limits, so that little text gives many batches, commits and shards."""
     monkeypatch.setattr(module, "BATCH_BYTES", 3000)
     monkeypatch.setattr(module, "COMMIT_TOKENS", 4000)
     monkeypatch.setattr(module, "SHARD_TOKENS", 8_000)
 
 
 def corpus_of(tmp_path: Path) -> Path:
-    """Four files, with texts that come again in another of them."""
+    """Write four files, with some texts that are in two of them."""
     for number in range(4):
         write_jsonl(tmp_path / "corpus" / f"{number}.jsonl.zst", texts(80, seed=number // 2) + texts(20, seed=number))
     return tmp_path / "corpus"
 
 
 def naive(paths: list[str], tokenizer: Any, fraction: float) -> dict[str, list[int]]:
-    """The plain loop that the shards must equal."""
+    """Prepare in a plain loop, for comparison."""
     seen: set[str] = set()
     out: dict[str, list[int]] = {"train": [], "val": []}
     for text in paths:
@@ -70,7 +70,7 @@ def test_shards_equal_a_naive_loop(tmp_path: Path, small: None, workers: int, to
     assert sizes["train"]["bytes"] + sizes["val"]["bytes"] == sum(len(t.encode()) for t in set(everything))
 
 
-def test_a_finished_corpus_is_found_again_and_options_keep_corpora_apart(tmp_path: Path) -> None:
+def test_a_finished_corpus_is_reused_and_options_separate_corpora(tmp_path: Path) -> None:
     path = corpus_of(tmp_path)
     first = make(tmp_path, path)
     again = make(tmp_path, path)
@@ -83,7 +83,7 @@ def test_a_finished_corpus_is_found_again_and_options_keep_corpora_apart(tmp_pat
     assert make(tmp_path, path).folder != first.folder
 
 
-def test_only_what_belongs_there_is_left(tmp_path: Path, small: None) -> None:
+def test_no_temporary_files_are_left(tmp_path: Path, small: None) -> None:
     folder = make(tmp_path, corpus_of(tmp_path)).folder
     listed = {shard["file"] for shard in json.loads((folder / "manifest.json").read_text())["shards"]}
     tables = {name.replace(".bin", ".docs.npy") for name in listed}
@@ -94,7 +94,7 @@ def test_only_what_belongs_there_is_left(tmp_path: Path, small: None) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a fork; returns its wait status."""
+    """Run `work` in a forked process and return its wait status."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -105,7 +105,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def die_at(event: int) -> None:
-    """SIGKILL before or after the `event`-th thing that touches the disk in a way that matters."""
+    """Send SIGKILL before or after the `event`-th operation on the disk."""
     count = 0
 
     def tick() -> None:
@@ -124,7 +124,10 @@ def die_at(event: int) -> None:
         return wrapper
 
     os.fsync = watched(os.fsync)
-    for owner, names in ((Path, ("rename", "replace", "unlink")), (Writer, ("add", "remember", "commit", "seal"))):
+    for owner, names in (
+        (Path, ("rename", "replace", "unlink")),
+        (Writer, ("add", "remember", "commit", "finish_shard")),
+    ):
         for name in names:
             setattr(owner, name, watched(getattr(owner, name)))
 
@@ -151,7 +154,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_to_the_byte(tmp_path: P
         assert kills > 1
 
 
-def test_every_single_moment_of_the_end_is_survived(tmp_path: Path, small: None) -> None:
+def test_a_kill_at_any_operation_of_the_end_is_survived(tmp_path: Path, small: None) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", texts(12))
     whole = contents(make(tmp_path, path, cache_dir=str(tmp_path / "whole")).folder)
     for event in range(1, 400):
@@ -235,7 +238,7 @@ def test_a_full_disk_keeps_what_was_committed(
         real(self, *arguments)
 
     monkeypatch.setattr(Writer, "_append", full)
-    with pytest.raises(MachineError, match="same command goes on") as caught:
+    with pytest.raises(MachineError, match="run the same command again") as caught:
         make(tmp_path, path)
     assert "\n" not in str(caught.value)
     assert contents(make(tmp_path, path).folder) == whole
@@ -250,7 +253,7 @@ def test_a_full_database_is_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.
         make(tmp_path, corpus_of(tmp_path))
 
 
-def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_write_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/there")
 
@@ -259,9 +262,9 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     refused(lambda: make(tmp_path, path), "/there", "data.cache_dir")
 
 
-def test_two_preparers_of_one_corpus(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_prepare_one_corpus(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     path = corpus_of(tmp_path)
-    said: list[str] = []
+    messages: list[str] = []
     infos: list[module.PreparedInfo] = []
     spec = DataSpec(
         source="text", path=str(path), tokenizer="bytes", validation_fraction=0.1, cache_dir=str(tmp_path / "p")
@@ -275,7 +278,7 @@ def test_two_preparers_of_one_corpus(tmp_path: Path, small: None, monkeypatch: p
         real(self)
 
     def waits(line: str) -> None:
-        said.append(line)
+        messages.append(line)
         go.set()
 
     monkeypatch.setattr(Writer, "commit", slow)
@@ -285,8 +288,8 @@ def test_two_preparers_of_one_corpus(tmp_path: Path, small: None, monkeypatch: p
     infos.append(module.prepare(spec, False, waits))
     first.join()
     assert sorted(info.fresh for info in infos) == [False, True]
-    assert len(said) == 1
-    assert "waiting" in said[0]
+    assert len(messages) == 1
+    assert "waiting" in messages[0]
 
 
 def test_a_bad_line_keeps_what_was_read_before(tmp_path: Path, small: None) -> None:
@@ -301,12 +304,12 @@ def test_a_bad_line_keeps_what_was_read_before(tmp_path: Path, small: None) -> N
     ("lines", "fraction", "words"),
     [
         ([], 0.5, ("no text",)),
-        (["", ""], 0.5, ("no text in it",)),
-        (["alone"], 1e-9, ("falls to val", "a larger data.validation_fraction")),
-        (["alone"], 1 - 1e-9, ("falls to train", "a smaller data.validation_fraction")),
+        (["", ""], 0.5, ("no text",)),
+        (["alone"], 1e-9, ("is in val", "a larger data.validation_fraction")),
+        (["alone"], 1 - 1e-9, ("is in train", "a smaller data.validation_fraction")),
     ],
 )
-def test_empty_sides_are_refused(tmp_path: Path, lines: list[str], fraction: float, words: tuple[str, ...]) -> None:
+def test_empty_splits_are_refused(tmp_path: Path, lines: list[str], fraction: float, words: tuple[str, ...]) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", lines)
     for _ in range(2):
         refused(lambda: make(tmp_path, path, validation_fraction=fraction), *words)
@@ -326,7 +329,7 @@ def test_max_bytes(tmp_path: Path) -> None:
     assert 20_000 <= own["train"]["bytes"] + own["val"]["bytes"] < 23_000
 
 
-def test_awkward_documents_go_through(tmp_path: Path) -> None:
+def test_awkward_documents_are_kept(tmp_path: Path) -> None:
     awkward = ["\ud800 lone", "\0" * 1000, " " * 1_000_000 + "x", "<|endoftext|>", "😀" * 10_000, "x" * 2_000_000]
     path = write_jsonl(tmp_path / "a.jsonl", awkward + texts(50))
     corpus = open_corpus(make(tmp_path, path, tokenizer="bpe-400").folder)
@@ -363,16 +366,14 @@ def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.Mo
         assert any(piece in text for piece in sampled)
 
 
-def test_progress_is_told_where_there_is_no_terminal(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_logged_without_a_terminal(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.progress.BYTES_PER_LINE", 1000)
-    said: list[str] = []
+    messages: list[str] = []
     spec = DataSpec(source="text", path=str(corpus_of(tmp_path)), tokenizer="bytes", cache_dir=str(tmp_path / "p"))
-    module.prepare(spec, True, said.append)
-    assert 2 < len(said) < 12
-    assert "100 %" in said[-1]
-    assert all("tokens" in line for line in said)
+    module.prepare(spec, True, messages.append)
+    assert 2 < len(messages) < 12
+    assert "100 %" in messages[-1]
+    assert all("tokens" in line for line in messages)
 
 
 # ------------------------------------------------------------------------------------------------------- real corpora

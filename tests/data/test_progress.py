@@ -1,4 +1,4 @@
-"""Lines that a preparation prints where there is no terminal."""
+"""Tests of the progress lines of a preparation without a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.sources.base import Part
         (BYTES_PER_LINE - 1, []),
     ],
 )
-def test_a_line_a_tenth_and_none_of_a_small_corpus(size: int, expected: list[str]) -> None:
+def test_one_line_per_tenth_and_none_for_a_small_corpus(size: int, expected: list[str]) -> None:
     lines: list[str] = []
     source: Any = SimpleNamespace(consumed=0)
     with PartsProgress("corpus", source, [Part("one", size)], True, lines.append) as progress:

@@ -1,4 +1,4 @@
-"""Every format, and every way a file can be wrong: one line that says where."""
+"""Tests of every file format, and of the one-line errors for broken files."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_parquet_without_the_column_lists_the_columns(tmp_path: Path) -> None:
     refused(lambda: read(tmp_path / "a.parquet"), "'text'", "body, url", "data.text_key")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_and_empty_paths_are_refused(tmp_path: Path) -> None:
     refused(lambda: read(tmp_path / "absent.jsonl"), "absent.jsonl", "no such file")
     refused(lambda: read(str(tmp_path / "*.jsonl")), "no file matches")
     refused(lambda: read(tmp_path), "an empty folder")

@@ -57,7 +57,7 @@ def test_a_flipped_bit_in_a_document_table_is_found(folder: Path) -> None:
 def test_a_signal_does_not_wait_for_shards_that_are_still_to_be_verified(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a large corpus that would take minutes."""
+    """Verifying the rest of a large corpus would take minutes."""
     shards = len(open_corpus(folder).manifest["shards"])
     read, calls = module.shards.read_shard, list[Path]()
 
@@ -121,7 +121,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "word"), DAMAGES)
-def test_damage_is_seen_on_opening(folder: Path, damage: Callable[[Path], None], word: str) -> None:
+def test_damage_is_detected_on_opening(folder: Path, damage: Callable[[Path], None], word: str) -> None:
     damage(folder)
     refused(lambda: open_corpus(folder), word, "prepare")
 
@@ -137,10 +137,10 @@ def test_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
     path = folder / "val-00000.bin"
     raw = path.read_bytes()
     path.write_bytes(raw[: HEADER.size] + np.array([400], "<u2").tobytes() + raw[HEADER.size + 2 :])
-    refused(lambda: verify(folder), "val-00000.bin", "id 400", "ends at 399")
+    refused(lambda: verify(folder), "val-00000.bin", "id 400", "is 399")
 
 
-def test_the_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content(folder: Path, tmp_path: Path) -> None:
     other = make(tmp_path, tmp_path / "a.jsonl", tokenizer="bpe-400", cache_dir=str(tmp_path / "second"))
     assert other.manifest["fingerprint"] == open_corpus(folder).fingerprint
     assert contents(other.folder) == contents(folder)
@@ -148,6 +148,6 @@ def test_the_fingerprint_is_of_the_content(folder: Path, tmp_path: Path) -> None
     assert third.manifest["fingerprint"] != open_corpus(folder).fingerprint
 
 
-def test_what_is_damaged_is_not_used_again(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_corpus_is_not_reused(folder: Path, tmp_path: Path) -> None:
     changed(folder / "train-00000.bin", -1)
     refused(lambda: make(tmp_path, tmp_path / "a.jsonl", tokenizer="bpe-400"), "train-00000.bin")

@@ -39,7 +39,7 @@ def listing(seed: int) -> Any:
 
 
 def slimpajama(folder: Path) -> Path:
-    """A corpus in SlimPajama's layout whose training text repeats some of its validation text."""
+    """Write a corpus in SlimPajama's layout whose training split repeats some validation texts."""
     for split, lines in (("train", texts(100)), ("validation", texts(20, seed=5)), ("test", ["never read"])):
         records = [{"text": t, "meta": {"redpajama_set_name": f"RedPajama{i % 2}"}} for i, t in enumerate(lines)]
         if split == "train":
@@ -86,7 +86,7 @@ def test_slimpajama_folders_of_other_depths(tmp_path: Path) -> None:
     refused(lambda: make(tmp_path, folder, source="slimpajama"), "validation is missing")
 
 
-def test_one_plain_file_is_split_by_place(tmp_path: Path) -> None:
+def test_one_plain_file_is_split_by_position(tmp_path: Path) -> None:
     text = "".join(texts(200))
     (tmp_path / "input.txt").write_text(text)
     corpus = open_corpus(make(tmp_path, tmp_path / "input.txt").folder)
@@ -104,7 +104,7 @@ def test_one_plain_file_without_good_lines(text: str, tmp_path: Path) -> None:
     assert train + val == text
 
 
-def test_every_mistake_in_a_spec_is_named_at_once() -> None:
+def test_all_problems_of_a_spec_are_reported_at_once() -> None:
     spec = DataSpec(source="text", tokenizer="bytes", validation_fraction=2, bad_documents="x", max_bytes=0, workers=0)
     with pytest.raises(Exception) as caught:
         make_source(spec)
@@ -118,7 +118,7 @@ def test_unknown_source_lists_the_known() -> None:
     refused(lambda: make_source(DataSpec(source="pile", tokenizer="bytes")), "'pile'", "slimpajama, stdlib, text")
 
 
-# The Hub, stood in for by a local folder that goes through the same `load_dataset`.
+# A local folder, opened with the same functions of `datasets`, replaces the Hub.
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return slimpajama(tmp_path / "repo")
 
 
-def test_hub_dataset_gives_what_the_folder_gives(tmp_path: Path, local_hub: Path) -> None:
+def test_a_hub_dataset_equals_its_folder(tmp_path: Path, local_hub: Path) -> None:
     streamed = make(tmp_path, source="slimpajama", repo=str(local_hub))
     read = make(tmp_path, local_hub, source="slimpajama")
     assert streamed.manifest["fingerprint"] == read.manifest["fingerprint"]
@@ -150,17 +150,17 @@ def test_a_gone_repository_falls_back_and_says_so(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load)
     spec = DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away", fallbacks=(str(local_hub),))
-    said: list[str] = []
+    messages: list[str] = []
     source = make_source(spec)
-    origin = source.open(None, said.append)
+    origin = source.open(None, messages.append)
     assert origin["repo"] == str(local_hub)
-    assert len(said) == 1
-    assert "gone/away" in said[0]
-    assert said[0].startswith("warning: ")
-    assert source.open(json.loads(json.dumps(origin)), said.append) == origin
-    assert len(said) == 1
+    assert len(messages) == 1
+    assert "gone/away" in messages[0]
+    assert messages[0].startswith("warning: ")
+    assert source.open(json.loads(json.dumps(origin)), messages.append) == origin
+    assert len(messages) == 1
     lost = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away"))
-    refused(lambda: lost.open(None, said.append), "gone/away", "data.repo", "data.path")
+    refused(lambda: lost.open(None, messages.append), "gone/away", "data.repo", "data.path")
 
 
 def test_the_original_has_its_re_upload_as_fallback() -> None:
@@ -213,7 +213,7 @@ def test_a_broken_connection_keeps_what_was_read(
 
     monkeypatch.setattr("data.prepare.BATCH_BYTES", 1000)
     monkeypatch.setattr(hub, "record_of", breaking)
-    with pytest.raises(MachineError, match=r"peer went away.*same command goes on"):
+    with pytest.raises(MachineError, match=r"peer went away.*run the same command again"):
         make(tmp_path, source="slimpajama", repo=str(local_hub))
     added: list[int] = []
     from data.shard_writer import Writer

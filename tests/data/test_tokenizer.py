@@ -46,7 +46,7 @@ def gpt2(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
 
 
 def patterns() -> list[str]:
-    """GPT-2's, cl100k's and o200k's, read from tiktoken without its vocabularies."""
+    """Return the patterns of GPT-2, cl100k and o200k, read from tiktoken without its vocabularies."""
     load, public.load_tiktoken_bpe = public.load_tiktoken_bpe, lambda *_, **__: dict(BYTES)
     try:
         return [public.r50k_pat_str, public.cl100k_base()["pat_str"], public.o200k_base()["pat_str"]]
@@ -69,7 +69,7 @@ def test_trained_bpe_gives_the_ids_of_the_tokenizers_library_on_a_megabyte() -> 
 
 
 @needs_gpt2
-def test_gpt2_is_tiktokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_is_that_of_tiktoken(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = gpt2(monkeypatch)
     text = "".join(texts(3000, seed=2))
     assert ours.encode(text).tolist() == tiktoken.get_encoding("gpt2").encode_ordinary(text)
@@ -217,8 +217,8 @@ def test_saved_file_is_plain_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t.json").read_text())["format"] == 1
 
 
-def test_a_signal_is_heard_while_a_library_trains() -> None:
-    """Python runs no handler while it is within a call that takes a minute, as BPE's merges do."""
+def test_a_signal_is_handled_while_a_library_trains() -> None:
+    """Python runs no signal handler during a library call, and training BPE is one call of a minute."""
     finished = list[bool]()
 
     def work() -> None:
@@ -232,9 +232,9 @@ def test_a_signal_is_heard_while_a_library_trains() -> None:
     try:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         with pytest.raises(InterruptedError):
-            module._heedful(work)
+            module._run_interruptibly(work)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert not finished
     with pytest.raises(ZeroDivisionError):
-        module._heedful(lambda: 1 // 0)
+        module._run_interruptibly(lambda: 1 // 0)

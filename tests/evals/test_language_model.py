@@ -1,4 +1,4 @@
-"""The evaluation against a loop over single tokens, and its independence of batches and processes."""
+"""Tests of the evaluation against a loop over tokens, and of its independence of batch size and processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from model.gpt import GPT
 
 VOCAB, LENGTH, N_WINDOWS = 64, 16, 11
 SOURCES = ["books", "code", "empty", "news"]
-TOKEN_BYTES = np.arange(VOCAB) % 7  # token 0 is end-of-text: no bytes
+TOKEN_BYTES = np.arange(VOCAB) % 7  # token 0 is end-of-text, which has no bytes
 
 
 class Text:
-    """Random windows; the last is mostly padding and one has nothing but padding."""
+    """Random windows, of which the last is mostly padding and another one is only padding."""
 
     fingerprint = "abc123"
 
@@ -59,7 +59,7 @@ def score(model: GPT, text: Any, micro_batch: int = 3, **changed: Any) -> dict[s
 
 
 def by_hand(model: GPT, text: Text) -> dict[str, list[tuple[float, bool, int, int]]]:
-    """(nats, correct, bytes, window) of every predicted token, by source; one token at a time, in float64."""
+    """Return (nats, correct, bytes, window) of every predicted token by source, computed token by token in float64."""
     model = model.double().eval()
     tokens: dict[str, list[tuple[float, bool, int, int]]] = {}
     for window, t in np.argwhere(text.y != -1):
@@ -71,69 +71,69 @@ def by_hand(model: GPT, text: Text) -> dict[str, list[tuple[float, bool, int, in
     return tokens
 
 
-def check_figures(found: dict[str, Any], tokens: list[tuple[float, bool, int, int]]) -> None:
+def check_figures(result: dict[str, Any], tokens: list[tuple[float, bool, int, int]]) -> None:
     nats = math.fsum(token[0] for token in tokens)
-    assert found["tokens"] == len(tokens)
-    assert found["loss"] == pytest.approx(nats / len(tokens), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(math.exp(nats / len(tokens)), rel=1e-5)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(token[2] for token in tokens), rel=1e-6)
-    assert found["accuracy"] == sum(token[1] for token in tokens) / len(tokens)
+    assert result["tokens"] == len(tokens)
+    assert result["loss"] == pytest.approx(nats / len(tokens), rel=1e-6)
+    assert result["perplexity"] == pytest.approx(math.exp(nats / len(tokens)), rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(token[2] for token in tokens), rel=1e-6)
+    assert result["accuracy"] == sum(token[1] for token in tokens) / len(tokens)
 
 
-def check_equal(found: Any, expected: Any) -> None:
-    """All figures within 1e-5, whatever their nesting."""
+def check_equal(result: Any, expected: Any) -> None:
+    """Assert that nested results are equal within 1e-5."""
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert result.keys() == expected.keys()
         for key in expected:
-            check_equal(found[key], expected[key])
+            check_equal(result[key], expected[key])
     else:
-        assert found == (pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected)
+        assert result == (pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected)
 
 
 def test_it_equals_a_loop_over_tokens() -> None:
     text = Text()
-    found = score(build(), text)
+    result = score(build(), text)
     tokens = by_hand(build(), text)
     everything = [token for each in tokens.values() for token in each]
-    check_figures(found, everything)
-    assert found["bytes"] == sum(token[2] for token in everything)
-    assert found["tokens"] == text.n_tokens
-    assert found["fingerprint"] == "abc123"
-    assert found["by_source"].keys() == {"books", "code", "news"}
-    for name, figures in found["by_source"].items():
+    check_figures(result, everything)
+    assert result["bytes"] == sum(token[2] for token in everything)
+    assert result["tokens"] == text.n_tokens
+    assert result["fingerprint"] == "abc123"
+    assert result["by_source"].keys() == {"books", "code", "news"}
+    for name, figures in result["by_source"].items():
         assert figures.keys() == {"tokens", "loss", "perplexity", "bits_per_byte", "accuracy"}
         check_figures(figures, tokens[name])
-    assert 0 < found["accuracy"] < 1
+    assert 0 < result["accuracy"] < 1
 
 
 def test_standard_error_is_that_of_the_window_means() -> None:
     text = Text()
     text.y[4] = text.y[-1] = text.y[0]  # windows of equal length, so that the ratio is a plain mean
-    found = score(build(), text)
+    result = score(build(), text)
     windows: dict[int, list[float]] = {}
     for nats, _, _, window in (token for each in by_hand(build(), text).values() for token in each):
         windows.setdefault(window, []).append(nats)
     means = [math.fsum(each) / LENGTH for each in windows.values()]
-    assert found["loss_se"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(N_WINDOWS), rel=1e-4)
+    assert result["loss_se"] == pytest.approx(np.std(means, ddof=1) / math.sqrt(N_WINDOWS), rel=1e-4)
 
 
 def test_standard_error_with_padding_is_the_linearised_ratio() -> None:
     text = Text()
-    found = score(build(), text)
+    result = score(build(), text)
     sums = np.zeros((N_WINDOWS, 2))
     for nats, _, _, window in (token for each in by_hand(build(), text).values() for token in each):
         sums[window] += nats, 1
-    residuals = sums[:, 0] - found["loss"] * sums[:, 1]
+    residuals = sums[:, 0] - result["loss"] * sums[:, 1]
     counted = N_WINDOWS - 1  # one window is all padding
     expected = math.sqrt((residuals**2).sum() * counted / (counted - 1)) / text.n_tokens
-    assert found["loss_se"] == pytest.approx(expected, rel=1e-4)
+    assert result["loss_se"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_one_window_has_no_standard_error() -> None:
     assert score(build(), Text(1))["loss_se"] is None
 
 
-def test_micro_batch_changes_no_figure() -> None:
+def test_the_micro_batch_does_not_change_the_result() -> None:
     expected = score(build(), Text(), micro_batch=1)
     for micro_batch in (3, 8, 64):
         check_equal(score(build(), Text(), micro_batch), expected)
@@ -146,13 +146,13 @@ def scored_by_one_process(rank: int, world: int, folder: str) -> None:
     (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
 
 
-def test_the_number_of_processes_changes_no_figure(tmp_path: Path) -> None:
+def test_the_number_of_processes_does_not_change_the_result(tmp_path: Path) -> None:
     mp.spawn(scored_by_one_process, (2, str(tmp_path)), nprocs=2)
     for rank in range(2):
         check_equal(json.loads((tmp_path / f"{rank}.json").read_text()), score(build(), Text()))
 
 
-def test_dropout_is_off_and_the_mode_comes_back() -> None:
+def test_dropout_is_off_and_the_mode_is_restored() -> None:
     model = build(dropout=0.5)
     for training in (True, False):
         model.train(training)
@@ -185,18 +185,18 @@ def test_autocast_surrounds_each_forward_pass() -> None:
 
 
 @pytest.mark.parametrize("weight", [1e20, math.nan], ids=["huge", "nan"])
-def test_a_diverged_model_still_makes_valid_json(weight: float) -> None:
+def test_a_diverged_model_gives_valid_json(weight: float) -> None:
     model = build()
     with torch.no_grad():
         model.norm.weight.fill_(weight)
-    found = score(model, Text())
-    json.dumps(found, allow_nan=False)
-    assert found["perplexity"] is None
+    result = score(model, Text())
+    json.dumps(result, allow_nan=False)
+    assert result["perplexity"] is None
     if math.isnan(weight):
-        assert found["loss"] is found["loss_se"] is found["bits_per_byte"] is None
+        assert result["loss"] is result["loss_se"] is result["bits_per_byte"] is None
 
 
-def test_text_of_end_of_text_alone_has_no_bits_per_byte() -> None:
+def test_a_text_of_only_end_of_text_has_no_bits_per_byte() -> None:
     text = Text()
     text.y[text.y != -1] = 0
     assert score(build(), text)["bits_per_byte"] is None

@@ -1,4 +1,4 @@
-"""The loss of a model on given tokens, as training computes it."""
+"""The loss of a model on given tokens, computed as in training."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from training.objectives import next_token
 
 
 def loss_of(model: GPT, inputs: Tensor, targets: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Nats per target."""
+    """Return the loss in nats per target."""
     return next_token(model, Batch(inputs, targets, starts))

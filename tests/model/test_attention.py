@@ -1,4 +1,4 @@
-"""What is never seen across the end of a document, with the mask and with the kernel of variable lengths."""
+"""Tests that attention stays within documents, with the mask and with the variable-length kernel."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 96}
 EOT = 95
-# Of the tail of a document, a whole one, and the head of another: where the second and the third begin.
+# A sequence holds the end of a document, a whole one, and the beginning of a third: starts of the second and the third.
 SECOND, THIRD = 7, 16
-KNOBS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "classic": PRESETS["classic"],
     "llama": PRESETS["llama"],
     "modern": PRESETS["modern"],
     "all": {**PRESETS["modern"], "value_embeddings": True, "bigram_rows": 50, "softcap": 5.0},
 }
-EACH = pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+EACH = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
-def build(eot: int | None = EOT, **knobs: Any) -> GPT:
-    """A model whose every parameter is random and large enough to matter."""
-    model = GPT(Shape(**{**SIZES, **knobs}, eot=eot))
+def build(eot: int | None = EOT, **options: Any) -> GPT:
+    """Return a model in which all parameters are random and large enough to affect the output."""
+    model = GPT(Shape(**{**SIZES, **options}, eot=eot))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +51,7 @@ def some_tokens(batch: int = 2) -> Tensor:
 
 @EACH
 @pytest.mark.parametrize("change", ["replaced", "permuted", "one more end"])
-def test_what_is_in_earlier_documents_changes_nothing_in_later_ones(knobs: dict[str, Any], change: str) -> None:
+def test_earlier_documents_do_not_change_later_ones(options: dict[str, Any], change: str) -> None:
     tokens, other = some_tokens(), some_tokens()
     if change == "replaced":
         other[:, :SECOND] = (other[:, :SECOND] + 17) % EOT
@@ -61,26 +61,26 @@ def test_what_is_in_earlier_documents_changes_nothing_in_later_ones(knobs: dict[
     else:
         other[:, 3] = EOT
     with torch.no_grad():
-        masked, leaking = build(**knobs), build(None, **knobs)
+        masked, leaking = build(**options), build(None, **options)
         torch.testing.assert_close(masked(other)[:, THIRD:], masked(tokens)[:, THIRD:], atol=1e-5, rtol=1e-5)
         assert not torch.allclose(leaking(other)[:, THIRD:], leaking(tokens)[:, THIRD:], atol=1e-3)
 
 
 @EACH
-def test_documents_in_one_window_are_documents_one_by_one(knobs: dict[str, Any]) -> None:
-    model, tokens = build(**knobs), some_tokens()
+def test_documents_in_one_window_equal_separate_documents(options: dict[str, Any]) -> None:
+    model, tokens = build(**options), some_tokens()
     with torch.no_grad():
         together = model(tokens)
         for first, last in itertools.pairwise((0, SECOND, THIRD, 24)):
-            alone = build(**knobs)
-            if alone.wpe is not None:  # positions are those in the window
+            alone = build(**options)
+            if alone.wpe is not None:  # positions are counted from the start of the window
                 alone.wpe.weight.copy_(model.wpe.weight.roll(-first, dims=0))
             torch.testing.assert_close(alone(tokens[:, first:last]), together[:, first:last], atol=1e-5, rtol=1e-5)
 
 
 @EACH
-def test_no_gradient_flows_into_another_document(knobs: dict[str, Any]) -> None:
-    model = build(**knobs)
+def test_no_gradient_flows_into_another_document(options: dict[str, Any]) -> None:
+    model = build(**options)
     embedded: list[Tensor] = []
 
     def keep(module: torch.nn.Module, arguments: Any, output: Tensor) -> None:
@@ -92,7 +92,7 @@ def test_no_gradient_flows_into_another_document(knobs: dict[str, Any]) -> None:
         table.register_forward_hook(keep)
     tokens = some_tokens()
     targets = tokens.roll(-1, dims=1)
-    targets[:, :SECOND], targets[:, THIRD:] = -1, -1  # only the second document's losses
+    targets[:, :SECOND], targets[:, THIRD:] = -1, -1  # only the loss of the second document
     loss_of(model, tokens, targets).backward()
     assert len(embedded) == len(tables)
     for each in embedded:
@@ -104,7 +104,7 @@ def test_no_gradient_flows_into_another_document(knobs: dict[str, Any]) -> None:
 
 
 def test_losses_of_single_tokens_have_the_same_mask() -> None:
-    model, tokens = build(**KNOBS["all"]), some_tokens()
+    model, tokens = build(**OPTIONS["all"]), some_tokens()
     targets = tokens.roll(-1, dims=1)
     with torch.no_grad():
         expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="none")
@@ -112,7 +112,7 @@ def test_losses_of_single_tokens_have_the_same_mask() -> None:
     torch.testing.assert_close(torch.from_numpy(scores.nats).float().flatten(), expected)
 
 
-def test_the_first_bigram_of_a_document_is_none() -> None:
+def test_the_first_token_of_a_document_has_no_bigram() -> None:
     tokens = torch.tensor([[5, 7, EOT, 5, 7, EOT, EOT, 7], [EOT, 7, 5, 7, 5, 7, 9, 5]])
     shape = build(**PRESETS["modern"], bigram_rows=1 << 16).shape
     rows = bigram_ids(tokens, shape).tolist()
@@ -124,14 +124,14 @@ def test_the_first_bigram_of_a_document_is_none() -> None:
     assert all(row > 0 for row in bigram_ids(tokens, without)[0, 1:].tolist())
 
 
-def test_a_model_written_down_before_there_were_masks_has_none() -> None:
+def test_a_shape_saved_before_document_masks_has_none() -> None:
     values = Shape(**SIZES, eot=EOT).to_dict()
     assert Shape.from_dict(values).eot == EOT
     del values["eot"]
     assert Shape.from_dict(values) == Shape(**SIZES)
 
 
-# -- the kernel of variable lengths ------------------------------------------------------------------------------------
+# -- the variable-length kernel --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_documents_start_at_their_end_of_text_and_with_each_sequence(
 
 
 def shares_of(q: Tensor, k: Tensor) -> Tensor:
-    """What each token of one document takes of those up to it, (H, T, T), of (H, T, S)."""
+    """Return the attention weights within one document, (H, T, T), of `q` and `k`, (H, T, S)."""
     scores = q @ k.mT / q.shape[-1] ** 0.5
     return scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf).softmax(dim=-1)
 
 
 def by_document(starts: Tensor, *parts: Tensor) -> Iterator[list[Tensor]]:
-    """Each document's piece of (tokens, H, S) as (H, T, S) in float32."""
+    """Yield each document of arrays (tokens, H, S) as (H, T, S) in float32."""
     for first, last in itertools.pairwise(starts.tolist()):
         yield [part[first:last].transpose(0, 1).float() for part in parts]
 
@@ -181,7 +181,7 @@ def naive_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[list[torch.dtype]]:
-    """torch's own operator, with a naive one beneath it where it has none, for a CPU; the precisions it was called with."""
+    """Register a naive CPU implementation of torch's operator. Returns the dtypes that it is called with."""
     from torch.nn.attention import varlen
 
     seen: list[torch.dtype] = []
@@ -189,7 +189,7 @@ def kernel() -> Iterator[list[torch.dtype]]:
     def forward(
         q: Tensor, k: Tensor, v: Tensor, starts: Tensor, other: Tensor, longest: int, longest_k: int, *rest: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        assert (*rest[:3], longest) == (True, None, [-1, 0], longest_k)  # causal, the usual scale, all to the left
+        assert (*rest[:3], longest) == (True, None, [-1, 0], longest_k)  # causal, default scale, unlimited to the left
         assert q.dtype == k.dtype == v.dtype
         assert all(part.stride(-1) == 1 for part in (q, k, v))
         assert starts.dtype == other.dtype == torch.int32
@@ -209,14 +209,14 @@ def kernel() -> Iterator[list[torch.dtype]]:
 
 
 @EACH
-def test_the_kernel_and_the_mask_are_the_same_attention(kernel: list[torch.dtype], knobs: dict[str, Any]) -> None:
+def test_the_kernel_and_the_mask_are_the_same_attention(kernel: list[torch.dtype], options: dict[str, Any]) -> None:
     tokens = some_tokens()
-    tokens[1] = tokens[1].roll(3)  # other documents in the second sequence
+    tokens[1] = tokens[1].roll(3)  # documents at other positions in the second sequence
     targets = tokens.roll(-1, dims=1)
     starts = torch.from_numpy(document_starts(tokens.numpy(), EOT))
     losses, grads = [], []
     for each in (None, starts):
-        model = build(**knobs)
+        model = build(**options)
         loss = loss_of(model, tokens, targets, each)
         loss.backward()
         losses.append(loss)
@@ -226,20 +226,20 @@ def test_the_kernel_and_the_mask_are_the_same_attention(kernel: list[torch.dtype
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
 
 
-def test_the_kernel_is_given_half_precision_whatever_norms_and_tables_made(kernel: list[torch.dtype]) -> None:
+def test_the_kernel_gets_half_precision_from_float32_norms_and_tables(kernel: list[torch.dtype]) -> None:
     tokens = some_tokens()
     starts = torch.from_numpy(document_starts(tokens.numpy(), EOT))
     kernel.clear()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        found = build(**KNOBS["all"])(tokens, starts=starts)
-        expected = build(**KNOBS["all"])(tokens)
+        found = build(**OPTIONS["all"])(tokens, starts=starts)
+        expected = build(**OPTIONS["all"])(tokens)
     assert kernel == [torch.bfloat16] * 3
     assert F.cosine_similarity(found.float().flatten(), expected.float().flatten(), dim=0) > 0.999
 
 
 @pytest.mark.parametrize("form", ["mask", "starts"])
 def test_one_graph_for_any_number_of_documents(kernel: list[torch.dtype], form: str) -> None:
-    model = build(**KNOBS["all"], n_layer=1)
+    model = build(**OPTIONS["all"], n_layer=1)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(loss_of, backend="eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""The model that trains, compiled: the same numbers, on the same weights, and no more compiling than was asked for."""
+"""Tests of compiled training: the same results on the same weights, and no more compilation than requested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from data.batch import Batch
 from evals.scoring import score_tokens
-from model.compile import cache_state, for_training
+from model.compile import cache_state, compile_for_training
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from training.objectives import next_token
@@ -23,9 +23,9 @@ TOKENS = torch.randint(96, (3, 17), generator=torch.Generator().manual_seed(1))
 BATCH = Batch(TOKENS[:, :-1], TOKENS[:, 1:])
 
 
-def build(**knobs: Any) -> GPT:
+def build(**options: Any) -> GPT:
     torch.manual_seed(0)
-    model = GPT(Shape(**SIZES, **PRESETS["modern"], **knobs))
+    model = GPT(Shape(**SIZES, **PRESETS["modern"], **options))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -34,7 +34,7 @@ def build(**knobs: Any) -> GPT:
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModule]]:
-    """What was handed to a compiler that compiles nothing."""
+    """Yield the graphs that torch.compile passes to a backend that runs them as they are."""
     found: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -48,21 +48,21 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.GraphModul
 
 
 @pytest.mark.parametrize(
-    ("how", "knobs", "compiled"),
+    ("how", "options", "compiled"),
     [
         ("off", {}, 0),
         ("on", {}, 1),
         ("regional", {}, 1),
-        ("regional", {"value_embeddings": True, "bigram_rows": 50}, 2),  # blocks with values to add, and without
+        ("regional", {"value_embeddings": True, "bigram_rows": 50}, 2),  # blocks with and without value embeddings
         ("regional", {"eot": 9}, 1),
     ],
 )
 def test_however_compiled_it_trains_the_same_weights_in_the_same_way(
-    graphs: list[torch.fx.GraphModule], how: str, knobs: dict[str, Any], compiled: int
+    graphs: list[torch.fx.GraphModule], how: str, options: dict[str, Any], compiled: int
 ) -> None:
-    model, plain = build(**knobs), build(**knobs)
+    model, plain = build(**options), build(**options)
     names = list(model.state_dict())
-    for each in (for_training(next_token, model, how), partial(next_token, plain)):
+    for each in (compile_for_training(next_token, model, how), partial(next_token, plain)):
         for _ in range(2):
             each(BATCH).backward()
     for (name, parameter), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -76,7 +76,7 @@ def test_however_compiled_it_trains_the_same_weights_in_the_same_way(
 @pytest.mark.parametrize("how", ["on", "regional"])
 def test_evaluating_and_sampling_compile_nothing(graphs: list[torch.fx.GraphModule], how: str) -> None:
     model = build()
-    loss_of = for_training(next_token, model, how)
+    loss_of = compile_for_training(next_token, model, how)
     loss_of(BATCH).backward()
     before = len(graphs)
     model.eval()
@@ -88,11 +88,11 @@ def test_evaluating_and_sampling_compile_nothing(graphs: list[torch.fx.GraphModu
     assert len(graphs) == before == 1
 
 
-def test_tables_have_sparse_gradients_where_the_compiler_does_not_see_them(graphs: list[torch.fx.GraphModule]) -> None:
+def test_tables_have_sparse_gradients_outside_compiled_code(graphs: list[torch.fx.GraphModule]) -> None:
     sparse = {}
     for how in ("off", "regional", "on"):
         model = build(bigram_rows=50)
-        for_training(next_token, model, how)(BATCH).backward()
+        compile_for_training(next_token, model, how)(BATCH).backward()
         assert model.bigrams is not None
         assert model.bigrams.weight.grad is not None
         sparse[how] = model.bigrams.weight.grad.is_sparse

@@ -1,4 +1,4 @@
-"""Sizes, mistakes and parameter counts of a shape, against the built module and torch's own FLOP counter."""
+"""Tests of a shape's validation and counts, against the built module and torch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def test_matmul_parameters_are_the_blocks_matrices_and_one_vocabulary_matrix(pre
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_flop_convention_is_what_torch_counts(preset: str, tie: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """6 FLOPs per parameter and token, and 12 n_layer n_embd block_size for attention without a causal discount.
+    """The convention is 6 FLOPs per parameter and token, and 12 n_layer n_embd block_size for attention (no causal discount).
 
-    Only the "math" attention is counted as it is written: fused kernels recompute in the backward pass, which makes 14
-    of the 12, and the CPU's has no formula at all. The rest (norms, activations) is no matrix product: 0 in both.
+    Only the "math" attention matches it: fused kernels recompute in the backward pass, which gives 14 instead of 12, and
+    torch has no formula for the CPU kernel. Norms and activations are no matrix products and count 0 in both.
     """
-    # The counter knows no products that are added to something: torch's own loss, which has none.
+    # The FLOP counter does not count addmm_, which the sliced loss uses: compute the loss with torch.
     monkeypatch.setitem(loss.WHOLE_BYTES, "cpu", 1 << 60)
     shape = Shape(**(SIZES | {"n_embd": 64, "block_size": 32}), **(PRESETS[preset] | {"tie": tie}))
     model = GPT(shape)
@@ -106,12 +106,12 @@ def test_padded_vocab(n_vocab: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_have_no_mistakes(preset: str) -> None:
-    assert Shape(**SIZES, **PRESETS[preset]).mistakes() == []
+def test_presets_are_valid(preset: str) -> None:
+    assert Shape(**SIZES, **PRESETS[preset]).problems() == []
 
 
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("options", "message"),
     [
         (
             {"n_embd": 100, "n_head": 3},
@@ -140,14 +140,14 @@ def test_presets_have_no_mistakes(preset: str) -> None:
         ({"vocab_size": 10**400}, "model.vocab_size=1000"),
     ],
 )
-def test_each_mistake_is_one_line_that_names_the_key(knobs: dict[str, Any], message: str) -> None:
-    (found,) = Shape(**(SIZES | knobs)).mistakes()
+def test_each_problem_is_one_line_that_names_the_key(options: dict[str, Any], message: str) -> None:
+    (found,) = Shape(**(SIZES | options)).problems()
     assert found.startswith(message)
     assert "\n" not in found
 
 
-def test_all_mistakes_at_once() -> None:
-    assert len(Shape(**(SIZES | {"n_layer": 0, "dropout": 2.0, "norm": "none", "n_embd": 33})).mistakes()) == 4
+def test_all_problems_are_reported_at_once() -> None:
+    assert len(Shape(**(SIZES | {"n_layer": 0, "dropout": 2.0, "norm": "none", "n_embd": 33})).problems()) == 4
 
 
 def test_a_shape_survives_json() -> None:
@@ -168,7 +168,7 @@ def test_planning_needs_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_shape_of_earlier_versions_is_read_unless_it_used_what_was_removed() -> None:
+def test_a_shape_of_an_earlier_version_is_read_unless_it_used_a_removed_option() -> None:
     shape = Shape(2, 2, 64, 32, 96)
     assert Shape.from_dict({**shape.to_dict(), "value_residual": False}) == shape
     with pytest.raises(UserError, match="value_residual=True, which was removed"):

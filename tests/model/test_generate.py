@@ -1,4 +1,4 @@
-"""Generated text: what the knobs promise."""
+"""Tests of sampling and its options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from model.config import PRESETS, Shape
-from model.generate import generate, penalise
+from model.generate import apply_repetition_penalty, generate
 from model.gpt import GPT
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -28,7 +28,7 @@ def model() -> GPT:
 
 
 class Scripted(nn.Module):
-    """A stand-in whose logits are a function of the tokens it is shown."""
+    """A stand-in for a model, whose logits are a given function of its input tokens."""
 
     def __init__(self, logits: Callable[[list[int]], Tensor], vocab_size: int, block_size: int = 8) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_temperature_zero_takes_the_most_likely_token(model: GPT) -> None:
     assert generate(model, PROMPT, 30, seed=7) != expected
 
 
-def test_the_seed_decides_and_nothing_else(model: GPT) -> None:
+def test_the_text_depends_on_the_seed_alone(model: GPT) -> None:
     torch.manual_seed(1)
     first = generate(model, PROMPT, 30, seed=5)
     torch.manual_seed(2)
@@ -110,10 +110,10 @@ def test_only_the_last_block_is_shown_to_the_model() -> None:
     assert model.shown == [text[i - 4 : i] for i in range(6, 11)]
 
 
-def test_repetition_penalty_lowers_what_was_seen() -> None:
+def test_repetition_penalty_lowers_logits_of_seen_tokens() -> None:
     logits = torch.tensor([2.0, -2.0, 1.0, -1.0])
-    assert penalise(logits, [0, 1, 0], 4.0).tolist() == [0.5, -8.0, 1.0, -1.0]
-    assert torch.equal(penalise(logits, [0, 1], 1.0), logits)
+    assert apply_repetition_penalty(logits, [0, 1, 0], 4.0).tolist() == [0.5, -8.0, 1.0, -1.0]
+    assert torch.equal(apply_repetition_penalty(logits, [0, 1], 1.0), logits)
     assert logits.tolist() == [2.0, -2.0, 1.0, -1.0]
 
 
@@ -165,7 +165,7 @@ def test_dropout_is_off(model: GPT) -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be greater than 0"),
     ],
 )
-def test_impossible_settings_are_refused(model: GPT, changed: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(model: GPT, changed: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"prompt_ids": PROMPT, "max_new_tokens": 1} | changed
     with pytest.raises(UserError, match=message):
         generate(model, **arguments)

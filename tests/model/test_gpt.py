@@ -1,4 +1,4 @@
-"""What a decoder-only transformer must obey, whatever its knobs."""
+"""Tests of properties that every variant of the transformer must have."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from model import blocks, gpt, init, layers
 from model.blocks import Attention
 from model.config import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
 from model.gpt import GPT
-from model.layers import RMSNORM_EPS, rotary_tables, rotate
+from model.layers import RMSNORM_EPS, apply_rotary, rotary_tables
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
 
 
-def build(**knobs: Any) -> GPT:
+def build(**options: Any) -> GPT:
     torch.manual_seed(0)
-    return GPT(Shape(**(SIZES | knobs)))
+    return GPT(Shape(**(SIZES | options)))
 
 
 def some_tokens(batch: int = 3, length: int = 16) -> Tensor:
@@ -35,7 +35,7 @@ def some_tokens(batch: int = 3, length: int = 16) -> Tensor:
 
 
 def randomise(model: GPT) -> GPT:
-    """Every parameter random and large enough to matter, norms and biases included."""
+    """Make all parameters random and large enough to affect the output, norms and biases included."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -64,7 +64,7 @@ def test_no_position_depends_on_a_later_token(preset: str) -> None:
 @pytest.mark.parametrize("width", [32, 768])
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_first_loss_is_that_of_guessing(preset: str, tie: bool, width: int) -> None:
+def test_the_first_loss_is_that_of_a_uniform_guess(preset: str, tie: bool, width: int) -> None:
     model = build(**(PRESETS[preset] | {"tie": tie}), n_embd=width, vocab_size=4096, n_layer=4)
     tokens = torch.randint(4096, (8, 17), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_dropout_acts_on_embedding_attention_and_residual() -> None:
 
 
 def naive_attention(attention: Attention, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-    """One head and one query at a time, softmax over what came before, in float64."""
+    """Compute attention one head and one query at a time, in float64."""
     size = x.size(-1) // attention.n_head
     weights, out = attention.qkv.weight.double(), attention.out.weight.double()
     y = torch.zeros_like(x, dtype=torch.float64)
@@ -113,7 +113,7 @@ def naive_attention(attention: Attention, x: Tensor, rotary: tuple[Tensor, Tenso
         if attention.qk_norm:
             q, k = (each / (each.square().mean(-1, keepdim=True) + RMSNORM_EPS).sqrt() for each in (q, k))
         if rotary is not None:
-            q, k = (rotate(each, rotary[0].double(), rotary[1].double()) for each in (q, k))
+            q, k = (apply_rotary(each, rotary[0].double(), rotary[1].double()) for each in (q, k))
         shares = (k[: t + 1] @ q[t] / math.sqrt(size)).softmax(dim=0)
         y[b, t, rows] = shares @ v[: t + 1]
     return y @ out.T
@@ -132,7 +132,7 @@ def test_attention_equals_a_naive_one(position: str, qk_norm: bool) -> None:
 def test_rotation_depends_on_distance_only() -> None:
     cos, sin = rotary_tables(Shape(**SIZES, position="rotary"))
     q, k = torch.randn(8).expand(16, 8), torch.randn(8).expand(16, 8)
-    scores = rotate(q, cos, sin) @ rotate(k, cos, sin).T
+    scores = apply_rotary(q, cos, sin) @ apply_rotary(k, cos, sin).T
     for distance in range(-15, 16):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
@@ -165,7 +165,7 @@ def test_token_losses_are_those_of_cross_entropy(preset: str, monkeypatch: pytes
     logits = model(tokens)
     targets[2] = logits[2].argmax(-1)
     expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
-    monkeypatch.setattr(scoring, "MAX_LOGITS", 96 * 7)  # 7 tokens a slice; 48 is not a multiple of it
+    monkeypatch.setattr(scoring, "MAX_LOGITS", 96 * 7)  # 7 tokens in a slice; 48 is not a multiple of 7
     scores = scored(model, tokens, targets)
     torch.testing.assert_close(torch.from_numpy(scores.nats).float(), expected.view(3, 16).detach())
     assert scores.greedy.tolist() == (logits.argmax(-1) == targets).tolist()
@@ -223,7 +223,9 @@ def test_initial_weights(preset: str) -> None:
 
 
 def test_blocks_initialised_to_zero_are_the_identity_and_still_learn() -> None:
-    model = build(**(PRESETS["modern"] | {"tie": True}))  # behind a head of zeros they learn from the second step on
+    model = build(
+        **(PRESETS["modern"] | {"tie": True})
+    )  # with an untied head of zeros, blocks learn from the second step on
     x = torch.randn(2, 16, 32)
     assert torch.equal(model.blocks[0](x, rotary_tables(model.shape)), x)
     loss_of(model, some_tokens(), some_tokens()).backward()
@@ -269,7 +271,7 @@ def test_a_sequence_may_be_short_but_not_too_long(preset: str) -> None:
         model(some_tokens(1, 17))
 
 
-def test_an_impossible_shape_is_refused_with_all_its_mistakes() -> None:
+def test_an_invalid_shape_is_refused_with_all_its_problems() -> None:
     with pytest.raises(UserError) as caught:
         GPT(Shape(**(SIZES | {"n_embd": 100, "n_head": 3, "norm": "batchnorm"})))
     assert len(caught.value.messages) == 2
@@ -281,7 +283,7 @@ def test_every_name_that_a_shape_allows_is_built() -> None:
     assert set(init.INITIALISATIONS) == set(INITIALISATIONS)
 
 
-def test_it_learns_a_sequence_by_heart() -> None:
+def test_it_memorises_a_sequence() -> None:
     model = build(**PRESETS["modern"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     tokens = torch.randint(96, (2, 17), generator=torch.Generator().manual_seed(3))
@@ -294,7 +296,7 @@ def test_it_learns_a_sequence_by_heart() -> None:
 
 
 def test_autocast_on_a_gpu_leaves_squared_relu_in_half_precision() -> None:
-    """It takes powers in float32, which would be kept for the backward pass; with a made-up tensor, which has no values."""
+    """Autocast computes pow in float32, which would be kept for the backward pass. A fake tensor needs no GPU."""
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
     try:
@@ -307,7 +309,7 @@ def test_autocast_on_a_gpu_leaves_squared_relu_in_half_precision() -> None:
 
 
 def test_heads_are_attended_in_the_precision_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it takes norms in float32, as on a GPU: attention wants one type, and the fast one."""
+    """Autocast computes norms in float32, as on a GPU, but attention needs one dtype for queries, keys and values."""
     seen = []
 
     def attended(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sliced cross-entropy is the whole one, in value and gradient."""
+"""Tests that the sliced cross-entropy equals the unsliced one in value and gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model import loss
-from model.loss import SlicedCrossEntropy, capped, cross_entropy, rows_at_once
+from model.loss import SlicedCrossEntropy, apply_softcap, cross_entropy, rows_per_slice
 
 N, WIDTH, VOCAB = 37, 8, 50
 
@@ -27,7 +27,7 @@ def case(ignored: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("rows", [1, 5, N, 2 * N])
 def test_slices_change_neither_loss_nor_gradient(rows: int, ignored: bool, softcap: float) -> None:
     hidden, weight, targets = case(ignored)
-    expected = F.cross_entropy(capped(hidden @ weight.T, softcap), targets, ignore_index=-1)
+    expected = F.cross_entropy(apply_softcap(hidden @ weight.T, softcap), targets, ignore_index=-1)
     expected_grads = torch.autograd.grad(2 * expected, (hidden, weight))
     found = SlicedCrossEntropy.apply(hidden, weight, targets, softcap, rows)
     torch.testing.assert_close(found, expected)
@@ -35,7 +35,7 @@ def test_slices_change_neither_loss_nor_gradient(rows: int, ignored: bool, softc
         torch.testing.assert_close(grad, wanted, atol=1e-6, rtol=1e-4)
 
 
-def test_logits_are_sliced_where_that_pays_and_left_to_torch_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_large_logits_are_sliced(monkeypatch: pytest.MonkeyPatch) -> None:
     sliced: list[int] = []
     plain = SlicedCrossEntropy.apply
     monkeypatch.setattr(SlicedCrossEntropy, "apply", lambda *args: sliced.append(args[-1]) or plain(*args))
@@ -57,16 +57,16 @@ def test_logits_are_sliced_where_that_pays_and_left_to_torch_elsewhere(monkeypat
     assert sliced == [10], "gradients would vanish in float16's range"
 
 
-def test_a_slice_has_whole_tiles_and_at_least_one_of_them() -> None:
-    assert rows_at_once(4096, 4096, "cpu", torch.float32) == 256
-    assert rows_at_once(200, 4096, "cpu", torch.float32) == 200
-    assert rows_at_once(4096, 50304, "cpu", torch.float32) == 128  # more than a slice is to have, but not too slow
-    assert rows_at_once(65536, 50304, "cuda", torch.bfloat16) == 1280
-    assert rows_at_once(4096, 50304, "mps", torch.float32) == 4096
+def test_a_slice_is_a_positive_multiple_of_a_tile() -> None:
+    assert rows_per_slice(4096, 4096, "cpu", torch.float32) == 256
+    assert rows_per_slice(200, 4096, "cpu", torch.float32) == 200
+    assert rows_per_slice(4096, 50304, "cpu", torch.float32) == 128  # beyond SLICE_BYTES, but at least one tile
+    assert rows_per_slice(65536, 50304, "cuda", torch.bfloat16) == 1280
+    assert rows_per_slice(4096, 50304, "mps", torch.float32) == 4096
 
 
-def test_a_target_that_is_out_of_the_question_is_a_loss_and_has_its_whole_gradient() -> None:
-    """Its probability is 0 in float32: the loss is as large as that can tell, and never infinite."""
+def test_a_target_of_probability_zero_has_a_finite_loss_and_its_full_gradient() -> None:
+    """The target's probability is 0 in float32: its loss is bounded and finite."""
     hidden, weight = torch.tensor([[1.0], [0.0]]).requires_grad_(), torch.tensor([[200.0], [0.0]]).requires_grad_()
     targets = torch.tensor([1, 1])
     found = SlicedCrossEntropy.apply(hidden, weight, targets, 0.0, 10)
@@ -78,7 +78,7 @@ def test_a_target_that_is_out_of_the_question_is_a_loss_and_has_its_whole_gradie
         torch.testing.assert_close(grad, wanted)
 
 
-def test_of_no_target_at_all_the_loss_is_no_number_and_the_gradient_nothing() -> None:
+def test_without_targets_the_loss_is_nan_and_the_gradient_zero() -> None:
     hidden, weight, targets = case(ignored=False)
     found = cross_entropy(hidden, weight, torch.full_like(targets, -1))
     assert found.isnan()
@@ -106,7 +106,7 @@ def test_sliced_and_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch:
     torch.testing.assert_close(torch.autograd.grad(found, weight), torch.autograd.grad(expected, weight))
 
 
-def test_under_autocast_products_are_in_its_precision_and_the_loss_is_not() -> None:
+def test_under_autocast_products_are_in_half_precision_and_the_loss_is_float32() -> None:
     hidden, weight, targets = case(ignored=False)
     with torch.autocast("cpu", torch.bfloat16):
         found = SlicedCrossEntropy.apply(hidden, weight, targets, 0.0, 10)

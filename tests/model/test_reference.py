@@ -1,4 +1,4 @@
-"""The same weights give the same logits here and in transformers' GPT-2 and Llama."""
+"""Tests that the same weights give the same logits here and in transformers' GPT-2 and Llama."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 64, "block_size": 
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Weights and biases far from their initial values, so that no part hides behind a zero or a one."""
+    """Set weights and biases far from their initial values of 0 and 1, so that every part affects the output."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -31,7 +31,7 @@ def is_norm(name: str) -> bool:
 
 
 def from_gpt2(theirs: dict[str, Tensor], tie: bool) -> dict[str, Tensor]:
-    """GPT-2 keeps its matrices transposed ("Conv1D")."""
+    """Convert GPT-2's weights, which are stored transposed ("Conv1D")."""
     ours = {"wte.weight": theirs["transformer.wte.weight"], "wpe.weight": theirs["transformer.wpe.weight"]}
     parts = {
         "ln_1": "attention_norm",
@@ -96,13 +96,13 @@ def llama(tie: bool) -> nn.Module:
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize(
-    ("reference", "convert", "knobs"),
+    ("reference", "convert", "options"),
     [(gpt2, from_gpt2, PRESETS["classic"] | {"bias": True}), (llama, from_llama, PRESETS["llama"])],
     ids=["gpt2", "llama"],
 )
-def test_logits_equal_those_of_transformers(reference: Any, convert: Any, knobs: dict[str, Any], tie: bool) -> None:
+def test_logits_equal_those_of_transformers(reference: Any, convert: Any, options: dict[str, Any], tie: bool) -> None:
     theirs = randomised(reference(tie))
-    ours = GPT(Shape(**SIZES, **knobs, tie=tie)).eval()
+    ours = GPT(Shape(**SIZES, **options, tie=tie)).eval()
     ours.load_state_dict(convert(theirs.state_dict(), tie))
     tokens = torch.randint(SIZES["vocab_size"], (2, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The shortcuts around the blocks: causal, counted, neutral at the start, and each does what its name says."""
+"""Tests of the x0 shortcut, value embeddings, bigram embedding and softcap: causal, counted, and neutral at first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from model.config import PRESETS, Shape
 from model.gpt import GPT
-from model.layers import bigram_ids, rotate
+from model.layers import apply_rotary, bigram_ids
 from tests.model.losses import loss_of
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
@@ -29,16 +29,16 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
         "tie": False,
     },
 }
-EACH = pytest.mark.parametrize("knobs", SHORTCUTS.values(), ids=SHORTCUTS)
+EACH = pytest.mark.parametrize("options", SHORTCUTS.values(), ids=SHORTCUTS)
 TOKENS = torch.randint(96, (3, 17), generator=torch.Generator().manual_seed(1))
 
 
 OFF = {"tie": True, "embed_norm": False, "x0_shortcut": False, "value_embeddings": False}
 
 
-def build(**knobs: Any) -> GPT:
+def build(**options: Any) -> GPT:
     torch.manual_seed(0)
-    return GPT(Shape(**{**SIZES, **PRESETS["modern"], **OFF, **knobs}))
+    return GPT(Shape(**{**SIZES, **PRESETS["modern"], **OFF, **options}))
 
 
 def randomised(model: GPT) -> GPT:
@@ -50,8 +50,8 @@ def randomised(model: GPT) -> GPT:
 
 
 @EACH
-def test_a_later_token_changes_nothing_before_it(knobs: dict[str, Any]) -> None:
-    model = randomised(build(**knobs))
+def test_a_later_token_changes_nothing_before_it(options: dict[str, Any]) -> None:
+    model = randomised(build(**options))
     other = TOKENS.clone()
     other[:, 9] = (other[:, 9] + 1) % 96
     before, after = model(TOKENS[:, :16]), model(other[:, :16])
@@ -60,15 +60,15 @@ def test_a_later_token_changes_nothing_before_it(knobs: dict[str, Any]) -> None:
 
 
 @EACH
-def test_parameters_are_counted(knobs: dict[str, Any]) -> None:
-    model = build(**knobs)
+def test_parameters_are_counted(options: dict[str, Any]) -> None:
+    model = build(**options)
     assert model.shape.parameters() == sum(p.numel() for p in model.parameters())
     assert model.shape.matmul_parameters() == build().shape.matmul_parameters()
 
 
 @EACH
-def test_the_first_loss_is_that_of_guessing_and_all_of_it_learns(knobs: dict[str, Any]) -> None:
-    model = build(**knobs)
+def test_the_first_loss_is_that_of_a_uniform_guess_and_all_parameters_learn(options: dict[str, Any]) -> None:
+    model = build(**options)
     loss = loss_of(model, TOKENS[:, :-1], TOKENS[:, 1:])
     assert loss.item() == pytest.approx(math.log(96), abs=0.3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -83,20 +83,20 @@ def test_the_first_loss_is_that_of_guessing_and_all_of_it_learns(knobs: dict[str
 
 
 @EACH
-def test_one_graph_for_torch_compile(knobs: dict[str, Any]) -> None:
-    model = randomised(build(**knobs))
+def test_one_graph_for_torch_compile(options: dict[str, Any]) -> None:
+    model = randomised(build(**options))
     torch._dynamo.reset()  # other models of this process count as recompilations
     compiled = torch.compile(loss_of, backend="eager", fullgraph=True)
     found, expected = (each(model, TOKENS[:, :16], TOKENS[:, 1:]) for each in (compiled, loss_of))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_tables_start_at_zero_and_shares_at_one_so_nothing_is_changed_at_first() -> None:
+def test_tables_and_shares_change_nothing_at_initialisation() -> None:
     plain = build()(TOKENS[:, :16])
-    for knob in ("x0_shortcut", "value_embeddings", "bigram_rows"):
-        changed = build(**SHORTCUTS[knob])
+    for option in ("x0_shortcut", "value_embeddings", "bigram_rows"):
+        changed = build(**SHORTCUTS[option])
         changed.load_state_dict(build().state_dict(), strict=False)
-        assert torch.equal(changed(TOKENS[:, :16]), plain), knob
+        assert torch.equal(changed(TOKENS[:, :16]), plain), option
 
 
 def test_values_are_added_in_the_last_block_and_every_second_before() -> None:
@@ -116,7 +116,7 @@ def test_a_bigram_has_its_row_whatever_else_is_there() -> None:
     found = bigram_ids(every, shape)[:, 1]
     assert found.min() >= 1
     assert found.max() < 1 << 16
-    assert len(found.unique()) > 0.9 * len(every)  # as many as of so many balls in so many bins
+    assert len(found.unique()) > 0.9 * len(every)  # as many as with random hashing
     assert bigram_ids(every, build(bigram_rows=2).shape)[:, 1].unique().tolist() == [1]
 
 
@@ -133,5 +133,5 @@ def test_the_rotation_is_a_product_of_complex_numbers() -> None:
     cos, sin = angles.cos(), angles.sin()
     plain = torch.view_as_complex(torch.stack(x.chunk(2, -1), -1)) * torch.complex(cos, sin)
     expected = torch.cat((plain.real, plain.imag), -1)
-    torch.testing.assert_close(rotate(x, cos, sin), expected)
-    torch.testing.assert_close(rotate(x.double(), cos.double(), sin.double()).float(), expected)
+    torch.testing.assert_close(apply_rotary(x, cos, sin), expected)
+    torch.testing.assert_close(apply_rotary(x.double(), cos.double(), sin.double()).float(), expected)

@@ -23,7 +23,7 @@ from device import device as module
 from device.device import Device
 from device.distributed import World
 from model import compile as compiled
-from model.compile import for_training
+from model.compile import compile_for_training
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers
@@ -120,7 +120,7 @@ def test_training_compiles_nothing_after_the_warm_up(monkeypatch: pytest.MonkeyP
         plan=plan,
         micro_batch=2,
         loader=loader,
-        **stepping(model, for_training(next_token, model, "on")),
+        **stepping(model, compile_for_training(next_token, model, "on")),
     )
     warm_up(session("off")[0], warmed)
     compiled_graphs = len(graphs)

@@ -45,7 +45,7 @@ def test_candidates_are_valid_whatever_the_user_fixes(fixed: dict[str, int]) -> 
     found = candidates(request(**fixed))
     assert found
     for shape in found:
-        assert shape.mistakes() == []
+        assert shape.problems() == []
         assert {name: getattr(shape, name) for name in fixed} == fixed
 
 

@@ -121,7 +121,7 @@ def test_a_fixed_width_stays_whatever_its_divisors(width: int) -> None:
 
 
 def test_every_candidate_can_be_built() -> None:
-    assert not [mistake for shape in candidates(request()) for mistake in shape.mistakes()]
+    assert not [mistake for shape in candidates(request()) for mistake in shape.problems()]
 
 
 def test_measured_speed_decides_the_size() -> None:

@@ -1,4 +1,4 @@
-"""Each parameter is optimised once, as AdamW says, with decay on matrices alone."""
+"""Tests of the optimizers: every parameter is in one group, AdamW is that of the paper, and only matrices decay."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[3]
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 64}
 
 
-def build(**knobs: Any) -> GPT:
+def build(**options: Any) -> GPT:
     torch.manual_seed(0)
-    return GPT(Shape(**SIZES, **knobs))
+    return GPT(Shape(**SIZES, **options))
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -48,9 +48,9 @@ def test_frozen_parameters_are_left_out() -> None:
     assert all(p is not model.wte.weight for group in optimizer.param_groups for p in group["params"])
 
 
-@pytest.mark.parametrize("device_type", ["cpu", "xpu"])  # our own step of torch's kernel, and torch's class
-def test_adamw_is_the_papers(device_type: str) -> None:
-    """Three steps of algorithm 2 of arXiv:1711.05101, by hand, in float64."""
+@pytest.mark.parametrize("device_type", ["cpu", "xpu"])  # MuonAdamW with torch's kernel, and torch.optim.AdamW
+def test_adamw_is_that_of_the_paper(device_type: str) -> None:
+    """Compares three steps with algorithm 2 of arXiv:1711.05101, written out in float64."""
     model = build(bias=True)
     learning_rate, weight_decay, (beta1, beta2), eps = 3e-3, 0.1, (0.9, 0.95), 1e-6
     settings = OptimSettings(eps=eps)
@@ -78,7 +78,7 @@ def test_adamw_is_the_papers(device_type: str) -> None:
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "xpu"])
-def test_a_checkpoint_of_torchs_adamw_goes_on_in_ours_and_the_other_way_round(device_type: str) -> None:
+def test_checkpoints_of_torchs_adamw_and_ours_are_interchangeable(device_type: str) -> None:
     tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(1))
 
     def after(steps: int, change: str | None) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ def test_the_state_of_an_optimizer_keeps_the_scales() -> None:
 
 
 @pytest.mark.parametrize(("device_type", "fused"), [("cpu", True), ("cuda", True), ("xpu", False)])
-def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
+def test_fused_on_devices_with_a_fused_kernel(device_type: str, fused: bool) -> None:
     if device_type == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     model = build().to(device_type if device_type == "cuda" else "cpu")
@@ -129,7 +129,7 @@ def test_fused_where_it_helps(device_type: str, fused: bool) -> None:
 
 @pytest.mark.parametrize("rows", [0, 8])
 def test_a_step_does_not_load_torchs_compiler(rows: int) -> None:
-    """It takes two seconds, which a run that compiles nothing has better use for."""
+    """Importing the compiler takes two seconds, which a run without compilation does not need."""
     code = (
         "import sys, torch; from data.batch import Batch; from training.objectives import next_token\n"
         "from model.gpt import GPT; from model.optim.build import configure_optimizers as make\n"

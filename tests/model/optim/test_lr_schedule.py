@@ -1,4 +1,4 @@
-"""A schedule lands on its floor at the end of the budget, whatever steps were taken on the way."""
+"""Tests of learning-rate schedules: each reaches its floor at the end of the budget, whatever the step sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 
 from common.errors import UserError
-from model.optim.lr_schedule import SCHEDULES, learning_rate_scale, mistakes
+from model.optim.lr_schedule import SCHEDULES, learning_rate_scale, schedule_problems
 
 SETTINGS = list(itertools.product(SCHEDULES, (0.0, 0.02, 0.5, 0.95), (0.0, 0.1, 1.0), (0.1, 0.2, 1.0)))
 GRID = [i / 2000 for i in range(2001)]
@@ -31,7 +31,7 @@ def test_it_rises_to_the_peak_and_falls_to_the_floor(shape: str, warmup: float, 
 
 @pytest.mark.parametrize(("shape", "warmup", "floor", "decay"), SETTINGS)
 def test_it_never_jumps(shape: str, warmup: float, floor: float, decay: float) -> None:
-    """1e-9 of the budget moves no schedule far; 1 - sqrt is the steepest, with sqrt(1e-9 / shortest decay)."""
+    """A step of 1e-9 of the budget changes every schedule little; 1 - sqrt, the steepest, by sqrt(1e-9 / shortest decay)."""
     for progress in [*GRID, warmup, 1 - decay, 1.0]:
         left = learning_rate_scale(progress - 1e-9, shape, warmup, floor, decay)
         assert learning_rate_scale(progress, shape, warmup, floor, decay) == pytest.approx(left, abs=2e-4)
@@ -64,9 +64,9 @@ def test_a_decay_that_reaches_into_the_warm_up_begins_after_it() -> None:
     assert learning_rate_scale(0.625, "wsd", 0.5, 0.0, 1.0) == pytest.approx(0.5)
 
 
-def test_settings_that_make_no_schedule_are_refused_all_at_once() -> None:
-    assert mistakes("cosine", 0.02, 0.1, 0.2) == []
-    found = mistakes("triangle", 1.0, -0.1, 0.0)
+def test_invalid_settings_are_all_reported_at_once() -> None:
+    assert schedule_problems("cosine", 0.02, 0.1, 0.2) == []
+    found = schedule_problems("triangle", 1.0, -0.1, 0.0)
     assert [message.split("=")[0] for message in found] == [
         "schedule.shape",
         "schedule.warmup",

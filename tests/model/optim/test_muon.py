@@ -1,4 +1,4 @@
-"""Muon against torch's own, and what its options promise."""
+"""Tests of Muon against torch.optim.Muon, of its options, and of the optimizer for tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers, set_schedule
-from model.optim.muon import orthogonalise, precision_on
+from model.optim.muon import newton_schulz_dtype, orthogonalise
 from model.optim.settings import MOMENTUM_START, MOMENTUM_WARMUP, OptimSettings, momentum_at
 from tests.model.losses import loss_of
 
@@ -19,10 +19,10 @@ SHAPE = Shape(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64, **(P
 TOKENS = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(1))
 
 
-def build(**knobs: Any) -> GPT:
+def build(**options: Any) -> GPT:
     torch.manual_seed(0)
     model = GPT(SHAPE)
-    with torch.no_grad():  # outputs that start at 0 have no gradient behind them
+    with torch.no_grad():  # no gradient passes through outputs that are 0
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
     return model
@@ -41,12 +41,12 @@ def muon_of(model: GPT, weight_decay: float = 0.1, **settings: Any) -> torch.opt
 
 
 def whole(model: GPT) -> list[Tensor]:
-    """Matrices of the blocks that hold one matrix each."""
+    """Return the parameters of the blocks that hold a single matrix."""
     return [p for name, p in model.named_parameters() if name.endswith(("out.weight", "up.weight"))]
 
 
 def test_it_is_torchs_muon_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.optim.Muon rounds to bfloat16 in its Newton-Schulz; kept from that, it is the same to float32's precision."""
+    """torch.optim.Muon rounds to bfloat16 in Newton-Schulz. Without that, both agree to the precision of float32."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self)
     ours, theirs = build(), build()
     steps(ours, muon_of(ours), 4)
@@ -68,7 +68,7 @@ def test_it_is_torchs_muon_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(mine, other, atol=2e-5, rtol=0)
 
 
-def test_queries_keys_and_values_are_made_orthogonal_apart() -> None:
+def test_queries_keys_and_values_are_orthogonalised_separately() -> None:
     model = build()
     before = model.blocks[0].attention.qkv.weight.detach().clone()
     steps(model, muon_of(model, weight_decay=0.0), 1)
@@ -78,7 +78,7 @@ def test_queries_keys_and_values_are_made_orthogonal_apart() -> None:
         assert part.norm().item() == pytest.approx(0.01 * 0.2 * 32, rel=0.2), "of one size, whatever their gradients"
 
 
-def test_all_else_is_adamws() -> None:
+def test_other_parameters_are_updated_by_adamw() -> None:
     ours, theirs = build(), build()
     steps(ours, muon_of(ours), 1)
     steps(theirs, configure_optimizers(theirs, 0.01, 0.1, (0.9, 0.95), "cpu"), 1)
@@ -109,7 +109,7 @@ def test_singular_values_become_nearly_one(size: tuple[int, int]) -> None:
     assert torch.nn.functional.cosine_similarity(orthogonalise(matrices)[1].flatten(), exact.flatten(), dim=0) > 0.97
 
 
-def test_the_momentum_rises_with_progress() -> None:
+def test_momentum_rises_with_progress() -> None:
     assert momentum_at(0.0, 0.95) == MOMENTUM_START
     assert momentum_at(MOMENTUM_WARMUP / 2, 0.95) == pytest.approx(0.9)
     assert momentum_at(MOMENTUM_WARMUP, 0.95) == momentum_at(1.0, 0.95) == 0.95
@@ -145,11 +145,11 @@ def test_normuon_evens_out_the_rows_and_keeps_the_norm() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_tables_are_adams_without_momentum_whether_their_gradients_are_sparse_or_not(name: str, sparse: bool) -> None:
-    """Rows that come seldom, and rows that never come, over more steps than the second moment remembers."""
-    knobs = {"bigram_rows": 40, "value_embeddings": True}
+def test_tables_follow_adam_without_momentum_for_sparse_and_dense_gradients(name: str, sparse: bool) -> None:
+    """The rows are rare or never used, over more steps than the second moment remembers."""
+    options = {"bigram_rows": 40, "value_embeddings": True}
     torch.manual_seed(0)
-    model = GPT(Shape(**{**vars(SHAPE), **knobs}))
+    model = GPT(Shape(**{**vars(SHAPE), **options}))
     if sparse:
         model.use_sparse_gradients()
     settings = OptimSettings(name, table_rate=2.0)
@@ -178,5 +178,5 @@ def test_half_precision_only_where_it_is_multiplied_faster(
     fast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
-    assert precision_on(torch.device("cuda")) == expected
-    assert precision_on(torch.device("cpu")) == torch.float32
+    assert newton_schulz_dtype(torch.device("cuda")) == expected
+    assert newton_schulz_dtype(torch.device("cpu")) == torch.float32
