@@ -104,20 +104,6 @@ def test_one_plain_file_without_good_lines(text: str, tmp_path: Path) -> None:
     assert train + val == text
 
 
-def test_every_mistake_in_a_spec_is_named_at_once() -> None:
-    spec = DataSpec(source="text", tokenizer="bytes", validation_fraction=2, bad_documents="x", max_bytes=0, workers=0)
-    with pytest.raises(Exception) as caught:
-        make_source(spec)
-    message = str(caught.value)
-    for word in ("data.validation_fraction", "data.bad_documents", "data.max_bytes", "data.workers", "data.path"):
-        assert word in message
-    assert len(message.splitlines()) == 5
-
-
-def test_unknown_source_lists_the_known() -> None:
-    refused(lambda: make_source(DataSpec(source="pile", tokenizer="bytes")), "'pile'", "slimpajama, stdlib, text")
-
-
 # The Hub, stood in for by a local folder that goes through the same `load_dataset`.
 
 
