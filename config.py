@@ -156,7 +156,7 @@ class TrainingDeviceConfig(DeviceConfig):
     )
 
 
-LARGER = "from 1e14 FLOPs on or if only steps are set"
+LARGER = "from 1e14 FLOPs on or if only budget.steps is set"
 
 
 @dataclass
@@ -429,7 +429,7 @@ class SweepConfig:
     prune: str = option(
         "none",
         "stop jobs early: none | median (worse than the median of the others) | halving (the worse half, at"
-        f" {HALVING_RUNGS[0]:.0%} and {HALVING_RUNGS[1]:.0%} of the budget)",
+        f" {100 * HALVING_RUNGS[0]:g} % and {100 * HALVING_RUNGS[1]:g} % of the budget)",
         choices=("none", "median", "halving"),
     )
     prune_from: float = option(
@@ -587,7 +587,7 @@ REMOVED_OPTIONS = {
 }
 
 
-def removed_line(name: str) -> str | None:
+def removal_message(name: str) -> str | None:
     """The error message if `name` is an option, or a whole group, of earlier versions; None for any other name."""
     removed = REMOVED_OPTIONS.get(name)
     if name not in (leaf.name for leaf in fields(Config)):

@@ -42,7 +42,7 @@ class IsolatedLauncher(BasicLauncher):
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.utils import filter_overrides, setup_globals
 
-        from cli.compose import options_of
+        from cli.compose import checked_config
         from sweeps.engine.job import job_of
         from sweeps.engine.pruning import run_all
 
@@ -52,7 +52,7 @@ class IsolatedLauncher(BasicLauncher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             one = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             HydraConfig.instance().set_config(one)
-            composed.append(job_of(options_of(one), number, list(filter_overrides(overrides)), sweep_dir))
+            composed.append(job_of(checked_config(one), number, list(filter_overrides(overrides)), sweep_dir))
         results = []
         for overrides, value in zip(job_overrides, run_all(composed), strict=True):
             result = Result(overrides=list(overrides))
