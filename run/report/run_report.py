@@ -117,7 +117,7 @@ def _remarks(run: Run) -> list[str]:
     if len(loss) and not np.isfinite(loss).all():
         bad = np.flatnonzero(~np.isfinite(loss))
         step = run.points[int(bad[0])].get("step")
-        remarks.append(f"The training loss was not finite at {len(bad)} logged steps, first at step {step}.")
+        remarks.append(f"The training loss was NaN or infinite at {len(bad)} logged steps, first at step {step}.")
     extended = number(run.result.get("extended_hours"), 0)
     if extended:
         remarks.append(f"The budget was extended by {format_seconds(extended * 3600)} after the start.")

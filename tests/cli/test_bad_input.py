@@ -66,7 +66,7 @@ def base(corpus: Path) -> Iterator[list[str]]:
         patch.setattr("common.monotonic._runs_begun", 1)  # each run's clock starts with it, not with pytest
         for script in (train, plan):
             patch.setattr(script, "trial_process", no_trials)
-        patch.setattr(train, "build", begin)
+        patch.setattr(train, "initialize_model", begin)
         patch.setattr("device.device.set_up", lambda device, threads: None)
         patch.setattr("device.device.measure_peak", lambda *arguments: 1e10)
         patch.setattr(
@@ -147,7 +147,7 @@ def test_a_few_steps_with_extreme_settings_finish_or_diverge(
     names = [name for name in chosen if name != "optim.batch_tokens"]
     sizes = ["model.n_layer=1", "model.n_embd=16", "model.n_head=1", "model.block_size=16", "model.bigram_rows=32"]
     quick = [*sizes, "optim.batch_tokens=64", "eval.interim_tokens=64", "plan.max_epochs=1e9"]
-    monkeypatch.setattr(train, "build", training.build.build)
+    monkeypatch.setattr(train, "initialize_model", training.build.initialize_model)
 
     @settings(max_examples=number)
     @given(sane_commands(Config, names, most=4))

@@ -72,7 +72,13 @@ def test_a_precision_without_a_peak_in_the_table_is_refused() -> None:
 
 def test_explain_prints_the_derivation() -> None:
     shown = plan("budget.hours=3", "device=a100", "explain=true", "plan.corpus_tokens=6e9")
-    for words in ("chinchilla-table3 (Hoffmann", "porian-refinedweb", "FLOPs per token: 6 x", "Step Law", "Power Lines"):
+    for words in (
+        "chinchilla-table3 (Hoffmann",
+        "porian-refinedweb",
+        "FLOPs per token: 6 x",
+        "Step Law",
+        "Power Lines",
+    ):
         assert words in shown
     assert "Power Lines" not in plan("budget.hours=3", "device=a100")
 

@@ -336,7 +336,7 @@ def test_diverged_run_shows_the_reason(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, training(100, nan_at=57), result=result, status=status))
     assert "Status diverged" in page.text
     assert "Reason: the loss of step 57 is nan" in page.text
-    assert "not finite at 1 logged steps, first at step 57" in page.text
+    assert "NaN or infinite at 1 logged steps, first at step 57" in page.text
 
 
 def test_figures_that_are_not_finite(tmp_path: Path) -> None:
