@@ -1,20 +1,18 @@
-"""From what Hydra composed to a checked configuration."""
+"""Turns a configuration that Hydra composed into checked dataclasses, and Hydra's errors into one line."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from cli.validate import mistakes
+from cli.validate import find_problems
 from common.errors import UserError
 from common.redaction import find_leaked_secrets
-from config import CONF, SCRIPTS, leaves, removed_line
+from config import CONF, SCRIPTS, leaves, removal_message
 from device.specs import BY_NAME
 
-# -- composed configurations -------------------------------------------------------------------------------------------
 
-
-def options_of(composed: Any) -> Any:
-    """The checked configuration of what Hydra composed; raises UserError with every mistake."""
+def checked_config(composed: Any) -> Any:
+    """Convert a composed configuration to its dataclass. Raises UserError with every invalid value."""
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
@@ -23,29 +21,31 @@ def options_of(composed: Any) -> Any:
         plain.pop("hydra", None)
     try:
         config = OmegaConf.to_object(plain)
-        OmegaConf.structured(config)  # a list that stands for another value is looked at nowhere else
-    except OmegaConfBaseException as error:  # of a value that stands for another one
+        OmegaConf.structured(config)  # checks interpolated lists, which to_object does not
+    except OmegaConfBaseException as error:  # from an interpolation
         raise as_user_error(error) from None
-    if wrong := mistakes(config) + find_leaked_secrets((name, value) for name, _, value in leaves(config)):
-        raise UserError(*wrong)
+    if problems := find_problems(config) + find_leaked_secrets((name, value) for name, _, value in leaves(config)):
+        raise UserError(*problems)
     return config
 
 
 def as_user_error(error: BaseException) -> UserError:
-    """What Hydra or OmegaConf refused, in one line; our own line where it was a resolver of ours, or an option that was
-    removed."""
+    """An error of Hydra or OmegaConf as one line.
+
+    If its cause is a UserError of one of our resolvers, or an option that was removed, that message is used instead.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
-        if gone := removed_line(str(getattr(cause, "full_key", ""))):
-            return UserError(gone)
-        cause = cause.__cause__ or cause.__context__  # OmegaConf takes the first one away
+        if message := removal_message(str(getattr(cause, "full_key", ""))):
+            return UserError(message)
+        cause = cause.__cause__ or cause.__context__  # OmegaConf clears __cause__
     return UserError(" ".join(str(error).split()))
 
 
 def register_schemas() -> None:
-    """Tell Hydra the options of every script, and the device table."""
+    """Register the options of every script and the device table with Hydra."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -56,24 +56,24 @@ def register_schemas() -> None:
 
 
 def groups() -> set[str]:
-    """Groups of options under conf/; conf/hydra/ holds choices of Hydra's own."""
+    """Config groups under conf/, without conf/hydra/, which configures Hydra itself."""
     return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
 
 
 def package_of(group: str) -> str:
-    """The options that the named choices of a group set: its own, unless its files name another package."""
+    """The group of options that a config group sets: the one of the same name unless its files name another package."""
     first = min((CONF / group).glob("*.yaml")).read_text().partition("\n")[0]
     return first.removeprefix("# @package ") if first.startswith("# @package ") else group
 
 
 def group_choices(group: str) -> list[str]:
-    """Named choices of a group: the files of conf/GROUP, and for devices the table."""
+    """Named choices of a config group: the files in conf/GROUP, and for `device` also the device table."""
     files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
 
 
 def as_yaml(config: Any) -> str:
-    """The resolved configuration as YAML, with the names of the command line."""
+    """A configuration as YAML, with the option names of the command line."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.structured(config))

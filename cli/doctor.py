@@ -1,7 +1,7 @@
-"""What this machine has, and what will not work on it: `python -m cli.doctor [--json] [FOLDER]`, or `make doctor`.
+"""Checks whether stint works on this machine: `python -m cli.doctor [--json] [FOLDER]`, or `make doctor`.
 
-FOLDER is where runs and corpora go; the current one where none is given. It ends within 20 seconds and asks no network.
-Exit status 1 means that `make train` will not work here.
+FOLDER is the folder for runs and corpora; the default is the current folder. The checks end within 20 seconds and do not
+use the network. Exit status 1 means that `make train` will not work here.
 """
 
 from __future__ import annotations
@@ -13,89 +13,93 @@ import queue
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from cli.doctor_checks import CHECKS, NOTE, PROBLEM, Check, Finding
 from common.monotonic import now
 from common.redaction import redacted
 
-LIMIT_S = 18.0  # of all checks together
+LIMIT_S = 18.0  # for all checks together
 
 
 def examine(checks: Sequence[tuple[str, float, Check]], place: Path, limit_s: float) -> dict[str, Finding]:
-    """What each of (name, seconds, check) finds. One that raises, or takes too long, is a finding as well."""
+    """Run each (name, time limit in seconds, check). A check that raises or takes too long gives a finding as well."""
     deadline = now() + limit_s
-    found = {}
+    findings = {}
     for name, seconds, check in checks:
         left = deadline - now()
         if left > 0:
-            found[name] = _within(min(seconds, left), check, place)
+            findings[name] = _run_check(min(seconds, left), check, place)
         else:
-            found[name] = Finding(NOTE, f"not looked at: the checks before it took {limit_s:g} s", "see what is slow")
-    return found
+            findings[name] = Finding(
+                NOTE, f"skipped: earlier checks took {limit_s:g} s", "find out which check above is slow"
+            )
+    return findings
 
 
-def _within(seconds: float, check: Check, place: Path) -> Finding:
-    answers: queue.SimpleQueue[Finding] = queue.SimpleQueue()
+def _run_check(seconds: float, check: Check, place: Path) -> Finding:
+    results: queue.SimpleQueue[Finding] = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            answers.put(check(place))
-        except BaseException as error:  # a broken library may raise anything, SystemExit too
+            results.put(check(place))
+        except BaseException as error:  # a broken library may raise anything, even SystemExit
             reason = " ".join(str(error).split())
-            answers.put(Finding(*_failed(check, f"{type(error).__name__}: {reason}")))
+            results.put(_failed(f"{type(error).__name__}: {reason}"))
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        return answers.get(timeout=seconds)
+        return results.get(timeout=seconds)
     except queue.Empty:
-        return Finding(NOTE, f"no answer within {seconds:.0f} s", "a disk or a driver that hangs? see dmesg")
+        return Finding(NOTE, f"no answer within {seconds:.0f} s", "a disk or a driver may hang; see dmesg")
 
 
-def _failed(check: Check, reason: str) -> tuple[str, str, str]:
+def _failed(reason: str) -> Finding:
+    """The finding of a check that raised: a missing package stops `make train`, anything else may not."""
     missing = reason.startswith(("ModuleNotFoundError", "ImportError"))
-    mend = f"{sys.executable} -m pip install -r requirements.lock" if missing else "see the reason"
-    return (PROBLEM if missing else NOTE), f"could not be looked at ({reason})", mend
+    hint = f"{sys.executable} -m pip install -r requirements.lock" if missing else "see the reason"
+    return Finding(PROBLEM if missing else NOTE, f"check failed ({reason})", hint)
 
 
-def as_text(found: dict[str, Finding]) -> str:
-    """One line a finding, its mend below."""
+def as_text(findings: dict[str, Finding]) -> str:
+    """One line per finding, with its hint on the line below."""
     lines = []
-    for name, finding in found.items():
+    for name, finding in findings.items():
         lines.append(f"{finding.status:<8} {name:<10} {finding.found}")
-        if finding.mend:
-            lines.append(f"{'':<19} -> {finding.mend}")
-    return "\n".join([*lines, "", verdict(found)])
+        if finding.hint:
+            lines.append(f"{'':<19} -> {finding.hint}")
+    return "\n".join([*lines, "", verdict(findings)])
 
 
-def verdict(found: dict[str, Finding]) -> str:
-    """The last line: whether `make train` will work, and if not, why."""
-    stopping = [name for name, finding in found.items() if finding.status == PROBLEM]
-    return f"make train will not work here: {', '.join(stopping)}" if stopping else "make train will work here"
+def verdict(findings: dict[str, Finding]) -> str:
+    """The last line: whether `make train` will work here, and which checks failed if not."""
+    problems = [name for name, finding in findings.items() if finding.status == PROBLEM]
+    return f"make train will not work here: {', '.join(problems)}" if problems else "make train will work here"
 
 
-def as_json(found: dict[str, Finding]) -> str:
-    """The same for a program."""
-    checks = [{"name": name, **asdict(finding)} for name, finding in found.items()]
-    return json.dumps({"works": not _stops(found), "checks": checks}, indent=1)
+def as_json(findings: dict[str, Finding]) -> str:
+    """The findings for programs: works (bool) and checks, a list of name, status, found and mend (the hint)."""
+    checks = [{"name": name, "status": f.status, "found": f.found, "mend": f.hint} for name, f in findings.items()]
+    return json.dumps({"works": not _has_problem(findings), "checks": checks}, indent=1)
 
 
-def _stops(found: dict[str, Finding]) -> bool:
-    return any(finding.status == PROBLEM for finding in found.values())
+def _has_problem(findings: dict[str, Finding]) -> bool:
+    return any(finding.status == PROBLEM for finding in findings.values())
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m cli.doctor", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="where runs and corpora go")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=Path(), help="folder for runs and corpora (default: the current folder)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    found = examine(CHECKS, options.folder, LIMIT_S)
-    print(redacted(as_json(found) if options.json else as_text(found)))
-    return 1 if _stops(found) else 0
+    findings = examine(CHECKS, options.folder, LIMIT_S)
+    print(redacted(as_json(findings) if options.json else as_text(findings)))
+    return 1 if _has_problem(findings) else 0
 
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(status)  # a check that hangs must not keep the process
+    os._exit(status)  # a check that hangs must not keep the process alive

@@ -1,5 +1,8 @@
-"""What `cli.doctor` looks at: one small function each. Nothing here needs a network, and only the standard library is
-imported at the top, so that a half-made installation can be looked at as well."""
+"""The checks of `cli.doctor`, one function each.
+
+No check uses the network. Third-party packages are imported inside the checks, so that an incomplete installation can be
+checked as well.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +25,29 @@ from common.file_lock import waiting_lock
 from common.monotonic import now
 from device.host_monitor import diff, take_snapshot
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"  # a problem stops `make train`
+OK, NOTE, PROBLEM = "ok", "note", "problem"  # with a problem, `make train` does not work
 ROOT = Path(__file__).parents[1]
 GB = 1e9
-# What `make train` takes at its smallest: weights, moments and two checkpoints of five million parameters; two processes
-# with torch while the plan is measured.
+# The least that `make train` needs: weights, moments and two checkpoints of a model of five million parameters on disk, two
+# processes with torch in memory while the plan is measured.
 LEAST_DISK, LITTLE_DISK = 0.3 * GB, 5 * GB
 LEAST_MEMORY, LITTLE_MEMORY = 1 * GB, 3 * GB
-SLOW_DISK = 50e6  # bytes a second: a checkpoint of a 100M-parameter model then takes half a minute
-DISK_BYTES, DISK_SECONDS = 64 << 20, 1.0  # what is written to find out
-WATCHED_S = 0.5  # how long other processes are watched
-WORTH_A_WORD = 0.3  # share of the cores that others may take before it is said
-LOW_PEAK = 0.5  # of the table's peak; a healthy GPU reaches 0.7 to 0.9 in one large product
-OPTIONAL = {"nvidia-ml-py", "wandb", "datasets"}  # packages that a run does without
-FEWEST_SOURCES = 100  # files; CPython's standard library has over 600
+SLOW_DISK = 50e6  # bytes/s: a checkpoint of a model of 100M parameters then takes half a minute
+DISK_BYTES, DISK_SECONDS = 64 << 20, 1.0  # limits of the write test
+WATCHED_S = 0.5  # seconds for measuring the load of other processes
+BUSY = 0.3  # share of the cores used by other processes from which the check gives a note
+LOW_PEAK = 0.5  # share of the table's peak; one large matrix product reaches 0.7 to 0.9 on a healthy GPU
+OPTIONAL = {"nvidia-ml-py", "wandb", "datasets"}  # packages that a run does not need
+FEWEST_SOURCES = 100  # source files; CPython's standard library has over 600
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, and what mends it (empty where nothing needs mending). `status`: OK, NOTE or PROBLEM."""
+    """The result of a check: status (OK, NOTE or PROBLEM), the finding in words, and how to fix it (empty if all is well)."""
 
     status: str
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 def python(place: Path) -> Finding:
@@ -55,7 +58,7 @@ def python(place: Path) -> Finding:
 
 
 def packages(place: Path) -> Finding:
-    """The installed versions against the lock."""
+    """Compare the installed versions with requirements.lock."""
     locked = dict(line.split("==") for line in _requirements("requirements.lock"))
     installed = {name: _version(name) for name in locked}
     missing = [name for name, version in installed.items() if version is None]
@@ -64,13 +67,13 @@ def packages(place: Path) -> Finding:
         for name in locked
         if installed[name] not in (None, locked[name])
     ]
-    mend = f"{sys.executable} -m pip install -r {ROOT / 'requirements.lock'}"
+    hint = f"{sys.executable} -m pip install -r {ROOT / 'requirements.lock'}"
     if missing:
         status = NOTE if OPTIONAL.issuperset(missing) else PROBLEM
-        return Finding(status, f"missing: {', '.join(missing)}", mend)
+        return Finding(status, f"missing: {', '.join(missing)}", hint)
     if other:
-        return Finding(NOTE, f"other than the lock's: {', '.join(other)}", mend)
-    return Finding(OK, f"{len(locked)} as in the lock, torch {installed['torch']}, numpy {installed['numpy']}")
+        return Finding(NOTE, f"versions differ from requirements.lock: {', '.join(other)}", hint)
+    return Finding(OK, f"{len(locked)} as in requirements.lock, torch {installed['torch']}, numpy {installed['numpy']}")
 
 
 def _requirements(file: str) -> list[str]:
@@ -86,34 +89,36 @@ def _version(name: str) -> str | None:
 
 
 def cores(place: Path) -> Finding:
-    """Cores, a container's quota, and who else is using them."""
+    """Usable cores, the quota of a container, and the load of other processes."""
     usable, total = usable_cores(), os.cpu_count() or 1
     quota = _cpu_quota()
     before = take_snapshot(None)
     threading.Event().wait(WATCHED_S)
-    stretch = diff(before, take_snapshot(None))
-    taken = sum(stretch.others.values())
-    load = "" if stretch.load is None else f", load average {stretch.load:.1f}"
-    found = f"{usable} of {total}{'' if quota is None else f', quota {quota:g}'}{load}, others take {taken:.1f}"
+    host = diff(before, take_snapshot(None))
+    used = sum(host.others.values())
+    load = "" if host.load is None else f", load average {host.load:.1f}"
+    found = f"{usable} of {total}{'' if quota is None else f', quota {quota:g}'}{load}, other processes use {used:.1f}"
     if quota is not None and quota < usable:
         threads = max(1, int(quota))
-        return Finding(NOTE, found, f"device.threads={threads}: more threads than the quota stop each other")
-    if taken > WORTH_A_WORD * usable:
-        busiest = max(stretch.others, key=lambda name: stretch.others[name])
+        return Finding(NOTE, found, f"set device.threads={threads}; more threads than the quota slow each other down")
+    if used > BUSY * usable:
+        busiest = max(host.others, key=lambda name: host.others[name])
         return Finding(
-            NOTE, f"{found}, most of all {busiest}", "stop it, or wait: a busy machine trains less and plans worse"
+            NOTE,
+            f"{found}, mostly {busiest}",
+            "stop it or wait; on a busy machine, runs are slower and plans less accurate",
         )
     return Finding(OK, found)
 
 
 def _cpu_quota() -> float | None:
-    """Cores that the container may use, None without a limit (cgroup v2, then v1)."""
+    """Cores that the container may use (cgroup v2, else v1); None without a limit."""
     try:
         most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
             folder = Path("/sys/fs/cgroup/cpu")
-            most, period = ((folder / f"cpu.cfs_{what}_us").read_text().strip() for what in ("quota", "period"))
+            most, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         except OSError:
             return None
     return None if most in ("max", "-1") else int(most) / int(period)
@@ -131,15 +136,19 @@ def memory(place: Path) -> Finding:
     from device.device import available_memory
 
     free = available_memory()
-    found = f"{free / GB:.1f} GB may be taken"
+    found = f"{free / GB:.1f} GB available"
     if free < LEAST_MEMORY:
-        return Finding(PROBLEM, found, f"free some, or raise the container's limit: {LEAST_MEMORY / GB:g} GB at least")
-    mend = "small models only: the plan looks for what fits" if free < LITTLE_MEMORY else ""
-    return Finding(NOTE if mend else OK, found, mend)
+        return Finding(
+            PROBLEM,
+            found,
+            f"free some memory or raise the container's limit; at least {LEAST_MEMORY / GB:g} GB is needed",
+        )
+    hint = "enough for small models only; the plan chooses one that fits" if free < LITTLE_MEMORY else ""
+    return Finding(NOTE if hint else OK, found, hint)
 
 
 def device(place: Path) -> Finding:
-    """What device=auto means here, and a GPU that is there but of no use to torch."""
+    """The device that device=auto selects, and whether there is a GPU that torch cannot use."""
     import torch
 
     from device.device import best_precision, find_device, gpu_uuid
@@ -150,24 +159,30 @@ def device(place: Path) -> Finding:
         text = f"{platform.machine()} {found.type}, {best_precision(found)}"
         if not _has_nvidia():
             return Finding(OK, text)
-        wrong = "this torch is a build without CUDA" if torch.version.cuda is None else "torch cannot use its driver"
-        mend = "install torch from https://pytorch.org for this CUDA, or a newer driver; see nvidia-smi"
-        return Finding(NOTE, f"{text}; there is an NVIDIA GPU, but {wrong}", mend)
+        reason = "this build of torch has no CUDA" if torch.version.cuda is None else "torch cannot use its driver"
+        hint = (
+            "install the torch build for this CUDA version from https://pytorch.org, or a newer driver; see nvidia-smi"
+        )
+        return Finding(NOTE, f"{text}; there is an NVIDIA GPU, but {reason}", hint)
     name = torch.cuda.get_device_name(found)
     known = by_cuda_name(name)
     free, total = torch.cuda.mem_get_info(found)
     text = (
-        f"{name} ({known.name if known else 'not in the table: its peak is measured'}), {best_precision(found)},"
-        f" {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {torch.cuda.device_count()} in all"
+        f"{name} ({known.name if known else 'not in the device table; its peak is measured'}), {best_precision(found)},"
+        f" {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {torch.cuda.device_count()} GPUs in all"
     )
     if (gpu := take_snapshot(gpu_uuid(found)).gpu) is not None:
         text += f", {gpu.celsius:.0f} °C, {gpu.mhz:.0f} MHz"
         if gpu.slowed_by:
             return Finding(
-                NOTE, f"{text}, slowed down by {', '.join(gpu.slowed_by)}", "cool it, or raise its power limit"
+                NOTE,
+                f"{text}, slowed down by {', '.join(gpu.slowed_by)}",
+                "improve its cooling or raise its power limit",
             )
     if free < 0.9 * total:
-        return Finding(NOTE, text, "somebody else is on it: nvidia-smi shows who; device=cuda:1 takes another")
+        return Finding(
+            NOTE, text, "another process uses it; nvidia-smi shows which; device.name=cuda:1 selects another GPU"
+        )
     return Finding(OK, text)
 
 
@@ -176,7 +191,7 @@ def _has_nvidia() -> bool:
 
 
 def peak(place: Path) -> Finding:
-    """One large matrix product, against the table."""
+    """Time one large matrix product and compare it with the peak in the device table."""
     import torch
 
     from device.device import best_precision, find_device, set_up, synchronize
@@ -187,76 +202,81 @@ def peak(place: Path) -> Finding:
     set_up(found, usable_cores())
     precision = best_precision(found)
     measured = measure_peak(found, getattr(torch, precision), lambda: synchronize(found))
-    text = f"{measured:.3g} FLOP/s in {precision}, measured"
+    text = f"{measured:.3g} FLOP/s measured in {precision}"
     known = by_cuda_name(torch.cuda.get_device_name(found)) if found.type == "cuda" else None
     table = known.peak_in(precision) if known else None
     if table is None:
         return Finding(OK, text)
-    text += f", {measured / table:.0%} of the table's {table:.3g}"
+    text += f", {measured / table:.0%} of the {table:.3g} in the device table"
     if measured < LOW_PEAK * table:
-        return Finding(NOTE, text, "hot, capped or shared: nvidia-smi -q -d PERFORMANCE,POWER,CLOCK")
+        return Finding(NOTE, text, "too hot, power-capped or shared; see nvidia-smi -q -d PERFORMANCE,POWER,CLOCK")
     return Finding(OK, text)
 
 
 def compiling(place: Path) -> Finding:
-    """What torch.compile needs besides torch, and that its cache is this user's own: what lies there is executed."""
+    """What torch.compile needs besides torch, and whether only this user can write to its cache, whose files are executed."""
     import torch
 
     compiler = next((path for name in ("CXX", "CC") if (path := os.environ.get(name))), None)
     compiler = compiler or next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
-    lacking = [] if compiler else ["a C++ compiler"]
+    missing = [] if compiler else ["a C++ compiler"]
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        lacking.append("Python.h")
+        missing.append("Python.h")
     if torch.version.cuda and importlib.util.find_spec("triton") is None:
-        lacking.append("triton")
+        missing.append("triton")
     user = os.environ.get("USER") or str(os.getuid())
     cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(tempfile.gettempdir()) / f"torchinductor_{user}")
-    wrong = _not_own(cache)
-    if lacking:
-        packages = "apt-get install g++ python3-dev"
+    unsafe = _cache_problem(cache)
+    if missing:
         return Finding(
-            NOTE, f"no {', no '.join(lacking)}: models are not compiled", f"{packages}, or device.compile=off"
+            NOTE,
+            f"no {', no '.join(missing)}; models are not compiled",
+            "apt-get install g++ python3-dev, or set device.compile=off",
         )
-    if wrong:
-        mend = f"export TORCHINDUCTOR_CACHE_DIR={Path.home() / '.cache' / 'torchinductor'}"
-        return Finding(NOTE, f"{cache}, whose content is executed, {wrong}", mend)
+    if unsafe:
+        hint = f"export TORCHINDUCTOR_CACHE_DIR={Path.home() / '.cache' / 'torchinductor'}"
+        return Finding(NOTE, f"{cache}, whose files are executed, {unsafe}", hint)
     return Finding(OK, f"{compiler}, cache in {cache}")
 
 
-def _not_own(folder: Path) -> str:
-    """Why a folder's content is not only this user's doing, or cannot be executed; empty where all is well."""
+def _cache_problem(folder: Path) -> str:
+    """Why a cache of code is unsafe or cannot be executed; empty if all is well."""
     if not folder.exists():
         return ""
     about = folder.stat()
     if about.st_uid != os.getuid():
         return "belongs to another user"
     if about.st_mode & 0o022:
-        return "may be written by other users"
+        return "can be written by other users"
     return "is on a disk mounted noexec" if os.statvfs(folder).f_flag & os.ST_NOEXEC else ""
 
 
 def disk(place: Path) -> Finding:
-    """The disk of runs: room, and the speed of a checkpoint."""
+    """Free space and write speed of the disk for runs."""
     folder = _existing(place / "outputs")
     found = f"{folder}: {_free(folder) / GB:.0f} GB free, {_kind(folder)}"
     try:
         written = _write_speed(folder)
     except OSError as error:
-        return Finding(PROBLEM, f"{found}, cannot be written ({error.strerror})", "output_dir=FOLDER on another disk")
+        return Finding(
+            PROBLEM, f"{found}, cannot be written ({error.strerror})", "set output_dir=FOLDER on another disk"
+        )
     found += f", {written / 1e6:.0f} MB/s written and synced"
     if _free(folder) < LEAST_DISK:
-        return Finding(PROBLEM, found, f"free {LEAST_DISK / GB:g} GB, or output_dir=FOLDER on another disk")
+        return Finding(PROBLEM, found, f"free {LEAST_DISK / GB:g} GB, or set output_dir=FOLDER on another disk")
     if _free(folder) < LITTLE_DISK:
-        return Finding(NOTE, found, "a run needs 48 bytes a parameter for its checkpoints; it asks before it begins")
+        return Finding(
+            NOTE, found, "a run needs 48 bytes per parameter for its checkpoints and checks that before it starts"
+        )
     if written < SLOW_DISK:
-        return Finding(NOTE, found, "output_dir=FOLDER on a local disk: slow checkpoints are rare checkpoints")
+        return Finding(NOTE, found, "set output_dir=FOLDER on a local disk; a slow disk makes checkpoints rarer")
     if _kind(folder) == "tmpfs":
-        return Finding(NOTE, found, "its content ends with the machine: output_dir=FOLDER on a real disk")
+        return Finding(NOTE, found, "a tmpfs is lost at reboot; set output_dir=FOLDER on a disk")
     return Finding(OK, found)
 
 
 def corpora(place: Path) -> Finding:
-    """Where prepared corpora go, what is there, and the embedded one."""
+    """Prepared corpora and their disk, and whether Python's standard library has its source files (data=stdlib)."""
     from data.sources import stdlib
 
     folder = place / "prepared"
@@ -265,54 +285,60 @@ def corpora(place: Path) -> Finding:
     sources = len(stdlib.source_files())
     found = f"{home}: {done} prepared, {_free(home) / GB:.0f} GB free; {sources} files in Python's standard library"
     if sources < FEWEST_SOURCES:
-        mend = "data=text data.path=FOLDER, or a Python that has its sources with it"
-        return Finding(PROBLEM, found, mend)
+        hint = "use data=text data.path=FOLDER, or a Python installed with its source files"
+        return Finding(PROBLEM, found, hint)
     if not os.access(home, os.W_OK):
-        return Finding(PROBLEM, f"{found}, not writable", "data.cache_dir=FOLDER of yours")
+        return Finding(PROBLEM, f"{found}, not writable", "set data.cache_dir=FOLDER to a folder of yours")
     if _free(home) < LITTLE_DISK:
-        return Finding(NOTE, found, "SlimPajama-6B takes 14 GB prepared: data.cache_dir=FOLDER, or data.max_bytes")
+        return Finding(
+            NOTE, found, "SlimPajama-6B needs 14 GB once prepared; set data.cache_dir=FOLDER or data.max_bytes"
+        )
     return Finding(OK, found)
 
 
 def locks(place: Path) -> Finding:
-    """Two runs in one folder are kept apart by a lock."""
+    """Whether file locks work; they keep two runs out of one folder."""
     folder = _existing(place / "outputs")
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         try:
             with waiting_lock(Path(file.name), lambda holder: None):
                 pass
         except OSError as error:
-            return Finding(PROBLEM, f"{folder} knows no locks ({error.strerror})", "output_dir=FOLDER on a local disk")
+            return Finding(
+                PROBLEM, f"{folder} does not support locks ({error.strerror})", "set output_dir=FOLDER on a local disk"
+            )
     return Finding(OK, f"file locks work in {folder}")
 
 
 def limits(place: Path) -> Finding:
-    """Limits of this shell that end a run half-way."""
+    """Resource limits of this shell that could end a run."""
     wanted = {
         "RLIMIT_FSIZE": ("file size", 4 * GB),
         "RLIMIT_AS": ("address space", 64 * GB),
         "RLIMIT_NOFILE": ("open files", 512),
     }
     low = []
-    for name, (what, least) in wanted.items():
+    for name, (label, least) in wanted.items():
         soft = resource.getrlimit(getattr(resource, name))[0]
         if soft != resource.RLIM_INFINITY and soft < least:
-            low.append(f"{what} {soft:,}")
+            low.append(f"{label} {soft:,}")
     if low:
-        return Finding(NOTE, f"limited: {', '.join(low)}", "ulimit -f unlimited; ulimit -v unlimited; ulimit -n 4096")
-    return Finding(OK, "file size, memory and open files are not limited")
+        return Finding(
+            NOTE, f"low limits: {', '.join(low)}", "ulimit -f unlimited; ulimit -v unlimited; ulimit -n 4096"
+        )
+    return Finding(OK, "no low limits on file size, address space or open files")
 
 
 def caches(place: Path) -> Finding:
-    """Where libraries keep what they fetch."""
+    """The download cache of the Hub and the folder for temporary files."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub_home = Path(os.environ.get("HF_HOME") or home / "huggingface")
     free = _free(_existing(hub_home))
     found = f"Hub {hub_home} ({free / GB:.0f} GB free), temporary files {tempfile.gettempdir()}"
     if not os.access(_existing(hub_home), os.W_OK):
-        return Finding(NOTE, f"{found}, not writable", "export HF_HOME=FOLDER of yours")
+        return Finding(NOTE, f"{found}, not writable", "export HF_HOME=FOLDER, a folder of yours")
     if free < 1 * GB:
-        return Finding(NOTE, found, "export HF_HOME=FOLDER on a disk with room")
+        return Finding(NOTE, found, "export HF_HOME=FOLDER on a disk with more space")
     return Finding(OK, found)
 
 
@@ -326,44 +352,44 @@ def wandb(place: Path) -> Finding:
     has_key = key_at_hand(host)
     found = f"{_version('wandb')}, key for {host} {'set' if has_key else 'not set'}"
     if netrc_path().is_file() and netrc_path().stat().st_mode & 0o077:
-        return Finding(NOTE, f"{found}; others may read {netrc_path()}", f"chmod 600 {netrc_path()}")
+        return Finding(NOTE, f"{found}; other users can read {netrc_path()}", f"chmod 600 {netrc_path()}")
     if not has_key:
-        return Finding(NOTE, found, "`wandb login` for wandb.mode=online; offline needs none")
+        return Finding(NOTE, found, "run `wandb login` before wandb.mode=online; offline needs no key")
     return Finding(OK, found)
 
 
 def hub(place: Path) -> Finding:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     token = os.environ.get("HF_TOKEN") or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").exists()
-    found = f"datasets {_version('datasets')}, token {'set' if token else 'not set (none is needed for SlimPajama)'}"
+    found = f"datasets {_version('datasets')}, token {'set' if token else 'not set (SlimPajama needs none)'}"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return Finding(
-            NOTE, f"{found}, HF_HUB_OFFLINE is set", "unset it to fetch data=slimpajama, or data.path=FOLDER"
+            NOTE, f"{found}, HF_HUB_OFFLINE is set", "unset it to download data=slimpajama, or set data.path=FOLDER"
         )
-    return Finding(OK, f"{found}; not asked, as that needs a network")
+    return Finding(OK, f"{found}; the Hub itself was not contacted")
 
 
 def tiktoken(place: Path) -> Finding:
     from data.tokenizer import cache_folder, cached_names
 
     names, folder = cached_names(), cache_folder()
-    found = f"{_version('tiktoken')}, at hand: {', '.join(names) or 'none'} in {folder}"
+    found = f"{_version('tiktoken')}, cached: {', '.join(names) or 'none'} in {folder}"
     if "gpt2" in names:
         return Finding(OK, found)
-    mend = "data=slimpajama fetches gpt2 once; without a network set TIKTOKEN_CACHE_DIR, or data.tokenizer=bpe-4096"
-    return Finding(NOTE, found, mend)
+    hint = "data=slimpajama downloads gpt2 once; without a network, set TIKTOKEN_CACHE_DIR or data.tokenizer=bpe-4096"
+    return Finding(NOTE, found, hint)
 
 
 def slurm(place: Path) -> Finding:
     if job := os.environ.get("SLURM_JOB_ID"):
         parts = {"CPUs": "SLURM_CPUS_ON_NODE", "GPUs": "SLURM_JOB_GPUS", "partition": "SLURM_JOB_PARTITION"}
-        about = ", ".join(f"{what} {os.environ[name]}" for what, name in parts.items() if name in os.environ)
+        about = ", ".join(f"{label} {os.environ[name]}" for label, name in parts.items() if name in os.environ)
         return Finding(OK, f"in job {job}{f' ({about})' if about else ''}")
-    return Finding(OK, "sbatch is there, no job" if shutil.which("sbatch") else "none here")
+    return Finding(OK, "sbatch is available, not in a job" if shutil.which("sbatch") else "not available")
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or what there is of its path."""
+    """`folder`, or the closest parent of it that exists."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -375,16 +401,16 @@ def _free(folder: Path) -> float:
 
 
 def _kind(folder: Path) -> str:
-    """The file system that a folder is on."""
+    """The type of the file system that holds `folder`."""
     import psutil
 
     mounts = psutil.disk_partitions(all=True)
-    above = [mount for mount in mounts if folder.resolve().is_relative_to(mount.mountpoint)]
-    return max(above, key=lambda mount: len(mount.mountpoint)).fstype if above else "file system unknown"
+    parents = [mount for mount in mounts if folder.resolve().is_relative_to(mount.mountpoint)]
+    return max(parents, key=lambda mount: len(mount.mountpoint)).fstype if parents else "unknown file system"
 
 
 def _write_speed(folder: Path) -> float:
-    """Bytes a second of writing and syncing a file, at most DISK_BYTES or about DISK_SECONDS of it."""
+    """Bytes/s of writing and syncing a file of at most DISK_BYTES, for about DISK_SECONDS."""
     block, written = os.urandom(8 << 20), 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         began = now()
@@ -396,7 +422,7 @@ def _write_speed(folder: Path) -> float:
 
 Check = Callable[[Path], Finding]
 
-# (name, seconds it may take, check), in the order in which they are shown
+# (name, time limit in seconds, check), in the order of the output
 CHECKS: tuple[tuple[str, float, Check], ...] = (
     ("python", 2, python),
     ("packages", 4, packages),

@@ -1,4 +1,4 @@
-"""The pages that `--help` prints, from the option dataclasses."""
+"""The pages that `--help` prints, generated from the dataclasses in config.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from cli.compose import group_choices, groups, package_of
 from common.errors import UserError
 from config import SCRIPTS, Config, Option, closest, leaves
 
-# -- help pages --------------------------------------------------------------------------------------------------------
-
 GENERAL, ALL = "general", "all"  # topics of `--help` besides the groups
-
-
 WIDTH = 110  # columns of a help page
+NO_BREAK = ",\N{NO-BREAK SPACE}"  # in an interval, so that textwrap keeps it on one line
 
 
 def asked_for_help(arguments: list[str]) -> bool:
@@ -23,8 +20,10 @@ def asked_for_help(arguments: list[str]) -> bool:
 
 
 def help_page(script: str, program: str, arguments: list[str]) -> str:
-    """What `--help` prints: an overview, or with `--help GROUP` (or all) options in full. Raises UserError for an unknown
-    group."""
+    """The output of `--help` (an overview), `--help GROUP` or `--help all` (options in full).
+
+    Raises UserError for an unknown group.
+    """
     words = arguments[1 + min(arguments.index(flag) for flag in ("--help", "-h") if flag in arguments) :]
     topic = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
     schema = SCRIPTS[script]
@@ -42,60 +41,65 @@ def help_page(script: str, program: str, arguments: list[str]) -> str:
 
 
 def _topics(schema: type) -> dict[str, str]:
-    """Each group of options with the sentence of its dataclass; GENERAL holds those without a group."""
+    """Each group of options with its description; GENERAL holds the options without a group."""
     hints = get_type_hints(schema)
-    found = {leaf.name: _sentence(hints[leaf.name]) for leaf in fields(schema) if is_dataclass(hints[leaf.name])}
-    return {GENERAL: "Options without a group.", **found}
+    groups = {leaf.name: _sentence(hints[leaf.name]) for leaf in fields(schema) if is_dataclass(hints[leaf.name])}
+    return {GENERAL: "Options that belong to no group.", **groups}
 
 
 def _sentence(schema: Any) -> str:
+    """The first paragraph of a dataclass's docstring."""
     return " ".join(str(schema.__doc__).partition("\n\n")[0].split())
 
 
 def _usage(schema: type, program: str) -> list[str]:
-    """The first sentence of the schema's docstring, the usage line and the docstring's examples."""
+    """The description of the script, the usage line and the examples from the schema's docstring."""
     examples = [line.strip() for line in str(schema.__doc__).splitlines() if line.strip().startswith("PROGRAM ")]
-    flags = " [-m]" if schema is Config else ""
-    lines = [_sentence(schema), "", f"usage: {program} OPTION=VALUE ...{flags}", ""]
-    return [*lines, *(f"  {line.replace('PROGRAM', program, 1)}" for line in examples)]
+    lines = [_sentence(schema), "", f"usage: {program} OPTION=VALUE ..."]
+    if schema is Config:
+        lines += [f"       {program} -m OPTION=VALUE,VALUE ...  (every combination of the values)"]
+    return [*lines, "", *(f"  {line.replace('PROGRAM', program, 1)}" for line in examples)]
 
 
 def _overview(schema: type, common: list[tuple[str, Option, Any]], program: str) -> list[str]:
-    """The options that most people set first, and a line for each group with its named choices."""
-    lines = ["Options that most people set first:"]
+    """The most common options, and every group with its named choices."""
+    lines = ["Most common options:"]
     for name, option, value in common:
-        lines += _columns(f"{name}={_shown(value)}", option.help, 26)
-    lines += ["", f"Groups of options; `{program} --help GROUP` lists one, `{program} --help all` everything:"]
+        lines += _columns(f"{name}={_as_typed(value)}", option.help, 26)
+    lines += ["", "Groups of options, with presets such as budget=three_hours:"]
     for topic, sentence in _topics(schema).items():
         lines += _columns(topic, sentence, 12)
         for group in sorted(groups()):
             if package_of(group) == topic:
                 lines += _columns("", f"{group}= {' | '.join(group_choices(group))}", 12)
-    return [*lines, "", "Only show the configuration: --cfg job. More of Hydra: --hydra-help."]
+    lines += ["", f"`{program} --help GROUP` shows the options of one group, `{program} --help all` every option."]
+    return [*lines, "`--cfg job` prints the configuration without running; `--hydra-help` lists Hydra's own flags."]
 
 
 def _in_full(schema: type, topic: str) -> list[str]:
-    """Every option of a group with its default, meaning and range."""
+    """Every option of a group with its default, help text and range."""
     prefix = "" if topic == GENERAL else f"{topic}."
     lines = ["", f"{topic}: {_topics(schema)[topic]}"]
     if schema is Config:
-        named = [group for group in sorted(groups()) if package_of(group) == topic]
-        lines += [f"  {group}= {' | '.join(group_choices(group))}" for group in named]
+        for group in sorted(groups()):
+            if package_of(group) == topic:
+                lines += _columns("presets:", f"{group}= {' | '.join(group_choices(group))}", 10)
     for name, option, value in leaves(schema()):
         if name.startswith(prefix) and "." not in name.removeprefix(prefix):
-            allowed = f"; allowed: {option.range}" if option.range else ""
-            lines += [f"  {name}={_shown(value)}", f"      {option.help}{allowed}"]
+            allowed = f"; allowed: {option.range}".replace(", ", NO_BREAK) if option.range else ""
+            text = textwrap.wrap(option.help + allowed, WIDTH - 6, break_on_hyphens=False, break_long_words=False)
+            lines += [f"  {name}={_as_typed(value)}", *(f"      {line.replace(NO_BREAK, ', ')}" for line in text)]
     return lines
 
 
 def _columns(left: str, right: str, width: int) -> list[str]:
-    """Two columns, the right one wrapped; a left one that is too wide has a line of its own."""
+    """Two columns with the right one wrapped. A left one that is wider than `width` gets a line of its own."""
     wrapped = textwrap.wrap(right, WIDTH - width - 2, break_on_hyphens=False)
     if len(left) >= width:
         return [f"  {left}", *(f"  {'':<{width}}{line}" for line in wrapped)]
     return [f"  {left if number == 0 else '':<{width}}{line}" for number, line in enumerate(wrapped)]
 
 
-def _shown(value: Any) -> str:
-    """A default as it would be typed."""
+def _as_typed(value: Any) -> str:
+    """A default as it is written on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,7 +1,4 @@
-"""From the command line to a checked configuration, and from a failure to one line: the only file that knows Hydra.
-
-Four parts, each of which uses only those before it: composed configurations, checks of the command line, help pages, launch.
-"""
+"""Starts a script: checks the command line, lets Hydra compose the configuration, and reports errors in one line each."""
 
 from __future__ import annotations
 
@@ -12,28 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cli.compose import as_user_error, options_of, register_schemas
+from cli.compose import as_user_error, checked_config, register_schemas
 from cli.help import asked_for_help, help_page
 from cli.overrides import check_command_line
 from common.errors import MachineError, reported
 from common.signals import Interrupted
 from config import CONF, SCRIPTS, Config
 
-# -- launch ------------------------------------------------------------------------------------------------------------
-
-# How many turns GNU's OpenMP runtime, torch's on Linux, spins before a waiting thread sleeps. Its default makes a step several
-# times as long once another process is busy; 0 costs a third on an idle machine. 3000 turns, about 10 microseconds, come near
-# the better of the two in both cases (docs/performance.md). Read when the runtime is loaded.
+# Iterations that a waiting thread of GNU's OpenMP runtime (torch's on Linux) spins before it sleeps. The default slows steps
+# down several times on a busy machine, 0 costs a third on an idle one; 3000, about 10 microseconds, is close to the better of
+# both (docs/performance.md). The runtime reads the variable when it is loaded.
 BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
 
 
 @dataclass(frozen=True)
 class SweepFunctions:
-    """What a script that sweeps hands to `launch`; functions of modules, as launchers pickle them.
+    """The functions that `launch` calls for a sweep. They must be module-level functions, because launchers pickle them.
 
-    run_job(configuration, number, overrides, folder of the sweep): run one job in a process of its own, for launchers that
-    are not stint's; returns the sweep's metric. conclude(): write what is known about the sweep that this process started,
-    if it did, whatever it ended with.
+    Attributes:
+        run_job: Called with (configuration, job number, overrides, folder of the sweep) by launchers other than stint's own.
+            Runs the job in a process of its own and returns the sweep's metric.
+        conclude: Writes the results of the sweep that this process started, if any, however it ended.
     """
 
     run_job: Callable[[Any, int, list[str], str], float | None]
@@ -43,8 +39,8 @@ class SweepFunctions:
 def launch(task: Callable[[Any], None], script: str, sweep: SweepFunctions | None = None) -> None:
     """Run `task(config)` under Hydra with the options of `script` (a key of SCRIPTS) from the command line.
 
-    sweep: in a multirun, every job is a process of its own, started by these functions. Mistakes of the user's end with
-    status 2, faults of the machine with status 1, each in one line on standard error.
+    With `sweep`, each job of a multirun is a process of its own, started by these functions. User errors end with exit status
+    2 and machine errors with 1, each with one line on standard error.
     """
     if asked_for_help(sys.argv[1:]):
         with reported():
@@ -57,23 +53,27 @@ def launch(task: Callable[[Any], None], script: str, sweep: SweepFunctions | Non
 
 
 def leave(status: int = 0) -> NoReturn:
-    """End the process with everything said, without taking the interpreter apart: that costs up to a second, and a thread
-    of torch.distributed that is still alive then aborts the process."""
+    """Flush the output and end the process without shutting down the interpreter.
+
+    The shutdown takes up to a second, and a live thread of torch.distributed would abort the process during it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 class Task:
-    """What Hydra calls with a composed configuration. Pickled by launchers that start processes of their own, it leaves the
-    script's function behind: there a job is a process of train.py."""
+    """The callable that Hydra calls with a composed configuration.
+
+    Some launchers pickle it. The pickle leaves out the script's function, because their jobs run as processes of train.py.
+    """
 
     def __init__(self, function: Callable[[Any], None] | None, script: str, sweep: SweepFunctions | None) -> None:
         self.function, self.script, self.sweep = function, script, sweep
 
     @property
     def isolated(self) -> bool:
-        """Whether every job of a sweep is a process of its own."""
+        """Whether each job of a sweep runs in a process of its own."""
         return self.sweep is not None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,10 +86,10 @@ class Task:
         hydra = HydraConfig.get()
         if self.sweep is not None and hydra.mode == RunMode.MULTIRUN:
             job = int(hydra.job.num), list(hydra.overrides.task), str(hydra.sweep.dir)
-            return self.sweep.run_job(options_of(composed), *job)
+            return self.sweep.run_job(checked_config(composed), *job)
         assert self.function is not None
-        with reported():  # inside Hydra, which would put a report of its own around any exception
-            config = options_of(composed)
+        with reported():  # inside Hydra, which would print its own report of an exception
+            config = checked_config(composed)
             if isinstance(config, Config):
                 label_as_job(config)
             self.function(config)
@@ -103,18 +103,18 @@ def _launch(task: Task) -> None:
 
     register_schemas()
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to us instead of printing a trace and exiting with status 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print a traceback and exit with status 1
     check_command_line(task.script)
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise as_user_error(error) from None
     except ValueError as error:
-        if "No trials are completed" not in str(error):  # what Optuna says, once it has tried them all
+        if "No trials are completed" not in str(error):  # Optuna's message once every trial has failed
             raise
-        raise MachineError("no trial of the study has finished; the table says why") from None
+        raise MachineError("no trial of the study has finished; the table shows why") from None
     except Interrupted as stop:
-        print(f"sweep   stopped by {stop.name}; the same command goes on with what is left", flush=True)
+        print(f"sweep   stopped by {stop.name}; run the same command again to continue", flush=True)
         sys.exit(stop.exit_status)
     finally:
         if task.sweep is not None:
@@ -122,13 +122,15 @@ def _launch(task: Task) -> None:
 
 
 def label_as_job(config: Config) -> None:
-    """Let wandb know a job of a sweep that an agent of its own starts (-cn NAME hydra.mode=RUN) by its name as its
-    group, and by tags: that name and what the job was told. Where a group is given, by the user or the sweep, it stays."""
+    """Set the wandb group and tags of a sweep's job that a wandb agent starts (-cn NAME hydra.mode=RUN).
+
+    The group is the job's name; the tags are that name and the job's overrides. A group that is already set is kept.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
     if hydra.job.config_name in SCRIPTS or config.wandb.group:
         return
-    told = [text for text in hydra.overrides.task if not text.startswith(("wandb.", "output"))]
+    overrides = [text for text in hydra.overrides.task if not text.startswith(("wandb.", "output"))]
     config.wandb.group = config.name
-    config.wandb.tags = list(dict.fromkeys([*config.wandb.tags, config.name, *told]))
+    config.wandb.tags = list(dict.fromkeys([*config.wandb.tags, config.name, *overrides]))

@@ -1,4 +1,4 @@
-"""Checks the command line before Hydra sees it, so that every mistake is reported at once."""
+"""Checks the command line before Hydra parses it, so that all problems are reported together."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cli.compose import group_choices, groups
-from cli.validate import mistakes
+from cli.validate import find_problems
 from common.errors import UserError
 from common.redaction import find_leaked_secrets
-from config import CONF, SCRIPTS, closest, leaves, removed_line
-
-# -- checks of the command line ----------------------------------------------------------------------------------------
+from config import CONF, SCRIPTS, closest, leaves, removal_message
 
 
 def check_command_line(script: str) -> None:
-    """Refuse every override that names no option or has the wrong type, all of them together with the impossible values
-    of the others, before Hydra stops at the first."""
+    """Raise UserError with every problem of the command line; Hydra itself would stop at the first.
+
+    Problems are unknown options, values of the wrong type and invalid values of the other options.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -27,41 +27,45 @@ def check_command_line(script: str) -> None:
         raise UserError(*secrets)
     arguments = flags_of(sys.argv[1:])
     _check_flags(arguments)
-    if arguments.shell_completion:  # its words are install=SHELL, query=SHELL: not options
+    if arguments.shell_completion:  # its arguments, install=SHELL and query=SHELL, are not options
         return
-    parser, good, wrong = OverridesParser.create(), [], []
+    parser = OverridesParser.create()
+    valid: list[str] = []
+    problems: list[str] = []
     for text in arguments.overrides:
         try:
             override = parser.parse_override(text)
-        except (HydraException, ValueError, RecursionError):  # ValueError: a number of thousands of digits
-            wrong.append(f"{text!r} is not KEY=VALUE; quote values with special signs, e.g. 'data.path=\"a=b.txt\"'")
+        except (HydraException, ValueError, RecursionError):  # ValueError: a number with thousands of digits
+            problems.append(
+                f"{text!r} is not KEY=VALUE; quote values with special characters, e.g. 'data.path=\"a=b.txt\"'"
+            )
             continue
         key = str(override.key_or_group)
         if key.startswith("hydra"):
             continue
-        problem = _override_mistake(SCRIPTS[script], text, override, key)
+        problem = _override_problem(SCRIPTS[script], text, override, key)
         if problem:
-            wrong.append(problem)
+            problems.append(problem)
         else:
-            good.append(text)
-    if wrong and arguments.config_name is None and arguments.config_dir is None:
-        raise UserError(*wrong, *_mistakes_of(script, good))
-    if wrong:
-        raise UserError(*wrong)
+            valid.append(text)
+    if problems and arguments.config_name is None and arguments.config_dir is None:
+        problems += _problems_in_values(script, valid)
+    if problems:
+        raise UserError(*problems)
 
 
 def flags_of(arguments: list[str]) -> Any:
-    """Hydra's flags and the overrides of a command line. Raises UserError."""
+    """Parse a command line into Hydra's flags and overrides. Raises UserError for an unknown flag."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    parser.error = _refuse_flags  # type: ignore[method-assign]
+    parser.error = _raise_for_flags  # type: ignore[method-assign]
     return parser.parse_args(arguments)
 
 
 def names_several(flags: Any) -> bool:
-    """Whether a command line asks for more than one plan: with -m, a list of budgets, or the file of a sweep."""
-    if flags.multirun or any(each.startswith("budget.") and "," in each for each in flags.overrides):
+    """Whether a command line asks for more than one plan: by -m, a list of budgets, or the file of a sweep."""
+    if flags.multirun or any(text.startswith("budget.") and "," in text for text in flags.overrides):
         return True
     if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
         return False
@@ -73,34 +77,34 @@ def names_several(flags: Any) -> bool:
     try:
         return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
     except (OSError, YAMLError, OmegaConfBaseException):
-        return False  # Hydra will say what is wrong with it
+        return False  # Hydra reports the error
 
 
-def _refuse_flags(message: str) -> NoReturn:
-    """What argparse calls instead of printing how a command that is not ours is used."""
-    apart = message.startswith("unrecognized arguments: ") and "=" in message and " -" not in message
+def _raise_for_flags(message: str) -> NoReturn:
+    """Replaces argparse's `error`, which would print the usage of Hydra's command."""
+    split_overrides = message.startswith("unrecognized arguments: ") and "=" in message and " -" not in message
     hint = (
         "flags (-m, -cd, -cn) go before or after all KEY=VALUE, not between them"
-        if apart
-        else ("options are KEY=VALUE and `--help` lists them; Hydra's flags: --hydra-help")
+        if split_overrides
+        else ("options are KEY=VALUE (see `--help`); for Hydra's flags see --hydra-help")
     )
     raise UserError(f"{message}; {hint}")
 
 
 def _check_flags(arguments: Any) -> None:
-    """Refuse what Hydra would answer with a traceback, and its way to run what a file says that Python is to unpickle."""
+    """Raise UserError for flags that make Hydra fail with a traceback, and for the one that makes it unpickle a file."""
     modes = ("run", "multirun", "cfg", "info", "shell_completion")
     given = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(arguments, mode)]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} do not go together; give one of them")
+        raise UserError(f"{' and '.join(given)} cannot be combined; give one of them")
     if arguments.resolve and not arguments.cfg:
-        raise UserError("--resolve shows values in what --cfg prints; add --cfg job")
+        raise UserError("--resolve only affects the output of --cfg; add --cfg job")
     if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun reads a pickle, which can run any code; type the run's command instead")
+        raise UserError("--experimental-rerun reads a pickle, which can run any code; repeat the run's command instead")
 
 
-def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
-    """The impossible values among overrides that are well-formed, so that one run of the command shows them all."""
+def _problems_in_values(script: str, overrides: list[str]) -> list[str]:
+    """The invalid values among overrides that parse and name an option."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -108,70 +112,71 @@ def _mistakes_of(script: str, overrides: list[str]) -> list[str]:
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return mistakes(OmegaConf.to_object(compose(script, overrides)))
+            return find_problems(OmegaConf.to_object(compose(script, overrides)))
     except (HydraException, OmegaConfBaseException):
         return []
 
 
-def _override_mistake(schema: type, text: str, override: Any, key: str) -> str | None:
-    """What is wrong with one override, or None."""
-    named = groups() if schema is SCRIPTS["config"] else set()  # the other scripts have options alone
+def _override_problem(schema: type, text: str, override: Any, key: str) -> str | None:
+    """The problem with one override, or None."""
+    named = groups() if schema is SCRIPTS["config"] else set()  # the other scripts have no config groups
     options = {name: option for name, option, _ in leaves(schema)}
     values = [_unquoted(value) for value in _values_of(override)]
     if override.is_add() or override.is_delete() or override.is_force_add():
-        return f"{text!r} adds or removes an option; every option is there already: write {key}=VALUE"
+        return f"{text!r} adds or removes an option; options can only be set: write {key}=VALUE"
     if key in named and key not in options:
         choices = group_choices(key)
         unknown = [value for value in values if str(value) not in choices]
         if unknown:
             return f"{key}={unknown[0]} is not known; allowed: {', '.join(choices)}{closest(unknown[0], choices)}"
         return None
-    if key not in options and (gone := removed_line(key)):
-        return gone
+    if key not in options and (message := removal_message(key)):
+        return message
     if key not in options:
         near = difflib.get_close_matches(key, options, n=1) or [n for n in options if n.endswith(f".{key}")]
-        return f"{key} is no option{f'; did you mean {near[0]}?' if near else ''}; `--help all` lists them"
+        return f"{key} is not an option{f'; did you mean {near[0]}?' if near else ''}; `--help all` lists them"
     for value in values:
         if not _fits(schema, key, value):
-            return f"{key}={value} has the wrong type; it is: {options[key].help}"
+            return f"{key}={value} has the wrong type ({options[key].help})"
     return None
 
 
 def _values_of(override: Any) -> list[Any]:
-    """What an override sets, all of it in a sweep; of a range its ends, of a pattern for names nothing."""
+    """The values that an override sets: one, or several in a sweep. A range gives its ends, a glob nothing."""
     value = override.value()
     if override.is_interval_sweep():
         return [value.start, value.end]
     if override.is_choice_sweep():
         return list(getattr(value, "list", []))
     if override.is_range_sweep():
-        return [end for end in (value.start, value.stop) if end is not None]
+        return [bound for bound in (value.start, value.stop) if bound is not None]
     return [value]
 
 
 def _fits(schema: type, key: str, value: Any) -> bool:
+    """Whether `value` has the type of the option `key`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(value, str) and "${" in value:
-        return True  # an interpolation; Hydra resolves and checks it
+        return True  # an interpolation, which Hydra resolves and checks
     try:
         OmegaConf.update(_structured(schema), key, value)
-    except (OmegaConfBaseException, ValueError, OverflowError):  # of a number that no float holds
+    except (OmegaConfBaseException, ValueError, OverflowError):  # OverflowError: too large for a float
         return False
     return True
 
 
 @cache
 def _structured(schema: type) -> Any:
-    """The options to try values on, whatever was tried before."""
+    """The schema as an OmegaConf object; `_fits` tries values on it."""
     from omegaconf import OmegaConf
 
     return OmegaConf.structured(schema)
 
 
 def _unquoted(value: Any) -> Any:
-    """A value as its option gets it."""
+    """A parsed value without its quotes."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, list):

@@ -41,7 +41,7 @@ class IsolatedLauncher(BasicLauncher):
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.utils import filter_overrides, setup_globals
 
-        from cli.compose import options_of
+        from cli.compose import checked_config
         from sweeps.engine.job import make_job
         from sweeps.engine.pruning import run_all
 
@@ -51,7 +51,7 @@ class IsolatedLauncher(BasicLauncher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             HydraConfig.instance().set_config(config)
-            jobs.append(make_job(options_of(config), number, list(filter_overrides(overrides)), sweep_dir))
+            jobs.append(make_job(checked_config(config), number, list(filter_overrides(overrides)), sweep_dir))
         results = []
         for overrides, value in zip(job_overrides, run_all(jobs), strict=True):
             result = Result(overrides=list(overrides))

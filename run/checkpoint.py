@@ -1,8 +1,8 @@
-"""Checkpoints that no kill can tear: tensors in safetensors, everything else in JSON, checksummed, the last two kept.
+"""Writes and reads checkpoints atomically; the last two are kept.
 
-A checkpoint is a folder checkpoint/step-000000123 with model.safetensors, optimizer.safetensors and state.json; the JSON
-holds the hash of both files. It is written under another name, flushed to the disk and renamed, so a folder with that
-name is complete. Nothing here unpickles.
+A checkpoint is a folder checkpoint/step-000000123 with model.safetensors, optimizer.safetensors and state.json, which holds
+the sha256 of the other two and a checksum of its own. The folder is written under a temporary name, synced to disk and
+renamed, so a folder with its final name is complete. Nothing is pickled or unpickled.
 """
 
 from __future__ import annotations
@@ -31,14 +31,20 @@ KEPT = 2
 FORMAT = 1
 FOLDER = re.compile(r"step-(\d{9})(\.old)?")
 TENSORS = ("model.safetensors", "optimizer.safetensors")
-RETIRED = ("correction", "moved_at")  # keys of the state that earlier versions wrote; only read
+RETIRED = ("correction", "moved_at")  # keys of the state that only earlier versions wrote
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands, besides tensors. `limit_s`: the hours it was working towards, seconds; `loss_scale`: of float16;
-    `setback`: from where and why it once went back, to go on at half the rate; `machine`: what it was trained on last;
-    `micro_batch`: sequences at once, where more did not fit."""
+    """The state of a run, besides its tensors.
+
+    Attributes:
+        limit_s: The time budget of the run, seconds.
+        loss_scale: The loss scale of float16 training.
+        setback: Where and why the run diverged and was rolled back, after which it trains at half the learning rate.
+        machine: The device that it was last trained on.
+        micro_batch: Sequences per forward pass, if the planned number did not fit in memory.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -53,27 +59,29 @@ class TrainingState:
 
 
 def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors under `<what>.<parameter name>`, e.g. exp_avg.blocks.0.attention.qkv.weight."""
+    """The optimizer's tensors, named <state key>.<parameter name>, e.g. exp_avg.blocks.0.attention.qkv.weight."""
     tensors = {}
     for name, parameter in model.named_parameters():
-        for what, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{what}.{name}"] = torch.as_tensor(value)
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = torch.as_tensor(value)
     return tensors
 
 
 def restore_optimizer(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """Put tensors saved by `named_optimizer_tensors` in place of what is there, on the device of each parameter."""
+    """Replace the optimizer's state with tensors from `named_optimizer_tensors`, on the device of each parameter."""
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        found = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
-        found = {what: value for what, value in found.items() if "." not in what}
-        if found:
+        state = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
+        state = {
+            key: value for key, value in state.items() if "." not in key
+        }  # no parameter whose name ends like this one
+        if state:
             optimizer.state[parameter] = {
                 # AdamW keeps its step counter on the CPU unless it is fused or capturable
-                what: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.cpu()
-                for what, value in found.items()
+                key: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.cpu()
+                for key, value in state.items()
             }
 
 
@@ -84,13 +92,15 @@ def save_checkpoint(
     state: TrainingState,
     ledger: dict[str, float],
 ) -> Path:
-    """Write a checkpoint and drop the oldest beyond the last two. Raises OSError when the disk refuses; the earlier
-    checkpoints are untouched then."""
+    """Write a checkpoint, delete all but the last two, and return its folder.
+
+    Raises OSError if it cannot be written; earlier checkpoints are then left as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state.step:09d}"
     replaced = folder / f"{final.name}.old"
     temporary = folder / f".tmp-{state.step:09d}"
-    for unfinished in folder.glob(".tmp-*"):  # killed in the middle
+    for unfinished in folder.glob(".tmp-*"):  # left by a killed process
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -102,7 +112,7 @@ def save_checkpoint(
         }
         content = {"format": FORMAT, "state": asdict(state), "ledger_s": ledger, "sha256": hashes}
         write_json(temporary / "state.json", content, checksummed=True)
-        if final.exists():  # of the same step; a rename cannot replace it, and in between it counts under this name
+        if final.exists():  # a rename cannot replace a folder; until the new one is in place, `replaced` is valid
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         temporary.rename(final)
@@ -119,19 +129,22 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
-    found = [(match, path) for path in folder.glob("step-*") if (match := FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda each: (-step_of(each[1]), each[0][2] is not None))]
+    matches = [(match, path) for path in folder.glob("step-*") if (match := FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(matches, key=lambda pair: (-step_of(pair[1]), pair[0][2] is not None))]
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """The step in a checkpoint's name."""
     return int(path.name.split("-")[1].removesuffix(".old"))
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint as read back and verified. `corrected`: written by earlier code that had changed the batch and the rates
-    of the plan on the way."""
+    """A checkpoint that was read and verified.
+
+    `corrected`: an earlier version of the code wrote it, after it had changed the plan's batch size and learning rate during
+    the run.
+    """
 
     state: TrainingState
     ledger: dict[str, float]
@@ -141,8 +154,10 @@ class Checkpoint:
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None], before: float = math.inf) -> Checkpoint | None:
-    """The newest checkpoint of a step `before` that, and whole; a damaged one is named and the one before it is used. None
-    without any."""
+    """The newest intact checkpoint of a step less than `before`, or None.
+
+    A damaged checkpoint is reported through `say` and renamed, and the one before it is used.
+    """
     for path in checkpoints(folder):
         if step_of(path) >= before:
             continue
@@ -157,10 +172,10 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None], before: float = 
             RecursionError,
             SafetensorError,
         ) as error:
-            say(f"checkpoint {path.name} is damaged ({error}); going back to the one before it")
+            say(f"checkpoint {path.name} is damaged ({error}); using the one before it")
             _set_aside(path)
-        except OSError as error:  # a disk that refuses now may answer later
-            say(f"checkpoint {path.name} cannot be read ({error}); going back to the one before it")
+        except OSError as error:  # perhaps temporary, so keep it
+            say(f"checkpoint {path.name} cannot be read ({error}); using the one before it")
     return None
 
 
@@ -172,7 +187,7 @@ def drop_after(folder: Path, step: int) -> None:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, so that it counts no more as one of the last two."""
+    """Rename a damaged checkpoint, so that it no longer counts as one of the last two."""
     aside = path.with_name(f"{path.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
@@ -180,104 +195,108 @@ def _set_aside(path: Path) -> None:
 
 
 def latest_accounts(folder: Path) -> dict[str, float]:
-    """The ledger in the newest checkpoint whose JSON is whole; empty without any."""
+    """The ledger (seconds per account) of the newest checkpoint with an intact state.json; empty without one."""
     for path in checkpoints(folder):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            return _accounts(_about(path))
+            return _ledger_in(_read_state(path))
     return {}
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint. Raises ValueError or OSError where it is damaged."""
-    sealed = load_json(path / "state.json")
-    content = verify_checksum(sealed)
+def _read_state(path: Path) -> dict[str, Any]:
+    """The verified content of state.json. Raises ValueError or OSError if it is damaged."""
+    stored = load_json(path / "state.json")
+    content = verify_checksum(stored)
     if content.get("format") != FORMAT:
         raise ValueError(f"format {content.get('format')}, expected {FORMAT}")
-    if len(content) == len(sealed):
+    if len(content) == len(stored):
         raise ValueError("state.json has no checksum")
     return content
 
 
-def _accounts(content: dict[str, Any]) -> dict[str, float]:
-    """The ledger in a checkpoint's JSON. Raises ValueError where it holds anything but times."""
-    accounts: dict[str, float] = content["ledger_s"]
-    if not all(map(is_amount, accounts.values())):
-        raise ValueError("its ledger holds what is no time")
-    return accounts
+def _ledger_in(content: dict[str, Any]) -> dict[str, float]:
+    """The ledger in state.json. Raises ValueError if it holds anything but durations."""
+    ledger: dict[str, float] = content["ledger_s"]
+    if not all(map(is_amount, ledger.values())):
+        raise ValueError("its ledger holds a value that is not a duration")
+    return ledger
 
 
 def _read(path: Path) -> Checkpoint:
-    content = _about(path)
+    content = _read_state(path)
     if set(content["sha256"]) != set(TENSORS):
-        raise ValueError(f"state.json is not about {' and '.join(TENSORS)}")
+        raise ValueError(f"state.json does not list exactly {' and '.join(TENSORS)}")
     for name in TENSORS:
         if file_hash(member(path, name)) != content["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
     model, optimizer = (load_file(path / name) for name in TENSORS)
     correction = content["state"].get("correction")
     corrected = correction is not None and correction["changed"] is True
-    return Checkpoint(_state(content["state"]), _accounts(content), model, optimizer, corrected)
+    return Checkpoint(_state(content["state"]), _ledger_in(content), model, optimizer, corrected)
 
 
 def _state(content: dict[str, Any]) -> TrainingState:
-    """The training state in a checkpoint's JSON. Raises ValueError where no run can stand there: a checksum shows damage,
-    not who wrote the file."""
+    """The training state in state.json.
+
+    Raises ValueError for impossible values: the checksum detects damage, but anyone can compute it for a crafted file.
+    """
     state = TrainingState(**{name: value for name, value in content.items() if name not in RETIRED})
-    maybe = [value for value in (state.loss, state.limit_s, state.loss_scale, state.micro_batch) if value is not None]
-    fits = (
+    optional = [
+        value for value in (state.loss, state.limit_s, state.loss_scale, state.micro_batch) if value is not None
+    ]
+    valid = (
         is_count(state.step)
         and is_count(state.tokens)
         and is_amount(state.flops, 1e40)
         and is_amount(state.progress)
-        and all(map(is_amount, maybe))
+        and all(map(is_amount, optional))
         and isinstance(state.setback, dict | None)
         and isinstance(state.machine, str | None)
     )
-    if not fits:
-        raise ValueError("state.json holds a state that no run can be in")
+    if not valid:
+        raise ValueError("state.json holds an impossible state")
     return state
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Load tensors into the model; UserError in one line when they belong to a model of another shape."""
+    """Load `tensors` into the model. Raises UserError if their names or shapes differ from the model's."""
     check_shapes(model, tensors, origin)
     model.load_state_dict(tensors)
 
 
 def check_shapes(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
-    """Raises UserError in one line where the tensors are not the model's, by name and shape."""
+    """Raise UserError if the names or shapes of `tensors` differ from the model's; `origin` names their file."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in tensors.items()}
     if own != theirs:
         different = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
         name = different[0]
         raise UserError(
-            f"{origin} is of a model of another shape: {name} is {theirs.get(name, 'absent')} there and"
-            f" {own.get(name, 'absent')} here ({len(different)} tensors differ); use the model.* options it was made with"
-            " or fresh=true"
+            f"{origin} belongs to a model of another shape: {name} is {theirs.get(name, 'absent')} there and"
+            f" {own.get(name, 'absent')} here ({len(different)} tensors differ); use the model.* options of that run, or"
+            " fresh=true"
         )
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> str:
-    """Write the finished weights, read them back, compare every tensor bit by bit; returns the file's hash."""
+    """Write the final weights and return the file's sha256. Raises MachineError unless they read back bit for bit."""
     temporary = path.with_name(path.name + ".tmp")
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     digest = _save(temporary, tensors)
     written = load_file(temporary)
     if written.keys() != tensors.keys() or not all(torch.equal(written[name], tensors[name]) for name in tensors):
-        raise MachineError(f"{path} did not read back as it was written; the disk is not to be trusted")
+        raise MachineError(f"{path} did not read back as it was written; the disk may be faulty")
     temporary.replace(path)
     sync_folder(path.parent)
     return digest
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> str:
-    """Write tensors, flush them to the disk; returns the file's hash. Every failure of the disk is an OSError."""
+    """Write tensors, sync them to disk and return the file's sha256. Raises OSError if the disk fails."""
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
-    except SafetensorError as error:  # "No space left on device" arrives as this
+    except SafetensorError as error:  # e.g. "No space left on device"
         raise OSError(str(error)) from error
     return file_hash(path)
 

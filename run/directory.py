@@ -1,4 +1,4 @@
-"""outputs/NAME: which folder a run lives in, and that only one process at a time works there."""
+"""The folder of a run, outputs/NAME: its name, its files, and the lock that keeps other processes out."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from common.errors import FULL_DISK, MachineError, UserError
 from common.file_lock import try_lock
 
 
-def run_name(name: str, knobs: dict[str, Any]) -> str:
-    """<name>-<8 hex of the knobs that matter>: never a timestamp, so that the same command finds its own run again."""
-    canonical = json.dumps(knobs, sort_keys=True, separators=(",", ":"))
+def run_name(name: str, options: dict[str, Any]) -> str:
+    """<name>-<first 8 hex digits of the sha256 of `options`>. The same command thus finds its own run again."""
+    canonical = json.dumps(options, sort_keys=True, separators=(",", ":"))
     return f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
 
 def requeued() -> bool:
-    """Whether Slurm has put this job back into its queue: it goes on with what it has, also where it began with fresh=true."""
+    """Whether Slurm restarted this job. It then continues its run even with fresh=true."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
 class RunDirectory:
-    """The folder of one run, locked against a second live process. Attributes are the paths of design's file list."""
+    """The folder of one run, locked against a second process. The attributes are the paths of its files."""
 
     def __init__(self, output_dir: Path, name: str, fresh: bool) -> None:
-        """Create or reopen `output_dir/name`; `fresh` first sets an existing one aside as NAME.old-K, once.
+        """Create or open `output_dir/name`. With `fresh`, an existing folder is first renamed to NAME.old-K.
 
-        Raises UserError where the folder cannot be written or another live process has it.
+        Raises UserError if the folder cannot be written or another process has locked it.
         """
         self.folder = output_dir / name
         self.config = self.folder / "config.yaml"
@@ -62,19 +62,21 @@ class RunDirectory:
             ) from None
 
     def _set_aside(self) -> None:
-        set_aside(self.folder)  # still locked, so that nobody takes it over while it moves
+        set_aside(self.folder)  # still locked, so that no other process can take it over meanwhile
         self.folder.mkdir()
         self.created = True
 
     def _probe(self) -> None:
-        """Find a full disk or a read-only folder now, not after an hour."""
+        """Detect a full disk or a read-only folder now rather than after hours of training."""
         probe = self.folder / ".probe"
         probe.write_bytes(b"\0" * 65536)
         probe.unlink()
 
     def require_space(self, needed: int) -> None:
-        """Raise UserError when fewer than `needed` bytes are free for this run's checkpoints and weights; those that lie there
-        already, of a run that goes on, make room for the next ones."""
+        """Raise UserError if fewer than `needed` bytes are free for this run's checkpoints and weights.
+
+        Those that a resumed run already has count as free, because new ones replace them.
+        """
         stat = os.statvfs(self.folder)
         free = stat.f_bavail * stat.f_frsize + sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
         if free < needed:
@@ -84,26 +86,26 @@ class RunDirectory:
             )
 
     def discard(self) -> None:
-        """Remove a folder that this process created and that holds nothing worth keeping."""
+        """Delete the folder. Only for one that this process created and that holds nothing worth keeping."""
         for path in sorted(self.folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         self.folder.rmdir()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the lock."""
         self._lock.close()
 
 
 def lock(folder: Path) -> IO[str]:
-    """The lock of a folder, held until it is closed. Raises UserError where another live process has it."""
+    """Lock a folder until the returned file is closed. Raises UserError if another process has locked it."""
     held = try_lock(folder / "lock")
     if isinstance(held, str):
-        raise UserError(f"{folder} is in use by {held}; wait for it, stop it, or start this under another name=NAME")
+        raise UserError(f"{folder} is in use by {held}; wait for it, stop it, or use another name=NAME")
     return held
 
 
 def set_aside(folder: Path) -> Path:
-    """Nothing that was paid for is deleted: a folder keeps its files under another name."""
+    """Rename a folder to NAME.old-K, with the first free K, and return the new path."""
     number = 1
     while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():
         number += 1
@@ -112,8 +114,8 @@ def set_aside(folder: Path) -> Path:
 
 
 def full_disk(path: Path, error: Exception, kept: str) -> MachineError:
-    """The one-line account of a write that failed."""
-    told = re.search("space|quota", str(error))  # safetensors gives no number
-    full = getattr(error, "errno", None) in FULL_DISK or told
-    mend = "free some space" if full else "see to the disk"
-    return MachineError(f"{path} could not be written ({error}); kept: {kept}; {mend} and type the same command")
+    """The error for a failed write to `path`; `kept` names what is still there."""
+    # errors of safetensors have no errno
+    full = getattr(error, "errno", None) in FULL_DISK or re.search("space|quota", str(error))
+    hint = "free some space" if full else "check the disk"
+    return MachineError(f"{path} could not be written ({error}); kept: {kept}; {hint} and repeat the command")

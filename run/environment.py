@@ -1,4 +1,4 @@
-"""The environment of a run, as its result records it."""
+"""The software and hardware that a result came from, recorded in result.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def environment(device: str, torch_version: str, threads: int) -> dict[str, Any]:
-    """Where a result comes from: versions, device and the commit of this checkout."""
+    """The versions of Python and torch, the platform, the device and the commit of this checkout."""
     return {
         "python": platform.python_version(),
         "torch": torch_version,
@@ -23,11 +23,10 @@ def environment(device: str, torch_version: str, threads: int) -> dict[str, Any]
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the checkout this file is in, with + for uncommitted changes; None outside one."""
+    """The commit of the checkout that holds this file, with a + for uncommitted changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+"]
-        # Our own words, and no shell.
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""What a run's folder tells, read with all that a kill or a full disk can leave behind."""
+"""Reads the files of a run's folder, even if a kill or a full disk left them incomplete."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from common.json_io import is_number, mapping, number
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
 
 Records = list[dict[str, Any]]
-METRICS_BYTES = 1 << 30  # some four million points
-MOST_LINES = 50_000  # ten times what train.py writes; of a longer record these are enough for every picture
+METRICS_BYTES = 1 << 30  # about four million points
+MOST_LINES = 50_000  # ten times what train.py writes, and enough for every chart; longer files are thinned
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that a run's folder says; what is missing is empty."""
+    """The content of a run's folder. Files that are missing or unreadable are empty here."""
 
     name: str
     plan: dict[str, Any]
@@ -28,7 +28,7 @@ class Run:
     status: dict[str, Any]
     ledger: dict[str, float]
     config: str
-    points: Records  # one for each training step that was logged
+    points: Records  # one per logged training step
     validation: Records
     events: Records
 
@@ -38,27 +38,29 @@ class Run:
 
     @property
     def last(self) -> dict[str, Any]:
+        """The last logged training step."""
         return self.points[-1] if self.points else {}
 
     @property
     def outcome(self) -> str:
+        """The status of the run, e.g. "finished"."""
         # status.json still says "running" while a run that has its result writes this page.
         status = self.status.get("status")
         return str(status if status not in (None, "running") else self.result.get("status") or status or "unknown")
 
     @property
-    def went_on(self) -> bool:
-        """Whether the run was given more budget after it wrote its result, and has used some of it."""
+    def continued_after_result(self) -> bool:
+        """Whether the run was extended and has trained further since it wrote its result."""
         return number(self.last.get("step"), 0) > number(self.part("spent").get("steps"), math.inf)
 
 
 def read_metrics(folder: Path) -> Records:
-    """The lines of folder/metrics.jsonl in order, without the points that a resume rolled back.
+    """The lines of folder/metrics.jsonl in order, without the points that a resume or a rollback discarded.
 
-    A killed run goes on from its last checkpoint: {"event": "resume", "step": S} says that what came before it with
-    a later step than S was done again; "setback" says so of one that diverged and went back. Events are all kept.
-    Lines that cannot be read (a kill cuts the last one short) are left out; a missing file has none. Of very many lines, the
-    events, the evaluations, the last line and others at even distances are read.
+    {"event": "resume", "step": S} means that a killed run continued from its checkpoint of step S, so earlier lines with a
+    later step were trained again; "setback" means the same for a run that diverged. All events are kept. Unreadable lines (a
+    kill cuts the last one short) are left out; a missing file gives no lines. From a very long file, the events, the
+    evaluations, the last line and evenly spaced others are read.
     """
     try:
         lines = read_bytes(folder / "metrics.jsonl", METRICS_BYTES).splitlines()
@@ -88,12 +90,12 @@ def _thinned(lines: list[bytes]) -> list[bytes]:
 
 
 def evaluations(records: Records) -> Records:
-    """The evaluations on the way; the final one is of more text, and would be a step in the curve."""
+    """The interim evaluations. The final one is left out, because it covers more text and would make the curve jump."""
     return [record for record in records if "event" not in record and "val_loss" in record]
 
 
 def last_logged_step(folder: Path) -> float:
-    """The last step that any process of the run wrote down, rolled back or not; -1 where there is none."""
+    """The last step that any process of the run logged, rolled back or not; -1 without one."""
     try:
         lines = (folder / "metrics.jsonl").read_bytes().splitlines()
     except OSError:
@@ -102,7 +104,7 @@ def last_logged_step(folder: Path) -> float:
 
 
 def read_run(folder: Path, records: Records) -> Run:
-    """Everything else that the folder holds."""
+    """Read a run's folder; `records` is the result of `read_metrics`."""
     result = _read_json(folder / "result.json")
     ledger = mapping(result.get("ledger_s")) or mapping(_read_json(folder / "ledger.json").get("ledger_s"))
     return Run(
@@ -119,7 +121,7 @@ def read_run(folder: Path, records: Records) -> Run:
 
 
 def column(records: Records, key: str) -> np.ndarray:
-    """One figure of all records, float64 (n,); NaN where a record has no number under `key`."""
+    """The values of `key` in all records, float64 (n,); NaN for a record without a number there."""
     values = [record.get(key) for record in records]
     try:
         return np.array(values, dtype=np.float64)  # None becomes NaN
@@ -128,13 +130,13 @@ def column(records: Records, key: str) -> np.ndarray:
 
 
 def finite(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points whose coordinates are both finite."""
+    """The points of which both coordinates are finite."""
     good = np.isfinite(x) & np.isfinite(y)
     return x[good], y[good]
 
 
 def median(records: Records, key: str) -> float | None:
-    """The median of what is finite; None where nothing is."""
+    """The median of the finite values of `key`; None without any."""
     values = column(records, key)
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else None

@@ -1,4 +1,4 @@
-"""A finished run's model, read back: what evaluate.py and sample.py start from."""
+"""Loads the model of a finished run, for evaluate.py and sample.py."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from model.config import Shape
 from model.gpt import GPT
 from run.checkpoint import check_shapes, file_hash, load_weights
 
-LONGEST_BLOCK = 1 << 20  # tokens; no tensor of a rotary model tells its context, and its tables grow with it
+LONGEST_BLOCK = (
+    1 << 20
+)  # tokens; no tensor of a rotary model shows its context length, which sets the size of its tables
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer; `about` is model.json."""
+    """A model in eval mode with its tokenizer; `about` is the content of model.json."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -32,13 +34,15 @@ class LoadedModel:
 
 
 def load_model(folder: str, device: torch.device) -> LoadedModel:
-    """Load outputs/NAME (or the path of a file in it). Raises UserError in one line for anything that is not a
-    finished, undamaged model."""
+    """Load the model in `folder` (outputs/NAME, or a file in it) onto `device`.
+
+    Raises UserError in one line for anything but a complete, undamaged model.
+    """
     path = Path(folder)
     path = path.parent if path.is_file() else path
     weights, about = path / "model.safetensors", read_json(path / "model.json")
     if not weights.exists() or not isinstance(about, dict):
-        hint = "; its run is not finished: type its command again" if (path / "checkpoint").exists() else ""
+        hint = "; its run is not finished, repeat its command" if (path / "checkpoint").exists() else ""
         raise UserError(f"checkpoint={folder} holds no finished model (model.safetensors and model.json){hint}")
     try:
         about = verify_checksum(about)
@@ -63,13 +67,13 @@ def load_model(folder: str, device: torch.device) -> LoadedModel:
 
 
 def _shape(content: Any, tensors: dict[str, torch.Tensor], origin: str) -> Shape:
-    """The shape in model.json, held against the tensors before a model of it is built: a line can ask for terabytes."""
+    """The shape in model.json. It is checked against the tensors before the model is built, as it could ask for terabytes."""
     shape = Shape.from_dict(content)
     sizes = (shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.bigram_rows, shape.ffn_hidden or 0)
     if not all(map(is_count, sizes)) or shape.n_layer > len(tensors) or not is_count(shape.block_size, LONGEST_BLOCK):
-        raise ValueError("the shape in model.json is not that of its weights")
-    if found := shape.problems():
-        raise ValueError(found[0])
+        raise ValueError("the shape in model.json does not match the weights")
+    if problems := shape.problems():
+        raise ValueError(problems[0])
     with torch.device("meta"):
         check_shapes(GPT(shape), tensors, origin)
     return shape

@@ -1,8 +1,7 @@
-"""What a person sees of a run: lines, tables and one progress line; everything shown is also kept in log.txt.
+"""The console output of a run: lines, tables and a progress bar. All output also goes to log.txt.
 
-On a terminal the progress line is redrawn in place and takes at most 80 columns. Anywhere else (a pipe, a job's
-log file) it becomes plain lines, one for each tenth of progress. `detail` and `for_log` keep in log.txt what most
-people do not want to read each time.
+On a terminal, the progress bar is redrawn in place and takes at most 80 columns. Elsewhere (a pipe, the log of a job) it
+becomes plain lines, one per tenth of the budget. `detail` and `for_log` write details to log.txt only.
 """
 
 from __future__ import annotations
@@ -28,27 +27,17 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-LINES_PER_RUN = 10  # plain progress lines from 0 to 100 %: one each tenth
-
-
-LINE_WIDTH = 80  # columns; the narrowest terminal in common use
-
-
-BAR_WIDTH = (6, 24)  # columns of the bar itself, at least and at most
-
-
-TABLE_WIDTH = 10_000  # columns of a table that is no terminal's: nothing is cut or wrapped there
-
-
-ETA_DIFFERS = 0.05  # the expected end is shown beside what is left of the budget where they differ by more
-
-
+LINES_PER_RUN = 10  # plain progress lines from 0 to 100 %
+LINE_WIDTH = 80  # columns of the narrowest terminal in common use
+BAR_WIDTH = (6, 24)  # columns of the bar itself, minimum and maximum
+TABLE_WIDTH = 10_000  # columns of a table outside a terminal, so that nothing is cut or wrapped
+ETA_DIFFERS = 0.05  # the ETA is shown if it differs from the remaining budget by more than this share
 NUMERIC = re.compile(r"[-+~<>≤≥]?[\d.]+(e[-+]?\d+)?\s?[a-zA-Z%/]*|-|—|")
 
 
 @dataclass(frozen=True)
 class Status:
-    """One moment of a run. Seconds end in _s; `progress` and `mfu` are shares in [0, 1]; None is not known (yet)."""
+    """The state that a progress line shows. Times are seconds, `progress` and `mfu` shares of 1; None is unknown."""
 
     step: int = 0
     steps_left: int | None = None
@@ -64,7 +53,7 @@ class Status:
 
 
 def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> str:
-    """A table as plain text, every value whole; see `Console.table`."""
+    """A table as plain text, without cutting any value; see `Console.table`."""
     from rich.console import Console as RichConsole
 
     rich = RichConsole(file=io.StringIO(), force_terminal=False, width=TABLE_WIDTH, color_system=None)
@@ -78,7 +67,7 @@ def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not str: rich would take the [brackets] of a path or a model's own words for markup.
+    # Text, not str: rich would interpret [brackets] in a path or in generated text as markup.
     cells = [[Text(_plain(str(cell))) for cell in row] for row in rows]
     heading = Text(_plain(title), style="bold") if title else None
     table = Table(
@@ -98,7 +87,7 @@ def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def plain_status(status: Status) -> str:
-    """The progress as one plain line."""
+    """The progress as a plain line, without a bar."""
     fields = [f"{status.phase}  {format_percent(status.progress):>5}", f"step {status.step}"]
     if status.loss is not None:
         fields.append(f"loss {status.loss:.3f}")
@@ -110,7 +99,7 @@ def plain_status(status: Status) -> str:
 
 
 def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
-    """The progress as one line of at most `width` columns; what does not fit is dropped, the least needed first."""
+    """The progress as a bar and figures in at most `width` columns. The least important figures are dropped first."""
     from rich.text import Text
 
     share = min(max(status.progress, 0.0), 1.0) if math.isfinite(status.progress) else 0.0
@@ -134,7 +123,7 @@ def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
 
 
 class Console:
-    """The terminal (or the pipe) and log.txt. Safe to use from several threads; no failure to show a line raises."""
+    """Writes to standard output and log.txt. Thread-safe; never raises if a line cannot be written."""
 
     def __init__(self, log_path: Path | None = None, stream: IO[str] | None = None) -> None:
         self._stdout = _Stdout(stream or sys.stdout)
@@ -144,28 +133,31 @@ class Console:
         self._rich = self._make_rich() if self._stdout.isatty() else None
 
     def for_log(self) -> Console:
-        """A console of log.txt alone, for what is shown there in full."""
+        """A console that writes to log.txt only."""
         return Console(self._log_path, io.StringIO())
 
     def say(self, text: str) -> None:
-        """Show a line (or several)."""
+        """Print text."""
         self._show(text)
 
     def detail(self, text: str) -> None:
-        """Keep a line (or several) in log.txt without showing it."""
+        """Write text to log.txt only."""
         self._log(text)
 
     def warn(self, text: str) -> None:
-        """Show a line that asks for attention."""
+        """Print a warning."""
         self._show(f"warning: {text}", style="yellow")
 
     def heading(self, text: str) -> None:
-        """Show a line that opens a section."""
+        """Print the heading of a section."""
         self._show(f"\n{text}", style="bold")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> None:
-        """Show a table; a column of numbers is set flush right. It fits a terminal, and is as wide as its values elsewhere
-        and in the log. No line of names where all columns have none; `ruled=False` leaves out the rule below the names."""
+        """Print a table; columns of numbers are right-aligned.
+
+        On a terminal it is fitted to the width; elsewhere and in the log it is as wide as its values. The header is left out
+        if all `columns` are empty, the rule below it if not `ruled`.
+        """
         text = table_text(title, columns, rows, ruled)
         self._log(text)
         if self._rich is None:
@@ -175,26 +167,26 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Show a progress line until the block is left; lines said meanwhile appear above it."""
+        """Show a progress bar until the block ends; lines printed meanwhile appear above it."""
         bar = Progress(self)
         if self._rich is None:
             yield bar
             return
         from rich.live import Live
 
-        # The bar reaches the log as plain lines; rich redraws it at its own pace, whatever the rate of the steps.
+        # The log gets plain lines instead of the bar. rich redraws it at a fixed rate, however fast the steps are.
         with Live(console=self._rich, get_renderable=bar.render, refresh_per_second=4, vertical_overflow="crop"):
             yield bar
 
     def progress_line(self, text: str) -> None:
-        """One plain progress line: to the log always, to stdout where no bar can be drawn."""
+        """Write a plain progress line to the log, and to stdout if it is not a terminal."""
         self._log(text)
         if self._rich is None:
             self._stdout.write(_plain(text) + "\n")
 
     @property
     def width(self) -> int:
-        """Columns a progress line may take."""
+        """Columns available for a progress line."""
         return min(LINE_WIDTH, self._rich.width - 1) if self._rich is not None else LINE_WIDTH
 
     def _show(self, text: str, style: str | None = None) -> None:
@@ -205,7 +197,7 @@ class Console:
         if self._rich is None:
             self._stdout.write(_plain(text) + "\n")
             return
-        # No markup and no highlighting: what is shown may be a path, a config or a model's own words.
+        # No markup and no highlighting: the text may be a path, a config or generated text.
         self._rich.print(_plain(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _log(self, text: str) -> None:
@@ -219,7 +211,7 @@ class Console:
         except OSError as error:
             if not self._log_failed:
                 self._log_failed = True
-                self._print(f"warning: {self._log_path} cannot be written ({error}); the run goes on", "yellow")
+                self._print(f"warning: {self._log_path} cannot be written ({error}); the run continues", "yellow")
 
     def _make_rich(self) -> RichConsole:
         from rich.console import Console as RichConsole
@@ -228,7 +220,7 @@ class Console:
 
 
 class Progress:
-    """The progress line of one Console; `update` is cheap enough for every step."""
+    """The progress bar of a Console. `update` is cheap enough to be called every step."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -237,7 +229,7 @@ class Progress:
         self._phases: set[str] = set()
 
     def update(self, status: Status) -> None:
-        """Show this moment: at once on a terminal, elsewhere when a tenth has passed or the phase is new in it."""
+        """Set the status. Outside a terminal, a line is printed once per phase in each tenth of the budget."""
         self._status = status
         bucket = int(status.progress * LINES_PER_RUN + 1e-9) if math.isfinite(status.progress) else self._bucket
         if bucket != self._bucket:
@@ -248,12 +240,12 @@ class Progress:
             self._console.progress_line(plain_status(status))
 
     def render(self) -> Text:
-        """The line as rich draws it."""
+        """The line for rich to draw."""
         return bar_status(self._status or Status(phase="start"), self._console.width)
 
 
 class _Stdout:
-    """Standard output that outlives its reader: `train.py | head` or a closed terminal must not end a run."""
+    """Standard output that ignores a closed reader: `train.py | head` or a closed terminal must not end a run."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -269,7 +261,7 @@ class _Stdout:
         return len(text)
 
     def flush(self) -> None:
-        """Every write is flushed already."""
+        """Do nothing: `write` flushes."""
 
     def isatty(self) -> bool:
         try:
@@ -277,7 +269,7 @@ class _Stdout:
         except (OSError, ValueError):
             return False
 
-    def __getattr__(self, name: str) -> Any:  # encoding, fileno, ...: rich asks for some of them
+    def __getattr__(self, name: str) -> Any:  # rich needs encoding, fileno and others
         return getattr(self._stream, name)
 
     def _encodable(self, text: str) -> str:
@@ -285,13 +277,13 @@ class _Stdout:
         try:
             text.encode(encoding)
         except UnicodeEncodeError:
-            text = text.replace("─", "-")  # the rules of tables
+            text = text.replace("─", "-")  # the rules in tables
             return text.encode(encoding, "replace").decode(encoding)
         return text
 
     def _go_quiet(self) -> None:
         self._gone = True
-        # Python flushes stdout once more at exit and would end with status 120; /dev/null takes what is buffered.
+        # Python flushes stdout again at exit, which would fail with status 120; /dev/null takes the buffered rest.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())

@@ -1,4 +1,4 @@
-"""How a report writes its figures: with their error, their unit, beside what was planned."""
+"""Formats the figures of a report: with standard error and unit, and relative to the plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.json_io import is_number, number
 
 
 def with_error(evaluation: Mapping[str, Any], key: str, digits: int, percent: bool = False) -> str:
-    """A figure of an evaluation with its standard error, where one is known."""
+    """A figure of an evaluation with its standard error, if known."""
     scale, unit = (100, " %") if percent else (1, "")
     value = evaluation[key]
     if not is_number(value):
@@ -22,7 +22,7 @@ def with_error(evaluation: Mapping[str, Any], key: str, digits: int, percent: bo
 
 
 def _standard_error(evaluation: Mapping[str, Any], key: str) -> float | None:
-    """The recorded standard error; those of perplexity (e^loss) and bits per byte (~ loss) follow from the loss's."""
+    """The recorded standard error. For perplexity (e^loss) and bits per byte (proportional to loss) it follows from the loss."""
     if is_number(evaluation.get(f"{key}_se")):
         return float(evaluation[f"{key}_se"])
     loss, error = number(evaluation.get("loss"), 0), number(evaluation.get("loss_se"), math.nan)
@@ -32,27 +32,27 @@ def _standard_error(evaluation: Mapping[str, Any], key: str) -> float | None:
 
 
 def formatted(value: Any, form: Callable[[float], str]) -> str:
-    """`value` as `form` writes it, or a dash where it is no number."""
+    """`value` formatted by `form`, or a dash if it is not a number."""
     return form(value) if is_number(value) else "–"
 
 
 def difference(planned: Any, reached: Any) -> str:
-    """How far what was reached lies from what was planned, in percent of the plan."""
+    """The deviation from the plan, in percent of the planned value."""
     if not (is_number(planned) and is_number(reached) and planned):
         return "–"
     return f"{reached / planned - 1:+.1%}"
 
 
 def hours(hours: float) -> str:
-    """Hours as people say them."""
+    """Hours as a duration, e.g. 3m00s."""
     return format_seconds(hours * 3600) if hours else "0"
 
 
 def scientific(value: float) -> str:
-    """Three digits, and the power of ten of what is large."""
+    """Three significant digits, with an exponent for large values."""
     return f"{value:.3g}"
 
 
 def percent(share: float) -> str:
-    """A share of 1 in percent."""
+    """A share of 1 as a percentage."""
     return f"{share * 100:.3g} %"

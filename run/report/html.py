@@ -1,4 +1,4 @@
-"""HTML pages from the templates in templates/. A page is one file: no script, font or picture from elsewhere."""
+"""Renders the HTML templates in templates/. A page is one file, without external scripts, fonts or images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page that `template` makes of `values`. Every value is escaped, unless the template marks it safe."""
+    """Render `template` with `values`. Every value is escaped unless the template marks it as safe."""
     return _environment().get_template(template).render(values)
 
 
@@ -24,8 +24,8 @@ def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
-        undefined=StrictUndefined,  # a misspelt name is an error, not an empty place on the page
-        auto_reload=False,  # a long run ends with the templates that it loaded when it rehearsed its end
+        undefined=StrictUndefined,  # a misspelt name is an error instead of an empty string
+        auto_reload=False,  # a run uses the templates that it loaded at its start, even if the files change meanwhile
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -1,4 +1,4 @@
-"""A plan as people read it: tables, a derivation in full, a picture of what else would have been as good."""
+"""Shows a plan: as tables, as a full derivation, and as a chart of expected loss against size."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 SHOWN_ALTERNATIVES = 7
 BRIEF_ALTERNATIVES = 3
 BRIEF_NOTES = 2
-HIGHEST = 0.12  # of the picture: beyond 12 % above the best loss nothing is worth a look
+HIGHEST = 0.12  # top of the chart: 12 % above the best expected loss
 
 
 def show_plan(plan: Plan, console: Console, limits: Limits) -> None:
-    """The plan as tables."""
+    """Print the full plan as tables."""
     console.table("Plan", ["", "", "from"], _rows(plan, limits))
     if plan.alternatives:
         console.table(
-            "Also considered", ["layers", "width", "parameters", "tokens", "tokens/s", "loss", "why not"], _others(plan)
+            "Alternatives", ["layers", "width", "parameters", "tokens", "tokens/s", "loss", "why not"], _others(plan)
         )
     close = sum(row.worse < TIE for row in plan.alternatives)
     left = close - sum(row.worse < TIE for row in _shown(plan))
     if left > 0:
-        console.say(f"{left} more within {TIE:.1%} of the expected loss are in plan.json and with output=json")
+        console.say(f"{left} more within {TIE:.1%} of the expected loss: see plan.json or output=json")
     for note in plan.notes:
         console.say(f"note: {note}")
 
 
 def show_plan_briefly(plan: Plan, console: Console, limits: Limits) -> None:
-    """The plan in about ten lines: what is trained on how much, at which speed, and what else was considered."""
+    """Print the plan in about ten lines: budget, model, training tokens, optimizer, speed and alternatives."""
     rows = [(f"  {name}", text) for name, text in _brief_rows(plan, limits)]
     more = len(plan.notes) - BRIEF_NOTES
     notes = f" with {more} more note{'s' if more > 1 else ''}" if more > 0 else ""
@@ -63,9 +63,9 @@ def show_plan_briefly(plan: Plan, console: Console, limits: Limits) -> None:
 def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
     layers, heads = (
-        f"{n} {what}{'' if n == 1 else 's'}" for n, what in ((plan.n_layer, "layer"), (plan.n_head, "head"))
+        f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((plan.n_layer, "layer"), (plan.n_head, "head"))
     )
-    table = f" ({format_count(plan.bigram_rows * plan.n_embd)} in the bigram table)" if plan.bigram_rows else ""
+    table = f" ({format_count(plan.bigram_rows * plan.n_embd)} in the bigram embedding)" if plan.bigram_rows else ""
     rows = [
         ("budget", budget_of(limits)),
         (
@@ -93,7 +93,7 @@ def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
 
 
 def _brief_alternatives(plan: Plan) -> str:
-    """The closest other shapes, by how much worse they are expected to be."""
+    """The alternatives with the least expected loss, and how much worse they are."""
     shown = plan.alternatives[:BRIEF_ALTERNATIVES]
     texts = []
     for row in shown:
@@ -104,7 +104,7 @@ def _brief_alternatives(plan: Plan) -> str:
 
 
 def _speed(plan: Plan) -> str | None:
-    """Tokens per second, their share of the device's peak and the seconds of training that the budget leaves."""
+    """Tokens per second, MFU, and the training time that the budget leaves; None if the speed is unknown."""
     if not plan.tokens_per_second or plan.hours is None:
         return None
     mfu = f", MFU {plan.mfu:.0%}" if plan.mfu else ""
@@ -112,7 +112,7 @@ def _speed(plan: Plan) -> str | None:
 
 
 def _shown(plan: Plan) -> list[Any]:
-    """The closest alternatives, and the last two, which are clearly smaller and larger."""
+    """The best alternatives, and the last two, which are clearly smaller and larger."""
     rows = plan.alternatives
     return rows if len(rows) <= SHOWN_ALTERNATIVES else [*rows[: SHOWN_ALTERNATIVES - 2], *rows[-2:]]
 
@@ -133,7 +133,7 @@ def _others(plan: Plan) -> list[tuple[object, ...]]:
 
 
 def budget_of(limits: Limits) -> str:
-    """The limits in words."""
+    """The limits of a run in words, e.g. "3h00m of wall clock"."""
     given = (
         (limits.seconds, f"{format_seconds(limits.seconds or 0)} of wall clock"),
         (limits.flops, f"{limits.flops or 0:.3g} FLOPs"),
@@ -144,9 +144,9 @@ def budget_of(limits: Limits) -> str:
 
 
 def block_in_words(block: dict[str, Any]) -> str:
-    """A plan's block, e.g. "layernorm, gelu, gpt2 initialisation"; what is off is not named."""
+    """The block of a plan, e.g. "layernorm, gelu, gpt2 initialisation". Features that are off are left out."""
     names = {"initialisation": "{} initialisation", "qk_norm": "query and key norm", "x0_shortcut": "x0 shortcut"}
-    return ", ".join(names.get(knob, "{}").format(value) for knob, value in block.items() if value)
+    return ", ".join(names.get(name, "{}").format(value) for name, value in block.items() if value)
 
 
 def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
@@ -162,7 +162,11 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
             f"{plan.law}, {plan.standing}",
         ),
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
-        ("parameters", f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts)", ""),
+        (
+            "parameters",
+            f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts them)",
+            "",
+        ),
         ("within 1 %", _flat(plan), plan.source["flat"]),
         *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
@@ -170,7 +174,11 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
         ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
         ("optimizer", plan.optimizer, plan.source["optimizer"]),
-        ("learning rate", f"{plan.learning_rate:g} (rules say {rates[0]} to {rates[1]})", plan.source["learning_rate"]),
+        (
+            "learning rate",
+            f"{plan.learning_rate:g} (rules give {rates[0]} to {rates[1]})",
+            plan.source["learning_rate"],
+        ),
         ("warm-up", f"{plan.warmup:.1%} of the budget", plan.source["warmup"]),
         ("weight decay", f"{plan.weight_decay:g}", plan.source["weight_decay"]),
         ("beta2", f"{plan.beta2:g}", plan.source["beta2"]),
@@ -178,7 +186,9 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     ]
     if plan.bigram_rows:
         entries = format_count(plan.bigram_rows * plan.n_embd)
-        rows.insert(7, ("bigram table", f"{plan.bigram_rows:,} rows, {entries} of the parameters, no FLOPs", "compute"))
+        rows.insert(
+            7, ("bigram embedding", f"{plan.bigram_rows:,} rows, {entries} of the parameters, no FLOPs", "compute")
+        )
     if plan.interval is not None:
         rows.insert(
             2, ("80 % interval", f"{format_count(plan.interval[0])} to {format_count(plan.interval[1])}", plan.law)
@@ -187,11 +197,11 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         rows.append(("speed", speed, plan.source["tokens_per_second"]))
     if plan.compiled:
         cost = f"takes {format_seconds(plan.compile_s)}, " if plan.compile_s else ""
-        gain = f"{plan.compile_speedup:.2f} times as fast" if plan.compile_speedup else "asked for"
+        gain = f"{plan.compile_speedup:.2f} times as fast" if plan.compile_speedup else "requested"
         region = ", block by block" if plan.regional else ""
         rows.append(("torch.compile", cost + gain + region, plan.source.get("compile", "expected")))
     if plan.peak_memory is not None:
-        memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences at once"
+        memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences per forward pass"
         rows.append(("memory", memory, "measured"))
     if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
         low_loss, high_loss = plan.predicted_loss_interval
@@ -200,39 +210,39 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
 
 
 def _flat(plan: Plan) -> str:
-    """The sizes that are as good to within FLAT."""
+    """The range of sizes whose expected loss is within FLAT of the best."""
     low, high = plan.flat
     if low == high:
-        return "no other size of the grid"
-    return f"{format_count(low)} to {format_count(high)} as the law counts"
+        return "no other size"
+    return f"{format_count(low)} to {format_count(high)} as the law counts parameters"
 
 
 def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
-    """How every number of the plan comes about, a line each."""
+    """How each number of the plan is derived, one line each."""
     tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
     attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
     lines = [
         f"budget: {budget_of(limits)}",
         f"law {law.name} ({law.source}): N = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from"
         f" {law.measured[0]:.2g} to {law.measured[1]:.2g} FLOPs; at {compute:.3g} it is {plan.standing}",
-        "what the laws say for these FLOPs: "
+        "optimal parameters for these FLOPs by law: "
         + ", ".join(f"{name} {format_count(other.parameters(plan.flops))}" for name, other in LAWS.items()),
     ]
     if plan.hours is not None and plan.tokens_per_second:
         lines.append(
             f"tokens: {format_seconds(plan.hours * 3600)} of training x {plan.tokens_per_second:,.0f} tokens/s"
-            f" ({plan.source['tokens_per_second']}); the rest of the hours is set-up, evaluation and saving"
+            f" ({plan.source['tokens_per_second']}); the rest of the budget is for set-up, evaluation and saving"
         )
     table = f"{plan.bigram_rows:,} rows" if plan.bigram_rows else "none"
     lines += [
-        f"context: {plan.block_size} tokens, bigram table: {table}, block: {block_in_words(plan.block)}; given, or by the"
-        " compute: budget/planner/hyperparameters.py",
-        f"score: loss ~ C^-slope exp(curvature (ln N / (centre N*))^2) with C = 6 N x tokens' worth (the three:"
-        f" {plan.source['flat']}); within {NEAR_OPTIMAL:.0%}:"
+        f"context: {plan.block_size} tokens, bigram embedding: {table}, block: {block_in_words(plan.block)}; given, or"
+        " chosen by the compute (budget/planner/hyperparameters.py)",
+        f"score: loss ~ C^-slope exp(curvature (ln N / (centre N*))^2) with C = 6 N x effective tokens; slope,"
+        f" curvature and centre: {plan.source['flat']}; within {NEAR_OPTIMAL:.0%}:"
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
-        f"FLOPs a token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
+        f"FLOPs per token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
-        f"tokens' worth: {effective_tokens(tokens, corpus_tokens) / tokens:.1%} of new ones"
+        f"effective tokens: {effective_tokens(tokens, corpus_tokens) / tokens:.1%} of the tokens count as new"
         f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
         *_explain_rules(plan, shape, limits),
     ]
@@ -240,7 +250,7 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_toke
 
 
 def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
-    """How batch and rates come about; what the user fixed needs no rule."""
+    """How batch size, optimizer and rates are derived; values that the user fixed have no rule."""
     tokens, parameters = plan.tokens, plan.parameters_law
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
     epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
@@ -249,15 +259,16 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where"
-        f" {rule.small_batch:,} tokens need more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
-        + (f"; {plan.batch_tokens:,} for full speed, measured" if plan.source["batch_tokens"] == "saturation" else ""),
-        "optimizer": f"muon adds 5 n / T x the blocks' share = {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where {rule.small_batch:,} tokens need"
+        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        + (f"; {plan.batch_tokens:,} for full speed (measured)" if plan.source["batch_tokens"] == "saturation" else ""),
+        "optimizer": f"Muon adds 5 n / T x the share of the blocks ="
+        f" {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
         f" saves {1 - 1 / MUON_GAIN:.0%} of the tokens (Wen et al. 2025)",
-        "learning_rate": f"{rates}; Step Law's within {slowest:.2g} to {fastest:.2g}",
-        "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D) within {lowest:g} to {highest:g} (Power Lines)",
-        "warmup": f"N / D = {parameters / tokens:.3f} within {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
-        "beta2": "0.99 below 2^18 tokens a step, else 0.95 (Porian et al. 2024)",
+        "learning_rate": f"{rates}; the plan takes Step Law's, limited to {slowest:.2g} to {fastest:.2g}",
+        "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D), limited to {lowest:g} to {highest:g} (Power Lines)",
+        "warmup": f"N / D = {parameters / tokens:.3f}, limited to {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
+        "beta2": "0.99 below 2^18 tokens per step, else 0.95 (Porian et al. 2024)",
         "dropout": f"0.1 beyond {REPEATS_WITH_DROPOUT:g} epochs; {epochs}",
     }
     return [
@@ -273,16 +284,16 @@ def _plain(value: float | str) -> str:
 
 
 def draw_plan(axes: Axes, plan: Mapping[str, Any]) -> None:
-    """Expected loss against size for one budget: the flat region and the laws' spread shaded, the choice starred."""
+    """Draw expected loss against size. The near-optimal range and the range of the laws are shaded, the choice is a star."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     sizes = [size for size, _ in plan["curve"]]
     worse = [100 * value for _, value in plan["curve"]]
     chosen = plan["parameters_law"]
-    axes.axvspan(*plan["bracket"], color="#f97316", alpha=0.13, linewidth=0, label="the laws' best sizes")
+    axes.axvspan(*plan["bracket"], color="#f97316", alpha=0.13, linewidth=0, label="optimal by the laws")
     axes.axvspan(*plan["flat"], color="#16a34a", alpha=0.13, linewidth=0, label=f"within {NEAR_OPTIMAL:.0%}")
     axes.plot(sizes, worse, color="#3b82f6", linewidth=1.4)
-    height = dict(plan["curve"]).get(chosen, min(worse) / 100)  # above 0 where the user fixed the size
+    height = dict(plan["curve"]).get(chosen, min(worse) / 100)  # above 0 if the user fixed the size
     rows = [row for row in plan["alternatives"] if row.get("parameters_law")]
     heights = [100 * ((1 + height) * (1 + row["worse"]) - 1) for row in rows]
     axes.scatter([row["parameters_law"] for row in rows], heights, s=12, color="#64748b", zorder=3)
@@ -299,7 +310,7 @@ def draw_plan(axes: Axes, plan: Mapping[str, Any]) -> None:
 
 
 def write_picture(plan: Plan, title: str, path: Path) -> None:
-    """plan.png."""
+    """Write the chart of a plan to a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Curves as inline SVG pictures, in the colours of the page around them."""
+"""Draws charts as inline SVG that takes on the colours of the page."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from common.format import format_seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_POINTS = 1000  # of one curve; more cannot be told apart on a screen and cost 20 bytes each
-SMOOTHING = 0.01  # half width of the moving average, as a share of the run
-INK = "#010203"  # drawn in this colour, then turned into currentColor: black by day, white by night
+MAX_POINTS = 1000  # per curve; more are indistinguishable on a screen and cost 20 bytes each
+SMOOTHING = 0.01  # half width of the moving average, as a share of the points
+INK = "#010203"  # placeholder colour, replaced by currentColor to follow the light or dark scheme of the page
 BLUE, ORANGE, GREEN = "#3b82f6", "#f97316", "#16a34a"  # legible on white and on black
-FIGURE_INCHES = (5.0, 2.9)  # on the 390 pixels of a phone a letter of 10 pt stays 10 pixels high
+FIGURE_INCHES = (5.0, 2.9)  # text of 10 pt is then 10 pixels high on a phone that is 390 pixels wide
 TIME_STEPS_S = (1, 2, 5, 10, 15, 30, *(60 * m for m in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440)))
 _SVG_METADATA = ("Date", "Creator", "Format", "Type")
 _RC: Any = {
@@ -42,7 +42,7 @@ _RC: Any = {
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` points of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
+    """At most `limit` points of a curve: the minimum and maximum of each interval, so that no spike is lost."""
     if len(x) <= limit:
         return x, y
     edges = np.linspace(0, len(x), limit // 2 + 1).astype(int)
@@ -51,10 +51,10 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndar
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
-    """A moving average over 2 x SMOOTHING of the run.
+    """A moving average over a share of 2 SMOOTHING of the points.
 
-    The window grows from nothing, so that the steep beginning stays steep, and is cut off at the end, where the loss is
-    flat and its last noisy point must not look like a turn.
+    The window starts at zero width to keep the steep beginning, and shrinks on the right side only towards the end, so that
+    the last noisy point does not look like a turn.
     """
     index = np.arange(len(y))
     left = np.minimum(index, max(1, int(SMOOTHING * len(y))))
@@ -68,14 +68,14 @@ def _extremes(y: np.ndarray) -> tuple[int, ...]:
 
 
 class Picture(NamedTuple):
-    """A chart for a page."""
+    """A chart: its title and its SVG markup."""
 
     title: str
-    svg: str  # markup
+    svg: str
 
 
 def picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callable[[Axes], None]) -> Picture:
-    """One chart as an inline SVG with its text as text, in the colours of the page."""
+    """A chart as inline SVG. `draw` plots into its axes, `ticks` formats the x axis. Text stays text."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -97,15 +97,15 @@ def picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callab
 def _inline(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows the names; the page shall name no other host
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the same in each picture, and nothing refers to them
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # not needed in HTML; a page must not name other hosts
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the ids repeat in every chart and are not used
     svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", svg, count=1)
     return svg.replace(INK, "currentColor")
 
 
 def axis(format_value: Callable[[float], str]) -> Callable[[Axes], None]:
-    """Ticks whose labels `format_value` writes."""
+    """Returns a function that labels the x axis by `format_value`."""
 
     def set_up(axes: Axes) -> None:
         axes.locator_params(axis="x", nbins=6)
@@ -115,7 +115,7 @@ def axis(format_value: Callable[[float], str]) -> Callable[[Axes], None]:
 
 
 def time_axis(axes: Axes) -> None:
-    """Hours as a clock counts them: ticks at whole seconds, minutes or hours."""
+    """Label an x axis in hours, with ticks at whole seconds, minutes or hours."""
     from matplotlib.ticker import MultipleLocator
 
     low, high = axes.get_xlim()

@@ -1,9 +1,8 @@
-"""One self-contained HTML page about a run: what was planned, what came out, and where each second went.
+"""Writes report.html: the plan of a run, its result, its curves and its time ledger, as one self-contained page.
 
     python -m run.report.run_report outputs/NAME
 
-The page needs nothing but itself (no script, no font, no picture from elsewhere) and reads the run's own files. A
-run that was stopped, killed or diverged has fewer of them; the page then says so and shows what there is.
+The page loads nothing from elsewhere. A run that was stopped or killed lacks some of its files; the page then shows the rest.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ STATUS_WORDS = {
     "stopped": "stopped early",
     "diverged": "diverged",
     "failed": "failed",
-    "running": "not ended",
+    "running": "not finished",
 }
 
 
 def write_report(folder: Path, records: Records | None = None) -> Path:
     """Write folder/report.html and return its path.
 
-    records: what read_metrics(folder) returns, where the caller has it at hand. The file appears whole or not at
-    all. Raises OSError when it cannot be written.
+    records: the result of read_metrics(folder), if the caller already has it. The file is written atomically. Raises OSError
+    if it cannot be written.
     """
     page = render(read_run(folder, read_metrics(folder) if records is None else records))
     path = folder / "report.html"
@@ -59,7 +58,7 @@ def write_report(folder: Path, records: Records | None = None) -> Path:
 
 
 def render(run: Run) -> str:
-    """The page. templates/run.html says what is shown where, and leaves out the sections without data."""
+    """The page as HTML. templates/run.html arranges it and leaves out sections without data."""
     return page.render(
         "run.html",
         title=run.name,
@@ -87,7 +86,7 @@ def render(run: Run) -> str:
     )
 
 
-# What the template shows, from top to bottom: rows, paragraphs and pictures. Each is empty where the run has none.
+# The content of the template from top to bottom: rows, paragraphs and charts. Each is empty if the run has no data for it.
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
@@ -109,26 +108,27 @@ def _remarks(run: Run) -> list[str]:
     if reason and run.outcome != "finished":
         remarks.append(f"Reason: {reason}")
     if not run.result:
-        remarks.append("There is no result.json: the run was stopped before its final evaluation, or is still going.")
-    if run.went_on:
-        remarks.append(f"The figures are those of an earlier end; the run went on to step {run.last['step']}.")
+        remarks.append("There is no result.json: the run is still going, or ended before its final evaluation.")
+    if run.continued_after_result:
+        remarks.append(
+            f"The results are from before the budget was extended; the run has continued to step {run.last['step']}."
+        )
     loss = column(run.points, "loss")
     if len(loss) and not np.isfinite(loss).all():
         bad = np.flatnonzero(~np.isfinite(loss))
         step = run.points[int(bad[0])].get("step")
-        remarks.append(f"The training loss was not a finite number at {len(bad)} points, first at step {step}.")
+        remarks.append(f"The training loss was NaN or infinite at {len(bad)} logged steps, first at step {step}.")
     extended = number(run.result.get("extended_hours"), 0)
     if extended:
         remarks.append(f"The budget was extended by {format_seconds(extended * 3600)} after the start.")
     evaluated = run.part("eval")
     if evaluated.get("tokens"):
-        split = evaluated.get("split", "validation")
-        remarks.append(f"Evaluated on {format_count(number(evaluated['tokens'], 0))} tokens of the split {split}.")
+        remarks.append(f"Evaluated on {format_count(number(evaluated['tokens'], 0))} tokens of the validation split.")
     return remarks
 
 
 def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
-    """The rows of plan against outcome."""
+    """The rows of the table that compares the plan with the result."""
     plan, spent, last = run.plan, run.part("spent"), run.last
     speed = run.part("throughput") or {key: median(run.points, key) for key in ("tokens_per_second", "mfu")}
     rows: list[tuple[str, Any, Any, Callable[[float], str]]] = [
@@ -148,8 +148,8 @@ def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
 
 
 def _off_plan(run: Run) -> list[str]:
-    """Why the tokens were off plan."""
-    return [f"Off plan: {reason}." for reason in listing(run.part("plan").get("why_off"))]
+    """Reasons why the number of tokens differs from the plan."""
+    return [f"Reason for the difference: {reason}." for reason in listing(run.part("plan").get("why_off"))]
 
 
 def _shape(run: Run) -> list[str]:
@@ -168,7 +168,7 @@ def _shape(run: Run) -> list[str]:
 def _law_line(plan: Mapping[str, Any]) -> str:
     best = mapping(plan.get("optimum"))
     sizes = [f"{format_count(best[key])} {key}" for key in ("parameters", "tokens") if is_number(best.get(key))]
-    optimum = f", whose own optimum is {' and '.join(sizes)}" if sizes else ""
+    optimum = f", whose optimum is {' and '.join(sizes)}" if sizes else ""
     return f" Law: {plan['law']}{optimum}." if plan.get("law") else ""
 
 
@@ -177,16 +177,16 @@ def _budget(run: Run) -> list[str]:
     limits = [f"{key} {value:g}" for key, value in budget.items() if is_number(value) and value]
     parts = [f"Budget: {', '.join(limits)}"] if limits else []
     if budget.get("counts"):
-        parts.append(f"counting {budget['counts']}")
+        parts.append("counting training time only" if budget["counts"] == "training" else "counting all time")
     if is_number(spent.get("overshoot_s")):
         over = spent["overshoot_s"]
-        parts.append(f"{format_seconds(abs(over))} {'past the limit' if over > 0 else 'left over'}")
+        parts.append(f"{format_seconds(abs(over))} {'over the limit' if over > 0 else 'unused'}")
     if is_number(spent.get("training_hours")):
-        parts.append(f"{hours(spent['training_hours'])} of it training")
+        parts.append(f"{hours(spent['training_hours'])} of training")
     if is_number(spent.get("flops_6nd")):
-        parts.append(f"{scientific(spent['flops_6nd'])} FLOPs by 6ND")
+        parts.append(f"{scientific(spent['flops_6nd'])} FLOPs as 6ND")
     if is_number(run.result.get("prepare_s")):
-        parts.append(f"{format_seconds(run.result['prepare_s'])} of data preparation before the clock")
+        parts.append(f"{format_seconds(run.result['prepare_s'])} of data preparation, outside the budget")
     return [f"{'; '.join(parts)}."] if parts else []
 
 
@@ -198,7 +198,7 @@ def _loss_pictures(run: Run) -> list[curves.Picture]:
             "Loss against tokens", "tokens", lambda axes: _draw_loss(axes, run, "tokens"), curves.axis(format_count)
         ),
         curves.picture(
-            "Loss against budget time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), curves.time_axis
+            "Loss against time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), curves.time_axis
         ),
     ]
 
@@ -219,7 +219,7 @@ def _draw_loss(axes: Axes, run: Run, key: str) -> None:
 
 
 def _loss_limits(values: np.ndarray) -> tuple[float, float]:
-    # One spike to 1e9 must not flatten the rest: nothing above twice the first losses is of interest.
+    # A spike to 1e9 must not flatten the curve, so the axis ends at twice the first losses.
     low = float(values.min())
     high = min(float(values.max()), 2 * float(np.median(values[:10])))
     margin = 0.05 * (high - low) or 0.5
@@ -247,7 +247,7 @@ def _schedule_pictures(run: Run) -> list[curves.Picture]:
 
 
 def _ledger(run: Run) -> list[tuple[str, str, str, str]]:
-    """Account, time, share and colour."""
+    """The rows of the time ledger: account, time, share and colour."""
     total = sum(run.ledger.values())
     return [
         (account, format_seconds(seconds), f"{seconds / total:.1%}", ACCOUNT_COLOURS.get(account, "#64748b"))
@@ -280,9 +280,9 @@ def _peak(run: Run) -> list[str]:
 
 
 def _sources(run: Run) -> dict[str, Any]:
-    """The table of the evaluation by source; its columns are whatever was measured."""
-    found = mapping(run.part("eval").get("by_source"))
-    figures = {name: mapping(value) or {"loss": value} for name, value in found.items()}
+    """The table of the evaluation by source, with a column for each figure that was measured."""
+    by_source = mapping(run.part("eval").get("by_source"))
+    figures = {name: mapping(value) or {"loss": value} for name, value in by_source.items()}
     columns = list(dict.fromkeys(key for value in figures.values() for key in value))
     return {
         "source_heads": ["Source", *(key.replace("_", " ").capitalize() for key in columns)],
@@ -304,7 +304,7 @@ def _plan_pictures(run: Run) -> list[curves.Picture]:
 
 def _plan_notes(run: Run) -> list[str]:
     basis = "; ".join(f"{key}: {_value(value)}" for key, value in mapping(run.plan.get("source")).items())
-    return [f"The plan rests on: {basis}."] * bool(basis) + [str(note) for note in listing(run.plan.get("notes"))]
+    return [f"Sources of the plan: {basis}."] * bool(basis) + [str(note) for note in listing(run.plan.get("notes"))]
 
 
 def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
@@ -314,14 +314,14 @@ def _alternative(shape: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _samples(run: Run) -> list[tuple[str, str]]:
-    """Prompt and continuation."""
+    """Pairs of prompt and continuation."""
     samples = [s for s in listing(run.result.get("samples")) if isinstance(s, dict)]
     pairs = [(str(s.get("prompt", "")), str(s.get("text", ""))) for s in samples]
     return [(prompt, text.removeprefix(prompt)) for prompt, text in pairs]
 
 
 def _events(run: Run) -> list[str]:
-    # Every run opens with a resume at step 0; only those that took something back or went on are news.
+    # Every run starts with a resume at step 0, which is not worth listing.
     events = run.events[1:] if run.events and run.events[0].get("step") == 0 else run.events
     return [
         f"resumed at step {event.get('step')}"
@@ -329,9 +329,6 @@ def _events(run: Run) -> list[str]:
         else str(event.get("text") or json.dumps(event))
         for event in events
     ]
-
-
-# Figures.
 
 
 def _figure(key: str, value: Any) -> str:
@@ -354,7 +351,7 @@ def main(arguments: Sequence[str]) -> int:
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing or not folders:
         for folder in missing:
-            print(f"no run in {folder}: there is no such folder", file=sys.stderr)
+            print(f"{folder} does not exist; give the folder of a run", file=sys.stderr)
         print("usage: python -m run.report.run_report outputs/NAME [outputs/OTHER ...]", file=sys.stderr)
         return 2
     for folder in folders:

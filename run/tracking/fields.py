@@ -1,4 +1,4 @@
-"""What a dashboard shows of a run: its knobs under the names of the command line, and the figures that stand for it."""
+"""Selects what wandb gets of a run: its options under their names on the command line, and its summary figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from common.json_io import is_number, mapping
 from common.redaction import is_secret
 
-SHOWN_OF_PLAN = (
+PLAN_FIELDS = (
     "n_layer",
     "n_head",
     "n_embd",
@@ -30,7 +30,7 @@ SHOWN_OF_PLAN = (
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}: the names that the command line uses."""
+    """{"a": {"b": 1}} -> {"a.b": 1}, the names of the command line."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping) and value:
@@ -41,25 +41,29 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def public_config(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """The flattened config without the entries whose name says that they are secret."""
+    """The flattened config without the entries that are secret by their names."""
     return {key: value for key, value in flatten(nested).items() if not any(map(is_secret, key.split(".")))}
 
 
 def figures(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """{"eval": {"loss": 3.5}} -> {"eval_loss": 3.5}, less what is empty: wandb sorts and filters only by names that are
-    made of letters, digits and underscores (docs.wandb.ai, "Metric naming constraints")."""
+    """{"eval": {"loss": 3.5}} -> {"eval_loss": 3.5}, without empty values.
+
+    wandb sorts and filters only by names of letters, digits and underscores (docs.wandb.ai, "Metric naming constraints").
+    """
     return {re.sub(r"\W", "_", key): value for key, value in flatten(nested).items() if value not in (None, {})}
 
 
 def wandb_config(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a run on wandb: every knob, and under `planned` what the plan chose where a knob was left open."""
-    planned = {name: plan[name] for name in SHOWN_OF_PLAN if name in plan}
+    """The config of a run on wandb: every option, and under `planned` the values in the plan."""
+    planned = {name: plan[name] for name in PLAN_FIELDS if name in plan}
     return {**config, "planned": planned | mapping(plan.get("block"))}
 
 
 def wandb_summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands for a run on wandb: of result.json the scores, what was spent on what, and the plan, under the same
-    names; `off_plan` is how far what was reached is from what was planned, as a share of the plan."""
+    """The wandb summary of a run: its scores, ledger, spent budget and plan, with the names of result.json.
+
+    `off_plan` holds the relative difference between the actual and the planned values: actual / planned - 1.
+    """
     scores, spent, plan = (mapping(result.get(name)) for name in ("eval", "spent", "plan"))
     budget, rates = mapping(result.get("budget")), mapping(result.get("throughput"))
     hours = budget.get("hours")
@@ -76,6 +80,6 @@ def wandb_summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "plan": {name: value for name, value in plan.items() if is_number(value)},
         "why_off_plan": "; ".join(plan.get("why_off") or ()) or None,
         "off_plan": {
-            n: reached / planned - 1 for n, (planned, reached) in pairs.items() if planned and is_number(reached)
+            name: actual / planned - 1 for name, (planned, actual) in pairs.items() if planned and is_number(actual)
         },
     }

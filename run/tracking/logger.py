@@ -1,15 +1,15 @@
-"""The run's curves on Weights & Biases, online or on disk; the only place that knows how wandb logs.
+"""Logs a run to Weights & Biases, online or to disk.
 
-A dashboard is a convenience and metrics.jsonl is the record: no trouble here may stop a run or hold it up for more
-than a few seconds. So all calls are made by one thread of their own, opening and finishing have a time limit, and
-whatever goes wrong costs one warning.
+metrics.jsonl is the record of a run and wandb only a convenience, so no failure here may stop a run or delay it by more than
+a few seconds. All calls to wandb run in one separate thread, opening and finishing have a time limit, and each kind of
+failure gives one warning.
 
-Every point carries the four axes of a budget (step, tokens, flops, hours) and no wandb step: wandb demands that
-its own step only ever grows, which a run that was killed and resumed from its last checkpoint cannot promise.
+Every point has the four axes of a budget (step, tokens, flops, hours) and no wandb step. wandb requires that its own step
+never decreases, but a run that is resumed from its last checkpoint repeats steps.
 
-A curve holds each step once. A killed run does the steps after its last checkpoint again; those that were shown are not
-shown a second time. A process with a network first sends from metrics.jsonl what the processes before it could not; the
-files that offline processes leave are sent by `python -m run.tracking.sync outputs/NAME`.
+A curve holds each step once: steps that are repeated after a resume are not logged a second time. A process with a network
+first sends from metrics.jsonl the points that earlier processes could not send. The files of offline processes are sent by
+`python -m run.tracking.sync outputs/NAME`.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from run.history import last_logged_step
 from run.tracking.fields import figures, public_config
 
 AXES = ("step", "tokens", "flops", "hours")
-DEFAULT_AXIS = "hours"  # what a budget is counted in, and right across resumes, where wandb's own clock is not
-CONNECT_TIMEOUT_S = 2.0  # wandb itself retries for 100 s before it says that there is no network
+DEFAULT_AXIS = "hours"  # of the budget, which stay correct across resumes; wandb's own clock does not
+CONNECT_TIMEOUT_S = 2.0  # wandb itself retries for 100 s before it reports that there is no network
 TEARDOWN_LIMIT_S = 2.0
 STATS_INTERVAL_S = 30.0
-FLUSH_INTERVAL_S = 1.0  # the most that a killed process loses of its offline file; wandb's own default is 15 s
+FLUSH_INTERVAL_S = 1.0  # a killed process loses at most this much of its offline file; wandb's default is 15 s
 MAX_FAILURES = 3
-MAX_WAITING = 10_000  # points that may wait for wandb: some 10 MB
-MAX_TAG_LENGTH = 64  # wandb refuses the whole run for a longer one
+MAX_WAITING = 10_000  # queued points, about 10 MB
+MAX_TAG_LENGTH = 64  # wandb refuses a run with a longer tag
 SEGMENT = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(?P<id>.+)")  # wandb's name for the folder of one process
-_KEPT = "the run goes on and metrics.jsonl keeps every point"
+_KEPT = "the run continues and metrics.jsonl keeps every point"
 
 Result = TypeVar("Result")
 
 
 class Dashboard:
-    """A dashboard that shows nothing; also the interface of the one that does."""
+    """A dashboard that logs nothing, and the interface of the one for wandb."""
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Add one point, unless its step was shown by an earlier process of this run. It should hold the four axes:
-        step, tokens, flops and hours."""
+        """Log one point, unless an earlier process of this run has logged its step. It should have the four axes: step,
+        tokens, flops and hours."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set the figures that stand for the run as a whole, under the names that `figures` gives them."""
+        """Set the summary figures of the run, with names made by `figures`."""
 
     def finish(self) -> None:
-        """Close the run. Comes back within a few seconds, whatever happens."""
+        """Close the run. Returns within a few seconds, whatever happens."""
 
 
 def open_dashboard(
@@ -77,12 +77,16 @@ def open_dashboard(
     timeout_s: float = 8.0,
     warn: Callable[[str], None] = print,
 ) -> Dashboard:
-    """Open the dashboard of a run, or one that shows nothing where that cannot be done.
+    """Open the dashboard of a run, or one that logs nothing if wandb cannot be used.
 
-    mode: "online", "offline" (files under `directory`/wandb, which `python -m run.tracking.sync` sends) or "disabled".
-    run_id: the same id again continues the same run. config: plain and nested; it is logged flattened, with the dotted names
-    of the command line, without the entries whose name says that they are secret. timeout_s: the limit for opening and for
-    finishing. warn: is given one line for each kind of trouble, always in the thread that calls this module.
+    Args:
+        mode: "online", "offline" (files under `directory`/wandb, sent later by `python -m run.tracking.sync`) or "disabled".
+        run_id: The id on wandb; the same id continues the same run.
+        config: The nested config. It is logged flattened, with the names of the command line and without secrets.
+        timeout_s: Time limit in seconds for opening, and for finishing.
+        warn: Called with one line per kind of failure, always in the caller's thread.
+
+    Raises ValueError for an unknown mode.
     """
     if mode not in ("online", "offline", "disabled"):
         raise ValueError(f"dashboard mode {mode!r}: must be online, offline or disabled")
@@ -102,20 +106,23 @@ def open_dashboard(
 
 
 def segments(folder: Path) -> list[str]:
-    """The wandb ids under which processes of the run in `folder` have logged, in their order."""
+    """The wandb ids that the processes of the run in `folder` have used, oldest first."""
     found = sorted(path.name.removeprefix("offline-") for path in (folder / "wandb").glob("*run-*"))
     return [match["id"] for name in found if (match := SEGMENT.fullmatch(name))]
 
 
 def wandb_id(folder: Path) -> str:
-    """The id of this folder's run on wandb. Not the folder's name alone: a run that begins anew under the same name
-    (fresh=true, or the folder was removed) is another run, and wandb would append it to the curve of the first."""
+    """The id on wandb of the run in `folder`: the folder's name and a random suffix.
+
+    The name alone would not do: a run that starts again under the same name (fresh=true, or the folder was deleted) is another
+    run, and wandb would append it to the curve of the first.
+    """
     earlier = segments(folder)
     return earlier[-1] if earlier else f"{folder.absolute().name}-{secrets.token_hex(2)}"
 
 
 class _WandbDashboard(Dashboard):
-    """Hands every call to one thread, which alone talks to wandb."""
+    """Logs to wandb through one thread that makes all calls to it."""
 
     def __init__(self, mode: str, options: dict[str, Any], timeout_s: float, warn: Callable[[str], None]) -> None:
         self._timeout_s = timeout_s
@@ -125,7 +132,7 @@ class _WandbDashboard(Dashboard):
         self._failures = 0
         self._closed = False
         self._run: Any = None
-        self._shown = -1.0  # the last step that an earlier process showed
+        self._shown = -1.0  # the last step that an earlier process logged
         self._thread: threading.Thread | None = None
         self._open(mode, options)
 
@@ -146,7 +153,7 @@ class _WandbDashboard(Dashboard):
                 self._calls.put_nowait(None)
             thread.join(self._timeout_s)
             if thread.is_alive():
-                self._warn(f"wandb did not finish within {self._timeout_s:g} s and was left behind; {_KEPT}")
+                self._warn(f"wandb did not finish within {self._timeout_s:g} s and was abandoned; {_KEPT}")
             self._report()
         if not self._closed:
             self._closed = True
@@ -157,7 +164,7 @@ class _WandbDashboard(Dashboard):
             opened = within(self._timeout_s, lambda: _open_run(mode, options, self._timeout_s), "opening")
             self._run, self._shown, notice = opened
         except Exception as error:
-            self._warn(f"no dashboard for this run: {_one_line(error)}; {_KEPT}")
+            self._warn(f"no wandb for this run: {_one_line(error)}; {_KEPT}")
             return
         if notice:
             self._warn(notice)
@@ -174,7 +181,7 @@ class _WandbDashboard(Dashboard):
             self._calls.put_nowait(call)
         except queue.Full:
             self._failures = MAX_FAILURES
-            self._warn(f"wandb does not take any more points: the dashboard ends here; {_KEPT}")
+            self._warn(f"wandb accepts no more points, logging to it stops; {_KEPT}")
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -189,7 +196,7 @@ class _WandbDashboard(Dashboard):
         except Exception as error:
             self._failures += 1
             if self._failures == MAX_FAILURES:
-                self._notices.put(f"the dashboard ends here, wandb failed {MAX_FAILURES} times: {_one_line(error)}")
+                self._notices.put(f"wandb failed {MAX_FAILURES} times, logging to it stops: {_one_line(error)}")
 
     def _report(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -197,14 +204,17 @@ class _WandbDashboard(Dashboard):
 
 
 def within(limit_s: float, call: Callable[[], Result], what: str) -> Result:
-    """The result of call() made in a thread; raises what it raised, or TimeoutError after limit_s seconds."""
+    """Run call() in a thread and return its result.
+
+    Raises RuntimeError if it raised, and TimeoutError after limit_s seconds; `what` names the call in the message.
+    """
     outcome: list[Result] = []
     errors: list[BaseException] = []
 
     def work() -> None:
         try:
             outcome.append(call())
-        except BaseException as error:  # SystemExit too: no library may end the run
+        except BaseException as error:  # even SystemExit: no library may end the run
             errors.append(error)
 
     thread = threading.Thread(target=work, name=f"dashboard-{what}", daemon=True)
@@ -218,7 +228,7 @@ def within(limit_s: float, call: Callable[[], Result], what: str) -> Result:
 
 
 def _open_run(mode: str, options: dict[str, Any], timeout_s: float) -> tuple[Any, float, str | None]:
-    """The wandb run, the last step that it already shows, and a notice for the user. options: arguments of wandb.init."""
+    """The wandb run, the last step that it already has, and a notice for the user. `options`: arguments of wandb.init."""
     directory = Path(options["dir"])
     before = last_logged_step(directory) if segments(directory) else -1.0
     wandb = load_wandb(directory)
@@ -240,30 +250,32 @@ def _open_run(mode: str, options: dict[str, Any], timeout_s: float) -> tuple[Any
 
 
 def synced_marker(file: Path) -> Path:
-    """The empty file with which `wandb sync` marks a .wandb file that it has sent."""
+    """The empty file that `wandb sync` creates to mark a .wandb file as sent."""
     return file.with_suffix(".wandb.synced")
 
 
 def _mark_as_synced(directory: Path) -> None:
-    """Keep `wandb sync` from sending the files of earlier offline processes: it appends to the curve, and an online process
-    sends the points that the server lacks from metrics.jsonl."""
+    """Mark the files of earlier offline processes as sent.
+
+    An online process sends missing points from metrics.jsonl, and `wandb sync` would append them to the curve again.
+    """
     with contextlib.suppress(OSError):
         for file in (directory / "wandb").glob("offline-run-*/*.wandb"):
             synced_marker(file).touch()
 
 
 def _last_shown_step(run: Any) -> float:
-    """The last step that wandb's server has of a run that was opened online; -1 where it has none."""
+    """The last step of an online run on wandb's server; -1 if it has none."""
     step = run.summary.get("step")
     return float(step) if is_number(step) else -1.0
 
 
 def load_wandb(directory: Path) -> ModuleType:
-    """Import wandb so that it keeps its files in `directory` and prints nothing."""
+    """Import wandb, configured to keep its files in `directory` and to print nothing."""
     directory.mkdir(parents=True, exist_ok=True)
     os.environ.update(
         WANDB_DIR=str(directory),
-        # wandb's defaults lie in the home folder, where they have filled quotas.
+        # wandb's default folders are in the home folder and can exceed its quota.
         WANDB_CACHE_DIR=str(directory / "wandb" / "cache"),
         WANDB_DATA_DIR=str(directory / "wandb" / "data"),
         WANDB_ERROR_REPORTING="false",
@@ -273,7 +285,7 @@ def load_wandb(directory: Path) -> ModuleType:
 
 
 def _start_run(wandb: ModuleType, mode: str, options: dict[str, Any], timeout_s: float) -> Any:
-    """wandb.init with stint's settings."""
+    """Call wandb.init with stint's settings."""
     wanted = {
         "console": "off",
         "silent": True,
@@ -283,12 +295,12 @@ def _start_run(wandb: ModuleType, mode: str, options: dict[str, Any], timeout_s:
         "disable_git": True,
         "symlink": False,
         "init_timeout": timeout_s,
-        "finish_timeout": 0.75 * timeout_s,  # wandb gives up by itself before it is left behind
+        "finish_timeout": 0.75 * timeout_s,  # wandb gives up before our own limit
         "finish_timeout_raises": False,
         "x_stats_sampling_interval": STATS_INTERVAL_S,
         "x_transaction_log_flush_interval": FLUSH_INTERVAL_S,
     }
-    known = wandb.Settings.model_fields  # they differ between releases, and wandb refuses one that it does not know
+    known = wandb.Settings.model_fields  # settings differ between releases, and wandb refuses unknown ones
     run = wandb.init(
         **options,
         mode=mode,
@@ -303,8 +315,7 @@ def _start_run(wandb: ModuleType, mode: str, options: dict[str, Any], timeout_s:
 
 
 def no_account(wandb: ModuleType) -> str | None:
-    """What is missing to log in, and how to fix it; None where there is a key. To be asked before wandb.init, which would
-    ask the keyboard."""
+    """The error message if there is no API key, else None. Check this before wandb.init, which would prompt for one."""
     settings = wandb.setup().settings
     host = urlsplit(settings.base_url).hostname or ""
     has_key = key_at_hand(host) or getattr(settings, "api_key", None)
@@ -312,17 +323,17 @@ def no_account(wandb: ModuleType) -> str | None:
 
 
 def why_not_online(wandb: ModuleType) -> str | None:
-    """Why wandb's server cannot be used, asked within a few seconds; None where it can."""
+    """Why wandb's server cannot be used, or None. Takes at most a few seconds."""
     return no_account(wandb) or why_unreachable(wandb.setup().settings.base_url, CONNECT_TIMEOUT_S)
 
 
 def netrc_path() -> Path:
-    """Where `wandb login` keeps its key."""
+    """The netrc file, where `wandb login` stores the API key."""
     return Path(os.environ.get("NETRC") or Path.home() / ("_netrc" if os.name == "nt" else ".netrc"))
 
 
 def key_at_hand(host: str) -> bool:
-    """Whether the environment or the user's netrc file has a key for a wandb host; the key itself is not kept."""
+    """Whether the environment or the user's netrc file has an API key for a wandb host."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
@@ -334,7 +345,7 @@ def key_at_hand(host: str) -> bool:
 
 
 def tear_down() -> None:
-    """Stop wandb's helper process now, with a limit: at exit wandb would wait for it without one."""
+    """Stop wandb's service process, with a time limit. At exit, wandb would wait for it without one."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and hasattr(wandb, "teardown"):
         with contextlib.suppress(Exception):

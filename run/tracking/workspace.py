@@ -1,8 +1,8 @@
-"""The dashboard of a wandb project, built in one go: `make dashboard`, or `python -m run.tracking.workspace --project stint`.
+"""Creates the dashboard of a wandb project: `make dashboard`, or `python -m run.tracking.workspace --project stint`.
 
-It is a saved view of the project's workspace: every curve over budget-hours, which go on where a resumed run goes on
-and are comparable between runs, and the figures of run/tracking/fields.py. A second call brings the same view up to date.
-`--json FILE` writes the view and needs neither an account nor a network.
+The dashboard is a saved view of the project's workspace with the figures of run/tracking/fields.py. All curves are over
+budget-hours, which continue across resumes and are comparable between runs. A second call updates the same view. `--json
+FILE` writes the view to a file and needs neither an account nor a network.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 VIEW_NAME = "stint: what the budget bought"
 VIEW_ID = "stintbudget"  # in the view's address; wandb's own have eleven letters and digits too
-MAX_RUNS = 50  # drawn at once
-
-
+MAX_RUNS = 50  # per chart
 LEDGER = tuple(f"ledger_s_{account}" for account in ACCOUNTS)
 COLUMNS = (
     "run:state", "run:group", "summary:eval_bits_per_byte", "summary:eval_loss", "summary:eval_accuracy",
@@ -33,11 +31,13 @@ COLUMNS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line. Exit status 2 without wandb-workspaces or an account, 1 where wandb's server refuses."""
+    """The command line. Exit status 2 without wandb-workspaces or an account, 1 if wandb's server fails."""
     parser = argparse.ArgumentParser(prog="python -m run.tracking.workspace", description=__doc__.split("\n")[0])
-    parser.add_argument("--project", default="stint", help="wandb project (wandb.project of its runs)")
-    parser.add_argument("--entity", help="wandb team or user; without it your default")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the view here instead of saving it on wandb")
+    parser.add_argument("--project", default="stint", help="wandb project, as in wandb.project")
+    parser.add_argument("--entity", help="wandb team or user (default: your default entity)")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the view to FILE instead of saving it on wandb"
+    )
     options = parser.parse_args(arguments)
     with reported():
         if options.json:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build(project: str, entity: str) -> Workspace:
-    """The view of a project, made anew. Raises UserError where wandb-workspaces is missing."""
+    """Build the view of a project. Raises UserError if wandb-workspaces is not installed."""
     try:
         from wandb_workspaces import workspaces
     except ImportError as error:
@@ -72,11 +72,11 @@ def build(project: str, entity: str) -> Workspace:
 
 
 def panels_by_section() -> dict[str, list[Any]]:
-    """The panels of the view, under the name of their section."""
+    """The panels of the view by section."""
     from wandb_workspaces.reports import v2
 
     def curve(title: str, unit: str, *metrics: str) -> v2.LinePlot:
-        """Figures over budget-hours, one line for each run; several figures are stacked."""
+        """A chart over budget-hours with one line per run; several figures are stacked."""
         return v2.LinePlot(
             title=title,
             x=DEFAULT_AXIS,
@@ -88,13 +88,13 @@ def panels_by_section() -> dict[str, list[Any]]:
         )
 
     def bars(title: str, unit: str, *metrics: str) -> v2.BarPlot:
-        """Final figures of the runs, side by side."""
+        """A bar chart of final figures."""
         return v2.BarPlot(title=title, metrics=list(metrics), title_x=unit, max_runs_to_show=MAX_RUNS)
 
     def pairs(title: str, planned: str, reached: str) -> v2.ScatterPlot:
-        """A point for each run."""
+        """A scatter plot of actual against planned values, with one point per run."""
         x, y = v2.SummaryMetric(planned), v2.SummaryMetric(reached)
-        return v2.ScatterPlot(title=f"{title}: planned (across) and reached", x=x, y=y)
+        return v2.ScatterPlot(title=f"{title}: planned (x) and actual (y)", x=x, y=y)
 
     return {
         "Loss": [
@@ -119,19 +119,19 @@ def panels_by_section() -> dict[str, list[Any]]:
             bars("Model FLOPs utilisation of training", "share of the peak", "throughput_mfu"),
         ],
         "Budget ledger": [
-            curve("Where the time went so far", "seconds", *LEDGER),
+            curve("Where the time has gone so far", "seconds", *LEDGER),
             bars("Where the time went", "seconds", *LEDGER),
             curve("Share of the budget spent", "share", "progress"),
         ],
         "Plan against actual": [
             bars(
-                "How far from the plan",
+                "Deviation from the plan",
                 "share of the plan",
                 *(f"off_plan_{name}" for name in ("tokens", "tokens_per_second", "loss", "hours")),
             ),
             pairs("Tokens", "plan_predicted_tokens", "spent_tokens"),
             pairs("Tokens per second", "plan_predicted_tokens_per_second", "throughput_tokens_per_second"),
-            pairs("Loss, where a law of your own predicts it", "plan_predicted_loss", "eval_loss"),
+            pairs("Loss (predicted with law=local)", "plan_predicted_loss", "eval_loss"),
             pairs("Hours", "budget_hours", "spent_hours"),
             curve("Tokens so far", "tokens", "tokens"),
         ],
@@ -139,15 +139,17 @@ def panels_by_section() -> dict[str, list[Any]]:
 
 
 def as_json(view: Workspace) -> dict[str, Any]:
-    """The view as it is sent to wandb. wandb-workspaces has no public way to it; the version is pinned."""
+    """The view as it is sent to wandb. wandb-workspaces has no public method for this; its version is pinned."""
     model = view._to_model()
     spec = model.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {"entity": model.entity, "project": model.project, "displayName": model.display_name, "spec": spec}
 
 
 def publish(project: str, entity: str | None) -> str:
-    """Save the view on wandb, over the one of an earlier call, and return its address. Raises UserError without an
-    account, MachineError where the server cannot be reached or does not take it."""
+    """Save the view on wandb, replacing that of an earlier call, and return its address.
+
+    Raises UserError without an account, and MachineError if the server is unreachable or refuses the view.
+    """
     view = build(project, entity or "")
     import wandb
 
@@ -161,22 +163,22 @@ def publish(project: str, entity: str | None) -> str:
         view.save()
         return str(view.url)
     except Exception as error:  # whatever wandb raises
-        told = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise MachineError(
-            f"wandb did not take the view of {view.entity}/{project}: {told}; is there a run in that project?"
+            f"wandb refused the view of {view.entity}/{project}: {reason}; does the project have a run?"
         ) from None
     finally:
         tear_down()
 
 
 def replace_earlier(view: Workspace) -> None:
-    """Give the view the identity of the one that an earlier call saved, or the one that a later call will look for."""
+    """Give the view the id of the one that an earlier call saved, or a fixed id that a later call will find."""
     from wandb_workspaces.workspaces import Workspace
 
     try:
         earlier = Workspace.from_url(f"https://wandb.ai/{view.entity}/{view.project}?nw={VIEW_ID}")
         view._internal_name, view._internal_id = earlier._internal_name, earlier._internal_id
-    except ValueError:  # there is none yet
+    except ValueError:  # not saved yet
         view._internal_name = f"nw-{VIEW_ID}-v"
 
 

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from cli.compose import as_yaml, options_of
+from cli.compose import as_yaml, checked_config
 from common.errors import UserError, reported
 from common.json_io import read_json, write_json
 from config import NOT_IDENTITY
@@ -48,7 +48,7 @@ def plan_relative(name: str, *, _root_: DictConfig) -> str:
     content = read_json(path) or {}
     chosen = content.get("around") or {}
     if name not in chosen:
-        config = options_of(_root_)
+        config = checked_config(_root_)
         yaml = as_yaml(config)
         if yaml not in _PLANS:
             _PLANS[yaml] = make_plan(yaml)

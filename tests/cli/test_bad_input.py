@@ -1,7 +1,7 @@
-"""Whatever is typed: no traceback, no run on nonsense, one line a mistake with its fix, status 2, and nothing written.
+"""Random command lines: no traceback, no run with invalid values, one line per problem, status 2, and no files.
 
-Each case runs the script's own command in this process, up to the moment when the first thing would be spent. `make
-test-slow` tries thousands, and some of them as whole processes.
+Each case runs the script's own command in this process, up to the moment when training would start. `make test-slow` tries
+thousands of cases, some of them as separate processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ from tests.data.helpers import texts, write_jsonl
 from tests.fuzz import Answer, Started, answer, commands, finite, sane_commands, tunable
 
 ROOT = Path(__file__).parents[2]
-PLANNED = 10.0  # seconds of the processor that a plan may take; usually it is a few hundredths
+PLAN_LIMIT_S = 10.0  # CPU seconds for a plan, which usually takes some hundredths of a second
 MODELS = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "ffn_hidden", "bigram_rows")
-# What decides a plan; the other options are not looked at.
-OF_A_PLAN = (
+# The options that affect a plan.
+PLAN_OPTIONS = (
     "budget.hours", "budget.flops", "budget.tokens", "budget.steps", "budget.counts", "device.peak_flops", "mfu", "law",
     "data.source", "model.dropout", "model.value_embeddings", "model.tie",
     *(f"model.{name}" for name in MODELS),
@@ -43,7 +43,7 @@ OF_A_PLAN = (
 
 
 def cases(few: int, many: int) -> Any:
-    """So many in the suite, and so many in the slow run."""
+    """`few` examples in the normal test run, `many` in the slow one."""
     slow = pytest.param(many, marks=[pytest.mark.slow, pytest.mark.timeout(10 * many)])
     return pytest.mark.parametrize("number", [few, slow])
 
@@ -57,13 +57,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(corpus: Path) -> Iterator[list[str]]:
-    """A good command for train.py on a small corpus, while nothing is measured and nothing is fetched."""
+    """A valid command for train.py on a small corpus, with measurements and downloads replaced."""
 
     def begin(session: Any, corpus: Any, machine: Any, plan: Any, *others: Any) -> None:
         raise Started(plan)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.monotonic._runs_begun", 1)  # the budget of each begins with it, not with pytest
+        patch.setattr("common.monotonic._runs_begun", 1)  # each run's clock starts with it, not with pytest
         for script in (train, plan):
             patch.setattr(script, "trial_process", no_trials)
         patch.setattr(train, "initialize_model", begin)
@@ -85,7 +85,7 @@ def base(corpus: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def no_trials(*arguments: object) -> Iterator[None]:
-    """Instead of a process that measures."""
+    """Replaces the trial process."""
     yield None
 
 
@@ -93,12 +93,12 @@ def no_network(*arguments: object) -> None:
     raise ConnectionError("no network")
 
 
-def typed_train(words: list[str]) -> Answer:
+def run_train(words: list[str]) -> Answer:
     return answer(lambda: launch(train.main, "config"), "train.py", words)
 
 
-def holds_for_train(answered: Answer) -> None:
-    """A refusal as it should be, or a run whose plan makes sense."""
+def check_train(answered: Answer) -> None:
+    """The command was refused properly, or its plan is valid."""
     if answered.plan is None and answered.status:
         answered.refused()
     elif answered.plan is not None:
@@ -107,52 +107,52 @@ def holds_for_train(answered: Answer) -> None:
         assert answered.plan.batch_tokens % answered.plan.block_size == 0
 
 
-def test_the_good_command_would_begin(base: list[str]) -> None:
-    """Else the tests below would only show that everything is refused."""
-    answered = typed_train(base)
+def test_the_valid_command_starts(base: list[str]) -> None:
+    """Otherwise the tests below would pass if everything were refused."""
+    answered = run_train(base)
     assert answered.plan is not None, answered.err
     assert answered.plan.steps == 3
 
 
 @cases(25, 1200)
-def test_train_refuses_or_begins_with_a_plan_that_makes_sense(base: list[str], number: int) -> None:
+def test_train_refuses_or_starts_with_a_valid_plan(base: list[str], number: int) -> None:
     @settings(max_examples=number)
     @given(commands(Config))
     def holds(words: list[str]) -> None:
-        holds_for_train(typed_train([*base, *words]))
+        check_train(run_train([*base, *words]))
 
     holds()
 
 
 @cases(6, 400)
-def test_train_with_extreme_values_that_are_allowed(base: list[str], number: int) -> None:
+def test_train_with_extreme_valid_values(base: list[str], number: int) -> None:
     names = [name for name in tunable(Config) if name not in ("fresh", "data.source")]
 
     @settings(max_examples=number)
     @given(sane_commands(Config, names))
     def holds(words: list[str]) -> None:
-        holds_for_train(typed_train([*base, *words]))
+        check_train(run_train([*base, *words]))
 
     holds()
 
 
 @cases(2, 60)
-def test_a_few_steps_with_extreme_settings_end_or_are_said_to_diverge(
+def test_a_few_steps_with_extreme_settings_finish_or_diverge(
     base: list[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """What is allowed may be a bad idea; it is no crash."""
+    """Valid settings may train badly, but never crash."""
     groups = ("optim", "schedule", "eval", "checkpoint", "budget.counts")
     small = ("model.dropout", "model.bias", "model.tie", "model.qk_norm", "model.rope_theta", "model.softcap")
     chosen = [name for name in tunable(Config) if name.startswith(groups) or name in small]
     names = [name for name in chosen if name != "optim.batch_tokens"]
     sizes = ["model.n_layer=1", "model.n_embd=16", "model.n_head=1", "model.block_size=16", "model.bigram_rows=32"]
     quick = [*sizes, "optim.batch_tokens=64", "eval.interim_tokens=64", "plan.max_epochs=1e9"]
-    monkeypatch.setattr(train, "build", training.build.build)
+    monkeypatch.setattr(train, "initialize_model", training.build.initialize_model)
 
     @settings(max_examples=number)
     @given(sane_commands(Config, names, most=4))
     def holds(words: list[str]) -> None:
-        answered = typed_train([*base, *quick, *words])
+        answered = run_train([*base, *quick, *words])
         assert answered.status in (0, 1, 2)
         if answered.status:
             assert all(line.startswith("error: ") for line in answered.err.splitlines()), answered.err
@@ -162,9 +162,7 @@ def test_a_few_steps_with_extreme_settings_end_or_are_said_to_diverge(
 
 
 @cases(15, 600)
-def test_a_plan_is_made_of_finite_numbers_or_refused(
-    base: list[str], monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_plan_is_finite_or_refused(base: list[str], monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     made: list[Any] = []
 
     def planned(config: Config) -> Any:
@@ -178,13 +176,13 @@ def test_a_plan_is_made_of_finite_numbers_or_refused(
     @given(
         st.sampled_from(["budget.hours=3", "budget.flops=1e18", "budget.tokens=1e7", "budget.steps=1000"]),
         st.sampled_from(["a100", "t4", "auto"]),
-        sane_commands(Config, list(OF_A_PLAN), most=7),
+        sane_commands(Config, list(PLAN_OPTIONS), most=7),
     )
     def holds(limit: str, device: str, words: list[str]) -> None:
         made.clear()
         began = time.process_time()
         answered = answer(plan.main, "plan.py", ["data.tokenizer=bytes", limit, f"device={device}", *words])
-        assert time.process_time() - began < PLANNED
+        assert time.process_time() - began < PLAN_LIMIT_S
         if not made:
             answered.refused()
             return
@@ -210,7 +208,7 @@ def test_plan_refuses_or_plans(base: list[str], number: int) -> None:
 
 @cases(8, 100)
 @pytest.mark.parametrize(("script", "schema"), [(evaluate, EvaluateConfig), (sample, SampleConfig)])
-def test_evaluate_and_sample_refuse_what_is_no_model(base: list[str], script: Any, schema: type, number: int) -> None:
+def test_evaluate_and_sample_refuse_a_missing_model(base: list[str], script: Any, schema: type, number: int) -> None:
     name = script.__name__.rpartition(".")[2]
 
     @settings(max_examples=number)
@@ -225,13 +223,13 @@ def test_evaluate_and_sample_refuse_what_is_no_model(base: list[str], script: An
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_whole_processes_refuse_as_well() -> None:
-    """Nothing of the above is owed to how the tests call a script."""
+def test_separate_processes_refuse_as_well() -> None:
+    """The results above do not depend on calling the scripts in this process."""
 
     @settings(max_examples=40)
     @given(st.sampled_from(["train.py", "plan.py", "evaluate.py", "sample.py"]), commands(Config, most=3))
     def holds(script: str, words: list[str]) -> None:
-        bad = [*words, "budget.hours=-1"]  # so that no run begins whatever the others are
+        bad = [*words, "budget.hours=-1"]  # so that no run starts, whatever the other words are
         with tempfile.TemporaryDirectory() as folder:
             ended = subprocess.run(
                 [sys.executable, str(ROOT / script), *bad],
@@ -240,14 +238,14 @@ def test_whole_processes_refuse_as_well() -> None:
                 timeout=120,
             )
             files = [path.name for path in Path(folder).rglob("*") if path.is_file()]
-        said = ended.stderr.decode("utf-8", "replace")
+        errors = ended.stderr.decode("utf-8", "replace")
         if ended.returncode or not [word for word in words if word.startswith("-")]:
-            Answer(ended.returncode, ended.stdout.decode("utf-8", "replace"), said, None, files).refused()
+            Answer(ended.returncode, ended.stdout.decode("utf-8", "replace"), errors, None, files).refused()
 
     holds()
 
 
-# --------------------------------------------------------------------------------- what such cases have brought to light
+# Cases that once failed.
 
 FOUND: list[tuple[list[str], str]] = [
     (["budget.steps=" + "9" * 5000], "is not KEY=VALUE"),
@@ -258,7 +256,7 @@ FOUND: list[tuple[list[str], str]] = [
     (["data.text_key='  '"], "is empty"),
     (["name=" + "x" * 200], "200 characters"),
     (["output_dir=" + "x" * 300], "too long for a path"),
-    (["data.path='~nobody-is-called-so/x'"], "home folder of nobody"),
+    (["data.path='~nobody-is-called-so/x'"], "home folder of an unknown user"),
     (["device.name=cudaX"], "device.name=cudaX is not known"),
     (["eval.every=1e-300"], "evaluations"),
     (["optim.eps=1e-300"], "optim.eps"),
@@ -269,7 +267,7 @@ FOUND: list[tuple[list[str], str]] = [
     (["model.block_size=64", "optim.batch_tokens=100"], "not a multiple"),
     (["--nonsense"], "unrecognized arguments"),
     (["--resolve"], "add --cfg job"),
-    (["-m", "-c", "job"], "do not go together"),
+    (["-m", "-c", "job"], "cannot be combined"),
     (["--experimental-rerun=x.pickle"], "pickle"),
     (["optim.batch_tokens=1000000000000", "plan.max_epochs=1e9"], "GiB to train"),
     (["budget.flops=glob(*)"], "requires --multirun"),
@@ -278,28 +276,24 @@ FOUND: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), FOUND, ids=[words[0][:30] for words, _ in FOUND])
-def test_found_and_fixed(base: list[str], words: list[str], said: str) -> None:
-    lines = typed_train([*base, *words]).refused()
-    assert any(said in line for line in lines), lines
+@pytest.mark.parametrize(("words", "expected"), FOUND, ids=[words[0][:30] for words, _ in FOUND])
+def test_found_and_fixed(base: list[str], words: list[str], expected: str) -> None:
+    lines = run_train([*base, *words]).refused()
+    assert any(expected in line for line in lines), lines
 
 
-def test_a_name_that_is_no_utf8_is_a_path_like_any_other(base: list[str], corpus: Path) -> None:
+def test_a_path_that_is_not_utf8_works(base: list[str], corpus: Path) -> None:
     strange = corpus / "strange\udcff"
     write_jsonl(strange / "\udce9.jsonl", texts(60))
-    answered = typed_train([*base, f"data.path='{strange}'"])
+    answered = run_train([*base, f"data.path='{strange}'"])
     assert answered.plan is not None, answered.err
 
 
-def test_sizes_that_no_memory_holds_are_refused_by_plan_and_train(base: list[str]) -> None:
+def test_sizes_that_exceed_any_memory_are_refused_by_plan_and_train(base: list[str]) -> None:
     for call in (
         lambda: answer(plan.main, "plan.py", ["budget.flops=1e24", "device=t4", "model.n_embd=100096"]),
-        lambda: typed_train([*base, "model.n_layer=500", "model.n_embd=16384", "budget.steps=1"]),
+        lambda: run_train([*base, "model.n_layer=500", "model.n_embd=16384", "budget.steps=1"]),
     ):
-        (line,) = typed(call)
+        (line,) = call().refused()
         assert "GiB" in line
         assert "smaller model.* sizes" in line
-
-
-def typed(call: Callable[[], Answer]) -> list[str]:
-    return call().refused()

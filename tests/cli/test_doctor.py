@@ -1,4 +1,4 @@
-"""The doctor: a line for each thing, whatever happens to a check; no secret, no network, no traceback."""
+"""The doctor: one line per check even if it fails; no secret, no network, no traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import doctor_checks as checkups
+from cli import doctor_checks
 from cli.doctor import as_json, as_text, examine, main
 from cli.doctor_checks import CHECKS, NOTE, OK, PROBLEM, Finding
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def importing(place: Path) -> Finding:
     raise AssertionError
 
 
-def test_whatever_a_check_does_is_a_line() -> None:
+def test_a_check_that_raises_exits_or_hangs_gives_a_finding() -> None:
     began = time.monotonic()
     checks = (
         ("raises", 5.0, raising),
@@ -58,22 +58,22 @@ def test_whatever_a_check_does_is_a_line() -> None:
         "good": OK,
     }
     text = as_text(found)
-    assert "could not be looked at (OSError: [Errno 5] a disk that breaks)" in text
+    assert "check failed (OSError: [Errno 5] a disk that breaks)" in text
     assert "no answer within 0 s" in text
-    assert "pip install" in found["imports"].mend
+    assert "pip install" in found["imports"].hint
     assert text.endswith("make train will not work here: imports")
-    assert all(finding.mend for finding in found.values() if finding.status != OK)
+    assert all(finding.hint for finding in found.values() if finding.status != OK)
 
 
-def test_all_together_they_take_no_longer_than_allowed() -> None:
+def test_all_checks_together_keep_the_time_limit() -> None:
     began = time.monotonic()
     found = examine([(str(i), 1.0, hanging) for i in range(10)], PLACE, 0.5)
     assert time.monotonic() - began < 1.5
     assert len(found) == 10
-    assert "not looked at" in found["9"].found
+    assert "skipped" in found["9"].found
 
 
-def test_the_same_as_json() -> None:
+def test_findings_as_json() -> None:
     found = {"a": Finding(OK, "x"), "b": Finding(PROBLEM, "y", "z")}
     content = json.loads(as_json(found))
     assert content["works"] is False
@@ -97,7 +97,7 @@ os._exit(status)
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
-    """The whole of it, once, in a process that may not use the network and is full of secrets."""
+    """All checks, run once in a process that has secrets in its environment and must not use the network."""
     place = tmp_path_factory.mktemp("place")
     netrc = place / "netrc"
     netrc.write_text("machine api.wandb.ai\n  login user\n  password SENTINEL-netrc-0123456789\n")
@@ -119,17 +119,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
     content = json.loads(answer.stdout)
     assert answer.returncode == (0 if content["works"] else 1)
     assert not list(place.glob("outputs*"))
-    return {check.pop("name"): Finding(**check) for check in content["checks"]}
+    return {check["name"]: Finding(check["status"], check["found"], check["mend"]) for check in content["checks"]}
 
 
-def test_it_looks_at_everything_without_a_network(report: dict[str, Finding]) -> None:
+def test_every_check_works_without_a_network(report: dict[str, Finding]) -> None:
     assert list(report) == [name for name, _, _ in CHECKS]
-    failed = [text for finding in report.values() if "could not be looked at" in (text := finding.found)]
+    failed = [text for finding in report.values() if "check failed" in (text := finding.found)]
     assert failed == []
     assert "no answer" not in "".join(finding.found for finding in report.values())
 
 
-def test_what_it_finds_is_true(report: dict[str, Finding]) -> None:
+def test_the_findings_are_true(report: dict[str, Finding]) -> None:
     import torch
 
     assert sys.version.split()[0] in report["python"].found
@@ -142,21 +142,21 @@ def test_what_it_finds_is_true(report: dict[str, Finding]) -> None:
     assert "in job 12" in report["slurm"].found
 
 
-def test_a_key_that_others_may_read_is_said(report: dict[str, Finding]) -> None:
+def test_a_key_that_other_users_can_read_is_reported(report: dict[str, Finding]) -> None:
     assert "key for api.wandb.ai set" in report["wandb"].found
     assert report["wandb"].status == NOTE
-    assert "chmod 600" in report["wandb"].mend
+    assert "chmod 600" in report["wandb"].hint
 
 
-def test_every_note_has_its_mend(report: dict[str, Finding]) -> None:
-    assert all(finding.mend for finding in report.values() if finding.status != OK)
+def test_every_note_has_a_hint(report: dict[str, Finding]) -> None:
+    assert all(finding.hint for finding in report.values() if finding.status != OK)
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cli.doctor.CHECKS", (("a", 1.0, lambda place: Finding(PROBLEM, str(place), "mend it")),))
+    monkeypatch.setattr("cli.doctor.CHECKS", (("a", 1.0, lambda place: Finding(PROBLEM, str(place), "fix it")),))
     assert main([str(tmp_path)]) == 1
     assert f"problem  a          {tmp_path}\n" in (text := capsys.readouterr().out)
-    assert "-> mend it" in text
+    assert "-> fix it" in text
     monkeypatch.setattr("cli.doctor.CHECKS", (("a", 1.0, lambda place: Finding(NOTE, "x", "y")),))
     assert main([]) == 0
     with pytest.raises(SystemExit) as stopped:
@@ -164,85 +164,85 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert stopped.value.code == 2
 
 
-# Single checks on machines that lack something.
+# Single checks on machines where something is missing.
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> float:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checkups, "_write_speed", refuse)
-    found = checkups.disk(tmp_path)
+    monkeypatch.setattr(doctor_checks, "_write_speed", refuse)
+    found = doctor_checks.disk(tmp_path)
     assert found.status == PROBLEM
-    assert "output_dir" in found.mend
+    assert "output_dir" in found.hint
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkups, "_free", lambda folder: 1e8)
-    assert checkups.disk(tmp_path).status == PROBLEM
-    monkeypatch.setattr(checkups, "_free", lambda folder: 1e9)
-    assert checkups.disk(tmp_path).status == NOTE
+    monkeypatch.setattr(doctor_checks, "_free", lambda folder: 1e8)
+    assert doctor_checks.disk(tmp_path).status == PROBLEM
+    monkeypatch.setattr(doctor_checks, "_free", lambda folder: 1e9)
+    assert doctor_checks.disk(tmp_path).status == NOTE
 
 
 def test_a_container_with_a_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkups, "_cpu_quota", lambda: 1.5)
-    monkeypatch.setattr(checkups, "usable_cores", lambda: 64)
-    found = checkups.cores(tmp_path)
+    monkeypatch.setattr(doctor_checks, "_cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(doctor_checks, "usable_cores", lambda: 64)
+    found = doctor_checks.cores(tmp_path)
     assert found.status == NOTE
-    assert "device.threads=1" in found.mend
+    assert "device.threads=1" in found.hint
 
 
 def test_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, status in ((5e8, PROBLEM), (2e9, NOTE), (16e9, OK)):
         monkeypatch.setattr("device.device.available_memory", lambda free=free: free)
-        assert checkups.memory(tmp_path).status == status
+        assert doctor_checks.memory(tmp_path).status == status
 
 
 def test_packages_against_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkups, "_requirements", lambda file: ["numpy==0.1", "torch==2.13.0"])
-    found = checkups.packages(tmp_path)
+    monkeypatch.setattr(doctor_checks, "_requirements", lambda file: ["numpy==0.1", "torch==2.13.0"])
+    found = doctor_checks.packages(tmp_path)
     assert found.status == NOTE
     assert "(lock: 0.1)" in found.found
-    monkeypatch.setattr(checkups, "_requirements", lambda file: ["no-such-package==1"])
-    assert checkups.packages(tmp_path).status == PROBLEM
-    assert "no-such-package" in checkups.packages(tmp_path).found
+    monkeypatch.setattr(doctor_checks, "_requirements", lambda file: ["no-such-package==1"])
+    assert doctor_checks.packages(tmp_path).status == PROBLEM
+    assert "no-such-package" in doctor_checks.packages(tmp_path).found
 
 
 def test_a_python_without_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.sources.stdlib.source_files", list)
-    assert checkups.corpora(tmp_path).status == PROBLEM
+    assert doctor_checks.corpora(tmp_path).status == PROBLEM
 
 
 def test_a_cache_of_compiled_code_that_others_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies there is loaded and run."""
+    """torch loads and runs the files of this cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     tmp_path.chmod(0o777)
-    assert "other users" in checkups._not_own(tmp_path)
+    assert "other users" in doctor_checks._cache_problem(tmp_path)
     tmp_path.chmod(0o700)
-    assert checkups._not_own(tmp_path) == ""
-    assert checkups._not_own(tmp_path / "absent") == ""
+    assert doctor_checks._cache_problem(tmp_path) == ""
+    assert doctor_checks._cache_problem(tmp_path / "absent") == ""
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    assert "another user" in checkups._not_own(tmp_path)
+    assert "another user" in doctor_checks._cache_problem(tmp_path)
 
 
-def test_a_gpu_that_torch_cannot_use_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_cannot_use_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("torch can use it")
-    assert checkups.device(tmp_path).status == OK
-    monkeypatch.setattr(checkups, "_has_nvidia", lambda: True)
-    found = checkups.device(tmp_path)
+    assert doctor_checks.device(tmp_path).status == OK
+    monkeypatch.setattr(doctor_checks, "_has_nvidia", lambda: True)
+    found = doctor_checks.device(tmp_path)
     assert found.status == NOTE
     assert "NVIDIA" in found.found
 
 
-def test_tokenizers_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data.tokenizer import _FILES, _cache_name
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    assert checkups.tiktoken(tmp_path).status == NOTE
+    assert doctor_checks.tiktoken(tmp_path).status == NOTE
     for file in _FILES["gpt2"]:
         (tmp_path / _cache_name(file)).write_bytes(b"x")
-    assert "at hand: gpt2 " in checkups.tiktoken(tmp_path).found
-    assert checkups.tiktoken(tmp_path).status == OK
+    assert "cached: gpt2 " in doctor_checks.tiktoken(tmp_path).found
+    assert doctor_checks.tiktoken(tmp_path).status == OK

@@ -1,4 +1,4 @@
-"""evaluate.py, sample.py, plan.py and sweeps as a user starts them."""
+"""evaluate.py, sample.py and plan.py as a user runs them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def evaluate(model: Path, path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_evaluate_agrees_with_a_plain_loop_over_the_text(model: Path, tmp_path: Path) -> None:
-    """Every byte of the text and its end-of-text once, each with at most block_size tokens before it."""
+    """Every byte of the text and end-of-text is scored once, with a context of at most block_size tokens."""
     from run.load_model import load_model
 
     text = "import os\n\ndef main() -> None:\n    print(os.getcwd())\n" * 3
@@ -84,19 +84,19 @@ def test_evaluate_shows_a_table_by_source(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (("checkpoint=nowhere", "data.path=x"), "no finished model"),
         (("checkpoint={model}", "data.path=nowhere.txt"), "nowhere.txt"),
         (("checkpoint={model}",), "data.path is missing"),
         (("checkpoint={model}", "data.path=x", "device=cpu"), "did you mean device.name?"),
-        (("checkpoint={model}", "data.path=x", "device.compile=on"), "device.compile is no option"),
+        (("checkpoint={model}", "data.path=x", "device.compile=on"), "device.compile is not an option"),
     ],
 )
-def test_evaluate_refuses_in_one_line(model: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_evaluate_refuses_in_one_line(model: Path, arguments: tuple[str, ...], expected: str) -> None:
     answer = script("evaluate", *(a.format(model=model) for a in arguments), status=2)
     assert answer.stderr.count("\n") == 1
-    assert said in answer.stderr
+    assert expected in answer.stderr
 
 
 def test_a_damaged_model_is_refused(model: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_damaged_model_is_refused(model: Path, tmp_path: Path) -> None:
     assert "damaged" in script("sample", f"checkpoint={copy}", status=2).stderr
 
 
-def test_sample_writes_several_prompts_the_same_way_each_time(model: Path) -> None:
+def test_sample_is_reproducible(model: Path) -> None:
     arguments = (
         f"checkpoint={model}",
         'prompts=["def ","import "]',
@@ -127,7 +127,7 @@ def test_sample_writes_several_prompts_the_same_way_each_time(model: Path) -> No
 
 
 def test_the_offline_wandb_file_holds_every_metric(model: Path) -> None:
-    """Read back with wandb's own reader: every point of metrics.jsonl is there, with its four axes."""
+    """wandb's own reader finds every point of metrics.jsonl in the file, with its four axes."""
     files = list((model / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 1
     inspect = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(files[0])]
@@ -141,9 +141,9 @@ def test_the_offline_wandb_file_holds_every_metric(model: Path) -> None:
         assert any(key in line for line in logged), key
 
 
-def test_the_view_of_a_project_draws_what_runs_log(model: Path, tmp_path: Path) -> None:
-    """Every figure of `make dashboard` is in the run's wandb file, or needs a budget in hours, a measured speed or a law
-    of the user's own."""
+def test_the_dashboard_draws_what_runs_log(model: Path, tmp_path: Path) -> None:
+    """Every figure of `make dashboard` is in the run's wandb file, unless it needs a budget in hours, a measured speed or a
+    law fitted to the user's own runs."""
     (path,) = (model / "wandb").glob("offline-run-*/*.wandb")
     records = read_back(path)
     logged = {name for point in history(records) for name in point}
@@ -155,13 +155,13 @@ def test_the_view_of_a_project_draws_what_runs_log(model: Path, tmp_path: Path) 
     assert figures - ends == elsewhere
 
 
-def test_plan_as_json_holds_the_promised_keys() -> None:
+def test_plan_as_json_has_the_documented_keys() -> None:
     answer = json.loads(script("plan", "budget.flops=3.4e18", "output=json").stdout)
-    promised = (
+    documented = (
         "n_layer n_head n_embd block_size vocab_size parameters parameters_law tokens flops steps batch_tokens"
         " learning_rate predicted_loss law alternatives"
     )
-    assert set(promised.split()) <= set(answer)
+    assert set(documented.split()) <= set(answer)
     assert answer["parameters"] == pytest.approx(169e6, rel=0.1)
     assert answer["tokens"] == pytest.approx(3.4e9, rel=0.1)
 
@@ -176,7 +176,7 @@ def test_plan_as_json_holds_the_promised_keys() -> None:
         (("budget.flops=9e13", "model=llama"), PLAIN | {"norm": "rmsnorm", "activation": "swiglu"}, "fixed"),
     ],
 )
-def test_the_block_follows_the_compute_unless_it_is_given(
+def test_the_plan_chooses_the_block_unless_it_is_set(
     options: tuple[str, ...], changed: dict[str, Any], source: str
 ) -> None:
     answer = json.loads(script("plan", *options, "output=json").stdout)
@@ -184,7 +184,7 @@ def test_the_block_follows_the_compute_unless_it_is_given(
     assert answer["source"]["block"] == source
 
 
-def test_a_run_has_the_block_of_its_plan(place: Path) -> None:
+def test_a_run_trains_the_block_of_its_plan(place: Path) -> None:
     train(place, "budget.flops=2e11", "budget.steps=60", "model.norm=rmsnorm", name="block")
     folder = folder_of(place, "block")
     shape = json.loads((folder / "model.json").read_text())["shape"]

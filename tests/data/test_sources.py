@@ -104,23 +104,6 @@ def test_one_plain_file_without_good_lines(text: str, tmp_path: Path) -> None:
     assert train + val == text
 
 
-def test_all_problems_of_a_spec_are_reported_at_once() -> None:
-    spec = DataSpec(source="text", tokenizer="bytes", validation_fraction=2, bad_documents="x", max_bytes=0, workers=0)
-    with pytest.raises(Exception) as caught:
-        make_source(spec)
-    message = str(caught.value)
-    for word in ("data.validation_fraction", "data.bad_documents", "data.max_bytes", "data.workers", "data.path"):
-        assert word in message
-    assert len(message.splitlines()) == 5
-
-
-def test_unknown_source_lists_the_known() -> None:
-    refused(lambda: make_source(DataSpec(source="pile", tokenizer="bytes")), "'pile'", "slimpajama, stdlib, text")
-
-
-# A local folder, opened with the same functions of `datasets`, replaces the Hub.
-
-
 @pytest.fixture
 def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic, and never silently wrong."""
+"""Checkpoints are exact and atomic, and damage is detected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def silent(text: str) -> None:
     raise AssertionError(text)
 
 
-def test_what_was_saved_comes_back_and_trains_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_restored_checkpoint_continues_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = trained()
     state = TrainingState(step=7, tokens=70, flops=1e9, progress=0.1 + 0.2, loss=3.5, limit_s=10.0)
     save_checkpoint(tmp_path, model, optimizer, state, {"train": 1.5})
@@ -97,8 +97,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, file:
     assert "step-000000002 is damaged" in said[0]
 
 
-def test_after_damage_new_checkpoints_are_kept_though_their_steps_are_earlier(tmp_path: Path) -> None:
-    """Both are damaged, so that the run begins anew: what it saves from then on must not fall to the later names."""
+def test_after_damage_new_checkpoints_of_earlier_steps_are_kept(tmp_path: Path) -> None:
+    """Both are damaged, so the run starts again. The damaged ones of later steps must not displace its new checkpoints."""
     model, optimizer = trained()
     for number in (180, 200):
         (save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {}) / "state.json").write_text("{")
@@ -111,7 +111,7 @@ def test_after_damage_new_checkpoints_are_kept_though_their_steps_are_earlier(tm
     assert found.state.step == 20
 
 
-def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_error_loses_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = trained()
     for number in (180, 200):
         save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
@@ -124,7 +124,7 @@ def test_a_disk_that_refuses_to_read_costs_no_checkpoint(tmp_path: Path, monkeyp
     assert len(checkpoints(tmp_path)) == 2
     monkeypatch.undo()
     save_checkpoint(tmp_path, model, optimizer, TrainingState(step=20), {})
-    assert "step-000000020" in [path.name for path in checkpoints(tmp_path)], "what was just written is never dropped"
+    assert "step-000000020" in [path.name for path in checkpoints(tmp_path)], "the newest checkpoint is never deleted"
 
 
 def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_a_half_written_checkpoint_is_never_seen(tmp_path: Path) -> None:
     assert found.state.step == 1
 
 
-def test_a_kill_while_a_checkpoint_is_replaced_by_one_of_the_same_step_costs_nothing(
+def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resumed run saves once where it stands. A rename cannot replace a folder: in between, the old one has to count."""
+    """A resumed run saves its first step again. A rename cannot replace a folder, so the old one must count in between."""
     model, optimizer = trained()
     for number in (1, 2):
         save_checkpoint(tmp_path, model, optimizer, TrainingState(step=number), {})
@@ -167,14 +167,14 @@ def test_a_kill_while_a_checkpoint_is_replaced_by_one_of_the_same_step_costs_not
     assert latest_accounts(tmp_path) == {"train": 2.0}
 
 
-def test_going_back_to_a_checkpoint_without_moments_forgets_those_there_are(tmp_path: Path) -> None:
+def test_restoring_a_checkpoint_without_moments_clears_the_optimizer(tmp_path: Path) -> None:
     model, optimizer = trained()
     assert optimizer.state
     restore_optimizer(model, optimizer, {})
     assert not optimizer.state
 
 
-def test_a_checkpoint_of_another_shape_is_one_line(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     model, _ = trained()
     other = GPT(Shape(1, 1, 64, 16, 64))
     with pytest.raises(UserError, match="another shape") as caught:
@@ -202,17 +202,17 @@ def test_finished_weights_are_read_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "other.safetensors").exists()
 
 
-# Checkpoints that somebody else wrote: a checksum shows damage, not who made the file.
+# Crafted checkpoints: a checksum detects damage, but anyone can compute it.
 
 
 def rewritten(folder: Path, **changes: object) -> None:
-    """Change what state.json says, with the right checksum."""
+    """Change state.json and give it a valid checksum."""
     content = json.loads((folder / "state.json").read_text()) | changes
     (folder / "state.json").write_text(json.dumps(add_checksum(content)))
 
 
 def two_checkpoints(folder: Path) -> Path:
-    """The newer one's folder."""
+    """Save two checkpoints and return the folder of the newer one."""
     model, optimizer = trained()
     for number in (1, 2):
         save_checkpoint(folder, model, optimizer, TrainingState(step=number), {"train": 1.0})
@@ -220,7 +220,7 @@ def two_checkpoints(folder: Path) -> Path:
 
 
 def refused(folder: Path) -> str:
-    """The one line about the newer checkpoint, when the older one is what is used."""
+    """The message about the newer checkpoint; asserts that the older one is used instead."""
     said: list[str] = []
     found = latest_checkpoint(folder, said.append)
     assert found is not None
@@ -231,12 +231,12 @@ def refused(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../../../../etc/passwd", "../step-000000001/model.safetensors", "x"])
-def test_a_checkpoint_names_no_file_but_its_own(tmp_path: Path, name: str) -> None:
-    """/dev/zero would be hashed for ever."""
+def test_a_checkpoint_cannot_name_other_files(tmp_path: Path, name: str) -> None:
+    """Hashing /dev/zero would never end."""
     folder = two_checkpoints(tmp_path)
     hashes = json.loads((folder / "state.json").read_text())["sha256"]
     rewritten(folder, sha256={**hashes, name: "0"})
-    assert "is not about" in refused(tmp_path)
+    assert "does not list exactly" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/etc/passwd", "pipe"])
@@ -293,7 +293,7 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, tensors: dict
         {"more": 1},
     ],
 )
-def test_a_state_that_no_run_is_in_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_an_impossible_state_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     folder = two_checkpoints(tmp_path)
     state = json.loads((folder / "state.json").read_text())["state"]
     rewritten(folder, state={**state, **changes})
@@ -301,14 +301,14 @@ def test_a_state_that_no_run_is_in_is_refused(tmp_path: Path, changes: dict[str,
 
 
 @pytest.mark.parametrize("ledger", [{"train": -5}, {"train": "1"}, {"train": 1e300}, [1], None])
-def test_a_ledger_that_gives_time_back_is_refused(tmp_path: Path, ledger: object) -> None:
+def test_an_invalid_ledger_is_refused(tmp_path: Path, ledger: object) -> None:
     folder = two_checkpoints(tmp_path)
     rewritten(folder, ledger_s=ledger)
     assert "damaged" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 1_000_000, '{"format": 1, "sha256": 3}'])
-def test_a_state_file_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_json_in_the_state_file_is_refused(tmp_path: Path, text: str) -> None:
     folder = two_checkpoints(tmp_path)
     (folder / "state.json").write_text(text)
     assert "damaged" in refused(tmp_path)

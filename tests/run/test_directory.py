@@ -1,4 +1,4 @@
-"""One folder a run, one process a folder."""
+"""The folder of a run: its name, its lock and its checks of the disk."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from run.directory import RunDirectory, full_disk, run_name
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_name_depends_on_the_knobs_alone() -> None:
+def test_the_name_depends_on_the_options_alone() -> None:
     assert run_name("a", {"x": 1, "y": [2]}) == run_name("a", {"y": [2], "x": 1})
     assert run_name("a", {"x": 1}) != run_name("a", {"x": 2})
     assert run_name("a", {"x": 1}).startswith("a-")
 
 
-def test_a_second_live_process_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from run.directory import RunDirectory\n"
         "d = RunDirectory(Path(sys.argv[1]), 'n', False); print('locked', flush=True); sys.stdin.read()"
@@ -42,7 +42,7 @@ def test_a_second_live_process_is_refused_and_told_who_has_it(tmp_path: Path) ->
         RunDirectory(tmp_path, "n", True)
     other.kill()
     other.wait()
-    RunDirectory(tmp_path, "n", False).close()  # a killed process holds nothing
+    RunDirectory(tmp_path, "n", False).close()  # the lock ends with the process
 
 
 def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
@@ -54,8 +54,8 @@ def test_fresh_sets_the_old_run_aside(tmp_path: Path) -> None:
     assert (tmp_path / "n.old-1" / "paid-for").read_text() == "1"
 
 
-def test_a_job_that_slurm_requeues_goes_on_also_with_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it paid for before it was preempted is its own."""
+def test_a_requeued_slurm_job_continues_even_with_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its work before the preemption must not be set aside."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     for _ in range(2):
         run = RunDirectory(tmp_path, "n", fresh=True)
@@ -65,7 +65,7 @@ def test_a_job_that_slurm_requeues_goes_on_also_with_fresh(tmp_path: Path, monke
 
 
 def test_a_run_that_is_set_aside_stays_locked_while_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else another process could take the folder over and find itself in the new run's."""
+    """Otherwise another process could lock the old folder and then work in the new one."""
     RunDirectory(tmp_path, "n", False).close()
     rename, seen = Path.rename, list[str]()
 
@@ -80,11 +80,11 @@ def test_a_run_that_is_set_aside_stays_locked_while_it_moves(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("error", "mend"),
-    [(OSError(errno.ENOSPC, "No space left"), "free some space"), (OSError(errno.EIO, "I/O error"), "see to the disk")],
+    ("error", "hint"),
+    [(OSError(errno.ENOSPC, "No space left"), "free some space"), (OSError(errno.EIO, "I/O error"), "check the disk")],
 )
-def test_a_write_that_failed_says_what_mends_it(error: OSError, mend: str) -> None:
-    assert mend in str(full_disk(Path("x"), error, "what there was"))
+def test_a_failed_write_gives_a_hint(error: OSError, hint: str) -> None:
+    assert hint in str(full_disk(Path("x"), error, "what there was"))
     assert "what there was" in str(full_disk(Path("x"), error, "what there was"))
 
 
@@ -94,15 +94,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "file", "n", False)
 
 
-def test_too_little_space_is_said_before_training(tmp_path: Path) -> None:
+def test_too_little_space_is_refused_before_training(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, "n", False)
     run.require_space(1000)
     with pytest.raises(UserError, match="MB free"):
         run.require_space(10**18)
 
 
-def test_checkpoints_that_lie_there_already_count_as_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on replaces them, so a disk on which it fitted once is large enough."""
+def test_existing_checkpoints_count_as_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run replaces them, so a disk that was large enough once still is."""
     run = RunDirectory(tmp_path, "n", False)
     monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_bavail=10, f_frsize=100))
     with pytest.raises(UserError, match="MB free"):

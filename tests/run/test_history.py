@@ -1,4 +1,4 @@
-"""What is read of a run's record."""
+"""Reading metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import run.history
 from run.history import read_metrics
 
 
-def test_of_a_very_long_record_every_picture_can_still_be_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Evaluations, events and the ends are all there; what a resume took back stays taken back."""
+def test_a_very_long_file_is_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations, events and both ends are kept; steps that a resume rolled back are not."""
     monkeypatch.setattr(run.history, "MOST_LINES", 100)
     lines = [{"step": step, "loss": 3.0} for step in range(1, 9001)]
     lines += [{"event": "resume", "step": 5000}, *({"step": step, "loss": 2.0} for step in range(5001, 10_001))]

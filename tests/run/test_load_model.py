@@ -1,4 +1,4 @@
-"""A finished model from somebody else: read exactly, or refused in one line and in little memory."""
+"""Loading a model: exact, or refused in one line without using much memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def changed(folder: Path, **changes: object) -> None:
     (folder / "model.json").write_text(json.dumps(about | changes))
 
 
-def test_a_good_model_comes_back(folder: Path) -> None:
+def test_a_saved_model_loads_bit_for_bit(folder: Path) -> None:
     torch.manual_seed(0)
     made, read = GPT(SHAPE), load_model(str(folder), torch.device("cpu")).model
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), read.state_dict().values(), strict=True))
@@ -56,7 +56,7 @@ def test_a_good_model_comes_back(folder: Path) -> None:
         {"n_layer": 10**12},
         {"n_embd": 2**40, "n_head": 2**34},
         {"vocab_size": 2**50},
-        {"block_size": 2**40},  # no tensor of a rotary model tells its context
+        {"block_size": 2**40},  # no tensor of a rotary model shows its context length
         {"bigram_rows": 2**40},
         {"ffn_hidden": 2**60},
         {"n_layer": -1},
@@ -74,20 +74,20 @@ def test_a_shape_that_asks_for_terabytes_is_refused(folder: Path, sizes: dict[st
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '"x"', "{}", "[" * 1_000_000, '{"shape": []}'])
-def test_a_model_json_that_is_none(folder: Path, text: str) -> None:
+def test_an_invalid_model_json(folder: Path, text: str) -> None:
     (folder / "model.json").write_text(text)
     refused(folder)
 
 
 @pytest.mark.parametrize("shape", [[], None, 3, {}])
-def test_a_shape_that_is_none(folder: Path, shape: object) -> None:
+def test_an_invalid_shape(folder: Path, shape: object) -> None:
     changed(folder, shape=shape)
     with pytest.raises(UserError):
         load_model(str(folder), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
-def test_weights_without_end(folder: Path, target: str) -> None:
+def test_weights_that_are_an_endless_file(folder: Path, target: str) -> None:
     (folder / "model.safetensors").unlink()
     if target == "pipe":
         os.mkfifo(folder / "model.safetensors")
@@ -96,7 +96,7 @@ def test_weights_without_end(folder: Path, target: str) -> None:
     refused(folder)
 
 
-def test_a_header_of_an_exabyte(folder: Path) -> None:
+def test_a_header_that_claims_an_exabyte(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
     changed(folder, sha256=file_hash(folder / "model.safetensors"))
     assert "cannot be read as a model" in refused(folder)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.optim.build import configure_optimizers, set_schedule
@@ -144,8 +143,3 @@ def test_a_step_does_not_load_torchs_compiler(rows: int) -> None:
 def test_a_process_for_trials_is_ready_without_torchs_compiler() -> None:
     code = "import sys; from training.trial_worker import warm_up; warm_up('cpu'); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(UserError, match=r"optim\.name=lion is unknown; allowed: adamw"):
-        configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu", OptimSettings("lion"))

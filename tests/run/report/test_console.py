@@ -29,7 +29,7 @@ FULL = Status(
 
 
 class Terminal(io.StringIO):
-    """A stdout that says it is a terminal."""
+    """A stdout that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -88,7 +88,7 @@ def test_format_count(number: float, text: str) -> None:
     assert format_count(number) == text
 
 
-def test_percent_is_not_rounded_up_to_done() -> None:
+def test_percent_is_not_rounded_up_to_100() -> None:
     assert [format_percent(share) for share in (0, 0.29, 0.999, 1)] == ["0 %", "29 %", "99 %", "100 %"]
 
 
@@ -97,7 +97,7 @@ def test_a_table_aligns_numbers_right() -> None:
     assert text.splitlines() == ["Shapes", "name    tokens", "──────────────", "small    4.19M", "x           12"]
 
 
-def test_a_table_outside_a_terminal_keeps_every_value_whole() -> None:
+def test_a_table_outside_a_terminal_cuts_no_value() -> None:
     long, hostile = "outputs/" + "x" * 300, "[bold]a[/bold] \x1b[31mred\x1b[0m"
     text = table_text("Runs", ["run", "why"], [[long, hostile]])
     assert len(text.splitlines()) == 4
@@ -117,7 +117,7 @@ def test_pipe_gets_plain_text_and_log_keeps_it(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "run" / "log.txt").read_text() == shown
 
 
-def test_details_are_in_the_log_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_details_are_only_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(tmp_path / "log.txt")
     console.detail("every trial")
     console.for_log().table("", ["a", "b"], [[1, 2]], ruled=False)
@@ -137,14 +137,14 @@ def test_unwritable_log_warns_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "two" in shown
 
 
-def test_plain_progress_is_one_line_a_tenth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_is_one_line_per_tenth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(tmp_path / "log.txt")
     with console.progress() as bar:
         for step in range(10_001):
             bar.update(Status(step=step, progress=step / 10_000, loss=4.0, phase="eval" if step % 2 else "train"))
-        console.say("said meanwhile")
+        console.say("printed meanwhile")
     lines = capsys.readouterr().out.splitlines()
-    assert 11 <= len(lines) <= 23  # 0, 10 ... 100 %, each phase at most once in each, and what was said
+    assert 11 <= len(lines) <= 23  # 0, 10 ... 100 %, each phase at most once in each, and the printed line
     assert lines[0].startswith("train    0 %  step 0  loss 4.000")
     assert lines[-2].startswith("train  100 %  step 10000")
     assert lines == (tmp_path / "log.txt").read_text().splitlines()
@@ -170,13 +170,13 @@ def test_bar_shows_everything_in_80_columns() -> None:
 
 
 @pytest.mark.parametrize("width", [10, 30, 50, 79])
-def test_bar_never_passes_the_width(width: int) -> None:
+def test_bar_never_exceeds_the_width(width: int) -> None:
     for phase in ("train", "final evaluation"):
         line = bar_status(Status(**{**vars(FULL), "phase": phase, "budget_left_s": 90 * 3600}), width)
         assert len(line.plain) <= width
 
 
-def test_bar_drops_whole_figures_the_least_needed_first() -> None:
+def test_bar_drops_the_least_important_figures_first() -> None:
     tails = [re.split(r"━+", bar_status(FULL, width).plain)[-1].strip() for width in (70, 60, 50, 35, 20)]
     assert tails == [
         "34 %  left 1m52s  eta 1m58s  loss 4.812  24.3k tok/s",
@@ -195,7 +195,7 @@ def test_terminal_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
         console.say("saved [bold]checkpoint[/bold]")
         bar.update(Status(progress=1.0, phase="final evaluation"))
     raw = terminal.getvalue()
-    assert "\x1b[2K" in raw  # the bar was wiped before the line was written
+    assert "\x1b[2K" in raw  # the bar was erased before the line was written
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", raw)
     assert "saved [bold]checkpoint[/bold]\n" in text
     assert text.rstrip().endswith("100 %")
@@ -221,7 +221,7 @@ def test_terminal_table_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "[a]" in terminal.getvalue()
 
 
-def test_broken_pipe_ends_neither_the_run_nor_its_exit_status(tmp_path: Path) -> None:
+def test_broken_pipe_neither_ends_the_run_nor_changes_its_exit_status(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from run.report.console import Console\n"
         "c = Console(Path(sys.argv[1]))\n"

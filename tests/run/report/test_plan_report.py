@@ -1,4 +1,4 @@
-"""What a plan looks like to the people who read it."""
+"""The output of plan.py, and the plan that a run shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plan(*arguments: str, status: int = 0, cwd: Path = ROOT) -> str:
     return answer.stdout if status == 0 else answer.stderr
 
 
-def test_a_list_of_budgets_is_one_row_each(tmp_path: Path) -> None:
+def test_a_list_of_budgets_gives_one_row_each(tmp_path: Path) -> None:
     shown = plan("budget.hours=0.5,1,3,10,24", "device=a100", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
     rows = [line for line in shown.splitlines() if "of wall clock" in line]
@@ -35,7 +35,7 @@ def test_a_list_of_budgets_is_one_row_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("-m", "model.n_layer=2,4"), ("-m", "seed=1,2", "model.n_layer=2")])
-def test_any_knobs_can_be_listed_and_no_sweep_of_training_is_touched(
+def test_any_option_can_be_listed_and_a_sweep_of_training_is_not_touched(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     (tmp_path / "outputs" / "sweeps" / "run").mkdir(parents=True)
@@ -46,7 +46,7 @@ def test_any_knobs_can_be_listed_and_no_sweep_of_training_is_touched(
 
 
 @pytest.mark.parametrize("more", [(), ("-m",)])
-def test_a_sweep_s_file_is_one_row_for_each_job_and_leaves_nothing(more: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_file_of_a_sweep_gives_one_row_per_job_and_writes_nothing(more: tuple[str, ...], tmp_path: Path) -> None:
     sweep = ("-cd", str(ROOT / "sweeps"), "-cn", "size")
     shown = plan(*sweep, *more, "budget.hours=0.02", "device=a100", cwd=tmp_path)
     assert shown.count("of wall clock") >= 3
@@ -55,7 +55,7 @@ def test_a_sweep_s_file_is_one_row_for_each_job_and_leaves_nothing(more: tuple[s
     assert json.loads(alone)["n_layer"] >= 1
 
 
-def test_flags_between_knobs_are_told_where_to_go() -> None:
+def test_flags_between_overrides_are_refused_with_a_hint() -> None:
     said = plan("budget.hours=3", "-m", "device=a100", status=2)
     assert (
         said
@@ -63,16 +63,22 @@ def test_flags_between_knobs_are_told_where_to_go() -> None:
     )
 
 
-def test_a_precision_that_the_table_has_no_peak_for_is_refused() -> None:
+def test_a_precision_without_a_peak_in_the_table_is_refused() -> None:
     said = plan("budget.hours=3", "device=a100", "device.precision=float32", status=2)
     assert "device.precision=float32" in said
     assert "device.peak_flops=" in said
     assert "wall clock" in plan("budget.hours=3", "device=a100", "device.precision=float32", "device.peak_flops=156e12")
 
 
-def test_the_derivation_is_printed_in_full_on_request() -> None:
+def test_explain_prints_the_derivation() -> None:
     shown = plan("budget.hours=3", "device=a100", "explain=true", "plan.corpus_tokens=6e9")
-    for words in ("chinchilla-table3 (Hoffmann", "porian-refinedweb", "FLOPs a token: 6 x", "Step Law", "Power Lines"):
+    for words in (
+        "chinchilla-table3 (Hoffmann",
+        "porian-refinedweb",
+        "FLOPs per token: 6 x",
+        "Step Law",
+        "Power Lines",
+    ):
         assert words in shown
     assert "Power Lines" not in plan("budget.hours=3", "device=a100")
 
@@ -100,7 +106,7 @@ def test_files_are_written_where_they_are_asked_for(tmp_path: Path) -> None:
     assert (tmp_path / "p" / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_report_of_a_run_shows_the_picture(tmp_path: Path) -> None:
+def test_the_report_of_a_run_shows_the_chart(tmp_path: Path) -> None:
     plan("budget.hours=3", "device=a100", f"plan.folder={tmp_path}")
     page = write_report(tmp_path).read_text()
     assert "Expected loss against size for this budget" in page
@@ -118,7 +124,7 @@ def test_the_report_of_a_run_shows_the_picture(tmp_path: Path) -> None:
         ("plan.corpus_tokens=1e6", "plan.max_epochs="),
     ],
 )
-def test_mistakes_are_one_line(argument: str, words: str) -> None:
+def test_errors_are_one_line(argument: str, words: str) -> None:
     shown = plan("budget.flops=1e17", argument, "plan.law_file=nowhere/law.json", status=2)
     assert words in shown
     assert len(shown.splitlines()) == 1

@@ -151,7 +151,7 @@ def make_run(folder: Path, records: list[dict[str, Any]] | None = None, **files:
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced; collects text and addresses."""
+    """Parses a page: checks that tags are balanced, collects text and addresses."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -213,8 +213,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
         "FLOPs 1.2e+13 1.23e+13 +2.5%",
         "MFU 39 % 41 % +5.1%",
         "Loss 3.8000 3.9012 +2.7%",
-        "0.4 s left over",
-        "1.04e+13 FLOPs by 6ND",
+        "0.4 s unused",
+        "1.04e+13 FLOPs as 6ND",
         "12.5 s of data preparation",
         "train 2m46s 93.5%",
         "total 2m58s 100 %",
@@ -229,7 +229,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
         "deadbeef",
         "bpe-4096",
         "Loss against tokens",
-        "Loss against budget time",
+        "Loss against time",
         "training, smoothed",
         "Learning rate against progress",
         "Learning rate against step",
@@ -256,7 +256,7 @@ def test_prompt_is_not_shown_twice(finished: tuple[str, Page]) -> None:
     assert "<b>def </b>f(): x" in finished[0]
 
 
-def test_pictures_are_small_and_follow_the_colour_scheme(tmp_path: Path) -> None:
+def test_charts_are_small_and_follow_the_colour_scheme(tmp_path: Path) -> None:
     text = write_report(make_run(tmp_path, training(20_000))).read_text()
     pictures = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     assert len(pictures) == 5
@@ -314,7 +314,7 @@ def test_missing_files_still_make_a_page(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert "Status unknown" in page.text
     assert "There is no result.json" in page.text
-    assert "No training point was logged" in page.text
+    assert "No training step was logged" in page.text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"eval": 3, "spent": null, "samples": "x"}'])
@@ -326,17 +326,17 @@ def test_killed_run_shows_what_it_reached(tmp_path: Path) -> None:
     ledger = {"schema": 1, "ledger_s": {"train": 90.0, "setup": 10.0}, "extended_hours": 0, "clean": False}
     status = {"status": "running", "reason": ""}
     page = page_of(make_run(tmp_path, training(100)[:42], result=None, ledger=ledger, status=status))
-    for value in ("Status not ended", "There is no result.json", "Last validation loss", "Steps 500 35", "90.0%"):
+    for value in ("Status not finished", "There is no result.json", "Last validation loss", "Steps 500 35", "90.0%"):
         assert value in page.text
 
 
-def test_diverged_run_says_so(tmp_path: Path) -> None:
+def test_diverged_run_shows_the_reason(tmp_path: Path) -> None:
     status = {"status": "diverged", "reason": "the loss of step 57 is nan"}
     result = RESULT | {"status": "diverged", "stopped_by": "diverged", "eval": None}
     page = page_of(make_run(tmp_path, training(100, nan_at=57), result=result, status=status))
     assert "Status diverged" in page.text
     assert "Reason: the loss of step 57 is nan" in page.text
-    assert "not a finite number at 1 points, first at step 57" in page.text
+    assert "NaN or infinite at 1 logged steps, first at step 57" in page.text
 
 
 def test_figures_that_are_not_finite(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_figures_that_are_not_finite(tmp_path: Path) -> None:
 def test_budget_added_after_the_end(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, training(600), result=RESULT | {"extended_hours": 0.5}))
     assert "extended by 30m00s" in page.text
-    assert "earlier end; the run went on to step 600" in page.text
+    assert "the run has continued to step 600" in page.text
 
 
 def test_one_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_report_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_given_records_are_used(tmp_path: Path) -> None:
     folder = make_run(tmp_path, [])
-    assert "No training point" not in write_report(folder, training(5)).read_text()
+    assert "No training step" not in write_report(folder, training(5)).read_text()
 
 
 def test_a_hundred_thousand_lines_take_a_second(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_smooth_is_a_centred_mean_that_does_not_follow_the_last_point() -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     command = [sys.executable, "-m", "run.report.run_report", str(make_run(tmp_path / "a", training(5)))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "a" / "report.html")

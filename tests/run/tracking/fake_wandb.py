@@ -1,4 +1,4 @@
-"""Stands in for wandb: keeps what it is given, and misbehaves where a test wants it to."""
+"""A fake wandb module that records its calls and fails on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FakeRun:
 
 
 class FakeWandb(types.ModuleType):
-    """Stands for the wandb module; `on_...` are run inside the calls."""
+    """The module; the `on_...` functions run inside the calls of the same name."""
 
     class Settings:
         model_fields = ("silent", "console")
@@ -37,7 +37,7 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.modes: list[str] = []
         self.arguments: dict[str, Any] = {}
-        self.summary: dict[str, Any] = {}  # what the server has of the run
+        self.summary: dict[str, Any] = {}  # the summary on the server
         self.defined: list[tuple[str, dict[str, Any]]] = []
         self.logged: list[dict[str, Any]] = []
         self.finished = self.torn_down = 0

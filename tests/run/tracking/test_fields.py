@@ -25,7 +25,7 @@ def test_figures_have_names_that_wandb_can_sort_by() -> None:
     }
 
 
-def test_every_knob_keeps_its_name_and_the_plan_has_names_of_its_own() -> None:
+def test_options_keep_their_names_and_the_plan_has_its_own() -> None:
     plan = {"n_layer": 8, "curve": [], "block": {"norm": "layernorm"}}
     shown = public_config(wandb_config({"model": {"n_layer": None}, "plan": {"max_epochs": 4}}, plan))
     assert shown == {
@@ -36,7 +36,7 @@ def test_every_knob_keeps_its_name_and_the_plan_has_names_of_its_own() -> None:
     }
 
 
-def test_headline_says_how_far_a_run_is_from_its_plan() -> None:
+def test_summary_has_the_deviation_from_the_plan() -> None:
     result = {
         "budget": {"hours": 1.0},
         "extended_hours": 1.0,
@@ -50,7 +50,7 @@ def test_headline_says_how_far_a_run_is_from_its_plan() -> None:
     assert shown["plan"] == {"predicted_tokens": 100, "predicted_tokens_per_second": 40.0, "predicted_loss": 3.0}
 
 
-def test_headline_of_a_run_without_a_result_or_a_plan() -> None:
+def test_summary_of_a_run_without_a_result_or_a_plan() -> None:
     assert figures(wandb_summary({})) == {}
     diverged = wandb_summary(
         {"status": "diverged", "eval": None, "plan": {"predicted_tokens": 5}, "spent": {"tokens": None}}

@@ -26,8 +26,8 @@ CONFIG = {"budget": {"hours": 0.05, "flops": None}, "batch_tokens": 8192, "wandb
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No account, and no change to the environment that outlives a test."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No wandb account, and environment variables restored after each test."""
     for name in CHANGED_VARIABLES:
         monkeypatch.setenv(name, "")
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "HTTPS_PROXY", "https_proxy"):
@@ -101,7 +101,7 @@ def test_offline_run_holds_every_point_with_its_axes(
     assert summary["status"] == "finished"
 
 
-def test_everything_lies_in_the_folder_and_nothing_outlives_the_process(tmp_path: Path) -> None:
+def test_all_files_are_in_the_folder_and_no_child_process_remains(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     script = (
@@ -148,7 +148,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 @pytest.fixture
 def hang() -> Iterator[Callable[..., None]]:
-    """A call that does not come back before the test ends."""
+    """A call that does not return before the test ends."""
     released = threading.Event()
     yield lambda *_: released.wait(60) and None
     released.set()
@@ -158,7 +158,7 @@ def crash(*_: Any) -> None:
     raise ConnectionError("the server\nis gone")
 
 
-def test_init_that_hangs_is_left_behind(
+def test_init_that_hangs_is_abandoned(
     start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, hang: Callable[..., None]
 ) -> None:
     fake.on_init = hang
@@ -169,7 +169,7 @@ def test_init_that_hangs_is_left_behind(
     dashboard.finish()
     assert time.monotonic() - began < 2
     assert warnings == [
-        "no dashboard for this run: wandb: opening took more than 0.3 s; the run goes on and metrics.jsonl keeps every"
+        "no wandb for this run: wandb: opening took more than 0.3 s; the run continues and metrics.jsonl keeps every"
         " point"
     ]
     assert fake.torn_down == 1
@@ -187,7 +187,7 @@ def test_init_that_raises(
     dashboard.log(point(1))
     dashboard.finish()
     assert len(warnings) == 1
-    assert f"no dashboard for this run: {error};" in warnings[0]
+    assert f"no wandb for this run: {error};" in warnings[0]
     assert fake.logged == []
 
 
@@ -199,7 +199,7 @@ def test_import_that_fails(
     dashboard.log(point(1))
     dashboard.finish()
     assert len(warnings) == 1
-    assert "no dashboard for this run: import of wandb" in warnings[0]
+    assert "no wandb for this run: import of wandb" in warnings[0]
 
 
 def test_log_that_raises_stops_after_three(
@@ -213,7 +213,7 @@ def test_log_that_raises_stops_after_three(
     dashboard.finish()
     assert len(fake.logged) == 3
     assert warnings == [
-        "the dashboard ends here, wandb failed 3 times: the server is gone; the run goes on and metrics.jsonl keeps"
+        "wandb failed 3 times, logging to it stops: the server is gone; the run continues and metrics.jsonl keeps"
         " every point"
     ]
     assert (fake.finished, fake.torn_down) == (1, 1)
@@ -229,7 +229,7 @@ def test_two_failures_are_forgiven(start: Callable[..., Dashboard], warnings: li
     assert warnings == []
 
 
-def test_log_that_hangs_does_not_hold_the_run(
+def test_log_that_hangs_does_not_block_the_run(
     start: Callable[..., Dashboard],
     warnings: list[str],
     fake: FakeWandb,
@@ -244,12 +244,12 @@ def test_log_that_hangs_does_not_hold_the_run(
         dashboard.log(point(step))
     assert time.monotonic() - began < 1
     assert len(warnings) == 1
-    assert "does not take any more points" in warnings[0]
+    assert "accepts no more points" in warnings[0]
     dashboard.finish()
     assert time.monotonic() - began < 2
 
 
-def test_finish_that_hangs_is_left_behind(
+def test_finish_that_hangs_is_abandoned(
     start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, hang: Callable[..., None]
 ) -> None:
     fake.on_finish = hang
@@ -263,7 +263,7 @@ def test_finish_that_hangs_is_left_behind(
     assert len(fake.logged) == fake.torn_down == 1
 
 
-# Online, and what it falls back to.
+# Online, with the fallback to offline.
 
 
 def refuse(*_: Any, **__: Any) -> Any:
@@ -364,7 +364,7 @@ def test_key_in_netrc_is_found(
 def test_an_online_process_continues_the_curve_and_sends_what_an_offline_one_kept(
     start: Callable[..., Dashboard], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The server has the steps up to 3. What the offline file holds is sent from the record, not once more by `wandb sync`."""
+    """The server has steps up to 3. Later points are sent from metrics.jsonl, and the offline file is marked as sent."""
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
     monkeypatch.setenv("WANDB_API_KEY", "k")
     fake.summary = {"step": 3}
@@ -400,7 +400,7 @@ def test_unknown_mode_is_refused(start: Callable[..., Dashboard]) -> None:
         start("on")
 
 
-def test_within_passes_results_and_errors_on() -> None:
+def test_within_returns_results_and_raises_errors() -> None:
     assert within(1, lambda: None, "x") is None
     with pytest.raises(RuntimeError, match="the server is gone"):
         within(1, crash, "x")

@@ -1,4 +1,4 @@
-"""Offline runs whose processes were killed and resumed: which of their real wandb files are sent, and what is reported."""
+"""Sending the real wandb files of offline runs whose processes were killed and resumed."""
 
 from __future__ import annotations
 
@@ -82,14 +82,13 @@ def refused(capsys: pytest.CaptureFixture[str], *folders: Path) -> tuple[Any, st
     """The exit status and the one line of a call that fails."""
     with pytest.raises(SystemExit) as stop:
         main([str(folder) for folder in folders])
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    return stop.value.code, told.err
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    return stop.value.code, captured.err
 
 
-def test_what_is_left_to_send_holds_each_step_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Read from the real files of two processes, of which the second does ten steps of the first again. wandb's own command
-    finds the same files."""
+def test_unsent_files_hold_each_step_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second process repeats ten steps of the first. wandb's own command finds the same files."""
     process(folder, 1, 30)
     process(folder, 21, 40)
     files = unsent_files(folder)
@@ -108,7 +107,7 @@ def test_what_is_left_to_send_holds_each_step_once(folder: Path, capsys: pytest.
 
 
 def test_a_killed_process_leaves_its_points(folder: Path) -> None:
-    """wandb's own default would leave none of them: it flushes every 15 s."""
+    """With wandb's default, which flushes every 15 s, none of them would be in the file."""
     script = (
         "import sys, time, wandb; from pathlib import Path; from run.tracking.logger import open_dashboard\n"
         "d = open_dashboard('offline', 'p', None, 'n', 'id', None, [], {}, Path(sys.argv[1]))\n"
@@ -125,15 +124,15 @@ def test_a_killed_process_leaves_its_points(folder: Path) -> None:
     assert steps(unsent_files(folder)) == list(range(1, 11))
 
 
-def test_a_file_without_points_is_passed_over(folder: Path) -> None:
-    """`wandb sync` would stop at it and keep back the files of the processes after it."""
+def test_a_file_without_points_is_skipped(folder: Path) -> None:
+    """`wandb sync` would stop there and not send the files of later processes."""
     process(folder, 1, 5)
     (file,) = unsent_files(folder)
     file.write_bytes(file.read_bytes()[:HEADER_BYTES])
     assert unsent_files(folder) == []
 
 
-def test_a_live_run_is_left_alone(folder: Path, server: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_live_run_is_skipped(folder: Path, server: None, capsys: pytest.CaptureFixture[str]) -> None:
     process(folder, 1, 5)
     lock = try_lock(folder / "lock")
     assert not isinstance(lock, str)
@@ -143,17 +142,15 @@ def test_a_live_run_is_left_alone(folder: Path, server: None, capsys: pytest.Cap
     assert len(unsent_files(folder)) == 1
 
 
-def test_what_wandb_refuses_is_an_error_and_is_kept(
-    folder: Path, server: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`wandb sync` itself ends with status 0."""
+def test_a_refused_file_is_an_error_and_is_kept(folder: Path, server: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """`wandb sync` itself exits with status 0."""
     process(folder, 1, 5)
     status, line = refused(capsys, folder)
     assert (status, "was not sent" in line, "401" in line) == (1, True, True)
     assert len(unsent_files(folder)) == 1
 
 
-def test_a_mistake_is_one_line(
+def test_an_error_is_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process(folder, 1, 5)
@@ -161,7 +158,7 @@ def test_a_mistake_is_one_line(
     assert (status, f"{tmp_path} is not a run" in line) == (2, True)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     status, line = refused(capsys, folder)
-    assert (status, "cannot be reached" in line, "sends it later" in line) == (1, True, True)
+    assert (status, "cannot be reached" in line, "repeat the command later" in line) == (1, True, True)
     monkeypatch.setenv("WANDB_API_KEY", "")
     status, line = refused(capsys, folder)
     assert (status, "wandb login" in line) == (2, True)

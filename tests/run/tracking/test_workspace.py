@@ -1,4 +1,4 @@
-"""The view of a project: the JSON that wandb gets, and that it draws what runs really log."""
+"""The dashboard of a project, as the JSON that wandb gets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def view(tmp_path: Path) -> Any:
 
 
 def panels(section: dict[str, Any]) -> list[tuple[str, set[str]]]:
-    """What kind each panel of a section is, and the figures that it draws."""
+    """The kind of each panel of a section, and the figures that it draws."""
     found = []
     for panel in section["panels"]:
         config = panel["config"]
@@ -53,8 +53,8 @@ def drawn(view: dict[str, Any]) -> tuple[set[str], set[str]]:
     return curves, ends
 
 
-def test_each_section_shows_its_curve_and_what_the_runs_ended_with(tmp_path: Path) -> None:
-    """Read from the JSON that wandb gets; needs neither a server nor an account."""
+def test_each_section_has_its_curve_and_the_final_figures(tmp_path: Path) -> None:
+    """Needs neither a server nor an account."""
     sections = {s["name"]: panels(s) for s in view(tmp_path)["spec"]["section"]["panelBankConfig"]["sections"]}
     ledger = {f"ledger_s_{account}" for account in ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")}
     assert {name: content[0] for name, content in sections.items()} == {
@@ -78,7 +78,7 @@ def test_each_section_shows_its_curve_and_what_the_runs_ended_with(tmp_path: Pat
 
 
 def test_every_curve_is_over_budget_hours(tmp_path: Path) -> None:
-    """The workspace, each section, each line plot. A section's own default would be wandb's step."""
+    """Holds for the workspace, each section and each line plot. The default of a section would be wandb's step."""
     section = view(tmp_path)["spec"]["section"]
     sections = section["panelBankConfig"]["sections"]
     plots = [panel for entry in sections for panel in entry["panels"] if panel["viewType"] == CURVE]
@@ -90,7 +90,7 @@ def test_every_curve_is_over_budget_hours(tmp_path: Path) -> None:
     assert {axis["xAxis"] for axis in axes} == {DEFAULT_AXIS} == {"hours"}
 
 
-def test_a_second_call_brings_the_same_view_up_to_date(server: WandbServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_updates_the_same_view(server: WandbServer, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--project", "stint"])
     assert "/me/stint?nw=stintbudget" in capsys.readouterr().out
     (first,) = server.views.values()
@@ -103,12 +103,12 @@ def test_a_second_call_brings_the_same_view_up_to_date(server: WandbServer, caps
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    told = capsys.readouterr()
-    assert (stop.value.code, told.out, told.err.count("\n")) == (2, "", 1)
-    return told.err
+    captured = capsys.readouterr()
+    assert (stop.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
+    return captured.err
 
 
-def test_without_the_package_one_line_says_what_to_install(
+def test_without_the_package_the_error_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     real = builtins.__import__
@@ -122,7 +122,7 @@ def test_without_the_package_one_line_says_what_to_install(
     assert "pip install wandb-workspaces" in refused(capsys, "--json", str(tmp_path / "view.json"))
 
 
-def test_without_an_account_one_line_says_how_to_log_in(
+def test_without_an_account_the_error_says_how_to_log_in(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))

@@ -1,4 +1,4 @@
-"""Reads a .wandb file back: the framing of LevelDB's log around protocol buffers."""
+"""Reads a .wandb file: protocol buffers in the log format of LevelDB."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = 32768  # bytes
 
 
 def payloads(path: Path) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format: 7 bytes of crc, length and kind before each piece of a record."""
+    """The records of a LevelDB log. Each piece of a record has a header of 7 bytes: crc, length, kind."""
     content, position, record = path.read_bytes(), 7, b""
     while position + 7 <= len(content):
         left = BLOCK - position % BLOCK

@@ -1,4 +1,4 @@
-"""A server that wandb's own client takes for wandb's, as far as saved views go."""
+"""A fake wandb server that implements saved views for wandb's own client."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 
 class WandbServer:
-    """`views` by their name, as sent."""
+    """`views` holds the saved views by name."""
 
     def __init__(self) -> None:
         self.views: dict[str, dict[str, Any]] = {}
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
-        """The data for a GraphQL request; empty for the operations that do not matter here."""
+        """The data of a GraphQL response; empty for all operations that are not needed."""
         operation = re.search(r"(?:query|mutation)\s+(\w+)", query)
         if operation is None:
             return {}
