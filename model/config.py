@@ -12,6 +12,7 @@ POSITIONS = ("learned", "rotary")
 NORMS = ("layernorm", "rmsnorm")
 ACTIVATIONS = ("gelu", "relu2", "swiglu")
 INITIALISATIONS = ("gpt2", "zero")
+CHOICES = {"position": POSITIONS, "norm": NORMS, "activation": ACTIVATIONS, "initialisation": INITIALISATIONS}
 
 # Upper limits, far beyond what one device can train. A larger value is a typing error and would make planning very slow.
 LARGEST = {
@@ -23,9 +24,8 @@ LARGEST = {
     "ffn_hidden": 1 << 20,
     "bigram_rows": 1 << 28,
 }
-REMOVED_KEYS = {
-    "value_residual": False
-}  # options that files of earlier versions may hold, with the value that means off
+# Options that files of earlier versions may hold, with the value that means off.
+REMOVED_KEYS = {"value_residual": False}
 ROPE_THETA, SOFTCAP = (1.0, 1e12), (0.01, 1e6)  # outside these ranges float32 divides by 0 or overflows
 
 # Named combinations of the options of `Shape`; conf/model/*.yaml holds the same ones.
@@ -108,44 +108,27 @@ class Shape:
 
     def problems(self) -> list[str]:
         """Return every reason why such a model cannot be built, one line each; an empty list for a valid shape."""
-        return [*self._bad_sizes(), *self._bad_choices(), *self._bad_heads()]
-
-    def _bad_sizes(self) -> list[str]:
-        sizes = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "ffn_hidden")
-        problems = [
-            f"model.{key}={value} must be at least 1"
-            for key in sizes
-            if (value := getattr(self, key)) is not None and value < 1
-        ]
-        problems += [
-            f"model.{key}={value} must be at most {most}"
-            for key, most in LARGEST.items()
-            if (value := getattr(self, key)) is not None and value > most
-        ]
+        problems = []
+        for key, most in LARGEST.items():
+            value = getattr(self, key)
+            if key == "bigram_rows" and (value < 0 or value == 1):
+                problems.append(f"model.bigram_rows={value} must be at least 2, or 0, which turns it off")
+            elif key != "bigram_rows" and value is not None and value < 1:
+                problems.append(f"model.{key}={value} must be at least 1")
+            elif value is not None and value > most:
+                problems.append(f"model.{key}={value} must be at most {most}")
         if not 0 <= self.dropout < 1:
             problems.append(f"model.dropout={self.dropout} must be at least 0 and less than 1")
         low, high = ROPE_THETA
         if not low <= self.rope_theta <= high:
             problems.append(f"model.rope_theta={self.rope_theta} must be {low:g} to {high:g}")
-        if self.bigram_rows < 0 or self.bigram_rows == 1:
-            problems.append(f"model.bigram_rows={self.bigram_rows} must be at least 2, or 0, which turns it off")
         low, high = SOFTCAP
         if self.softcap and not low <= self.softcap <= high:
             problems.append(f"model.softcap={self.softcap} must be {low:g} to {high:g}, or 0, which turns it off")
-        return problems
-
-    def _bad_choices(self) -> list[str]:
-        choices = {
-            "position": POSITIONS,
-            "norm": NORMS,
-            "activation": ACTIVATIONS,
-            "initialisation": INITIALISATIONS,
-        }
-        return [
-            f"model.{key}={getattr(self, key)} is unknown; allowed: {', '.join(allowed)}"
-            for key, allowed in choices.items()
-            if getattr(self, key) not in allowed
-        ]
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                problems.append(f"model.{key}={getattr(self, key)} is unknown; allowed: {', '.join(allowed)}")
+        return problems + self._bad_heads()
 
     def _bad_heads(self) -> list[str]:
         if self.n_head < 1 or self.n_embd < 1:

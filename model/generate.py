@@ -30,7 +30,8 @@ def generate(
     """Return up to `max_new_tokens` token ids that continue `prompt_ids`, without the prompt.
 
     The model sees the last block_size tokens only. The result depends on the arguments alone: draws use a separate CPU
-    generator seeded with `seed`. The model's train or eval mode is restored. Raises UserError for invalid arguments.
+    generator seeded with `seed`. The model's train or eval mode is restored. Raises UserError for an empty prompt and for
+    tokens outside the vocabulary; the ranges of the sampling options are checked where they are declared (config.py).
 
     Args:
         temperature: Divides the logits; 0 takes the most likely token.
@@ -43,8 +44,12 @@ def generate(
         stop: Called before each token; returning true ends the generation.
     """
     n_vocab = model.shape.vocab_size if n_vocab is None else n_vocab
-    if problems := _problems(model, prompt_ids, temperature, top_k, top_p, repetition_penalty, n_vocab):
-        raise UserError(*problems)
+    if not prompt_ids:
+        raise UserError("the prompt is empty; it needs at least one token (end-of-text begins a new document)")
+    if not 1 <= n_vocab <= model.shape.vocab_size:
+        raise UserError(f"n_vocab={n_vocab} must be between 1 and vocab_size={model.shape.vocab_size}")
+    if outside := [token for token in prompt_ids if not 0 <= token < n_vocab]:
+        raise UserError(f"token {outside[0]} of the prompt is outside the vocabulary of {n_vocab} tokens")
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt_ids)
     with evaluating(model):
@@ -56,33 +61,6 @@ def generate(
                 break
             ids.append(token)
     return ids[len(prompt_ids) :]
-
-
-def _problems(
-    model: GPT,
-    prompt_ids: Sequence[int],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    repetition_penalty: float,
-    n_vocab: int,
-) -> list[str]:
-    problems = []
-    if not prompt_ids:
-        problems.append("the prompt is empty; it needs at least one token (end-of-text begins a new document)")
-    if not 1 <= n_vocab <= model.shape.vocab_size:
-        problems.append(f"n_vocab={n_vocab} must be between 1 and vocab_size={model.shape.vocab_size}")
-    elif outside := [token for token in prompt_ids if not 0 <= token < n_vocab]:
-        problems.append(f"token {outside[0]} of the prompt is outside the vocabulary of {n_vocab} tokens")
-    if temperature < 0:
-        problems.append(f"temperature={temperature} must be at least 0 (0 takes the most likely token)")
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k={top_k} must be at least 1, or null for no limit")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p={top_p} must be greater than 0 and at most 1, or null for no limit")
-    if repetition_penalty <= 0:
-        problems.append(f"repetition_penalty={repetition_penalty} must be greater than 0 (1 is no penalty)")
-    return problems
 
 
 def _next_logits(model: GPT, ids: list[int]) -> Tensor:

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from model.gpt import GPT
 from model.optim.muon import MuonAdamW
 from model.optim.settings import OptimSettings, momentum_at
 
+Groups = list[dict[str, Any]]
 ADAMW = OptimSettings()
 FUSED_DEVICES = ("cuda", "cpu")  # devices with a fused AdamW kernel, the fastest implementation on both
 
@@ -31,9 +33,7 @@ def role(name: str, parameter: Tensor) -> str:
     return "head" if name.startswith("head.") else "embedding"
 
 
-def parameter_groups(
-    model: GPT, weight_decay: float, betas: tuple[float, float], settings: OptimSettings
-) -> list[dict[str, Any]]:
+def parameter_groups(model: GPT, weight_decay: float, betas: tuple[float, float], settings: OptimSettings) -> Groups:
     """Return the optimizer's parameter groups, one for each role; every trainable parameter is in exactly one group.
 
     Matrices, embeddings and the head have weight decay, as in nanoGPT; vectors and tables have none. `lr_scale` multiplies
@@ -66,35 +66,20 @@ def matrices_in(name: str, activation: str) -> int:
     return 2 if name.endswith("up.weight") and activation == "swiglu" else 1
 
 
-def adamw(
-    model: GPT,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    device_type: str,
-    settings: OptimSettings,
-) -> torch.optim.Optimizer:
+def adamw(model: GPT, groups: Groups, learning_rate: float, device_type: str, settings: OptimSettings) -> Optimizer:
     """Return AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
     `MuonAdamW` replaces torch's optimizer for models with bigram or value embeddings, and on a CPU, where it calls the same
     kernel without importing torch's compiler, which takes two seconds.
     """
-    groups, fused = parameter_groups(model, weight_decay, betas, settings), device_type in FUSED_DEVICES
+    fused = device_type in FUSED_DEVICES
     if device_type == "cpu" or any(group["role"] == "table" for group in groups):
         return MuonAdamW(groups, learning_rate, fused)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
 
 
-def muon(
-    model: GPT,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    device_type: str,
-    settings: OptimSettings,
-) -> torch.optim.Optimizer:
+def muon(model: GPT, groups: Groups, learning_rate: float, device_type: str, settings: OptimSettings) -> Optimizer:
     """Return Muon for the matrices in the blocks and AdamW for the rest, except tables (see `model.optim.muon`)."""
-    groups = parameter_groups(model, weight_decay, betas, settings)
     names = {p: name for name, p in model.named_parameters()}
     for group in groups:
         if group["role"] == "matrix":
@@ -104,7 +89,7 @@ def muon(
     return MuonAdamW(groups, learning_rate, fused=device_type in FUSED_DEVICES)
 
 
-BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
+BUILDERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "muon": muon}
 
 
 def configure_optimizers(
@@ -114,15 +99,16 @@ def configure_optimizers(
     betas: tuple[float, float],
     device_type: str,
     settings: OptimSettings = ADAMW,
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """Return the optimizer `settings.name` for `model`, whose parameters are already on `device_type` ("cuda", "cpu", ...).
 
     `learning_rate` is the peak; `set_schedule` sets the learning rate of each step.
     """
-    return BUILDERS[settings.name](model, learning_rate, weight_decay, tuple(betas), device_type, settings)
+    groups = parameter_groups(model, weight_decay, (betas[0], betas[1]), settings)
+    return BUILDERS[settings.name](model, groups, learning_rate, device_type, settings)
 
 
-def clipped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def clipped_parameters(optimizer: Optimizer) -> list[Tensor]:
     """Return the parameters whose gradients are clipped: all but tables.
 
     The size of a table's update does not depend on the size of its gradient, and torch cannot compute the norm of a sparse
@@ -131,7 +117,7 @@ def clipped_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups if group["role"] != "table" for p in group["params"]]
 
 
-def set_schedule(optimizer: torch.optim.Optimizer, learning_rate: float, progress: float) -> None:
+def set_schedule(optimizer: Optimizer, learning_rate: float, progress: float) -> None:
     """Set each group's learning rate to `learning_rate` times its `lr_scale`, and Muon's momentum at `progress`, the
     fraction of the budget that is spent."""
     for group in optimizer.param_groups:
