@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any
 
 import zstandard
 
@@ -13,7 +14,6 @@ from common.errors import UserError
 from data.documents import Reading
 
 COMPRESSED = (".zst", ".gz")
-
 
 READ_BYTES = 1 << 16
 # Compressed bytes given to the decompressor at once, and decompressed bytes yielded at once: four bytes of zstd can expand to
@@ -26,18 +26,11 @@ BOMB_BYTES, BOMB_RATIO = 64 << 20, 2000
 LONGEST_LINE, LONGEST_ARRAY = 128 << 20, 512 << 20
 
 
-class _Decompressor(Protocol):
-    eof: bool
-    unused_data: bytes
-
-    def decompress(self, data: bytes, /) -> bytes: ...
-
-
-def _decompressor(path: Path) -> _Decompressor:
+def _decompressor(path: Path) -> Any:
     if path.suffix.lower() == ".gz":
-        return cast(_Decompressor, zlib.decompressobj(wbits=31))
+        return zlib.decompressobj(wbits=31)
     # SlimPajama's files were written with a long-distance window; 2 GiB is the largest that the format allows.
-    return cast(_Decompressor, zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj())
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
 
 
 def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
@@ -46,7 +39,7 @@ def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iter
     Raises UserError for a corrupt file, a decompression bomb and a file that ends within a frame, which is an incomplete
     download.
     """
-    decompressor: _Decompressor | None = None
+    decompressor: Any = None
     n_out = frames = 0
     try:
         for data in _slices(chunks, SLICE_BYTES):
@@ -84,12 +77,9 @@ def _slices(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
 def _raw(path: Path, reading: Reading) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(reading.start)
-        left = reading.stop - reading.start if reading.stop is not None else None
-        while left != 0:
-            chunk = file.read(READ_BYTES if left is None else min(READ_BYTES, left))
-            if not chunk:
-                return
-            left = None if left is None else left - len(chunk)
+        left = sys.maxsize if reading.stop is None else reading.stop - reading.start
+        while chunk := file.read(min(READ_BYTES, left)):
+            left -= len(chunk)
             reading.consumed += len(chunk)
             yield chunk
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -82,8 +82,17 @@ class _Batch:
     record: int = 0
     size: int = 0
     digests: list[bytes] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=lambda: {"duplicate": 0, "bad": 0, "empty": 0})
+    dropped: Counter[str] = field(default_factory=Counter)
     splits: dict[str, _Documents] = field(default_factory=lambda: {split: _Documents() for split in SPLITS})
+
+    def append(self, split: str, text: str, size: int, label: str, digest: bytes) -> None:
+        """Append a document of `size` UTF-8 bytes."""
+        documents = self.splits[split]
+        documents.texts.append(text)
+        documents.bytes.append(size)
+        documents.sources.append(label)
+        self.digests.append(digest)
+        self.size += size
 
 
 def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = print) -> PreparedInfo:
@@ -118,7 +127,8 @@ def prepared_fingerprint(spec: DataSpec) -> str | None:
 
 
 def _folder(spec: DataSpec, source: Source) -> Path:
-    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{_key(spec, source)}"
+    key = _short_hash([shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)])
+    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
 
 
 def _open_finished(folder: Path) -> PreparedInfo:
@@ -139,8 +149,7 @@ def _options(spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _key(spec: DataSpec, source: Source) -> str:
-    content = [shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)]
+def _short_hash(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -171,14 +180,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError):
             raise
-        raise UserError(
-            f"{folder / STATE}: damaged ({_one_line(error)}); {shards.prepare_again_hint(folder)}"
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error as at most 200 characters in one line: sqlite quotes any text that it cannot decode."""
-    return " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]  # sqlite quotes any text that it cannot decode
+        raise UserError(f"{folder / STATE}: damaged ({reason}); {shards.prepare_again_hint(folder)}") from error
 
 
 def _prepare(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
@@ -226,8 +229,7 @@ def _tokenizer(
     path = folder / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    content = [spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents]
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    key = _short_hash([spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents])
 
     def texts() -> Iterator[str]:
         log(f"training {spec.tokenizer} on a sample of the training text")
@@ -304,7 +306,7 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
                 if not text or not writer.is_new(digest):
                     batch.dropped["duplicate" if text else "empty"] += 1
                 else:
-                    _append(batch, split, text, len(raw), document.source, digest)
+                    batch.append(split, text, len(raw), document.source, digest)
                     taken[split] += len(raw)
             if batch.size >= BATCH_BYTES:
                 batch.part, batch.record = number, record
@@ -315,16 +317,6 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
         batch.part, batch.record = number + 1, 0
     if batch.part > first or batch.digests:
         yield batch
-
-
-def _append(batch: _Batch, split: str, text: str, size: int, label: str, digest: bytes) -> None:
-    """Append a document of `size` UTF-8 bytes to a batch."""
-    documents = batch.splits[split]
-    documents.texts.append(text)
-    documents.bytes.append(size)
-    documents.sources.append(label)
-    batch.digests.append(digest)
-    batch.size += size
 
 
 def _reached_max_bytes(spec: DataSpec, part: Part, taken: dict[str, int]) -> bool:

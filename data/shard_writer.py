@@ -167,7 +167,8 @@ class Writer:
         lengths = np.asarray(encoded.lengths[first:stop], dtype=np.int64)
         rows = np.empty((stop - first, 2), dtype=np.int64)
         rows[:, 0] = known["tokens"] + np.cumsum(lengths) - lengths
-        ids = [self._source_id(label) for label in encoded.sources[first:stop]]
+        ids = [source_id(self._source_ids, label) for label in encoded.sources[first:stop]]
+        self.state.sources = list(self._source_ids)
         rows[:, 1] = ids
         self._files[split].tokens.write(encoded.tokens[start:end].astype(self._dtype, copy=False).data)
         self._files[split].table.write(rows.tobytes())
@@ -179,12 +180,6 @@ class Writer:
             row[0] += 1
             row[1] += encoded.lengths[number]
             row[2] += encoded.bytes[number]
-
-    def _source_id(self, label: str) -> int:
-        number = source_id(self._source_ids, label)
-        if number == len(self.state.sources):
-            self.state.sources.append(next(reversed(self._source_ids)))
-        return number
 
     def remember(self, digests: Sequence[bytes]) -> None:
         """Store the digests of added documents; they are durable after the next commit."""

@@ -173,25 +173,16 @@ def open_corpus(folder: str | Path) -> Corpus:
     if problems:
         raise UserError(*problems)
     splits = {split: _open_split(folder, split, manifest, tokenizer) for split in SPLITS}
-    return Corpus(
-        folder, splits["train"], splits["val"], manifest["sources"], manifest["fingerprint"], tokenizer, manifest
-    )
+    sources, fingerprint = manifest["sources"], manifest["fingerprint"]
+    return Corpus(folder, splits["train"], splits["val"], sources, fingerprint, tokenizer, manifest)
 
 
 def _open_split(folder: Path, name: str, manifest: dict[str, Any], tokenizer: Tokenizer) -> Split:
     dtype = token_dtype(tokenizer.dtype.itemsize)
-    shards: list[np.ndarray] = []
-    starts: list[np.ndarray] = []
-    source_ids: list[np.ndarray] = []
-    for shard in manifest["shards"]:
-        if shard["split"] != name:
-            continue
-        path = folder / shard["file"]
-        shards.append(np.memmap(path, dtype=dtype, mode="r", offset=HEADER.size, shape=(shard["tokens"],)))
-        table = _table(path, shard["documents"])
-        starts.append(table[:, 0])
-        source_ids.append(table[:, 1])
-    return Split(name, shards, starts, source_ids, manifest["sources"])
+    own = [(folder / shard["file"], shard) for shard in manifest["shards"] if shard["split"] == name]
+    tokens = [np.memmap(path, dtype, "r", HEADER.size, shape=(shard["tokens"],)) for path, shard in own]
+    tables = [_table(path, shard["documents"]) for path, shard in own]
+    return Split(name, list(tokens), [t[:, 0] for t in tables], [t[:, 1] for t in tables], manifest["sources"])
 
 
 def _table(shard: Path, documents: int) -> np.ndarray:

@@ -38,25 +38,16 @@ SAFE_CUT = re.compile(r"(?<=\S) ")
 MOST_IDS = 1 << 24  # 80 times the largest published vocabulary
 LONGEST_PATTERN = 4096  # characters; published patterns have up to 500
 
-# Vocabulary sizes, end-of-text included, from tiktoken_ext.openai_public, so that no download is needed.
-PUBLISHED_SIZES = {
-    "gpt2": 50257,
-    "r50k_base": 50257,
-    "p50k_base": 50281,
-    "p50k_edit": 50284,
-    "cl100k_base": 100277,
-    "o200k_base": 200019,
-    "o200k_harmony": 201088,
-}
 _BLOBS = "https://openaipublic.blob.core.windows.net/"
-_FILES = {
-    "gpt2": ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json"),
-    "r50k_base": ("encodings/r50k_base.tiktoken",),
-    "p50k_base": ("encodings/p50k_base.tiktoken",),
-    "p50k_edit": ("encodings/p50k_base.tiktoken",),
-    "cl100k_base": ("encodings/cl100k_base.tiktoken",),
-    "o200k_base": ("encodings/o200k_base.tiktoken",),
-    "o200k_harmony": ("encodings/o200k_base.tiktoken",),
+# From tiktoken_ext.openai_public, so that no download is needed: vocabulary size, end-of-text included, and files in _BLOBS.
+PUBLISHED: dict[str, tuple[int, tuple[str, ...]]] = {
+    "gpt2": (50257, ("gpt-2/encodings/main/vocab.bpe", "gpt-2/encodings/main/encoder.json")),
+    "r50k_base": (50257, ("encodings/r50k_base.tiktoken",)),
+    "p50k_base": (50281, ("encodings/p50k_base.tiktoken",)),
+    "p50k_edit": (50284, ("encodings/p50k_base.tiktoken",)),
+    "cl100k_base": (100277, ("encodings/cl100k_base.tiktoken",)),
+    "o200k_base": (200019, ("encodings/o200k_base.tiktoken",)),
+    "o200k_harmony": (201088, ("encodings/o200k_base.tiktoken",)),
 }
 
 
@@ -203,7 +194,9 @@ def vocab_size_of(name: str) -> int | None:
     """
     if name == "bytes":
         return 257
-    return _bpe_size(name) if name.startswith("bpe-") else PUBLISHED_SIZES.get(name)
+    if name.startswith("bpe-"):
+        return _bpe_size(name)
+    return PUBLISHED[name][0] if name in PUBLISHED else None
 
 
 def _bpe_size(name: str) -> int:
@@ -268,14 +261,16 @@ def cached_names() -> list[str]:
     folder = cache_folder()
     if folder is None:
         return []
-    return [name for name, files in _FILES.items() if all((folder / _cache_name(file)).is_file() for file in files)]
+    return [
+        name for name, (_, files) in PUBLISHED.items() if all((folder / _cache_name(file)).is_file() for file in files)
+    ]
 
 
 def _published(name: str) -> Tokenizer:
     try:
         encoding = tiktoken.get_encoding(name)
     except (OSError, ValueError) as error:  # requests' exceptions are OSErrors; ValueError is a wrong hash
-        files = ", ".join(_cache_name(file) for file in _FILES.get(name, ()))
+        files = ", ".join(_cache_name(file) for file in PUBLISHED.get(name, (0, ()))[1])
         raise UserError(
             f"data.tokenizer={name}: tiktoken cannot download its file ({type(error).__name__}); set "
             f"TIKTOKEN_CACHE_DIR to a folder that holds {files or 'it'}, or choose data.tokenizer=bpe-4096"

@@ -25,6 +25,10 @@ def _file_identity(base: Path, files: list[NamedFile]) -> dict[str, Any]:
     return {"files": len(files), "listing": listing.hexdigest()}
 
 
+def _part_of(path: Path, base: Path, split: str | None, label: str) -> Part:
+    return Part(path.relative_to(base).as_posix(), path.stat().st_size, split, path, label)
+
+
 class _Files:
     """Base class of the sources of local files."""
 
@@ -74,22 +78,18 @@ class TextSource(_Files):
                 Part("train", cut, "train", only, files[0].label, 0, cut),
             ]
         else:
-            self._parts = [
-                Part(file.path.relative_to(base).as_posix(), file.path.stat().st_size, None, file.path, file.label)
-                for file in files
-            ]
+            self._parts = [_part_of(file.path, base, None, file.label) for file in files]
 
 
 def _cut_position(path: Path, near: int) -> int:
     """Return the first start of a line at or after byte `near` or, without one in 1 MiB, the first start of a character."""
     with path.open("rb") as file:
-        file.seek(max(0, near - 1))
+        start = file.seek(max(0, near - 1))
         ahead = file.read(1 << 20)
     newline = ahead.find(b"\n") + 1
-    if newline and max(0, near - 1) + newline < path.stat().st_size:
-        return max(0, near - 1) + newline
-    offset = next((i for i, byte in enumerate(ahead[1:5], start=1) if byte & 0xC0 != 0x80), 1)
-    return max(0, near - 1) + offset
+    if newline and start + newline < path.stat().st_size:
+        return start + newline
+    return start + next((i for i, byte in enumerate(ahead[1:5], start=1) if byte & 0xC0 != 0x80), 1)
 
 
 class SlimPajamaSource(_Files):
@@ -122,8 +122,5 @@ class SlimPajamaSource(_Files):
         for split, folder in splits.items():
             _, files = find_files(str(folder))
             everything += files
-            self._parts += [
-                Part(file.path.relative_to(base).as_posix(), file.path.stat().st_size, split, file.path, "slimpajama")
-                for file in files
-            ]
+            self._parts += [_part_of(file.path, base, split, "slimpajama") for file in files]
         self.identity = _file_identity(base, everything)

@@ -238,11 +238,11 @@ def test_a_gpu_that_torch_cannot_use_is_reported(tmp_path: Path, monkeypatch: py
 
 
 def test_cached_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data.tokenizer import _FILES, _cache_name
+    from data.tokenizer import PUBLISHED, _cache_name
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert doctor_checks.tiktoken(tmp_path).status == NOTE
-    for file in _FILES["gpt2"]:
+    for file in PUBLISHED["gpt2"][1]:
         (tmp_path / _cache_name(file)).write_bytes(b"x")
     assert "cached: gpt2 " in doctor_checks.tiktoken(tmp_path).found
     assert doctor_checks.tiktoken(tmp_path).status == OK
