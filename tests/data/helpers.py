@@ -13,6 +13,7 @@ import zstandard
 
 from common.errors import UserError
 from data.prepare import PreparedInfo, prepare
+from data.shard_writer import Encoded, Writer
 from data.sources.base import DataSpec
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -60,6 +61,19 @@ def refused(call: Any, *words: str) -> str:
     for word in words:
         assert word in message, message
     return message
+
+
+def added_documents(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of documents of each `Writer.add` from now on."""
+    added: list[int] = []
+    add = Writer.add
+
+    def counted(self: Writer, split: str, encoded: Encoded) -> None:
+        added.append(len(encoded.lengths))
+        add(self, split, encoded)
+
+    monkeypatch.setattr(Writer, "add", counted)
+    return added
 
 
 def contents(folder: Path) -> dict[str, bytes]:

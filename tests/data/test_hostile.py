@@ -50,17 +50,14 @@ def little_memory(limit: int) -> Iterator[None]:
     assert (kilobytes("VmHWM") - before) * 1024 < limit
 
 
-@pytest.mark.parametrize("name", ["bomb.jsonl.zst", "bomb.txt.zst", "bomb.json.zst"])
-def test_a_zstd_frame_of_a_terabyte_is_refused_in_little_memory(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(FRAME + rle_blocks(b"x", 1 << 23))
+@pytest.mark.parametrize(
+    ("name", "byte"),
+    [("bomb.jsonl.zst", b"x"), ("bomb.txt.zst", b"x"), ("bomb.json.zst", b"x"), ("bomb.json.zst", b" ")],
+)
+def test_a_zstd_frame_of_a_terabyte_is_refused_in_little_memory(tmp_path: Path, name: str, byte: bytes) -> None:
+    (tmp_path / name).write_bytes(FRAME + rle_blocks(byte, 1 << 23))
     with little_memory(700 * MB):
         refused(lambda: list(read_documents(tmp_path / name)), name, "bomb")
-
-
-def test_a_terabyte_of_blanks_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.json.zst").write_bytes(FRAME + rle_blocks(b" ", 1 << 23))
-    with little_memory(700 * MB):
-        refused(lambda: list(read_documents(tmp_path / "a.json.zst")), "bomb")
 
 
 def test_text_that_compresses_well_is_not_a_bomb(tmp_path: Path) -> None:

@@ -24,7 +24,18 @@ from data.shards import open_corpus
 from data.sources.base import DataSpec, split_of
 from data.tokenizer import get_tokenizer
 from data.tokenizer_sample import digest_of, sample_texts
-from tests.data.helpers import CORPUS, TIKTOKEN, contents, make, needs_corpus, needs_gpt2, refused, texts, write_jsonl
+from tests.data.helpers import (
+    CORPUS,
+    TIKTOKEN,
+    added_documents,
+    contents,
+    make,
+    needs_corpus,
+    needs_gpt2,
+    refused,
+    texts,
+    write_jsonl,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,15 +104,16 @@ def test_no_temporary_files_are_left(tmp_path: Path, small: None) -> None:
 # ------------------------------------------------------------------------------------------------ killed and resumed
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a forked process and return its wait status."""
+def survives(event: int, tmp_path: Path, path: Path, cache: str) -> bool:
+    """Prepare in a forked process that is killed at the `event`-th operation; return whether it ended before that."""
     pid = os.fork()
     if pid == 0:
         try:
-            work()
+            die_at(event)
+            make(tmp_path, path, cache_dir=cache)
         finally:
             os._exit(0)
-    return os.waitpid(pid, 0)[1]
+    return os.WIFEXITED(os.waitpid(pid, 0)[1])
 
 
 def die_at(event: int) -> None:
@@ -140,13 +152,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_to_the_byte(tmp_path: P
         cache = str(tmp_path / f"cut{trial}")
         kills = 0
         for _ in range(200):
-            event = rng.randint(1, 150)
-
-            def work(event: int = event, cache: str = cache) -> None:
-                die_at(event)
-                make(tmp_path, path, cache_dir=cache)
-
-            if os.WIFEXITED(in_child(work)):
+            if survives(rng.randint(1, 150), tmp_path, path, cache):
                 break
             kills += 1
         info = make(tmp_path, path, cache_dir=cache)
@@ -159,12 +165,7 @@ def test_a_kill_at_any_operation_of_the_end_is_survived(tmp_path: Path, small: N
     whole = contents(make(tmp_path, path, cache_dir=str(tmp_path / "whole")).folder)
     for event in range(1, 400):
         cache = str(tmp_path / f"cut{event}")
-
-        def work(event: int = event, cache: str = cache) -> None:
-            die_at(event)
-            make(tmp_path, path, cache_dir=cache)
-
-        survived = os.WIFEXITED(in_child(work))
+        survived = survives(event, tmp_path, path, cache)
         assert contents(make(tmp_path, path, cache_dir=cache).folder) == whole
         if survived:
             break
@@ -192,11 +193,9 @@ def test_killed_from_outside(tmp_path: Path) -> None:
 
 def test_resuming_does_not_encode_again(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     path = corpus_of(tmp_path)
-    total = sum(
-        s["documents"]
-        for s in make(tmp_path, path, cache_dir="/".join([str(tmp_path), "w"])).manifest["splits"].values()
-    )
-    real, added = Writer.commit, 0
+    splits = make(tmp_path, path, cache_dir=str(tmp_path / "whole")).manifest["splits"].values()
+    total = sum(split["documents"] for split in splits)
+    real = Writer.commit
 
     def breaking(self: Writer) -> None:
         real(self)
@@ -207,16 +206,9 @@ def test_resuming_does_not_encode_again(tmp_path: Path, small: None, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, path)
     monkeypatch.setattr(Writer, "commit", real)
-    add = Writer.add
-
-    def counted(self: Writer, split: str, encoded: Any) -> None:
-        nonlocal added
-        added += len(encoded.lengths)
-        add(self, split, encoded)
-
-    monkeypatch.setattr(Writer, "add", counted)
+    added = added_documents(monkeypatch)
     make(tmp_path, path)
-    assert 0 < added <= total - 150
+    assert 0 < sum(added) <= total - 150
 
 
 # -------------------------------------------------------------------------------------------------- faults and limits
@@ -329,18 +321,6 @@ def test_max_bytes(tmp_path: Path) -> None:
     assert 20_000 <= own["train"]["bytes"] + own["val"]["bytes"] < 23_000
 
 
-def test_awkward_documents_are_kept(tmp_path: Path) -> None:
-    awkward = ["\ud800 lone", "\0" * 1000, " " * 1_000_000 + "x", "<|endoftext|>", "😀" * 10_000, "x" * 2_000_000]
-    path = write_jsonl(tmp_path / "a.jsonl", awkward + texts(50))
-    corpus = open_corpus(make(tmp_path, path, tokenizer="bpe-400").folder)
-    found = {
-        corpus.tokenizer.decode(document[:-1])
-        for split in (corpus.train, corpus.val)
-        for document in np.split(split.shards[0], split.starts[0][1:])
-    }
-    assert {text.replace("\ud800", "�") for text in awkward} <= found
-
-
 def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", texts(300))
     source = module.make_source(DataSpec(source="text", path=str(path), tokenizer="bytes"))
@@ -358,11 +338,8 @@ def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.Mo
     sampled = list(sample_texts(source, source.parts(), 0.01))
     size = sum(len(piece.encode()) for piece in sampled)
     assert 5000 < size <= 60_000
-    whole = [
-        "".join(t for t in source_text)
-        for source_text in [[d.text for d in source.documents(p) if d] for p in source.parts()]
-    ]
-    for text in whole:
+    for part in source.parts():
+        text = "".join(document.text for document in source.documents(part) if document)
         assert any(piece in text for piece in sampled)
 
 
@@ -402,12 +379,6 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     )
     peaks = []
     for limit in (20_000_000, 0):
-        run = subprocess.run(
-            [sys.executable, "-c", code, tmp_path, CORPUS, str(limit)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append(int(run.stdout) / 1024)
+        command = [sys.executable, "-c", code, tmp_path, CORPUS, str(limit)]
+        peaks.append(int(subprocess.check_output(command, cwd=ROOT)) / 1024)
     assert peaks[1] - peaks[0] < 300, peaks

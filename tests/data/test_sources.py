@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from common.errors import MachineError
-from data.documents import Document
 from data.shards import open_corpus
 from data.sources import hub, stdlib
 from data.sources.base import DataSpec
 from data.sources.registry import make_source
-from tests.data.helpers import make, refused, texts, write_jsonl
+from tests.data.helpers import added_documents, make, refused, texts, write_jsonl
 
 LISTING = """
 import hashlib, json
@@ -153,32 +152,26 @@ def test_the_original_has_its_re_upload_as_fallback() -> None:
     assert default.identity["candidates"] == [["DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968"]]
 
 
-def test_without_a_network_it_says_so_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, ("no network", "data.path=")),
+        ({"HF_HUB_OFFLINE": "1"}, ("HF_HUB_OFFLINE",)),
+    ],
+)
+def test_without_a_network_it_says_so_at_once(
+    tmp_path: Path, environment: dict[str, str], words: tuple[str, ...]
+) -> None:
     code = (
         "from tests.data.helpers import *; from pathlib import Path\n"
         "try: make(Path('.'), source='slimpajama')\n"
         "except UserError as error: print(error)"
     )
-    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**environment, "HF_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.run(
         [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=15
     )
-    assert "no network" in run.stdout
-    assert "data.path=" in run.stdout
-    assert run.stdout.count("\n") == 1
-
-
-def test_offline_switch_is_respected(tmp_path: Path) -> None:
-    code = (
-        "from tests.data.helpers import *; from pathlib import Path\n"
-        "try: make(Path('.'), source='slimpajama')\n"
-        "except UserError as error: print(error)"
-    )
-    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "HF_HUB_OFFLINE" in run.stdout
+    assert all(word in run.stdout for word in words)
     assert run.stdout.count("\n") == 1
 
 
@@ -198,20 +191,7 @@ def test_a_broken_connection_keeps_what_was_read(
     monkeypatch.setattr(hub, "record_of", breaking)
     with pytest.raises(MachineError, match=r"peer went away.*run the same command again"):
         make(tmp_path, source="slimpajama", repo=str(local_hub))
-    added: list[int] = []
-    from data.shard_writer import Writer
-
-    add = Writer.add
-    monkeypatch.setattr(
-        Writer, "add", lambda self, split, docs: (added.append(len(docs.lengths)), add(self, split, docs))[1]
-    )
+    added = added_documents(monkeypatch)
     resumed = make(tmp_path, source="slimpajama", repo=str(local_hub))
     assert resumed.manifest == whole.manifest
     assert sum(added) < 80
-
-
-def test_documents_carry_their_split(tmp_path: Path) -> None:
-    source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", path=str(slimpajama(tmp_path))))
-    first = next(iter(source.documents(source.parts()[0])))
-    assert isinstance(first, Document)
-    assert first.split == "val"

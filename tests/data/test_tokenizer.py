@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -118,18 +117,9 @@ def test_saved_and_loaded_is_the_same_without_a_network(tmp_path: Path, monkeypa
         loaded = Tokenizer.load(tmp_path / "t.json")
         text = "".join(texts(50, seed=3))
         assert loaded.encode(text).tolist() == ours.encode(text).tolist()
-        assert (loaded.fingerprint, loaded.n_vocab, loaded.eot, loaded.name) == (
-            ours.fingerprint,
-            ours.n_vocab,
-            ours.eot,
-            ours.name,
-        )
+        for attribute in ("fingerprint", "n_vocab", "eot", "name"):
+            assert getattr(loaded, attribute) == getattr(ours, attribute)
     assert bpe(600).fingerprint != bpe(601).fingerprint
-
-
-def test_damaged_tokenizer_file(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text("{")
-    refused(lambda: Tokenizer.load(tmp_path / "t.json"), "t.json", "prepare again")
 
 
 def test_training_is_deterministic_across_processes() -> None:
@@ -189,14 +179,8 @@ def test_unknown_name_suggests_close_ones() -> None:
 
 
 def test_vocabulary_sizes_without_a_download() -> None:
-    assert [vocab_size_of(name) for name in ("gpt2", "cl100k_base", "o200k_base", "bytes", "bpe-777", "else")] == [
-        50257,
-        100277,
-        200019,
-        257,
-        777,
-        None,
-    ]
+    sizes = {"gpt2": 50257, "cl100k_base": 100277, "o200k_base": 200019, "bytes": 257, "bpe-777": 777, "else": None}
+    assert {name: vocab_size_of(name) for name in sizes} == sizes
 
 
 def test_missing_tiktoken_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,11 +194,6 @@ def test_missing_tiktoken_file_says_what_to_do(tmp_path: Path, monkeypatch: pyte
     message = refused(call, "TIKTOKEN_CACHE_DIR", "bpe-4096", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee")
     if TIKTOKEN.is_dir():
         assert all(name in message or name.startswith("0ea1e9") for name in (path.name for path in TIKTOKEN.iterdir()))
-
-
-def test_saved_file_is_plain_json(tmp_path: Path) -> None:
-    bpe(400).save(tmp_path / "t.json")
-    assert json.loads((tmp_path / "t.json").read_text())["format"] == 1
 
 
 def test_a_signal_is_handled_while_a_library_trains() -> None:

@@ -18,7 +18,7 @@ from model.attention import document_starts
 from model.config import PRESETS, Shape
 from model.gpt import GPT
 from model.layers import bigram_ids
-from tests.model.losses import loss_of
+from tests.model.losses import loss_of, randomised
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "block_size": 24, "vocab_size": 96}
 EOT = 95
@@ -34,13 +34,7 @@ EACH = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def build(eot: int | None = EOT, **options: Any) -> GPT:
-    """Return a model in which all parameters are random and large enough to affect the output."""
-    model = GPT(Shape(**{**SIZES, **options}, eot=eot))
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
+    return randomised(GPT(Shape(**{**SIZES, **options}, eot=eot)))
 
 
 def some_tokens(batch: int = 2) -> Tensor:

@@ -115,15 +115,6 @@ def test_repetition_penalty_lowers_logits_of_seen_tokens() -> None:
     assert apply_repetition_penalty(logits, [0, 1, 0], 4.0).tolist() == [0.5, -8.0, 1.0, -1.0]
     assert torch.equal(apply_repetition_penalty(logits, [0, 1], 1.0), logits)
     assert logits.tolist() == [2.0, -2.0, 1.0, -1.0]
-
-
-def test_repetition_penalty_makes_text_repeat_less() -> None:
-    peaked = scripted([4.0 - i / 5 for i in range(20)])
-
-    def distinct(penalty: float) -> int:
-        return sum(len(set(generate(peaked, [0], 15, seed=seed, repetition_penalty=penalty))) for seed in range(10))
-
-    assert distinct(2.0) > 1.2 * distinct(1.0)
     assert generate(scripted([1.0, 0.9, 0.8, 0.7]), [0], 3, temperature=0, repetition_penalty=2.0) == [1, 2, 3]
 
 

@@ -20,7 +20,7 @@ from model.blocks import Attention
 from model.config import ACTIVATIONS, INITIALISATIONS, NORMS, POSITIONS, PRESETS, Shape
 from model.gpt import GPT
 from model.layers import RMSNORM_EPS, apply_rotary, rotary_tables
-from tests.model.losses import loss_of
+from tests.model.losses import loss_of, randomised
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 96}
 
@@ -32,33 +32,6 @@ def build(**options: Any) -> GPT:
 
 def some_tokens(batch: int = 3, length: int = 16) -> Tensor:
     return torch.randint(SIZES["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(1))
-
-
-def randomise(model: GPT) -> GPT:
-    """Make all parameters random and large enough to affect the output, norms and biases included."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_no_position_depends_on_a_later_token(preset: str) -> None:
-    model = randomise(build(**PRESETS[preset]))
-    embedded: list[Tensor] = []
-
-    def keep(module: torch.nn.Module, arguments: Any, output: Tensor) -> None:
-        output.retain_grad()
-        embedded.append(output)
-
-    model.wte.register_forward_hook(keep)
-    position = 7
-    model(some_tokens(1))[0, position].square().sum().backward()
-    reach = embedded[0].grad
-    assert reach is not None
-    assert (reach[0, : position + 1].abs().sum(dim=-1) > 0).all()
-    assert (reach[0, position + 1 :] == 0).all()
 
 
 @pytest.mark.parametrize("width", [32, 768])
@@ -75,16 +48,16 @@ def test_the_first_loss_is_that_of_a_uniform_guess(preset: str, tie: bool, width
 @pytest.mark.parametrize("preset", PRESETS)
 def test_dropout_acts_in_training_only(preset: str) -> None:
     tokens = some_tokens()
-    model = randomise(build(**PRESETS[preset], dropout=0.1)).eval()
+    model = randomised(build(**PRESETS[preset], dropout=0.1)).eval()
     first = model(tokens)
     assert torch.equal(first, model(tokens))
-    assert torch.equal(first, randomise(build(**PRESETS[preset])).eval()(tokens))
+    assert torch.equal(first, randomised(build(**PRESETS[preset])).eval()(tokens))
     model.train()
     assert not torch.equal(model(tokens), model(tokens))
 
 
 def test_dropout_acts_on_embedding_attention_and_residual() -> None:
-    model = randomise(build(dropout=0.5))
+    model = randomised(build(dropout=0.5))
     attention, block = model.blocks[0].attention, model.blocks[0]
     x = torch.randn(2, 16, 32)
     assert not torch.equal(attention(x, None)[0], attention(x, None)[0])
@@ -122,7 +95,7 @@ def naive_attention(attention: Attention, x: Tensor, rotary: tuple[Tensor, Tenso
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("position", POSITIONS)
 def test_attention_equals_a_naive_one(position: str, qk_norm: bool) -> None:
-    model = randomise(build(position=position, qk_norm=qk_norm))
+    model = randomised(build(position=position, qk_norm=qk_norm))
     rotary = rotary_tables(model.shape) if position == "rotary" else None
     attention = model.blocks[0].attention
     x = torch.randn(2, 16, 32)
@@ -159,7 +132,7 @@ def scored(model: gpt.GPT, tokens: torch.Tensor, targets: torch.Tensor) -> scori
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_token_losses_are_those_of_cross_entropy(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = randomise(build(**PRESETS[preset]))
+    model = randomised(build(**PRESETS[preset]))
     tokens, targets = some_tokens(), some_tokens().flip(0).clone()
     targets[0, 3:9] = -1
     logits = model(tokens)
@@ -248,24 +221,15 @@ def test_a_tied_model_stores_one_vocabulary_matrix(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_state_dict_is_the_whole_model(preset: str) -> None:
-    model = randomise(build(**PRESETS[preset]))
+    model = randomised(build(**PRESETS[preset]))
     copy = build(**PRESETS[preset])
     copy.load_state_dict(model.state_dict())
     assert torch.equal(copy(some_tokens()), model(some_tokens()))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_one_graph_for_torch_compile(preset: str) -> None:
-    model = randomise(build(**PRESETS[preset]))
-    torch._dynamo.reset()  # other models of this process count as recompilations
-    compiled = torch.compile(loss_of, backend="eager", fullgraph=True)
-    found, expected = (each(model, some_tokens(), some_tokens()) for each in (compiled, loss_of))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
 def test_a_sequence_may_be_short_but_not_too_long(preset: str) -> None:
-    model = randomise(build(**PRESETS[preset]))
+    model = randomised(build(**PRESETS[preset]))
     torch.testing.assert_close(model(some_tokens()[:, :5]), model(some_tokens())[:, :5], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="17 tokens is longer than block_size=16"):
         model(some_tokens(1, 17))
@@ -273,26 +237,14 @@ def test_a_sequence_may_be_short_but_not_too_long(preset: str) -> None:
 
 def test_an_invalid_shape_is_refused_with_all_its_problems() -> None:
     with pytest.raises(UserError) as caught:
-        GPT(Shape(**(SIZES | {"n_embd": 100, "n_head": 3, "norm": "batchnorm"})))
-    assert len(caught.value.messages) == 2
+        GPT(Shape(**(SIZES | {"n_layer": 0, "n_embd": 33, "dropout": 2.0, "norm": "batchnorm"})))
+    assert len(caught.value.messages) == 4
 
 
 def test_every_name_that_a_shape_allows_is_built() -> None:
     assert set(layers.NORMS) == set(NORMS)
     assert set(layers.ACTIVATIONS) == set(ACTIVATIONS)
     assert set(init.INITIALISATIONS) == set(INITIALISATIONS)
-
-
-def test_it_memorises_a_sequence() -> None:
-    model = build(**PRESETS["modern"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    tokens = torch.randint(96, (2, 17), generator=torch.Generator().manual_seed(3))
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss = loss_of(model, tokens[:, :-1], tokens[:, 1:])
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.1
 
 
 def test_autocast_on_a_gpu_leaves_squared_relu_in_half_precision() -> None:

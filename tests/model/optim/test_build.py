@@ -109,14 +109,6 @@ def test_the_learning_rate_of_a_group_follows_its_scale() -> None:
     assert rates == {"matrix": 2e-3, "table": 5e-4, "embedding": 2e-3, "head": 2e-3, "vector": 2e-3}
 
 
-def test_the_state_of_an_optimizer_keeps_the_scales() -> None:
-    optimizer = configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu")
-    optimizer.param_groups[0]["lr_scale"] = 3.0
-    other = configure_optimizers(build(), 1e-3, 0.1, (0.9, 0.95), "cpu")
-    other.load_state_dict(optimizer.state_dict())
-    assert other.param_groups[0]["lr_scale"] == 3.0
-
-
 @pytest.mark.parametrize(("device_type", "fused"), [("cpu", True), ("cuda", True), ("xpu", False)])
 def test_fused_on_devices_with_a_fused_kernel(device_type: str, fused: bool) -> None:
     if device_type == "cuda" and not torch.cuda.is_available():
