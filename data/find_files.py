@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
     else:
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 (Path.glob refuses absolute patterns)
         found = [Path(match) for match in matches if Path(match).is_file()]
-        base, allowed = (_common_folder(found) if found else path), named
+        base = Path(os.path.commonpath([file.parent for file in found])) if found else path
+        allowed = named
     if not found:
         reason = "an empty folder" if path.is_dir() else "no such file or folder, and no file matches it as a glob"
         raise UserError(f"data.path={pattern}: {reason}; give a file, a folder or a quoted glob")
@@ -104,14 +106,6 @@ def lies_within(path: Path, folders: list[Path]) -> bool:
     """Return whether `path`, with links resolved, lies in one of `folders`."""
     real = path.resolve()
     return any(real.is_relative_to(folder) for folder in folders)
-
-
-def _common_folder(paths: list[Path]) -> Path:
-    first, last = min(paths).parent, max(paths).parent
-    shared = [a for a, b in zip(first.parts, last.parts, strict=False) if a == b]
-    while shared and not all(Path(*shared) in path.parents for path in paths):
-        shared.pop()
-    return Path(*shared) if shared else Path()
 
 
 def _label(path: Path, base: Path) -> str:

@@ -42,15 +42,18 @@ def test_opens_read_only_and_holds_what_the_manifest_says(folder: Path) -> None:
             assert not shard.flags.writeable
 
 
-@pytest.mark.parametrize("offset", [HEADER.size, HEADER.size + 1001, -1])
-def test_a_flipped_bit_in_a_shard_is_found(folder: Path, offset: int) -> None:
-    changed(folder / "train-00001.bin", offset)
-    refused(lambda: verify(folder), "train-00001.bin", "delete", "prepare again")
-
-
-def test_a_flipped_bit_in_a_document_table_is_found(folder: Path) -> None:
-    changed(folder / "val-00000.docs.npy", -3)
-    refused(lambda: verify(folder), "val-00000.bin", "changed")
+@pytest.mark.parametrize(
+    ("name", "offset"),
+    [
+        ("train-00001.bin", HEADER.size),
+        ("train-00001.bin", HEADER.size + 1001),
+        ("train-00001.bin", -1),
+        ("val-00000.docs.npy", -3),
+    ],
+)
+def test_a_flipped_bit_is_found(folder: Path, name: str, offset: int) -> None:
+    changed(folder / name, offset)
+    refused(lambda: verify(folder), f"{name.split('.')[0]}.bin", "changed", "delete", "prepare again")
 
 
 def test_a_signal_does_not_wait_for_shards_that_are_still_to_be_verified(

@@ -19,7 +19,7 @@ SHAPE = Shape(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64, **(P
 TOKENS = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(1))
 
 
-def build(**options: Any) -> GPT:
+def build() -> GPT:
     torch.manual_seed(0)
     model = GPT(SHAPE)
     with torch.no_grad():  # no gradient passes through outputs that are 0
@@ -85,14 +85,6 @@ def test_other_parameters_are_updated_by_adamw() -> None:
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         matrix = name.startswith("blocks.") and mine.ndim == 2
         assert torch.allclose(mine, other, atol=1e-7) is not matrix, name
-
-
-def test_its_updates_are_as_large_as_adamws() -> None:
-    model = build()
-    before = [p.detach().clone() for p in whole(model)]
-    steps(model, muon_of(model, weight_decay=0.0), 1)
-    for p, old in zip(whole(model), before, strict=True):
-        assert (p - old).square().mean().sqrt().item() == pytest.approx(0.2 * 0.01, rel=0.25)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 64), (128, 512)])
