@@ -232,10 +232,7 @@ def test_separate_processes_refuse_as_well() -> None:
         bad = [*words, "budget.hours=-1"]  # so that no run starts, whatever the other words are
         with tempfile.TemporaryDirectory() as folder:
             ended = subprocess.run(
-                [sys.executable, str(ROOT / script), *bad],
-                capture_output=True,
-                cwd=folder,
-                timeout=120,
+                [sys.executable, str(ROOT / script), *bad], capture_output=True, cwd=folder, timeout=120
             )
             files = [path.name for path in Path(folder).rglob("*") if path.is_file()]
         errors = ended.stderr.decode("utf-8", "replace")

@@ -77,15 +77,7 @@ RESULT: dict[str, Any] = {
         "steps": 512,
         "overshoot_s": -0.4,
     },
-    "ledger_s": {
-        "setup": 4.1,
-        "compile": 0,
-        "data": 0.2,
-        "train": 166.0,
-        "eval": 6.1,
-        "checkpoint": 0.9,
-        "idle": 0.3,
-    },
+    "ledger_s": {"setup": 4.1, "compile": 0, "data": 0.2, "train": 166.0, "eval": 6.1, "checkpoint": 0.9, "idle": 0.3},
     "model": {key: PLAN[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "parameters")},
     "eval": {
         "split": "val",
