@@ -82,9 +82,8 @@ def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
     if speed := _speed(plan):
         memory = f", {plan.peak_memory / 2**20:,.0f} MiB" if plan.peak_memory is not None else ""
         rows.append(("speed", f"{speed}{memory} ({plan.source['tokens_per_second']})"))
-    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
-        low, high = plan.predicted_loss_interval
-        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"))
+    if loss := _expected_loss(plan):
+        rows.append(("expected loss", loss))
     if plan.alternatives:
         rows.append(("alternatives", _brief_alternatives(plan)))
     elif plan.source["tokens_per_second"] == "measured":
@@ -203,10 +202,17 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     if plan.peak_memory is not None:
         memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences per forward pass"
         rows.append(("memory", memory, "measured"))
-    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
-        low_loss, high_loss = plan.predicted_loss_interval
-        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low_loss:.4f} to {high_loss:.4f}, 80 %)", plan.law))
+    if loss := _expected_loss(plan):
+        rows.append(("expected loss", loss, plan.law))
     return rows
+
+
+def _expected_loss(plan: Plan) -> str | None:
+    """The expected loss with its 80 % interval; None if the law has none."""
+    if plan.predicted_loss is None or plan.predicted_loss_interval is None:
+        return None
+    low, high = plan.predicted_loss_interval
+    return f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"
 
 
 def _flat(plan: Plan) -> str:
@@ -244,9 +250,8 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_toke
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
         f"effective tokens: {effective_tokens(tokens, corpus_tokens) / tokens:.1%} of the tokens count as new"
         f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
-        *_explain_rules(plan, shape, limits),
     ]
-    return lines
+    return lines + _explain_rules(plan, shape, limits)
 
 
 def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
@@ -259,8 +264,9 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where {rule.small_batch:,} tokens need"
-        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where"
+        f" {rule.small_batch:,} tokens need more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et"
+        " al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed (measured)" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"Muon adds 5 n / T x the share of the blocks ="
         f" {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"
