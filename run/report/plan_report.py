@@ -150,8 +150,11 @@ def block_in_words(block: dict[str, Any]) -> str:
 
 def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
-    low, high = (format_count(size) for size in plan.bracket)
-    rates = [f"{rate:.2g}" for rate in plan.learning_rate_spread]
+    low, high = map(format_count, plan.bracket)
+    smallest, largest = map(format_count, plan.flat)
+    flat = "no other size" if plan.flat[0] == plan.flat[1] else f"{smallest} to {largest} as the law counts parameters"
+    parameters, (slowest, fastest) = format_count(plan.parameters), plan.learning_rate_spread
+    rate = f"{plan.learning_rate:g} (rules give {slowest:.2g} to {fastest:.2g})"
     rows = [
         ("budget", budget_of(limits), "given"),
         (
@@ -161,23 +164,15 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
             f"{plan.law}, {plan.standing}",
         ),
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
-        (
-            "parameters",
-            f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts them)",
-            "",
-        ),
-        ("within 1 %", _flat(plan), plan.source["flat"]),
+        ("parameters", f"{parameters} ({format_count(plan.parameters_law)} as the law counts them)", ""),
+        ("within 1 %", flat, plan.source["flat"]),
         *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
         ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
         ("optimizer", plan.optimizer, plan.source["optimizer"]),
-        (
-            "learning rate",
-            f"{plan.learning_rate:g} (rules give {rates[0]} to {rates[1]})",
-            plan.source["learning_rate"],
-        ),
+        ("learning rate", rate, plan.source["learning_rate"]),
         ("warm-up", f"{plan.warmup:.1%} of the budget", plan.source["warmup"]),
         ("weight decay", f"{plan.weight_decay:g}", plan.source["weight_decay"]),
         ("beta2", f"{plan.beta2:g}", plan.source["beta2"]),
@@ -213,14 +208,6 @@ def _expected_loss(plan: Plan) -> str | None:
         return None
     low, high = plan.predicted_loss_interval
     return f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"
-
-
-def _flat(plan: Plan) -> str:
-    """The range of sizes whose expected loss is within FLAT of the best."""
-    low, high = plan.flat
-    if low == high:
-        return "no other size"
-    return f"{format_count(low)} to {format_count(high)} as the law counts parameters"
 
 
 def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
