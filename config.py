@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -32,10 +32,8 @@ class Option:
 
     Attributes:
         help: One phrase with the unit, the choices and the meaning of null.
-        choices: Allowed values; empty if any value in range is allowed.
-        low: Lower end of the range.
-        high: Upper end of the range.
-        exclusive: The end that is itself excluded, "low" or "high".
+        choices: Allowed values; empty if any value in the range is allowed.
+        range: The allowed numbers as an interval, e.g. "(0, 1]"; empty if any number is allowed.
         path: Whether the value is the path of a file or folder.
         identity: Whether the option affects training. If so, it is part of the hash in the name of a run's folder.
         added_later: Whether the option is newer than existing runs; see the function `identity`.
@@ -44,35 +42,25 @@ class Option:
 
     help: str
     choices: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
-    exclusive: str = ""
+    range: str = ""
     path: bool = False
     identity: bool = True
     added_later: bool = False
     common: bool = False
 
     @property
-    def range(self) -> str:
-        """The range as an interval, e.g. "(0, 1]"; empty without a range."""
-        if self.low is None or self.high is None:
-            return ""
-        begin, end = "(" if self.exclusive == "low" else "[", ")" if self.exclusive == "high" else "]"
-        return f"{begin}{_exact(self.low)}, {_exact(self.high)}{end}"
+    def ends(self) -> tuple[float, float]:
+        """The lower and the upper end of the range."""
+        low, high = self.range[1:-1].split(", ")
+        return float(low), float(high)
 
     def in_range(self, value: float) -> bool:
         """Whether `value` is in the range. NaN never is."""
-        if self.low is None or self.high is None:
+        if not self.range:
             return True
-        above = self.low < value if self.exclusive == "low" else self.low <= value
-        below = value < self.high if self.exclusive == "high" else value <= self.high
-        return above and below
-
-
-def _exact(number: float) -> str:
-    """The shortest text for a number that does not round it: 1e+06, but 2147483647."""
-    short = f"{number:g}"
-    return short if float(short) == number else str(number)
+        low, high = self.ends
+        excluded = (low if self.range[0] == "(" else None, high if self.range[-1] == ")" else None)
+        return low <= value <= high and value not in excluded
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
@@ -93,22 +81,15 @@ class BudgetConfig:
     """The limits of a run. The first limit that is reached ends it; at least one must be set."""
 
     hours: float | None = option(
-        None,
-        "wall-clock limit of the whole process, hours; null: no limit",
-        low=0,
-        high=1e6,
-        exclusive="low",
-        common=True,
+        None, "wall-clock limit of the whole process, hours; null: no limit", range="(0, 1e+06]", common=True
     )
     flops: float | None = option(
         None,
         "training FLOPs, counted as 6N + 12 n_layer n_embd block_size per token; null: no limit",
-        low=0,
-        high=1e30,
-        exclusive="low",
+        range="(0, 1e+30]",
     )
-    tokens: float | None = option(None, "training tokens; null: no limit", low=0, high=1e18, exclusive="low")
-    steps: int | None = option(None, "optimizer steps; null: no limit", low=1, high=1e12)
+    tokens: float | None = option(None, "training tokens; null: no limit", range="(0, 1e+18]")
+    steps: int | None = option(None, "optimizer steps; null: no limit", range="[1, 1e+12]")
     counts: str = option(
         "all",
         "what counts towards budget.hours: all (from process start to exit) | training (optimizer steps only)",
@@ -117,8 +98,7 @@ class BudgetConfig:
     extend_hours: float = option(
         0.0,
         "hours to add to budget.hours of an existing run; recorded in its ledger",
-        low=0,
-        high=1e6,
+        range="[0, 1e+06]",
         identity=False,
     )
 
@@ -128,7 +108,7 @@ class DeviceConfig:
     """The device, its CPU threads and the precision."""
 
     name: str = option("auto", "auto (CUDA if available, else MPS, else CPU) | cpu | cuda | cuda:N | mps")
-    threads: int | None = option(None, "CPU threads; null: all cores available to this process", low=1, high=4096)
+    threads: int | None = option(None, "CPU threads; null: all cores available to this process", range="[1, 4096]")
     precision: str = option(
         "auto",
         "auto (CUDA: bfloat16, or float16 before Ampere; else float32) | float32 | bfloat16 | float16",
@@ -152,7 +132,7 @@ class TrainingDeviceConfig(DeviceConfig):
         choices=("auto", "on", "off", "regional"),
     )
     peak_flops: float | None = option(
-        None, "peak FLOP/s that MFU is relative to; null: from the device table, else measured", low=1e6, high=1e20
+        None, "peak FLOP/s that MFU is relative to; null: from the device table, else measured", range="[1e+06, 1e+20]"
     )
 
 
@@ -227,16 +207,14 @@ class DataConfig:
     validation_fraction: float = option(
         0.01,
         "fraction of the documents held out for validation if the corpus has no validation split",
-        low=0,
-        high=0.5,
-        exclusive="low",
+        range="(0, 0.5]",
     )
     repo: str | None = option(
         None, "slimpajama: data set on the Hugging Face Hub, OWNER/NAME, or a local copy", path=True
     )
     revision: str | None = option(None, "commit of data.repo; null: the newest")
     fallbacks: list[str] = option([], "REPO or REPO@REVISION to try, in this order, if data.repo is gone")
-    max_bytes: int | None = option(None, "bytes of text to prepare; null: the whole corpus", low=1, high=1e18)
+    max_bytes: int | None = option(None, "bytes of text to prepare; null: the whole corpus", range="[1, 1e+18]")
     bad_documents: str = option(
         "refuse",
         "records without text, or that are not valid UTF-8 or JSON: refuse (stop) | skip (and count)",
@@ -244,7 +222,7 @@ class DataConfig:
     )
     cache_dir: str = option("prepared", "folder for prepared corpora", path=True, identity=False)
     workers: int | None = option(
-        None, "tokenizer threads; null: all cores available to this process", low=1, high=4096, identity=False
+        None, "tokenizer threads; null: all cores available to this process", range="[1, 4096]", identity=False
     )
 
 
@@ -258,44 +236,38 @@ class OptimConfig:
         choices=(AUTO, *OPTIMIZERS),
     )
     learning_rate: float | None = option(
-        None, "peak learning rate; null: chosen by the plan", low=1e-12, high=100, common=True
+        None, "peak learning rate; null: chosen by the plan", range="[1e-12, 100]", common=True
     )
     weight_decay: float | None = option(
-        None, "decoupled weight decay, matrices only; null: chosen by the plan", low=0, high=100
+        None, "decoupled weight decay, matrices only; null: chosen by the plan", range="[0, 100]"
     )
-    beta1: float = option(0.9, "Adam: decay rate of the first moment", low=0, high=1, exclusive="high")
+    beta1: float = option(0.9, "Adam: decay rate of the first moment", range="[0, 1)")
     beta2: float | None = option(
         None,
         "Adam: decay rate of the second moment; null: 0.95 from 2^18 tokens per batch on, else 0.99",
-        low=0,
-        high=1,
-        exclusive="high",
+        range="[0, 1)",
     )
     # A smaller eps is lost in float32, and a parameter without a gradient then gets an update of 0 / 0.
-    eps: float = option(1e-8, "Adam: term added to the denominator", low=1e-30, high=1)
+    eps: float = option(1e-8, "Adam: term added to the denominator", range="[1e-30, 1]")
     table_rate: float = option(
-        0.3, "learning rate of bigram and value embeddings, as a multiple of optim.learning_rate", low=0, high=1e4
+        0.3, "learning rate of bigram and value embeddings, as a multiple of optim.learning_rate", range="[0, 10000]"
     )
-    momentum: float = option(
-        0.95, "Muon: momentum, reached after the first 8 % of the budget", low=0, high=1, exclusive="high"
-    )
+    momentum: float = option(0.95, "Muon: momentum, reached after the first 8 % of the budget", range="[0, 1)")
     normuon: bool = option(False, "Muon: normalise the update of each row (NorMuon)")
     cautious: bool = option(False, "Muon: decay a weight only where decay and update have the same sign")
     grad_clip: float = option(
-        1.0, "maximum gradient norm, not counting bigram and value embeddings; 0: no clipping", low=0, high=1e9
+        1.0, "maximum gradient norm, not counting bigram and value embeddings; 0: no clipping", range="[0, 1e+09]"
     )
     batch_tokens: int | None = option(
         None,
         "tokens per optimizer step, a multiple of model.block_size; null: chosen by the plan",
-        low=1,
-        high=1e12,
+        range="[1, 1e+12]",
         common=True,
     )
     micro_batch: int | None = option(
         None,
         "sequences per forward pass; affects speed and memory, not the result; null: chosen to fit in memory",
-        low=1,
-        high=1e9,
+        range="[1, 1e+09]",
     )
 
 
@@ -318,19 +290,16 @@ class EvalConfig:
     tokens: int = option(
         262144,
         "validation tokens of the final evaluation; halved until it takes at most eval.max_fraction of budget.hours",
-        low=1,
-        high=1e15,
+        range="[1, 1e+15]",
     )
     every: float = option(
-        0.1, "share of the budget between interim evaluations; 0: no interim evaluations", low=0, high=1
+        0.1, "share of the budget between interim evaluations; 0: no interim evaluations", range="[0, 1]"
     )
-    interim_tokens: int = option(16384, "validation tokens of each interim evaluation", low=1, high=1e15)
+    interim_tokens: int = option(16384, "validation tokens of each interim evaluation", range="[1, 1e+15]")
     max_fraction: float = option(
         0.05,
         "maximum share of budget.hours for the final evaluation, and for all interim evaluations together",
-        low=0,
-        high=1,
-        exclusive="low",
+        range="(0, 1]",
     )
 
 
@@ -346,24 +315,20 @@ class PlanConfig:
     aspect_min: float = option(
         ASPECT[0],
         "smallest n_embd / n_layer to consider; unless aspect_min or aspect_max is set, 16 for n_embd <= 256",
-        low=0.1,
-        high=1e6,
+        range="[0.1, 1e+06]",
     )
     aspect_max: float = option(
         ASPECT[1],
         "largest n_embd / n_layer to consider; unless aspect_min or aspect_max is set, 128 for n_embd <= 256",
-        low=0.1,
-        high=1e6,
+        range="[0.1, 1e+06]",
     )
     max_epochs: float | None = option(
         None,
         f"refuse a plan with more epochs than this; null: {MAX_EPOCHS:g}, or no limit for data=stdlib",
-        low=0,
-        high=1e9,
-        exclusive="low",
+        range="(0, 1e+09]",
     )
     corpus_tokens: float | None = option(
-        None, "plan.py: training tokens in the corpus; null: unlimited", low=1, high=1e15, identity=False
+        None, "plan.py: training tokens in the corpus; null: unlimited", range="[1, 1e+15]", identity=False
     )
     folder: str | None = option(
         None, "plan.py: folder for plan.json and plan.png; null: write no files", path=True, identity=False
@@ -375,18 +340,12 @@ class CheckpointConfig:
     """How often the run is saved."""
 
     max_fraction: float = option(
-        0.02,
-        "maximum share of the time for saving; the interval is lengthened to meet it",
-        low=0,
-        high=1,
-        exclusive="low",
+        0.02, "maximum share of the time for saving; the interval is lengthened to meet it", range="(0, 1]"
     )
     every_s: float | None = option(
         None,
         "seconds between checkpoints; null: 2 % of budget.hours, between 2 and 600, or 60 without budget.hours",
-        low=0,
-        high=1e9,
-        exclusive="low",
+        range="(0, 1e+09]",
     )
 
 
@@ -404,9 +363,7 @@ class WandbConfig:
     entity: str | None = option(None, "wandb team or user; null: your default")
     group: str | None = option(None, "wandb group; null: the name of the sweep, or none outside a sweep")
     tags: list[str] = option([], "wandb tags; jobs of a sweep also get its name and their own overrides")
-    timeout_s: float = option(
-        8.0, "maximum wait for wandb at the start and at the end, seconds", low=0, high=60, exclusive="low"
-    )
+    timeout_s: float = option(8.0, "maximum wait for wandb at the start and at the end, seconds", range="(0, 60]")
 
 
 @dataclass
@@ -422,9 +379,7 @@ class SweepConfig:
     hours: float | None = option(
         None,
         "device hours of the whole sweep, shared by all jobs; hours left over extend the best job; null: no limit",
-        low=0,
-        high=1e6,
-        exclusive="low",
+        range="(0, 1e+06]",
     )
     prune: str = option(
         "none",
@@ -433,9 +388,9 @@ class SweepConfig:
         choices=("none", "median", "halving"),
     )
     prune_from: float = option(
-        0.25, "share of its budget that a job gets before it may be stopped early", low=0, high=0.9, exclusive="low"
+        0.25, "share of its budget that a job gets before it may be stopped early", range="(0, 0.9]"
     )
-    retries: int = option(1, "how many times a failed or killed job is restarted", low=0, high=100)
+    retries: int = option(1, "how many times a failed or killed job is restarted", range="[0, 100]")
 
 
 @dataclass
@@ -464,26 +419,19 @@ class Config:
         common=True,
     )
     seed: int = option(
-        1337,
-        "random seed for initialisation, data order, dropout and sampling",
-        low=0,
-        high=2**31 - 1,
-        common=True,
+        1337, "random seed for initialisation, data order, dropout and sampling", range="[0, 2147483647]", common=True
     )
     output_dir: str = option("outputs", "folder for runs", path=True, identity=False)
     fresh: bool = option(
         False, "start again; an existing run of the same name is renamed to NAME.old-K", identity=False
     )
     law: str = option(
-        "chinchilla-table3",
-        f"scaling law: {' | '.join(LAWS)} | local (from plan.law_file)",
-        choices=(*LAWS, LOCAL),
+        "chinchilla-table3", f"scaling law: {' | '.join(LAWS)} | local (from plan.law_file)", choices=(*LAWS, LOCAL)
     )
     mfu: float | None = option(
         None,
         "MFU to plan with, as a share of the device's peak; null: measured, else from the device table",
-        low=1e-6,
-        high=1,
+        range="[1e-06, 1]",
     )
     probe: bool | None = option(
         None, "measure candidate shapes on this device before planning; null: true for train.py, false for plan.py"
@@ -521,9 +469,9 @@ class EvaluateConfig:
     checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
     data: EvaluateDataConfig = group(EvaluateDataConfig)
     device: DeviceConfig = group(DeviceConfig)
-    tokens: int | None = option(None, "score only the first N tokens; null: all tokens", low=1, high=1e15)
+    tokens: int | None = option(None, "score only the first N tokens; null: all tokens", range="[1, 1e+15]")
     micro_batch: int = option(
-        16, "sequences per forward pass; affects speed and memory, not the result", low=1, high=1e9
+        16, "sequences per forward pass; affects speed and memory, not the result", range="[1, 1e+09]"
     )
     output: str = option("text", "text | json (one JSON object on standard output)", choices=("text", "json"))
 
@@ -541,21 +489,17 @@ class SampleConfig:
         [""], 'prompts to continue, e.g. prompts=\'["def ","The "]\'; an empty prompt starts a new document'
     )
     device: DeviceConfig = group(DeviceConfig)
-    samples: int = option(1, "samples per prompt", low=1, high=1e6)
-    tokens: int = option(200, "maximum length of a sample, tokens; end-of-text ends it earlier", low=1, high=1e15)
-    temperature: float = option(0.8, "sampling temperature; 0: always the most likely token", low=0, high=100)
-    top_k: int | None = option(None, "sample from the k most likely tokens; null: from all", low=1, high=1e9)
+    samples: int = option(1, "samples per prompt", range="[1, 1e+06]")
+    tokens: int = option(200, "maximum length of a sample, tokens; end-of-text ends it earlier", range="[1, 1e+15]")
+    temperature: float = option(0.8, "sampling temperature; 0: always the most likely token", range="[0, 100]")
+    top_k: int | None = option(None, "sample from the k most likely tokens; null: from all", range="[1, 1e+09]")
     top_p: float | None = option(
-        None,
-        "sample from the most likely tokens whose probabilities add up to p; null: from all",
-        low=0,
-        high=1,
-        exclusive="low",
+        None, "sample from the most likely tokens whose probabilities add up to p; null: from all", range="(0, 1]"
     )
     repetition_penalty: float = option(
-        1.0, "penalty on the logits of tokens that have already occurred; 1: off", low=0.01, high=100
+        1.0, "penalty on the logits of tokens that have already occurred; 1: off", range="[0.01, 100]"
     )
-    seed: int = option(1337, "random seed for sampling", low=0, high=2**31 - 1)
+    seed: int = option(1337, "random seed for sampling", range="[0, 2147483647]")
     output: str = option("text", "text | json (one JSON object on standard output)", choices=("text", "json"))
 
 
@@ -627,50 +571,29 @@ def identity(config: Config) -> dict[str, Any]:
     therefore still contributes its old default, and an option that is `added_later` contributes only if it is not at its
     default.
     """
-    content = asdict(config)
-    for name in NOT_IDENTITY:
-        node, leaf = _node(content, name)
-        del node[leaf]
     defaults = {name: value for name, _, value in leaves(type(config)())}
+    options = {name: removed.value for name, removed in REMOVED_OPTIONS.items() if removed.identity}
     for name, rules, value in leaves(config):
-        if rules.added_later and rules.identity and value == defaults[name]:
-            node, leaf = _node(content, name)
-            del node[leaf]
-    for name, removed in REMOVED_OPTIONS.items():
-        if removed.identity:
-            node, leaf = _node(content, name)
-            node[leaf] = removed.value
+        outside = name in NOT_IDENTITY or name.partition(".")[0] in NOT_IDENTITY
+        if not outside and not (rules.added_later and value == defaults[name]):
+            options[name] = value
     if config.data.path is not None:
-        content["data"]["path"] = str(Path(config.data.path).resolve())
-    return content
-
-
-def _node(content: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """The nested dictionary that holds a dotted name, and the last part of the name."""
-    *groups, leaf = name.split(".")
-    for part in groups:
-        content = content.setdefault(part, {})
-    return content, leaf
-
-
-def unset_sizes(model: ModelConfig) -> set[str]:
-    """The model sizes that the plan chooses."""
-    return {
-        size for size in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size") if getattr(model, size) is None
-    }
+        options["data.path"] = str(Path(config.data.path).resolve())
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        group, _, leaf = name.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[leaf] = value
+    return nested
 
 
 def template(config: Config) -> Shape:
     """The architecture that the options ask for, with valid placeholders for what the plan chooses. `with_eot` adds the
     id of end-of-text."""
     values = {leaf.name: getattr(config.model, leaf.name) for leaf in fields(Shape) if leaf.name != "eot"}
-    open_sizes: dict[str, Any] = dict.fromkeys(unset_sizes(config.model), 1)
-    values["dropout"] = values["dropout"] or 0.0
-    values["bigram_rows"] = values["bigram_rows"] or 0
-    values |= {name: PRESETS["modern"][name] for name in open_block(config)}
-    if "n_embd" in open_sizes:
-        open_sizes["n_embd"] = 64 * max(1, values["n_head"] or 1)
-    return Shape(**{**values, **open_sizes})
+    placeholders = {"n_layer": 1, "n_head": 1, "block_size": 1, "vocab_size": 1, "dropout": 0.0, "bigram_rows": 0}
+    placeholders |= {"n_embd": 64 * max(1, values["n_head"] or 1)}
+    placeholders |= {name: PRESETS["modern"][name] for name in open_block(config)}
+    return Shape(**values | {name: value for name, value in placeholders.items() if values[name] is None})
 
 
 def open_block(config: Config) -> list[str]:

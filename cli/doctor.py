@@ -31,9 +31,8 @@ def examine(checks: Sequence[tuple[str, float, Check]], place: Path, limit_s: fl
         if left > 0:
             findings[name] = _run_check(min(seconds, left), check, place)
         else:
-            findings[name] = Finding(
-                NOTE, f"skipped: earlier checks took {limit_s:g} s", "find out which check above is slow"
-            )
+            skipped = f"skipped: earlier checks took {limit_s:g} s"
+            findings[name] = Finding(NOTE, skipped, "find out which check above is slow")
     return findings
 
 
@@ -44,8 +43,12 @@ def _run_check(seconds: float, check: Check, place: Path) -> Finding:
         try:
             results.put(check(place))
         except BaseException as error:  # a broken library may raise anything, even SystemExit
-            reason = " ".join(str(error).split())
-            results.put(_failed(f"{type(error).__name__}: {reason}"))
+            reason = f"check failed ({type(error).__name__}: {' '.join(str(error).split())})"
+            if isinstance(error, ImportError):  # a missing package stops `make train`, anything else may not
+                install = f"{sys.executable} -m pip install -r requirements.lock"
+                results.put(Finding(PROBLEM, reason, install))
+            else:
+                results.put(Finding(NOTE, reason, "see the reason"))
 
     threading.Thread(target=work, daemon=True).start()
     try:
@@ -54,27 +57,16 @@ def _run_check(seconds: float, check: Check, place: Path) -> Finding:
         return Finding(NOTE, f"no answer within {seconds:.0f} s", "a disk or a driver may hang; see dmesg")
 
 
-def _failed(reason: str) -> Finding:
-    """The finding of a check that raised: a missing package stops `make train`, anything else may not."""
-    missing = reason.startswith(("ModuleNotFoundError", "ImportError"))
-    hint = f"{sys.executable} -m pip install -r requirements.lock" if missing else "see the reason"
-    return Finding(PROBLEM if missing else NOTE, f"check failed ({reason})", hint)
-
-
 def as_text(findings: dict[str, Finding]) -> str:
-    """One line per finding, with its hint on the line below."""
+    """One line per finding with its hint on the line below; the last line says whether `make train` will work here."""
     lines = []
     for name, finding in findings.items():
         lines.append(f"{finding.status:<8} {name:<10} {finding.found}")
         if finding.hint:
             lines.append(f"{'':<19} -> {finding.hint}")
-    return "\n".join([*lines, "", verdict(findings)])
-
-
-def verdict(findings: dict[str, Finding]) -> str:
-    """The last line: whether `make train` will work here, and which checks failed if not."""
-    problems = [name for name, finding in findings.items() if finding.status == PROBLEM]
-    return f"make train will not work here: {', '.join(problems)}" if problems else "make train will work here"
+    problems = ", ".join(name for name, finding in findings.items() if finding.status == PROBLEM)
+    verdict = f"make train will not work here: {problems}" if problems else "make train will work here"
+    return "\n".join([*lines, "", verdict])
 
 
 def as_json(findings: dict[str, Finding]) -> str:

@@ -63,9 +63,7 @@ def packages(place: Path) -> Finding:
     installed = {name: _version(name) for name in locked}
     missing = [name for name, version in installed.items() if version is None]
     other = [
-        f"{name} {installed[name]} (lock: {locked[name]})"
-        for name in locked
-        if installed[name] not in (None, locked[name])
+        f"{name} {have} (lock: {locked[name]})" for name, have in installed.items() if have not in (None, locked[name])
     ]
     hint = f"{sys.executable} -m pip install -r {ROOT / 'requirements.lock'}"
     if missing:
@@ -102,12 +100,8 @@ def cores(place: Path) -> Finding:
         threads = max(1, int(quota))
         return Finding(NOTE, found, f"set device.threads={threads}; more threads than the quota slow each other down")
     if used > BUSY * usable:
-        busiest = max(host.others, key=lambda name: host.others[name])
-        return Finding(
-            NOTE,
-            f"{found}, mostly {busiest}",
-            "stop it or wait; on a busy machine, runs are slower and plans less accurate",
-        )
+        hint = "stop it or wait; on a busy machine, runs are slower and plans less accurate"
+        return Finding(NOTE, f"{found}, mostly {max(host.others, key=host.others.__getitem__)}", hint)
     return Finding(OK, found)
 
 
@@ -138,11 +132,8 @@ def memory(place: Path) -> Finding:
     free = available_memory()
     found = f"{free / GB:.1f} GB available"
     if free < LEAST_MEMORY:
-        return Finding(
-            PROBLEM,
-            found,
-            f"free some memory or raise the container's limit; at least {LEAST_MEMORY / GB:g} GB is needed",
-        )
+        hint = f"free some memory or raise the container's limit; at least {LEAST_MEMORY / GB:g} GB is needed"
+        return Finding(PROBLEM, found, hint)
     hint = "enough for small models only; the plan chooses one that fits" if free < LITTLE_MEMORY else ""
     return Finding(NOTE if hint else OK, found, hint)
 
@@ -160,9 +151,7 @@ def device(place: Path) -> Finding:
         if not _has_nvidia():
             return Finding(OK, text)
         reason = "this build of torch has no CUDA" if torch.version.cuda is None else "torch cannot use its driver"
-        hint = (
-            "install the torch build for this CUDA version from https://pytorch.org, or a newer driver; see nvidia-smi"
-        )
+        hint = "install torch for this CUDA version from https://pytorch.org, or a newer driver; see nvidia-smi"
         return Finding(NOTE, f"{text}; there is an NVIDIA GPU, but {reason}", hint)
     name = torch.cuda.get_device_name(found)
     known = by_cuda_name(name)
@@ -174,15 +163,11 @@ def device(place: Path) -> Finding:
     if (gpu := take_snapshot(gpu_uuid(found)).gpu) is not None:
         text += f", {gpu.celsius:.0f} °C, {gpu.mhz:.0f} MHz"
         if gpu.slowed_by:
-            return Finding(
-                NOTE,
-                f"{text}, slowed down by {', '.join(gpu.slowed_by)}",
-                "improve its cooling or raise its power limit",
-            )
+            text += f", slowed down by {', '.join(gpu.slowed_by)}"
+            return Finding(NOTE, text, "improve its cooling or raise its power limit")
     if free < 0.9 * total:
-        return Finding(
-            NOTE, text, "another process uses it; nvidia-smi shows which; device.name=cuda:1 selects another GPU"
-        )
+        hint = "another process uses it; nvidia-smi shows which; device.name=cuda:1 selects another GPU"
+        return Finding(NOTE, text, hint)
     return Finding(OK, text)
 
 
@@ -217,8 +202,8 @@ def compiling(place: Path) -> Finding:
     """What torch.compile needs besides torch, and whether only this user can write to its cache, whose files are executed."""
     import torch
 
-    compiler = next((path for name in ("CXX", "CC") if (path := os.environ.get(name))), None)
-    compiler = compiler or next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    compiler = os.environ.get("CXX") or os.environ.get("CC")
+    compiler = compiler or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     missing = [] if compiler else ["a C++ compiler"]
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         missing.append("Python.h")
@@ -228,11 +213,8 @@ def compiling(place: Path) -> Finding:
     cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or Path(tempfile.gettempdir()) / f"torchinductor_{user}")
     unsafe = _cache_problem(cache)
     if missing:
-        return Finding(
-            NOTE,
-            f"no {', no '.join(missing)}; models are not compiled",
-            "apt-get install g++ python3-dev, or set device.compile=off",
-        )
+        hint = "apt-get install g++ python3-dev, or set device.compile=off"
+        return Finding(NOTE, f"no {', no '.join(missing)}; models are not compiled", hint)
     if unsafe:
         hint = f"export TORCHINDUCTOR_CACHE_DIR={Path.home() / '.cache' / 'torchinductor'}"
         return Finding(NOTE, f"{cache}, whose files are executed, {unsafe}", hint)
@@ -252,27 +234,28 @@ def _cache_problem(folder: Path) -> str:
 
 
 def disk(place: Path) -> Finding:
-    """Free space and write speed of the disk for runs."""
+    """Free space and write speed of the disk for runs, and whether it has the locks that keep two runs out of one folder."""
     folder = _existing(place / "outputs")
-    found = f"{folder}: {_free(folder) / GB:.0f} GB free, {_kind(folder)}"
+    kind = _kind(folder)
+    found = f"{folder}: {_free(folder) / GB:.0f} GB free, {kind}"
     try:
         written = _write_speed(folder)
+        with tempfile.NamedTemporaryFile(dir=folder) as file, waiting_lock(Path(file.name), lambda holder: None):
+            pass
     except OSError as error:
-        return Finding(
-            PROBLEM, f"{found}, cannot be written ({error.strerror})", "set output_dir=FOLDER on another disk"
-        )
-    found += f", {written / 1e6:.0f} MB/s written and synced"
+        found += f", cannot be written and locked ({error.strerror})"
+        return Finding(PROBLEM, found, "set output_dir=FOLDER on another disk")
+    found += f", {written / 1e6:.0f} MB/s written and synced, file locks work"
     if _free(folder) < LEAST_DISK:
         return Finding(PROBLEM, found, f"free {LEAST_DISK / GB:g} GB, or set output_dir=FOLDER on another disk")
+    hint = ""
     if _free(folder) < LITTLE_DISK:
-        return Finding(
-            NOTE, found, "a run needs 48 bytes per parameter for its checkpoints and checks that before it starts"
-        )
-    if written < SLOW_DISK:
-        return Finding(NOTE, found, "set output_dir=FOLDER on a local disk; a slow disk makes checkpoints rarer")
-    if _kind(folder) == "tmpfs":
-        return Finding(NOTE, found, "a tmpfs is lost at reboot; set output_dir=FOLDER on a disk")
-    return Finding(OK, found)
+        hint = "a run needs 48 bytes per parameter for its checkpoints and checks that before it starts"
+    elif written < SLOW_DISK:
+        hint = "set output_dir=FOLDER on a local disk; a slow disk makes checkpoints rarer"
+    elif kind == "tmpfs":
+        hint = "a tmpfs is lost at reboot; set output_dir=FOLDER on a disk"
+    return Finding(NOTE if hint else OK, found, hint)
 
 
 def corpora(place: Path) -> Finding:
@@ -290,56 +273,24 @@ def corpora(place: Path) -> Finding:
     if not os.access(home, os.W_OK):
         return Finding(PROBLEM, f"{found}, not writable", "set data.cache_dir=FOLDER to a folder of yours")
     if _free(home) < LITTLE_DISK:
-        return Finding(
-            NOTE, found, "SlimPajama-6B needs 14 GB once prepared; set data.cache_dir=FOLDER or data.max_bytes"
-        )
+        hint = "SlimPajama-6B needs 14 GB once prepared; set data.cache_dir=FOLDER or data.max_bytes"
+        return Finding(NOTE, found, hint)
     return Finding(OK, found)
-
-
-def locks(place: Path) -> Finding:
-    """Whether file locks work; they keep two runs out of one folder."""
-    folder = _existing(place / "outputs")
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        try:
-            with waiting_lock(Path(file.name), lambda holder: None):
-                pass
-        except OSError as error:
-            return Finding(
-                PROBLEM, f"{folder} does not support locks ({error.strerror})", "set output_dir=FOLDER on a local disk"
-            )
-    return Finding(OK, f"file locks work in {folder}")
 
 
 def limits(place: Path) -> Finding:
     """Resource limits of this shell that could end a run."""
-    wanted = {
-        "RLIMIT_FSIZE": ("file size", 4 * GB),
-        "RLIMIT_AS": ("address space", 64 * GB),
-        "RLIMIT_NOFILE": ("open files", 512),
-    }
-    low = []
-    for name, (label, least) in wanted.items():
-        soft = resource.getrlimit(getattr(resource, name))[0]
-        if soft != resource.RLIM_INFINITY and soft < least:
-            low.append(f"{label} {soft:,}")
+    wanted = (
+        (resource.RLIMIT_FSIZE, "file size", 4 * GB),
+        (resource.RLIMIT_AS, "address space", 64 * GB),
+        (resource.RLIMIT_NOFILE, "open files", 512),
+    )
+    soft = [(label, resource.getrlimit(kind)[0], least) for kind, label, least in wanted]
+    low = [f"{label} {limit:,}" for label, limit, least in soft if limit != resource.RLIM_INFINITY and limit < least]
     if low:
-        return Finding(
-            NOTE, f"low limits: {', '.join(low)}", "ulimit -f unlimited; ulimit -v unlimited; ulimit -n 4096"
-        )
+        hint = "ulimit -f unlimited; ulimit -v unlimited; ulimit -n 4096"
+        return Finding(NOTE, f"low limits: {', '.join(low)}", hint)
     return Finding(OK, "no low limits on file size, address space or open files")
-
-
-def caches(place: Path) -> Finding:
-    """The download cache of the Hub and the folder for temporary files."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    hub_home = Path(os.environ.get("HF_HOME") or home / "huggingface")
-    free = _free(_existing(hub_home))
-    found = f"Hub {hub_home} ({free / GB:.0f} GB free), temporary files {tempfile.gettempdir()}"
-    if not os.access(_existing(hub_home), os.W_OK):
-        return Finding(NOTE, f"{found}, not writable", "export HF_HOME=FOLDER, a folder of yours")
-    if free < 1 * GB:
-        return Finding(NOTE, found, "export HF_HOME=FOLDER on a disk with more space")
-    return Finding(OK, found)
 
 
 def wandb(place: Path) -> Finding:
@@ -359,13 +310,20 @@ def wandb(place: Path) -> Finding:
 
 
 def hub(place: Path) -> Finding:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    """The download cache of the Hugging Face Hub and its settings, for data=slimpajama."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or home / "huggingface")
     token = os.environ.get("HF_TOKEN") or Path(os.environ.get("HF_TOKEN_PATH") or home / "token").exists()
+    free = _free(_existing(home))
     found = f"datasets {_version('datasets')}, token {'set' if token else 'not set (SlimPajama needs none)'}"
+    found += f", cache {home} ({free / GB:.0f} GB free)"
+    if not os.access(_existing(home), os.W_OK):
+        return Finding(NOTE, f"{found}, not writable", "export HF_HOME=FOLDER, a folder of yours")
+    if free < 1 * GB:
+        return Finding(NOTE, found, "export HF_HOME=FOLDER on a disk with more space")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return Finding(
-            NOTE, f"{found}, HF_HUB_OFFLINE is set", "unset it to download data=slimpajama, or set data.path=FOLDER"
-        )
+        hint = "unset it to download data=slimpajama, or set data.path=FOLDER"
+        return Finding(NOTE, f"{found}, HF_HUB_OFFLINE is set", hint)
     return Finding(OK, f"{found}; the Hub itself was not contacted")
 
 
@@ -378,14 +336,6 @@ def tiktoken(place: Path) -> Finding:
         return Finding(OK, found)
     hint = "data=slimpajama downloads gpt2 once; without a network, set TIKTOKEN_CACHE_DIR or data.tokenizer=bpe-4096"
     return Finding(NOTE, found, hint)
-
-
-def slurm(place: Path) -> Finding:
-    if job := os.environ.get("SLURM_JOB_ID"):
-        parts = {"CPUs": "SLURM_CPUS_ON_NODE", "GPUs": "SLURM_JOB_GPUS", "partition": "SLURM_JOB_PARTITION"}
-        about = ", ".join(f"{label} {os.environ[name]}" for label, name in parts.items() if name in os.environ)
-        return Finding(OK, f"in job {job}{f' ({about})' if about else ''}")
-    return Finding(OK, "sbatch is available, not in a job" if shutil.which("sbatch") else "not available")
 
 
 def _existing(folder: Path) -> Path:
@@ -432,13 +382,10 @@ CHECKS: tuple[tuple[str, float, Check], ...] = (
     ("device", 6, device),
     ("peak", 6, peak),
     ("compile", 4, compiling),
-    ("disk", 5, disk),
+    ("disk", 6, disk),
     ("corpora", 4, corpora),
-    ("locks", 3, locks),
     ("limits", 2, limits),
-    ("caches", 2, caches),
     ("wandb", 3, wandb),
     ("hub", 3, hub),
     ("tiktoken", 4, tiktoken),
-    ("slurm", 2, slurm),
 )

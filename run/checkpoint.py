@@ -31,6 +31,8 @@ KEPT = 2
 FORMAT = 1
 FOLDER = re.compile(r"step-(\d{9})(\.old)?")
 TENSORS = ("model.safetensors", "optimizer.safetensors")
+# What reading a damaged or crafted checkpoint can raise. Any other OSError may be temporary.
+DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 RETIRED = ("correction", "moved_at")  # keys of the state that only earlier versions wrote
 
 
@@ -74,9 +76,8 @@ def restore_optimizer(
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
         state = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
-        state = {
-            key: value for key, value in state.items() if "." not in key
-        }  # no parameter whose name ends like this one
+        # A key with a dot left is of another parameter, whose name ends like this one.
+        state = {key: value for key, value in state.items() if "." not in key}
         if state:
             optimizer.state[parameter] = {
                 # AdamW keeps its step counter on the CPU unless it is fused or capturable
@@ -104,12 +105,8 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
     temporary.mkdir()
     try:
-        hashes = {
-            name: _save(temporary / name, tensors)
-            for name, tensors in zip(
-                TENSORS, (dict(model.state_dict()), named_optimizer_tensors(model, optimizer)), strict=True
-            )
-        }
+        contents = (dict(model.state_dict()), named_optimizer_tensors(model, optimizer))
+        hashes = {name: _save(temporary / name, tensors) for name, tensors in zip(TENSORS, contents, strict=True)}
         content = {"format": FORMAT, "state": asdict(state), "ledger_s": ledger, "sha256": hashes}
         write_json(temporary / "state.json", content, checksummed=True)
         if final.exists():  # a rename cannot replace a folder; until the new one is in place, `replaced` is valid
@@ -163,15 +160,7 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None], before: float = 
             continue
         try:
             return _read(path)
-        except (
-            FileNotFoundError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-            SafetensorError,
-        ) as error:
+        except DAMAGE as error:
             say(f"checkpoint {path.name} is damaged ({error}); using the one before it")
             _set_aside(path)
         except OSError as error:  # perhaps temporary, so keep it
@@ -240,15 +229,13 @@ def _state(content: dict[str, Any]) -> TrainingState:
     Raises ValueError for impossible values: the checksum detects damage, but anyone can compute it for a crafted file.
     """
     state = TrainingState(**{name: value for name, value in content.items() if name not in RETIRED})
-    optional = [
-        value for value in (state.loss, state.limit_s, state.loss_scale, state.micro_batch) if value is not None
-    ]
+    optional = (state.loss, state.limit_s, state.loss_scale, state.micro_batch)
     valid = (
         is_count(state.step)
         and is_count(state.tokens)
         and is_amount(state.flops, 1e40)
         and is_amount(state.progress)
-        and all(map(is_amount, optional))
+        and all(value is None or is_amount(value) for value in optional)
         and isinstance(state.setback, dict | None)
         and isinstance(state.machine, str | None)
     )

@@ -51,26 +51,19 @@ class RunDirectory:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
             if fresh and not self.created and not requeued():
-                self._set_aside()
+                set_aside(self.folder)  # still locked, so that no other process can take it over meanwhile
+                self.folder.mkdir()
+                self.created = True
                 self._lock.close()
                 self._lock = lock(self.folder)
-            self._probe()
+            probe = self.folder / ".probe"  # detects a full disk or a read-only folder before hours of training
+            probe.write_bytes(b"\0" * 65536)
+            probe.unlink()
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(
                 f"output_dir={output_dir} cannot be written ({reason}); choose another with output_dir=FOLDER"
             ) from None
-
-    def _set_aside(self) -> None:
-        set_aside(self.folder)  # still locked, so that no other process can take it over meanwhile
-        self.folder.mkdir()
-        self.created = True
-
-    def _probe(self) -> None:
-        """Detect a full disk or a read-only folder now rather than after hours of training."""
-        probe = self.folder / ".probe"
-        probe.write_bytes(b"\0" * 65536)
-        probe.unlink()
 
     def require_space(self, needed: int) -> None:
         """Raise UserError if fewer than `needed` bytes are free for this run's checkpoints and weights.

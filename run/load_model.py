@@ -19,9 +19,8 @@ from model.config import Shape
 from model.gpt import GPT
 from run.checkpoint import check_shapes, file_hash, load_weights
 
-LONGEST_BLOCK = (
-    1 << 20
-)  # tokens; no tensor of a rotary model shows its context length, which sets the size of its tables
+# Tokens. No tensor of a rotary model shows its context length, which sets the size of its tables.
+LONGEST_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,9 @@ def tunable(schema: type) -> list[str]:
 def edges(name: str) -> list[str]:
     """The ends of an option's range, what is just inside and just outside of them, and something between."""
     option = OPTIONS.get(name)
-    if option is None or option.low is None or option.high is None:
+    if option is None or not option.range:
         return ["0", "1", "0.5"]
-    low, high = float(option.low), float(option.high)
+    low, high = option.ends
     near = [math.nextafter(end, to) for end in (low, high) for to in (-math.inf, math.inf)]
     whole = [str(int(end) + step) for end in (low, high) for step in (-1, 0, 1)]
     return [*map(repr, (low, high, (low + high) / 2, math.sqrt(abs(low * high)) or 0.5, *near)), *whole]
@@ -102,13 +102,13 @@ def sane_values(name: str, kind: Any) -> st.SearchStrategy[str]:
         return st.sampled_from(option.choices)
     if "bool" in shown:
         return st.sampled_from(["true", "false"])
-    bounded = option.low is not None and option.high is not None
-    low, high = (option.low, option.high) if bounded else (0.0, 1.0)
+    bounded = bool(option.range)
+    low, high = option.ends if bounded else (0.0, 1.0)
     if "int" in shown:
         least, most = max(1, int(low)), int(high) if bounded else LARGEST.get(name.partition(".")[2], 1 << 14)
         usual = st.integers(0, 10).map(lambda power: min(most, max(least, 1 << power)))
         return st.one_of(usual, usual, st.integers(least, most), st.sampled_from([least, most])).map(str)
-    low, high = low or 1e-300, high if bounded and option.exclusive != "high" else math.nextafter(high, 0)
+    low, high = low or 1e-300, high if option.range.endswith("]") else math.nextafter(high, 0)
     powers = st.floats(-300, 300).map(lambda power: 10**power)
     usual = st.floats(-4, 4).map(lambda power: 10**power)
     return st.one_of(usual, usual, powers, st.floats(low, high)).map(lambda x: min(high, max(low, x))).map(repr)

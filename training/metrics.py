@@ -84,7 +84,6 @@ def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float
     bar.update(
         Status(
             step=state.step,
-            steps_left=steps_left,
             progress=clock.progress,
             budget_left_s=clock.seconds_left(),
             eta_s=steps_left * clock.pace.typical + clock.reserve_s,

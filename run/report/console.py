@@ -40,7 +40,6 @@ class Status:
     """The state that a progress line shows. Times are seconds, `progress` and `mfu` shares of 1; None is unknown."""
 
     step: int = 0
-    steps_left: int | None = None
     progress: float = 0.0
     budget_left_s: float | None = None
     eta_s: float | None = None
@@ -130,27 +129,28 @@ class Console:
         self._log_path = log_path
         self._log_failed = False
         self._lock = threading.RLock()
-        self._rich = self._make_rich() if self._stdout.isatty() else None
+        self._rich: RichConsole | None = None
+        if self._stdout.isatty():
+            from rich.console import Console as RichConsole
+
+            self._rich = RichConsole(file=self._stdout, force_terminal=True)  # type: ignore[arg-type]
 
     def for_log(self) -> Console:
         """A console that writes to log.txt only."""
         return Console(self._log_path, io.StringIO())
 
-    def say(self, text: str) -> None:
-        """Print text."""
-        self._show(text)
-
-    def detail(self, text: str) -> None:
-        """Write text to log.txt only."""
-        self._log(text)
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print text, on a terminal in a style of rich."""
+        self.detail(text)
+        self._print(text, style)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self._show(f"warning: {text}", style="yellow")
+        self.say(f"warning: {text}", style="yellow")
 
     def heading(self, text: str) -> None:
         """Print the heading of a section."""
-        self._show(f"\n{text}", style="bold")
+        self.say(f"\n{text}", style="bold")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> None:
         """Print a table; columns of numbers are right-aligned.
@@ -159,7 +159,7 @@ class Console:
         if all `columns` are empty, the rule below it if not `ruled`.
         """
         text = table_text(title, columns, rows, ruled)
-        self._log(text)
+        self.detail(text)
         if self._rich is None:
             self._stdout.write(text + "\n")
         else:
@@ -180,18 +180,14 @@ class Console:
 
     def progress_line(self, text: str) -> None:
         """Write a plain progress line to the log, and to stdout if it is not a terminal."""
-        self._log(text)
+        self.detail(text)
         if self._rich is None:
-            self._stdout.write(_plain(text) + "\n")
+            self._print(text)
 
     @property
     def width(self) -> int:
         """Columns available for a progress line."""
         return min(LINE_WIDTH, self._rich.width - 1) if self._rich is not None else LINE_WIDTH
-
-    def _show(self, text: str, style: str | None = None) -> None:
-        self._log(text)
-        self._print(text, style)
 
     def _print(self, text: str, style: str | None = None) -> None:
         if self._rich is None:
@@ -200,7 +196,8 @@ class Console:
         # No markup and no highlighting: the text may be a path, a config or generated text.
         self._rich.print(_plain(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def _log(self, text: str) -> None:
+    def detail(self, text: str) -> None:
+        """Write text to log.txt only."""
         if self._log_path is None:
             return
         try:
@@ -212,11 +209,6 @@ class Console:
             if not self._log_failed:
                 self._log_failed = True
                 self._print(f"warning: {self._log_path} cannot be written ({error}); the run continues", "yellow")
-
-    def _make_rich(self) -> RichConsole:
-        from rich.console import Console as RichConsole
-
-        return RichConsole(file=self._stdout, force_terminal=True)  # type: ignore[arg-type]
 
 
 class Progress:

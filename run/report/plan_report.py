@@ -82,9 +82,8 @@ def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
     if speed := _speed(plan):
         memory = f", {plan.peak_memory / 2**20:,.0f} MiB" if plan.peak_memory is not None else ""
         rows.append(("speed", f"{speed}{memory} ({plan.source['tokens_per_second']})"))
-    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
-        low, high = plan.predicted_loss_interval
-        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"))
+    if loss := _expected_loss(plan):
+        rows.append(("expected loss", loss))
     if plan.alternatives:
         rows.append(("alternatives", _brief_alternatives(plan)))
     elif plan.source["tokens_per_second"] == "measured":
@@ -151,8 +150,11 @@ def block_in_words(block: dict[str, Any]) -> str:
 
 def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
-    low, high = (format_count(size) for size in plan.bracket)
-    rates = [f"{rate:.2g}" for rate in plan.learning_rate_spread]
+    low, high = map(format_count, plan.bracket)
+    smallest, largest = map(format_count, plan.flat)
+    flat = "no other size" if plan.flat[0] == plan.flat[1] else f"{smallest} to {largest} as the law counts parameters"
+    parameters, (slowest, fastest) = format_count(plan.parameters), plan.learning_rate_spread
+    rate = f"{plan.learning_rate:g} (rules give {slowest:.2g} to {fastest:.2g})"
     rows = [
         ("budget", budget_of(limits), "given"),
         (
@@ -162,23 +164,15 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
             f"{plan.law}, {plan.standing}",
         ),
         ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
-        (
-            "parameters",
-            f"{format_count(plan.parameters)} ({format_count(plan.parameters_law)} as the law counts them)",
-            "",
-        ),
-        ("within 1 %", _flat(plan), plan.source["flat"]),
+        ("parameters", f"{parameters} ({format_count(plan.parameters_law)} as the law counts them)", ""),
+        ("within 1 %", flat, plan.source["flat"]),
         *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
         ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
         ("optimizer", plan.optimizer, plan.source["optimizer"]),
-        (
-            "learning rate",
-            f"{plan.learning_rate:g} (rules give {rates[0]} to {rates[1]})",
-            plan.source["learning_rate"],
-        ),
+        ("learning rate", rate, plan.source["learning_rate"]),
         ("warm-up", f"{plan.warmup:.1%} of the budget", plan.source["warmup"]),
         ("weight decay", f"{plan.weight_decay:g}", plan.source["weight_decay"]),
         ("beta2", f"{plan.beta2:g}", plan.source["beta2"]),
@@ -203,18 +197,17 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     if plan.peak_memory is not None:
         memory = f"{plan.peak_memory / 2**20:,.0f} MiB for a step with {plan.micro_batch} sequences per forward pass"
         rows.append(("memory", memory, "measured"))
-    if plan.predicted_loss is not None and plan.predicted_loss_interval is not None:
-        low_loss, high_loss = plan.predicted_loss_interval
-        rows.append(("expected loss", f"{plan.predicted_loss:.4f} ({low_loss:.4f} to {high_loss:.4f}, 80 %)", plan.law))
+    if loss := _expected_loss(plan):
+        rows.append(("expected loss", loss, plan.law))
     return rows
 
 
-def _flat(plan: Plan) -> str:
-    """The range of sizes whose expected loss is within FLAT of the best."""
-    low, high = plan.flat
-    if low == high:
-        return "no other size"
-    return f"{format_count(low)} to {format_count(high)} as the law counts parameters"
+def _expected_loss(plan: Plan) -> str | None:
+    """The expected loss with its 80 % interval; None if the law has none."""
+    if plan.predicted_loss is None or plan.predicted_loss_interval is None:
+        return None
+    low, high = plan.predicted_loss_interval
+    return f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"
 
 
 def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
@@ -244,9 +237,8 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_toke
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
         f"effective tokens: {effective_tokens(tokens, corpus_tokens) / tokens:.1%} of the tokens count as new"
         f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
-        *_explain_rules(plan, shape, limits),
     ]
-    return lines
+    return lines + _explain_rules(plan, shape, limits)
 
 
 def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
@@ -259,8 +251,9 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
     rules = {
         "batch_tokens": f"Step Law {0.58 * tokens**0.571:,.0f}, DeepSeek {0.2920 * plan.flops_6nd**0.3271:,.0f} tokens; at"
-        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where {rule.small_batch:,} tokens need"
-        f" more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et al. 2024)"
+        f" most {largest_batch(tokens, rule):,.0f}, for {rule.steps} steps ({rule.fewest_steps} where"
+        f" {rule.small_batch:,} tokens need more) and half the critical batch of {critical_batch(tokens):,.0f} (Zhang et"
+        " al. 2024)"
         + (f"; {plan.batch_tokens:,} for full speed (measured)" if plan.source["batch_tokens"] == "saturation" else ""),
         "optimizer": f"Muon adds 5 n / T x the share of the blocks ="
         f" {muon_overhead(shape, plan.batch_tokens):.0%} to a step and"

@@ -46,7 +46,8 @@ def thin(x: np.ndarray, y: np.ndarray, limit: int = MAX_POINTS) -> tuple[np.ndar
     if len(x) <= limit:
         return x, y
     edges = np.linspace(0, len(x), limit // 2 + 1).astype(int)
-    keep = [start + offset for start, end in itertools.pairwise(edges) for offset in _extremes(y[start:end])]
+    parts = [(start, y[start:end]) for start, end in itertools.pairwise(edges)]
+    keep = [start + offset for start, part in parts for offset in sorted((part.argmin(), part.argmax()))]
     return x[keep], y[keep]
 
 
@@ -61,10 +62,6 @@ def smooth(y: np.ndarray) -> np.ndarray:
     right = np.minimum(left, index[::-1])
     sums = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
     return (sums[index + right + 1] - sums[index - left]) / (left + right + 1)
-
-
-def _extremes(y: np.ndarray) -> tuple[int, ...]:
-    return tuple(sorted((int(y.argmin()), int(y.argmax()))))
 
 
 class Picture(NamedTuple):
@@ -99,8 +96,8 @@ def _inline(svg: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # not needed in HTML; a page must not name other hosts
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the ids repeat in every chart and are not used
-    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" ?', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?)height="[^"]*" ?', r"\1", svg, count=1)
+    for size in ("width", "height"):  # the page scales it
+        svg = re.sub(rf'(<svg [^>]*?){size}="[^"]*" ?', r"\1", svg, count=1)
     return svg.replace(INK, "currentColor")
 
 
@@ -121,8 +118,6 @@ def time_axis(axes: Axes) -> None:
     low, high = axes.get_xlim()
     step = next((step for step in TIME_STEPS_S if (high - low) * 3600 / step <= 6), 24 * 3600 * math.ceil(high / 144))
     axes.xaxis.set_major_locator(MultipleLocator(step / 3600))
-    axes.xaxis.set_major_formatter(lambda hours, _: _tick_time(hours))
-
-
-def _tick_time(hours: float) -> str:
-    return re.sub(r"(?<=[mhd])00[smh]$|\.0(?= s)", "", format_seconds(round(hours * 3600, 3) + 0.0))
+    axes.xaxis.set_major_formatter(
+        lambda hours, _: re.sub(r"(?<=[mhd])00[smh]$|\.0(?= s)", "", format_seconds(round(hours * 3600, 3) + 0.0))
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def render(run: Run) -> str:
         remarks=_remarks(run),
         shape=_shape(run),
         comparison=_comparison(run),
-        off_plan=_off_plan(run),
+        off_plan=[f"Reason for the difference: {reason}." for reason in listing(run.part("plan").get("why_off"))],
         budget=_budget(run),
         loss_pictures=_loss_pictures(run),
         schedule_pictures=_schedule_pictures(run),
@@ -147,11 +148,6 @@ def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _off_plan(run: Run) -> list[str]:
-    """Reasons why the number of tokens differs from the plan."""
-    return [f"Reason for the difference: {reason}." for reason in listing(run.part("plan").get("why_off"))]
-
-
 def _shape(run: Run) -> list[str]:
     shape = run.part("model") or run.plan
     if "n_layer" not in shape:
@@ -193,13 +189,10 @@ def _budget(run: Run) -> list[str]:
 def _loss_pictures(run: Run) -> list[curves.Picture]:
     if not run.points and not run.validation:
         return []
+    by_tokens, by_time = (partial(_draw_loss, run=run, key=key) for key in ("tokens", "hours"))
     return [
-        curves.picture(
-            "Loss against tokens", "tokens", lambda axes: _draw_loss(axes, run, "tokens"), curves.axis(format_count)
-        ),
-        curves.picture(
-            "Loss against time", "time spent", lambda axes: _draw_loss(axes, run, "hours"), curves.time_axis
-        ),
+        curves.picture("Loss against tokens", "tokens", by_tokens, curves.axis(format_count)),
+        curves.picture("Loss against time", "time spent", by_time, curves.time_axis),
     ]
 
 
@@ -231,18 +224,14 @@ def _schedule_pictures(run: Run) -> list[curves.Picture]:
     if not np.isfinite(rate).any():
         return []
 
-    def draw(key: str) -> Callable[[Axes], None]:
-        def on(axes: Axes) -> None:
-            axes.plot(*curves.thin(*finite(column(run.points, key), rate)), color=curves.GREEN, linewidth=1.6)
-            axes.set_ylim(0, 1.08 * float(np.nanmax(rate)) or 1)
+    def draw(axes: Axes, key: str) -> None:
+        axes.plot(*curves.thin(*finite(column(run.points, key), rate)), color=curves.GREEN, linewidth=1.6)
+        axes.set_ylim(0, 1.08 * float(np.nanmax(rate)) or 1)
 
-        return on
-
+    title, by_progress, by_step = "Learning rate against", partial(draw, key="progress"), partial(draw, key="step")
     return [
-        curves.picture(
-            "Learning rate against progress", "share of the budget spent", draw("progress"), curves.axis(percent)
-        ),
-        curves.picture("Learning rate against step", "step", draw("step"), curves.axis(format_count)),
+        curves.picture(f"{title} progress", "share of the budget spent", by_progress, curves.axis(percent)),
+        curves.picture(f"{title} step", "step", by_step, curves.axis(format_count)),
     ]
 
 

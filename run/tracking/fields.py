@@ -11,22 +11,9 @@ from common.json_io import is_number, mapping
 from common.redaction import is_secret
 
 PLAN_FIELDS = (
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "block_size",
-    "bigram_rows",
-    "parameters",
-    "tokens",
-    "steps",
-    "batch_tokens",
-    "optimizer",
-    "learning_rate",
-    "weight_decay",
-    "warmup",
-    "beta2",
-    "dropout",
-)
+    "n_layer", "n_head", "n_embd", "block_size", "bigram_rows", "parameters", "tokens", "steps", "batch_tokens",
+    "optimizer", "learning_rate", "weight_decay", "warmup", "beta2", "dropout",
+)  # fmt: skip
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

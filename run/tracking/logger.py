@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from common.json_io import is_number
+from common.json_io import number
 from common.network import why_unreachable
 from run.history import last_logged_step
 from run.tracking.fields import figures, public_config
@@ -134,7 +134,16 @@ class _WandbDashboard(Dashboard):
         self._run: Any = None
         self._shown = -1.0  # the last step that an earlier process logged
         self._thread: threading.Thread | None = None
-        self._open(mode, options)
+        try:
+            opened = within(timeout_s, lambda: _open_run(mode, options, timeout_s), "opening")
+        except Exception as error:
+            warn(f"no wandb for this run: {_one_line(error)}; {_KEPT}")
+            return
+        self._run, self._shown, notice = opened
+        if notice:
+            warn(notice)
+        self._thread = threading.Thread(target=self._work, name="dashboard", daemon=True)
+        self._thread.start()
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         if metrics.get("step", self._shown + 1) <= self._shown:
@@ -159,18 +168,6 @@ class _WandbDashboard(Dashboard):
             self._closed = True
             tear_down()
 
-    def _open(self, mode: str, options: dict[str, Any]) -> None:
-        try:
-            opened = within(self._timeout_s, lambda: _open_run(mode, options, self._timeout_s), "opening")
-            self._run, self._shown, notice = opened
-        except Exception as error:
-            self._warn(f"no wandb for this run: {_one_line(error)}; {_KEPT}")
-            return
-        if notice:
-            self._warn(notice)
-        self._thread = threading.Thread(target=self._work, name="dashboard", daemon=True)
-        self._thread.start()
-
     def _submit(self, call: Callable[[], object]) -> None:
         if self._thread is None:
             return
@@ -185,18 +182,16 @@ class _WandbDashboard(Dashboard):
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            if self._failures < MAX_FAILURES:
-                self._try(call)
+            if self._failures >= MAX_FAILURES:
+                continue
+            try:
+                call()
+            except Exception as error:
+                self._failures += 1
+                if self._failures == MAX_FAILURES:
+                    self._notices.put(f"wandb failed {MAX_FAILURES} times, logging to it stops: {_one_line(error)}")
         with contextlib.suppress(Exception):
             self._run.finish()
-
-    def _try(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception as error:
-            self._failures += 1
-            if self._failures == MAX_FAILURES:
-                self._notices.put(f"wandb failed {MAX_FAILURES} times, logging to it stops: {_one_line(error)}")
 
     def _report(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -238,12 +233,15 @@ def _open_run(mode: str, options: dict[str, Any], timeout_s: float) -> tuple[Any
     if reason is None:
         try:
             run = _start_run(wandb, "online", options, timeout_s)
-            shown = _last_shown_step(run)
+            last_on_server = number(run.summary.get("step"), -1.0)
         except Exception as error:
             reason = _one_line(error)
         else:
-            _mark_as_synced(directory)
-            return run, shown, None
+            # Missing points are sent from metrics.jsonl; `wandb sync` would append those of offline files again.
+            with contextlib.suppress(OSError):
+                for file in (directory / "wandb").glob("offline-run-*/*.wandb"):
+                    synced_marker(file).touch()
+            return run, last_on_server, None
     run = _start_run(wandb, "offline", options, timeout_s)
     later = f"python -m run.tracking.sync {shlex.quote(str(directory))}"
     return run, before, f"wandb is not online ({reason}): logging to disk; to upload later: {later}"
@@ -252,22 +250,6 @@ def _open_run(mode: str, options: dict[str, Any], timeout_s: float) -> tuple[Any
 def synced_marker(file: Path) -> Path:
     """The empty file that `wandb sync` creates to mark a .wandb file as sent."""
     return file.with_suffix(".wandb.synced")
-
-
-def _mark_as_synced(directory: Path) -> None:
-    """Mark the files of earlier offline processes as sent.
-
-    An online process sends missing points from metrics.jsonl, and `wandb sync` would append them to the curve again.
-    """
-    with contextlib.suppress(OSError):
-        for file in (directory / "wandb").glob("offline-run-*/*.wandb"):
-            synced_marker(file).touch()
-
-
-def _last_shown_step(run: Any) -> float:
-    """The last step of an online run on wandb's server; -1 if it has none."""
-    step = run.summary.get("step")
-    return float(step) if is_number(step) else -1.0
 
 
 def load_wandb(directory: Path) -> ModuleType:

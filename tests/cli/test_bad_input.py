@@ -24,6 +24,7 @@ import plan
 import sample
 import train
 import training.build
+import training.setup
 from cli.launch import launch
 from config import Config, EvaluateConfig, SampleConfig
 from tests.data.helpers import texts, write_jsonl
@@ -64,8 +65,8 @@ def base(corpus: Path) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("common.monotonic._runs_begun", 1)  # each run's clock starts with it, not with pytest
-        for script in (train, plan):
-            patch.setattr(script, "trial_process", no_trials)
+        for module in (training.setup, plan):
+            patch.setattr(module, "trial_process", no_trials)
         patch.setattr(train, "initialize_model", begin)
         patch.setattr("device.device.set_up", lambda device, threads: None)
         patch.setattr("device.device.measure_peak", lambda *arguments: 1e10)
@@ -232,10 +233,7 @@ def test_separate_processes_refuse_as_well() -> None:
         bad = [*words, "budget.hours=-1"]  # so that no run starts, whatever the other words are
         with tempfile.TemporaryDirectory() as folder:
             ended = subprocess.run(
-                [sys.executable, str(ROOT / script), *bad],
-                capture_output=True,
-                cwd=folder,
-                timeout=120,
+                [sys.executable, str(ROOT / script), *bad], capture_output=True, cwd=folder, timeout=120
             )
             files = [path.name for path in Path(folder).rglob("*") if path.is_file()]
         errors = ended.stderr.decode("utf-8", "replace")

@@ -50,13 +50,7 @@ def test_a_check_that_raises_exits_or_hangs_gives_a_finding() -> None:
     )
     found = examine(checks, PLACE, 10.0)
     assert time.monotonic() - began < 2
-    assert {name: finding.status for name, finding in found.items()} == {
-        "raises": NOTE,
-        "exits": NOTE,
-        "hangs": NOTE,
-        "imports": PROBLEM,
-        "good": OK,
-    }
+    assert [finding.status for finding in found.values()] == [NOTE, NOTE, NOTE, PROBLEM, OK]
     text = as_text(found)
     assert "check failed (OSError: [Errno 5] a disk that breaks)" in text
     assert "no answer within 0 s" in text
@@ -102,17 +96,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
     netrc = place / "netrc"
     netrc.write_text("machine api.wandb.ai\n  login user\n  password SENTINEL-netrc-0123456789\n")
     netrc.chmod(0o644)
-    environment = {**os.environ, "NETRC": str(netrc), "HF_TOKEN": "SENTINEL-token-0123456789", "SLURM_JOB_ID": "12"}
+    environment = {**os.environ, "NETRC": str(netrc), "HF_TOKEN": "SENTINEL-token-0123456789"}
     environment |= {"HTTPS_PROXY": "http://me:SENTINEL-proxy@proxy:1", "AWS_SECRET_ACCESS_KEY": "SENTINEL-aws-123456"}
     began = time.monotonic()
-    answer = subprocess.run(
-        [sys.executable, "-c", SPY, "--json", str(place)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=60,
-    )
+    command = [sys.executable, "-c", SPY, "--json", str(place)]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
     assert time.monotonic() - began < 20
     assert "SENTINEL" not in answer.stdout + answer.stderr
     assert answer.stderr == ""
@@ -124,9 +112,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
 
 def test_every_check_works_without_a_network(report: dict[str, Finding]) -> None:
     assert list(report) == [name for name, _, _ in CHECKS]
-    failed = [text for finding in report.values() if "check failed" in (text := finding.found)]
-    assert failed == []
-    assert "no answer" not in "".join(finding.found for finding in report.values())
+    assert [f.found for f in report.values() if "check failed" in f.found or "no answer" in f.found] == []
+    assert all(finding.hint for finding in report.values() if finding.status != OK)
 
 
 def test_the_findings_are_true(report: dict[str, Finding]) -> None:
@@ -138,18 +125,14 @@ def test_the_findings_are_true(report: dict[str, Finding]) -> None:
     assert "FLOP/s" in report["peak"].found
     assert float(report["peak"].found.split()[0]) > 1e8
     assert "MB/s" in report["disk"].found
+    assert "file locks work" in report["disk"].found
     assert "token set" in report["hub"].found
-    assert "in job 12" in report["slurm"].found
 
 
 def test_a_key_that_other_users_can_read_is_reported(report: dict[str, Finding]) -> None:
     assert "key for api.wandb.ai set" in report["wandb"].found
     assert report["wandb"].status == NOTE
     assert "chmod 600" in report["wandb"].hint
-
-
-def test_every_note_has_a_hint(report: dict[str, Finding]) -> None:
-    assert all(finding.hint for finding in report.values() if finding.status != OK)
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,11 +160,21 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert "output_dir" in found.hint
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_checks, "_free", lambda folder: 1e8)
-    assert doctor_checks.disk(tmp_path).status == PROBLEM
-    monkeypatch.setattr(doctor_checks, "_free", lambda folder: 1e9)
-    assert doctor_checks.disk(tmp_path).status == NOTE
+@pytest.mark.parametrize(
+    ("check", "function", "free", "status"),
+    [
+        ("disk", "cli.doctor_checks._free", 1e8, PROBLEM),
+        ("disk", "cli.doctor_checks._free", 1e9, NOTE),
+        ("memory", "device.device.available_memory", 5e8, PROBLEM),
+        ("memory", "device.device.available_memory", 2e9, NOTE),
+        ("memory", "device.device.available_memory", 16e9, OK),
+    ],
+)
+def test_little_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str, function: str, free: float, status: str
+) -> None:
+    monkeypatch.setattr(function, lambda *folder: free)
+    assert getattr(doctor_checks, check)(tmp_path).status == status
 
 
 def test_a_container_with_a_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,12 +183,6 @@ def test_a_container_with_a_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = doctor_checks.cores(tmp_path)
     assert found.status == NOTE
     assert "device.threads=1" in found.hint
-
-
-def test_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for free, status in ((5e8, PROBLEM), (2e9, NOTE), (16e9, OK)):
-        monkeypatch.setattr("device.device.available_memory", lambda free=free: free)
-        assert doctor_checks.memory(tmp_path).status == status
 
 
 def test_packages_against_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

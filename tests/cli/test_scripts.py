@@ -109,15 +109,8 @@ def test_a_damaged_model_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_sample_is_reproducible(model: Path) -> None:
-    arguments = (
-        f"checkpoint={model}",
-        'prompts=["def ","import "]',
-        "tokens=20",
-        "samples=2",
-        "top_k=20",
-        "output=json",
-    )
-    first, second = (json.loads(script("sample", *arguments).stdout) for _ in range(2))
+    arguments = ('prompts=["def ","import "]', "tokens=20", "samples=2", "top_k=20", "output=json")
+    first, second = (json.loads(script("sample", f"checkpoint={model}", *arguments).stdout) for _ in range(2))
     assert first == second
     assert [entry["prompt"] for entry in first] == ["def ", "def ", "import ", "import "]
     assert first[0]["text"] != first[1]["text"]

@@ -29,10 +29,7 @@ def test_a_second_process_is_refused_and_the_first_is_named(tmp_path: Path) -> N
         "d = RunDirectory(Path(sys.argv[1]), 'n', False); print('locked', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     )
     assert other.stdout is not None
     assert other.stdout.readline() == b"locked\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import subprocess
@@ -15,17 +16,9 @@ from run.report.console import Console, Status, bar_status, table_text
 
 ROOT = Path(__file__).parents[3]
 FULL = Status(
-    step=171,
-    steps_left=330,
-    progress=0.34,
-    budget_left_s=112,
-    eta_s=118,
-    loss=4.8123,
-    learning_rate=1.9e-3,
-    tokens_per_second=24_300,
-    mfu=0.41,
-    phase="train",
-)
+    step=171, progress=0.34, budget_left_s=112, eta_s=118, loss=4.8123, learning_rate=1.9e-3, tokens_per_second=24_300,
+    mfu=0.41, phase="train",
+)  # fmt: skip
 
 
 class Terminal(io.StringIO):
@@ -46,44 +39,22 @@ def attach_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return screen
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0.0 s"),
-        (4.21, "4.2 s"),
-        (59.94, "59.9 s"),
-        (59.97, "1m00s"),
-        (123, "2m03s"),
-        (3599.7, "1h00m"),
-        (3720, "1h02m"),
-        (48 * 3600, "48h00m"),
-        (76 * 3600 + 100 * 3600, "7d08h"),
-        (-4.2, "-4.2 s"),
-        (float("nan"), "?"),
-    ],
-)
+SECONDS = {
+    0: "0.0 s", 4.21: "4.2 s", 59.94: "59.9 s", 59.97: "1m00s", 123: "2m03s", 3599.7: "1h00m", 3720: "1h02m",
+    48 * 3600: "48h00m", 176 * 3600: "7d08h", -4.2: "-4.2 s", math.nan: "?",
+}  # fmt: skip
+COUNTS = {
+    0: "0", 512: "512", 0.5: "0.5", 1000: "1k", 24_310: "24.3k", 4_194_304: "4.19M", 999_999: "1M", 3.4e9: "3.4B",
+    9.5e12: "9.5T", 999.6e12: "1e+15", 1.2e18: "1.2e+18", -24_310: "-24.3k", math.inf: "?",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "text"), SECONDS.items())
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (0, "0"),
-        (512, "512"),
-        (0.5, "0.5"),
-        (1000, "1k"),
-        (24_310, "24.3k"),
-        (4_194_304, "4.19M"),
-        (999_999, "1M"),
-        (3.4e9, "3.4B"),
-        (9.5e12, "9.5T"),
-        (999.6e12, "1e+15"),
-        (1.2e18, "1.2e+18"),
-        (-24_310, "-24.3k"),
-        (float("inf"), "?"),
-    ],
-)
+@pytest.mark.parametrize(("number", "text"), COUNTS.items())
 def test_format_count(number: float, text: str) -> None:
     assert format_count(number) == text
 
@@ -201,11 +172,8 @@ def test_terminal_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert text.rstrip().endswith("100 %")
     log = (tmp_path / "log.txt").read_text()
     assert "\x1b" not in log
-    assert [line.split("  ")[0] for line in log.splitlines()] == [
-        "train",
-        "saved [bold]checkpoint[/bold]",
-        "final evaluation",
-    ]
+    lines = ["train", "saved [bold]checkpoint[/bold]", "final evaluation"]
+    assert [line.split("  ")[0] for line in log.splitlines()] == lines
 
 
 def test_terminal_table_and_colour(monkeypatch: pytest.MonkeyPatch) -> None:

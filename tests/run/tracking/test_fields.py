@@ -28,12 +28,7 @@ def test_figures_have_names_that_wandb_can_sort_by() -> None:
 def test_options_keep_their_names_and_the_plan_has_its_own() -> None:
     plan = {"n_layer": 8, "curve": [], "block": {"norm": "layernorm"}}
     shown = public_config(wandb_config({"model": {"n_layer": None}, "plan": {"max_epochs": 4}}, plan))
-    assert shown == {
-        "model.n_layer": None,
-        "plan.max_epochs": 4,
-        "planned.n_layer": 8,
-        "planned.norm": "layernorm",
-    }
+    assert shown == {"model.n_layer": None, "plan.max_epochs": 4, "planned.n_layer": 8, "planned.norm": "layernorm"}
 
 
 def test_summary_has_the_deviation_from_the_plan() -> None:

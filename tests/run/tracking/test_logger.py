@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import run.tracking.logger
-from run.tracking.logger import AXES, Dashboard, open_dashboard, within
+from run.tracking.logger import AXES, Dashboard, open_dashboard
 from run.tracking.sync import unsent_files
 from tests.run.tracking.fake_wandb import FakeWandb
 from tests.run.tracking.wandb_file import history, read_back, values
@@ -35,36 +35,27 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 
-@pytest.fixture
-def warnings() -> list[str]:
-    return []
+class Starter:
+    """Opens dashboards of a run in `directory` and collects their warnings."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.warnings = directory, list[str]()
+
+    def __call__(self, mode: str = "offline", timeout_s: float = 60.0) -> Dashboard:
+        names = ("stint", None, "small", "small-1a2b", "g", ["t", "x" * 100])
+        return open_dashboard(mode, *names, CONFIG, self.directory, timeout_s, self.warnings.append)
 
 
 @pytest.fixture
-def start(tmp_path: Path, warnings: list[str]) -> Callable[..., Dashboard]:
-    def opened(mode: str = "offline", timeout_s: float = 8.0, **changes: Any) -> Dashboard:
-        options: dict[str, Any] = {
-            "project": "stint",
-            "entity": None,
-            "name": "small",
-            "run_id": "small-1a2b",
-            "group": "g",
-            "tags": ["t", "x" * 100],
-            "config": CONFIG,
-            "directory": tmp_path / "run",
-        }
-        return open_dashboard(mode, **(options | changes), timeout_s=timeout_s, warn=warnings.append)
-
-    return opened
+def start(tmp_path: Path) -> Starter:
+    return Starter(tmp_path / "run")
 
 
 def point(step: int) -> dict[str, Any]:
     return {"step": step, "tokens": step * 8192, "flops": step * 1e10, "hours": step / 1000, "loss": 8 - step / 100}
 
 
-def test_offline_run_holds_every_point_with_its_axes(
-    start: Callable[..., Dashboard], warnings: list[str], tmp_path: Path
-) -> None:
+def test_offline_run_holds_every_point_with_its_axes(start: Starter, tmp_path: Path) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     dashboard = start()
     for step in range(1, 301):
@@ -72,7 +63,7 @@ def test_offline_run_holds_every_point_with_its_axes(
     dashboard.log(point(301) | {"loss": math.nan})
     dashboard.summary({"eval": {"loss": 3.5}, "status": "finished"})
     dashboard.finish()
-    assert warnings == []
+    assert start.warnings == []
     assert {number: signal.getsignal(number) for number in handlers} == handlers
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*-small-1a2b/*.wandb")
     records = read_back(path)
@@ -120,16 +111,14 @@ def test_all_files_are_in_the_folder_and_no_child_process_remains(tmp_path: Path
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_resumed_run_holds_all_points_under_one_id(
-    start: Callable[..., Dashboard], warnings: list[str], tmp_path: Path
-) -> None:
+def test_resumed_run_holds_all_points_under_one_id(start: Starter, tmp_path: Path) -> None:
     for first in (1, 21):
         dashboard = start()
         for step in range(first, first + 20):
             dashboard.log(point(step))
         dashboard.finish()
         time.sleep(1.1)  # wandb names its folders by the second
-    assert warnings == []
+    assert start.warnings == []
     paths = sorted((tmp_path / "run" / "wandb").glob("offline-run-*-small-1a2b/*.wandb"))
     assert len(paths) == 2
     assert [p["step"] for path in paths for p in history(read_back(path))] == list(range(1, 41))
@@ -147,6 +136,20 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 
 @pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """An API key and a network that accepts every connection; the (address, timeout) of each."""
+    asked: list[Any] = []
+
+    def connect(address: Any, timeout: float) -> socket.socket:
+        asked.append((address, timeout))
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    return asked
+
+
+@pytest.fixture
 def hang() -> Iterator[Callable[..., None]]:
     """A call that does not return before the test ends."""
     released = threading.Event()
@@ -158,9 +161,7 @@ def crash(*_: Any) -> None:
     raise ConnectionError("the server\nis gone")
 
 
-def test_init_that_hangs_is_abandoned(
-    start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, hang: Callable[..., None]
-) -> None:
+def test_init_that_hangs_is_abandoned(start: Starter, fake: FakeWandb, hang: Callable[..., None]) -> None:
     fake.on_init = hang
     began = time.monotonic()
     dashboard = start(timeout_s=0.3)
@@ -168,43 +169,32 @@ def test_init_that_hangs_is_abandoned(
     dashboard.summary({"a": 1})
     dashboard.finish()
     assert time.monotonic() - began < 2
-    assert warnings == [
+    assert start.warnings == [
         "no wandb for this run: wandb: opening took more than 0.3 s; the run continues and metrics.jsonl keeps every"
         " point"
     ]
     assert fake.torn_down == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(1)])
-def test_init_that_raises(
-    start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, error: BaseException
+@pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(1), None])
+def test_init_or_import_that_raises(
+    start: Starter, fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
     def fail(mode: str) -> None:
-        raise error
+        raise error or AssertionError
 
     fake.on_init = fail
+    if error is None:
+        monkeypatch.setitem(sys.modules, "wandb", None)  # what makes `import wandb` raise ImportError
     dashboard = start()
     dashboard.log(point(1))
     dashboard.finish()
-    assert len(warnings) == 1
-    assert f"no wandb for this run: {error};" in warnings[0]
+    assert len(start.warnings) == 1
+    assert f"no wandb for this run: {f'{error};' if error else 'import of wandb'}" in start.warnings[0]
     assert fake.logged == []
 
 
-def test_import_that_fails(
-    start: Callable[..., Dashboard], warnings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # what makes `import wandb` raise ImportError
-    dashboard = start()
-    dashboard.log(point(1))
-    dashboard.finish()
-    assert len(warnings) == 1
-    assert "no wandb for this run: import of wandb" in warnings[0]
-
-
-def test_log_that_raises_stops_after_three(
-    start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb
-) -> None:
+def test_log_that_raises_stops_after_three(start: Starter, fake: FakeWandb) -> None:
     fake.on_log = crash
     dashboard = start()
     for step in range(10):
@@ -212,29 +202,25 @@ def test_log_that_raises_stops_after_three(
     dashboard.finish()
     dashboard.finish()
     assert len(fake.logged) == 3
-    assert warnings == [
+    assert start.warnings == [
         "wandb failed 3 times, logging to it stops: the server is gone; the run continues and metrics.jsonl keeps"
         " every point"
     ]
     assert (fake.finished, fake.torn_down) == (1, 1)
 
 
-def test_two_failures_are_forgiven(start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb) -> None:
+def test_two_failures_are_forgiven(start: Starter, fake: FakeWandb) -> None:
     fake.on_log = lambda: crash() if len(fake.logged) <= 2 else None
     dashboard = start()
     for step in range(10):
         dashboard.log(point(step))
     dashboard.finish()
     assert [p["step"] for p in fake.logged] == list(range(10))
-    assert warnings == []
+    assert start.warnings == []
 
 
 def test_log_that_hangs_does_not_block_the_run(
-    start: Callable[..., Dashboard],
-    warnings: list[str],
-    fake: FakeWandb,
-    hang: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    start: Starter, fake: FakeWandb, hang: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run.tracking.logger, "MAX_WAITING", 100)
     fake.on_log = hang
@@ -243,23 +229,21 @@ def test_log_that_hangs_does_not_block_the_run(
     for step in range(1000):
         dashboard.log(point(step))
     assert time.monotonic() - began < 1
-    assert len(warnings) == 1
-    assert "accepts no more points" in warnings[0]
+    assert len(start.warnings) == 1
+    assert "accepts no more points" in start.warnings[0]
     dashboard.finish()
     assert time.monotonic() - began < 2
 
 
-def test_finish_that_hangs_is_abandoned(
-    start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, hang: Callable[..., None]
-) -> None:
+def test_finish_that_hangs_is_abandoned(start: Starter, fake: FakeWandb, hang: Callable[..., None]) -> None:
     fake.on_finish = hang
     dashboard = start(timeout_s=0.3)
     dashboard.log(point(1))
     began = time.monotonic()
     dashboard.finish()
     assert time.monotonic() - began < 2
-    assert len(warnings) == 1
-    assert "did not finish within 0.3 s" in warnings[0]
+    assert len(start.warnings) == 1
+    assert "did not finish within 0.3 s" in start.warnings[0]
     assert len(fake.logged) == fake.torn_down == 1
 
 
@@ -270,44 +254,25 @@ def refuse(*_: Any, **__: Any) -> Any:
     raise OSError("Network is unreachable")
 
 
-def test_online_with_everything_in_place(
-    start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def connect(address: Any, timeout: float) -> socket.socket:
-        asked.append((address, timeout))
-        return socket.socket()
-
-    monkeypatch.setattr(socket, "create_connection", connect)
-    monkeypatch.setenv("WANDB_API_KEY", "k")
-    dashboard = start("online")
-    dashboard.finish()
-    assert asked == [(("api.wandb.example", 443), 2.0)]
-    assert (fake.modes, warnings) == (["online"], [])
+def test_online_with_everything_in_place(start: Starter, fake: FakeWandb, reachable: list[Any]) -> None:
+    start("online").finish()
+    assert reachable == [(("api.wandb.example", 443), 2.0)]
+    assert (fake.modes, start.warnings) == (["online"], [])
     assert (fake.arguments["id"], fake.arguments["resume"]) == ("small-1a2b", "allow")
     assert fake.defined[-1] == ("*", {"step_metric": "hours"})
 
 
 def test_online_through_a_proxy_asks_the_proxy(
-    start: Callable[..., Dashboard], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch
+    start: Starter, fake: FakeWandb, reachable: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: asked.append(address) or socket.socket())
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
-    monkeypatch.setenv("WANDB_API_KEY", "k")
     start("online").finish()
-    assert (asked, fake.modes) == ([("proxy.example", 3128)], ["online"])
+    assert (reachable, fake.modes) == ([(("proxy.example", 3128), 2.0)], ["online"])
 
 
 @pytest.mark.parametrize("key", ["", "k"])
 def test_online_without_key_or_network_falls_back_quickly(
-    start: Callable[..., Dashboard],
-    warnings: list[str],
-    fake: FakeWandb,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    key: str,
+    start: Starter, fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
 ) -> None:
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setenv("WANDB_API_KEY", key)
@@ -319,42 +284,34 @@ def test_online_without_key_or_network_falls_back_quickly(
     assert fake.modes == ["offline"]
     assert len(fake.logged) == 1
     reason = "cannot be reached: Network is unreachable" if key else "no API key for api.wandb.example"
-    assert len(warnings) == 1
-    assert reason in warnings[0]
-    assert warnings[0].endswith(f"to upload later: python -m run.tracking.sync {tmp_path / 'run'}")
+    assert len(start.warnings) == 1
+    assert reason in start.warnings[0]
+    assert start.warnings[0].endswith(f"to upload later: python -m run.tracking.sync {tmp_path / 'run'}")
 
 
 def test_name_server_that_hangs_counts_as_no_network(
-    start: Callable[..., Dashboard],
-    warnings: list[str],
-    fake: FakeWandb,
-    hang: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    start: Starter, fake: FakeWandb, hang: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run.tracking.logger, "CONNECT_TIMEOUT_S", -0.3)  # leaves 0.2 s
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: hang())
     monkeypatch.setenv("WANDB_API_KEY", "k")
     start("online").finish()
     assert fake.modes == ["offline"]
-    assert "connecting took more than" in warnings[0]
+    assert "connecting took more than" in start.warnings[0]
 
 
-def test_online_that_is_refused_falls_back(
-    start: Callable[..., Dashboard], warnings: list[str], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
-    monkeypatch.setenv("WANDB_API_KEY", "k")
+def test_online_that_is_refused_falls_back(start: Starter, fake: FakeWandb, reachable: list[Any]) -> None:
     fake.on_init = lambda mode: crash() if mode == "online" else None
     start("online").finish()
     assert fake.modes == ["online", "offline"]
-    assert len(warnings) == 1
-    assert "the server is gone" in warnings[0]
+    assert len(start.warnings) == 1
+    assert "the server is gone" in start.warnings[0]
 
 
 def test_key_in_netrc_is_found(
-    start: Callable[..., Dashboard], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Starter, fake: FakeWandb, reachable: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / "no-netrc").write_text("machine api.wandb.example login user password k\n")
     (tmp_path / "no-netrc").chmod(0o600)
     start("online").finish()
@@ -362,11 +319,9 @@ def test_key_in_netrc_is_found(
 
 
 def test_an_online_process_continues_the_curve_and_sends_what_an_offline_one_kept(
-    start: Callable[..., Dashboard], fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Starter, fake: FakeWandb, reachable: list[Any], tmp_path: Path
 ) -> None:
     """The server has steps up to 3. Later points are sent from metrics.jsonl, and the offline file is marked as sent."""
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
-    monkeypatch.setenv("WANDB_API_KEY", "k")
     fake.summary = {"step": 3}
     file = tmp_path / "run" / "wandb" / "offline-run-20260101_000000-small-1a2b" / "run-small-1a2b.wandb"
     file.parent.mkdir(parents=True)
@@ -395,12 +350,6 @@ def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_mode_is_refused(start: Callable[..., Dashboard]) -> None:
+def test_unknown_mode_is_refused(start: Starter) -> None:
     with pytest.raises(ValueError, match="must be online, offline or disabled"):
         start("on")
-
-
-def test_within_returns_results_and_raises_errors() -> None:
-    assert within(1, lambda: None, "x") is None
-    with pytest.raises(RuntimeError, match="the server is gone"):
-        within(1, crash, "x")
