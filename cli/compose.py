@@ -34,11 +34,14 @@ def as_user_error(error: BaseException) -> UserError:
 
     If its cause is a UserError of one of our resolvers, or an option that was removed, that message is used instead.
     """
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
-        if message := removal_message(str(getattr(cause, "full_key", ""))):
+        unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)
+        if unknown and (message := removal_message(str(cause.full_key))):
             return UserError(message)
         cause = cause.__cause__ or cause.__context__  # OmegaConf clears __cause__
     return UserError(" ".join(str(error).split()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,10 @@ def check_command_line(script: str) -> None:
     arguments = flags_of(sys.argv[1:])
     _check_flags(arguments)
     if arguments.shell_completion:  # its arguments, install=SHELL and query=SHELL, are not options
+        if "COMP_LINE" not in os.environ and any(each.startswith("query=") for each in arguments.overrides):
+            raise UserError(
+                "--shell-completion query= is for the shell to call; write install=bash (zsh, fish) or uninstall="
+            )
         return
     parser = OverridesParser.create()
     valid: list[str] = []

@@ -9,20 +9,21 @@ from functools import cached_property
 import numpy as np
 
 from common.errors import UserError
+from data.loader import mix
 from data.shards import Split
 
 HASH_TOKENS = 1 << 20  # tokens hashed at once
 # Consecutive tokens that an evaluation takes from one place of the split. Tokens of one document are alike, so many short
-# chunks are a better sample than a few long ones. The size does not depend on block_size, so models of different block sizes
-# are scored on the same tokens.
-CHUNK_TOKENS = 128
+# chunks are a better sample than a few long ones; but a chunk costs at least one window, of which it uses only a part where
+# block_size is larger. The size does not depend on block_size, so models of different block sizes are scored on the same tokens.
+CHUNK_TOKENS = 256
 
 
 class EvalRange:
     """A sample of `max_tokens` tokens of a split, each predicted exactly once in windows of `block_size` tokens.
 
-    Selection: the split is cut into chunks of CHUNK_TOKENS tokens, which are taken in bit-reversed order. A sample of any
-    size is therefore spread evenly over the split, and a larger sample contains every smaller one. Taking the first tokens
+    Selection: the split is cut into chunks of CHUNK_TOKENS tokens, which are taken in a fixed order. A sample of any size
+    is therefore spread evenly over the split, and a larger sample contains every smaller one. Taking the first tokens
     instead would sample few sources, because a split is often ordered by source.
 
     Windows: the split is also cut into consecutive windows of `block_size` tokens, and every window with a selected token
@@ -86,7 +87,7 @@ class EvalRange:
         has_input = (position > 0) & (position < self._split.n_tokens)
         x[has_input] = self._tokens(position[has_input] - 1)
         interval = np.searchsorted(self._starts, position, side="right") - 1
-        selected = position < self._stops[interval]
+        selected = (interval >= 0) & (position < self._stops[interval])
         y[selected], sources[selected] = self._tokens(position[selected]), self._sources(position[selected])
         return x, y, sources
 
@@ -127,19 +128,23 @@ class EvalRange:
         return digest.hexdigest()
 
 
-def _bit_reversed(count: int, n: int) -> np.ndarray:
-    """Return the first `count` numbers of range(n) in bit-reversed order (van der Corput 1935), int64 (count,).
+def _evenly_spread(count: int, n: int) -> np.ndarray:
+    """Return the first `count` numbers of a fixed permutation of range(n), int64 (count,); larger counts extend smaller ones.
 
-    They are spread evenly for every `count`: neighbours are at most 2 n / count apart. A larger `count` extends a smaller
-    one.
+    The order is van der Corput's with Owen's scrambling (Owen 1995): the numbers are spread evenly for every `count`, at
+    most 4 n / count apart. Without the scrambling the first of them would all be multiples of a large power of two, so
+    that every chunk began at the beginning of a window and no token with a long context were sampled.
     """
     bits = max(1, (n - 1).bit_length())
-    # At least every second number in this order is below n, because n > 2^(bits - 1).
-    candidates = np.arange(min(2 * count, 1 << bits), dtype=np.int64)
-    reversed_bits = np.zeros_like(candidates)
-    for bit in range(bits):
-        reversed_bits |= (candidates >> bit & 1) << (bits - 1 - bit)
-    return reversed_bits[reversed_bits < n][:count]
+    # More than a quarter of the first numbers in this order are below n, because n > 2^(bits - 1).
+    index = np.arange(min(4 * count + 4, 1 << bits), dtype=np.int64)
+    number = np.zeros_like(index)
+    for bit in range(bits):  # from the highest binary digit of the number, which is the lowest of its index
+        flip = mix((number + (1 << bit)).astype(np.uint64)) & np.uint64(
+            1
+        )  # a fixed coin for each choice of higher digits
+        number = 2 * number + ((index >> bit & 1) ^ flip.astype(np.int64))
+    return number[number < n][:count]
 
 
 def _intervals(n_tokens: int, split_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,7 +153,7 @@ def _intervals(n_tokens: int, split_tokens: int) -> tuple[np.ndarray, np.ndarray
     Adjacent chunks are merged into one interval.
     """
     whole = split_tokens // CHUNK_TOKENS
-    order = _bit_reversed(min(-(-n_tokens // CHUNK_TOKENS), whole), whole)
+    order = _evenly_spread(min(-(-n_tokens // CHUNK_TOKENS), whole), whole)
     if len(order) * CHUNK_TOKENS < n_tokens:
         order = np.append(order, whole)  # the incomplete chunk at the end of the split comes last
     starts, stops = order * CHUNK_TOKENS, (order + 1) * CHUNK_TOKENS

@@ -20,7 +20,7 @@ ROUNDS = 8
 ORDER_BLOCK = 4096  # windows permuted at once; one at a time would take longer than reading their tokens
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
+def mix(values: np.ndarray) -> np.ndarray:
     """Return the finaliser of SplitMix64 (Steele, Lea & Flood 2014) of uint64 values."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -42,7 +42,7 @@ def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     while outside.any():
         left, right = out[outside] >> half, out[outside] & low
         for key in keys:
-            left, right = right, left ^ (_mix(right + key) & low)
+            left, right = right, left ^ (mix(right + key) & low)
         out[outside] = (left << half) | right
         outside = out >= np.uint64(n)
     return out.astype(np.int64)

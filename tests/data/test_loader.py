@@ -132,8 +132,7 @@ def test_a_limited_evaluation_is_spread_evenly_over_the_split(limit: int) -> Non
     assert places == sorted(places)
     taken = -(-limit // CHUNK_TOKENS)
     gaps = np.diff([*places, split.n_tokens])
-    assert places[0] == 0
-    assert gaps.max() <= 2 * split.n_tokens / taken
+    assert max(places[0], *gaps) <= 4 * split.n_tokens / taken + CHUNK_TOKENS
 
 
 def test_a_larger_evaluation_contains_every_smaller_one() -> None:
@@ -208,3 +207,15 @@ def test_the_slices_of_all_processes_are_the_batch(world_size: int) -> None:
         assert np.array_equal(np.concatenate([part.inputs for part in parts]), batch.inputs)
         assert np.array_equal(np.concatenate([part.targets for part in parts]), batch.targets)
         assert max(len(part.inputs) for part in parts) - min(len(part.inputs) for part in parts) <= 1
+
+
+@pytest.mark.parametrize("block_size", [64, 256, 512, 1024])
+@pytest.mark.parametrize("limit", [16_384, 131_072])
+def test_a_sample_has_tokens_from_every_place_of_a_window(block_size: int, limit: int) -> None:
+    """Otherwise the loss would be that of short contexts, and a model with a longer context could not show it."""
+    sample = EvalRange(split_of_sizes([1_000_000, 700_001]), block_size, limit)
+    _, targets, _ = sample.windows(0, sample.n_windows)
+    places = np.nonzero(targets != -1)[1]
+    assert places.mean() == pytest.approx((block_size - 1) / 2, rel=0.15)
+    quarters = np.bincount(4 * places // block_size, minlength=4) / len(places)
+    assert quarters == pytest.approx(np.full(4, 0.25), abs=0.1)
