@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,11 @@ def read_json(path: Path) -> Any:
 
 def finite(content: Any) -> Any:
     """Return the content with NaN and infinities replaced by None, which JSON can express."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return content
+    return significant(content, digits=17)  # enough for every float to stay the same
 
 
 def significant(value: Any, digits: int = 6) -> Any:
-    """Return the value with floats rounded to `digits` significant digits, through lists and dicts."""
+    """Return the value with floats rounded to `digits` significant digits, also in lists and dicts; non-finite: None."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -99,8 +94,8 @@ def listing(value: Any) -> list[Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether `value` is a finite int or float; a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether `value` is a finite float, or an int that fits into one; a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def number(value: Any, default: float) -> float:

@@ -73,7 +73,7 @@ class HostDelta:
 
 def take_snapshot(gpu_uuid: str | None) -> HostSnapshot:
     """Return the state of the machine; `gpu_uuid` is NVML's name of the GPU, None without one."""
-    gpu = None if gpu_uuid is None else _gpu(gpu_uuid)
+    gpu = None if gpu_uuid is None else _try_read(lambda: _gpu(gpu_uuid))
     load, mhz, stolen_s = _try_read(lambda: os.getloadavg()[0]), _try_read(_clock_mhz), _try_read(_stolen_s)
     return HostSnapshot(now(), load, mhz, stolen_s, _throttled_s(), _try_read(_cpu_seconds) or {}, gpu)
 
@@ -81,7 +81,7 @@ def take_snapshot(gpu_uuid: str | None) -> HostSnapshot:
 def _try_read(read: Callable[[], T]) -> T | None:
     """Return the value of `read`, None where it fails.
 
-    Monitoring must never end a run, and psutil raises errors of several kinds.
+    Monitoring must never end a run, and psutil and the GPU's driver raise errors of several kinds.
     """
     try:
         return read()
@@ -162,28 +162,25 @@ def _stolen_s() -> float | None:
 
 def _throttled_s() -> float | None:
     """Return the seconds for which the container was stopped because its CPU quota was used up."""
-    units = {"throttled_usec": 1e-6, "throttled_time": 1e-9}  # of cgroup v2 and v1
-    for name in ("fs/cgroup/cpu.stat", "fs/cgroup/cpu/cpu.stat"):
-        with suppress(OSError, ValueError):
-            lines = [line.split() for line in (SYS / name).read_text().splitlines()]
-            for key, value in (line for line in lines if len(line) == 2 and line[0] in units):
-                return int(value) * units[key]
+    for name, key, unit in (
+        ("fs/cgroup/cpu.stat", "throttled_usec", 1e-6),  # cgroup v2
+        ("fs/cgroup/cpu/cpu.stat", "throttled_time", 1e-9),  # cgroup v1
+    ):
+        with suppress(OSError, ValueError, KeyError):
+            return int(dict(line.split() for line in (SYS / name).read_text().splitlines())[key]) * unit
     return None
 
 
-def _gpu(uuid: str) -> Gpu | None:
-    """Return the state of a GPU from NVML; None without the library or a driver, and for a part of a GPU (MIG)."""
-    try:
-        import pynvml
+def _gpu(uuid: str) -> Gpu:
+    """Return the state of a GPU from NVML; fails without the library or a driver, and for a part of a GPU (MIG)."""
+    import pynvml
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        return Gpu(
-            mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            celsius=pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            slowed_by=tuple(dict.fromkeys(reason for bit, reason in SLOWED_BY.items() if bits & bit)),
-            processes=len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        )
-    except Exception:  # drivers raise different errors; monitoring must never end a run
-        return None
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    return Gpu(
+        mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        celsius=pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        slowed_by=tuple(dict.fromkeys(reason for bit, reason in SLOWED_BY.items() if bits & bit)),
+        processes=len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+    )

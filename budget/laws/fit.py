@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 
@@ -37,6 +38,8 @@ STABLE_ERROR = 0.03  # a free exponent needs a smaller standard error,
 STABLE_DECADES = 2.0  # and this range of compute, to count as stable
 FALLBACK_ERROR = 0.5  # standard error of ln N* where most resampled slices have their minimum at an edge
 BOOTSTRAPS = 200  # resamplings per slice
+SURFACE_BOOTSTRAPS = 50  # resamplings of all runs
+STARTS = 40  # of the grid of starting points, the best
 
 
 @dataclass(frozen=True)
@@ -286,40 +289,33 @@ def objective(theta: np.ndarray, ln_n: np.ndarray, ln_d: np.ndarray, ln_loss: np
 
     theta = (a, b, e, alpha, beta); LSE is log-sum-exp (Hoffmann et al. 2022, Eq. 3).
     """
+    from scipy.special import huber
+
     a, b, e, alpha, beta = theta
     terms = np.stack([a - alpha * ln_n, b - beta * ln_d, np.full_like(ln_n, e)])  # (3, runs)
-    top = terms.max(axis=0)
-    weights = np.exp(terms - top)  # softmax over the three terms
-    total = weights.sum(axis=0)
-    weights /= total
-    residual = top + np.log(total) - ln_loss
-    size = np.abs(residual)
-    value = np.where(size <= HUBER, 0.5 * residual**2, HUBER * (size - 0.5 * HUBER)).sum()
-    slope = np.clip(residual, -HUBER, HUBER)
-    terms_slope = slope * weights  # (3, runs): derivative by each term
-    gradient = np.array([*terms_slope.sum(axis=1), -(terms_slope[0] * ln_n).sum(), -(terms_slope[1] * ln_d).sum()])
-    return float(value), gradient
+    level = np.logaddexp.reduce(terms)
+    residual = level - ln_loss
+    # (3, runs): the derivative by each term, which is the Huber loss's slope times the term's softmax weight
+    slope = np.clip(residual, -HUBER, HUBER) * np.exp(terms - level)
+    gradient = np.array([*slope.sum(axis=1), -(slope[0] * ln_n).sum(), -(slope[1] * ln_d).sum()])
+    return float(huber(HUBER, residual).sum()), gradient
 
 
-def _starts() -> np.ndarray:
-    """Return Hoffmann et al.'s grid of 4,500 starting points, (4500, 5)."""
-    a = b = np.arange(0.0, 26.0, 5.0)
-    e = np.arange(-1.0, 1.01, 0.5)
-    alpha = beta = np.arange(0.0, 2.01, 0.5)
-    return np.stack([g.ravel() for g in np.meshgrid(a, b, e, alpha, beta, indexing="ij")], axis=1)
+def fit_surface(points: Sequence[Point], start: Surface | None = None) -> Surface:
+    """Fit approach 3 to the points, from `start` where given, otherwise from the best points of a grid.
 
-
-def fit_surface(points: Sequence[Point], start: Surface | None = None, n_starts: int = 40) -> Surface:
-    """Fit approach 3 to the points, from `start` where given, otherwise from the best `n_starts` points of a grid."""
+    The grid consists of the 4,500 starting points of Hoffmann et al.
+    """
     from scipy.optimize import minimize
 
     ln_n, ln_d, ln_loss = (np.log([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
     if start is not None:
         starts = np.array([[math.log(start.A), math.log(start.B), math.log(start.E), start.alpha, start.beta]])
     else:
-        grid = _starts()
+        prefactors, exponents = np.arange(0.0, 26.0, 5.0), np.arange(0.0, 2.01, 0.5)
+        grid = np.array(list(product(prefactors, prefactors, np.arange(-1.0, 1.01, 0.5), exponents, exponents)))
         values = np.array([objective(theta, ln_n, ln_d, ln_loss)[0] for theta in grid])
-        starts = grid[np.argsort(values)[:n_starts]]
+        starts = grid[np.argsort(values)[:STARTS]]
     # The terms of the objective are of order HUBER^2. Scaled to order 1, L-BFGS-B's tolerances have their usual
     # meaning.
     scale = HUBER**-2
@@ -341,12 +337,9 @@ def fit_surface(points: Sequence[Point], start: Surface | None = None, n_starts:
 # ------------------------------------------------------------------------------------------------------- the whole law
 
 
-def fit(points: Sequence[Point], seed: int = 0, source: str = "own runs") -> Fit:
-    """Fit the law of these runs. Raises UserError where they do not determine one, naming the runs that are missing.
-
-    `seed` decides the bootstrap samples.
-    """
-    draw = np.random.default_rng(seed)
+def fit(points: Sequence[Point], source: str = "own runs") -> Fit:
+    """Fit the law of these runs. Raises UserError where they do not determine one, naming the runs that are missing."""
+    draw = np.random.default_rng(0)  # for the bootstrap samples
     given = len(points)
     groups = [best_setups(group) for group in group_by_budget(points)]
     points = [point for group in groups for point in group]
@@ -417,11 +410,11 @@ def _curve(slices: Sequence[Slice]) -> tuple[float, float] | None:
 
 
 def _surface_draws(
-    points: Sequence[Point], surface: Surface, noise: float, draw: np.random.Generator, n: int = 50
+    points: Sequence[Point], surface: Surface, noise: float, draw: np.random.Generator
 ) -> tuple[Surface, ...]:
-    """Return about n surfaces fitted to bootstrap samples of the runs, with noise added."""
+    """Return the surfaces fitted to bootstrap samples of the runs, with noise added."""
     surfaces = []
-    for _ in range(n):
+    for _ in range(SURFACE_BOOTSTRAPS):
         sample = [points[i] for i in draw.integers(len(points), size=len(points))]
         if len({(p.parameters, p.tokens) for p in sample}) >= 5:  # as many as the surface has constants
             surfaces.append(fit_surface(add_noise(sample, noise, draw), start=surface))

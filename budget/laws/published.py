@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import pstdev
+from statistics import linear_regression, pstdev
 from typing import Any
 
 from common.errors import UserError
@@ -163,17 +163,9 @@ MUENNIGHOFF = Surface(E=1.869, A=520.8, B=1487.7, alpha=0.3526596, beta=0.352659
 MUENNIGHOFF_SIZES = (7e6, 9e9)  # parameters of the smallest and the largest model
 
 
-def regress(points: tuple[tuple[float, float], ...]) -> tuple[float, float]:
-    """Return (intercept, exponent) of the least-squares line of ln N on ln C through points (N, C)."""
-    x = [math.log(flops) for _, flops in points]
-    y = [math.log(parameters) for parameters, _ in points]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
-    return mean_y - exponent * mean_x, exponent
-
-
 def _of_table(name: str, source: str, points: tuple[tuple[float, float], ...]) -> Law:
-    intercept, exponent = regress(points)
+    """Return the law of the least-squares line of ln N on ln C through points (N, C)."""
+    exponent, intercept = linear_regression([math.log(c) for _, c in points], [math.log(n) for n, _ in points])
     return Law(name, source, exponent, intercept, CHINCHILLA_BUDGETS)
 
 

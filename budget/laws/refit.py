@@ -30,7 +30,7 @@ import yaml
 from budget.laws.fit import Fit, Point, fit
 from budget.laws.published import LAWS, effective_tokens, law_range, save_law
 from common.errors import MachineError, UserError, reported
-from common.safe_read import JSON_BYTES, parse_json, read_bytes
+from common.safe_read import JSON_BYTES, is_amount, parse_json, read_bytes
 from model.config import PLAIN
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Record:
     def number(self, name: str) -> float:
         """Return a positive number; the fit takes its logarithm."""
         value = self.entry(name)
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not is_amount(value) or not value:
             raise UnusableRun(f"{name} in its {self.name} is {value!r}, not a positive number")
         return float(value)
 
@@ -166,16 +166,9 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
 
 def read_runs(folders: Sequence[Path], metric: str) -> tuple[list[FinishedRun], list[str]]:
     """Return the usable runs, and one line for each folder that is left out."""
-    runs, left_out = [], []
-    for folder in folders:
-        if not folder.is_dir():
-            continue
-        run = read_run(folder, metric)
-        if isinstance(run, str):
-            left_out.append(f"{folder}: left out, {run}")
-        else:
-            runs.append(run)
-    return runs, left_out
+    found = {folder: read_run(folder, metric) for folder in folders if folder.is_dir()}
+    runs = [run for run in found.values() if not isinstance(run, str)]
+    return runs, [f"{folder}: left out, {run}" for folder, run in found.items() if isinstance(run, str)]
 
 
 def check_comparable(runs: Sequence[FinishedRun], metric: str) -> list[str]:

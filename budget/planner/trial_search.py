@@ -121,23 +121,21 @@ def largest_fitting(
     while True:
         try:
             result = attempt(micro)
-        except TooLarge:
-            result = None
-        else:
             if result is None:
                 return best
+            usable = MEMORY_SHARE * result[1]
             peaks[micro] = result[0].peak_memory
-            if peaks[micro] > MEMORY_SHARE * result[1]:
-                result = None
-        if result is None:
+            if peaks[micro] > usable:
+                raise TooLarge
+        except TooLarge:
             if best is not None:
                 return best
             if micro == 1:
-                raise TooLarge
+                raise
             micro //= 2
             continue
         best, larger = result, min(2 * micro, most)
-        if micro < first or larger == micro or _expected_peak(peaks, micro, larger) > MEMORY_SHARE * result[1]:
+        if micro < first or larger == micro or _expected_peak(peaks, micro, larger) > usable:
             return best
         micro = larger
 
@@ -283,7 +281,9 @@ def first_round(request: Request, client: TrialClient, say: Log, detail: Log) ->
     too_large: list[Shape] = []
     batch, saturation = guess.batch_tokens, 0.0
     while waiting:
-        shape = most_promising(waiting, guess.ranked, trials)
+        # The best at the assumed speed, but a third depth of one width last: the time per token is linear in the depth.
+        depths_tried = Counter(shape.n_embd for shape in trials)
+        shape = min(waiting, key=lambda shape: (depths_tried[shape.n_embd] >= 2, guess.ranked.index(shape)))
         waiting.remove(shape)
         if expected_trial_s(client, shape, batch, trials, seconds) > client.seconds_left():
             untried.append(shape)
@@ -317,15 +317,6 @@ def first_round(request: Request, client: TrialClient, say: Log, detail: Log) ->
 
 def _size(shape: Shape) -> str:
     return f"{shape.n_layer} x {shape.n_embd}"
-
-
-def most_promising(waiting: list[Shape], ranked: list[Shape], trials: dict[Shape, Trial]) -> Shape:
-    """Return the shape to try next: the best at the assumed speed, but a third depth of one width last.
-
-    The time per token is linear in the depth, so the third depth of a width adds the least information.
-    """
-    depths_tried = Counter(shape.n_embd for shape in trials)
-    return min(waiting, key=lambda shape: (depths_tried[shape.n_embd] >= 2, ranked.index(shape)))
 
 
 def saturate(
@@ -466,12 +457,7 @@ def add_compilation(
 
 
 def measure_compiled(
-    shape: Shape,
-    plan: Plan,
-    client: TrialClient,
-    option: CompileOption,
-    trials: dict[Shape, Trial],
-    detail: Log,
+    shape: Shape, plan: Plan, client: TrialClient, option: CompileOption, trials: dict[Shape, Trial], detail: Log
 ) -> tuple[CompileOption, str]:
     """Return the option with its measured cost and speed-up, and "measured".
 

@@ -7,20 +7,18 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from common.checksum import verify_checksum
-from common.json_io import read_json, write_bytes, write_json, write_text
+from common.json_io import is_number, read_json, write_bytes, write_json, write_text
 
 
 def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "a", "old")
 
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     for several_writers in (False, True):
         with pytest.raises(OSError, match="No space"):
             write_text(tmp_path / "a", "new", several_writers=several_writers)
@@ -31,18 +29,8 @@ def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: py
 def test_content_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a power cut could leave an empty file under the final name."""
     events: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def sync(descriptor: int) -> None:
-        events.append("flush")
-        fsync(descriptor)
-
-    def rename(self: Path, target: Path) -> Path:
-        events.append("rename")
-        return replace(self, target)
-
-    monkeypatch.setattr("os.fsync", sync)
-    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr("os.fsync", lambda descriptor: events.append("flush"))
+    monkeypatch.setattr(Path, "replace", lambda self, target: events.append("rename"))
     write_bytes(tmp_path / "a", b"x")
     assert events == ["flush", "rename"]
     write_bytes(tmp_path / "a", b"x", durable=False)
@@ -51,13 +39,7 @@ def test_content_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest
 
 def test_several_writers_use_separate_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: set[str] = set()
-    replace = Path.replace
-
-    def rename(self: Path, target: Path) -> Path:
-        used.add(self.name)
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", rename)
+    monkeypatch.setattr(Path, "replace", lambda self, target: used.add(self.name))
     for process in (1, 2):
         monkeypatch.setattr("os.getpid", lambda process=process: process)
         write_text(tmp_path / "page.html", "x", several_writers=True)
@@ -86,6 +68,11 @@ def test_the_checksum_covers_the_content_as_written(tmp_path: Path, monkeypatch:
 def test_text_with_lone_surrogates_is_written(tmp_path: Path) -> None:
     write_text(tmp_path / "page.html", "a \udce9 name")
     assert (tmp_path / "page.html").read_text() == "a ? name"
+
+
+def test_numbers_are_finite_and_fit_into_a_float() -> None:
+    assert all(map(is_number, (0, -1.5, 10**300)))
+    assert not any(map(is_number, (True, "1", None, float("nan"), float("-inf"), 10**400)))
 
 
 def test_a_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:

@@ -47,28 +47,17 @@ def test_published_flops_of_gpt2_small() -> None:
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("Tesla T4", "t4"),
         ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA GeForce GTX 1080 Ti", None),  # variants and parts of known devices are not guessed
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H200 NVL", None),
     ],
 )
-def test_devices_are_known_by_the_names_cuda_reports(reported: str, name: str) -> None:
+def test_devices_are_known_by_the_names_cuda_reports(reported: str, name: str | None) -> None:
     device = by_cuda_name(reported)
-    assert device is not None
-    assert device.name == name
-
-
-@pytest.mark.parametrize(
-    "reported",
-    [
-        "NVIDIA GeForce GTX 1080 Ti",
-        "NVIDIA GeForce RTX 3090 Ti",
-        "NVIDIA GeForce RTX 4090 D",
-        "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
-        "NVIDIA H200 NVL",
-    ],
-)
-def test_an_unknown_device_is_not_guessed(reported: str) -> None:
-    assert by_cuda_name(reported) is None
-    assert BY_NAME["a100"].peak == 312e12
+    assert (device.name if device else None) == name
 
 
 @pytest.mark.parametrize("name", ["v100", "t4"])

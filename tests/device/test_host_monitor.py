@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -58,12 +59,8 @@ def test_the_throttled_time_of_a_container_is_read(
 
 def test_values_that_the_system_does_not_report_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Monitoring never ends a run, whatever psutil raises."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise psutil.AccessDenied(1)
-
     for name in ("cpu_times", "cpu_freq", "process_iter"):
-        monkeypatch.setattr(psutil, name, refuse)
+        monkeypatch.setattr(psutil, name, Mock(side_effect=psutil.AccessDenied(1)))
     monkeypatch.setattr(surroundings, "SYS", tmp_path / "no")
     seen = take_snapshot("GPU-none")
     assert (seen.mhz, seen.stolen_s, seen.throttled_s, seen.cpu_s, seen.gpu) == (None, None, None, {}, None)
@@ -74,8 +71,7 @@ def test_only_what_differs_from_usual_is_a_reason() -> None:
     quiet = diff(HostSnapshot(0, 0.5, 2500, 0, 0, {7: ("x", 0.0)}), HostSnapshot(10, 0.5, 2500, 0, 0, {7: ("x", 1.0)}))
     assert reasons(quiet, quiet) == []
     taken = diff(HostSnapshot(0, 0.5, 2500, 0, 0), HostSnapshot(10, 0.5, 1200, 6, 4, {7: ("y", 9.0)}))
-    said = reasons(quiet, taken)
-    assert said == [
+    assert reasons(quiet, taken) == [
         "the hypervisor gives 0.6 cores to others",
         "the container's CPU quota stops it for 40% of the time",
         "CPU at 1200 MHz instead of 2500",

@@ -24,13 +24,18 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL = Surface(E=1.7, A=60.0, B=120.0, alpha=0.32, beta=0.33)
 
 
+def optimum(surface: Surface, flops: float) -> float:
+    """Return the surface's compute-optimal number of parameters."""
+    intercept, exponent = surface.line()
+    return math.exp(intercept + exponent * math.log(flops))
+
+
 def runs(surface: Surface, budgets: list[float], spread: list[float], noise: float = 0.0, seed: int = 0) -> list[Point]:
     """Return runs at each budget, of sizes around its optimum, with losses on the surface plus noise."""
     draw = np.random.default_rng(seed)
-    intercept, exponent = surface.line()
     points = []
     for flops in budgets:
-        best = math.exp(intercept + exponent * math.log(flops))
+        best = optimum(surface, flops)
         for factor in spread:
             tokens = flops / (6 * factor * best)
             loss = surface.loss(factor * best, tokens) * math.exp(noise * draw.standard_normal())
@@ -71,9 +76,7 @@ def unequal(surface: Surface, budgets: list[float], measure: str, power: float, 
     points = []
     for point in runs(surface, budgets, FIVE):
         flops = min(budgets, key=lambda c: abs(math.log(c / point.flops)))
-        intercept, exponent = surface.line()
-        best = math.exp(intercept + exponent * math.log(flops))
-        tokens = point.tokens * (point.parameters / best) ** power
+        tokens = point.tokens * (point.parameters / optimum(surface, flops)) ** power
         loss = surface.loss(point.parameters, tokens) * math.exp(noise * draw.standard_normal())
         points.append(Point(point.parameters, tokens, loss, spent={measure: flops}))
     return points
@@ -85,22 +88,17 @@ def unequal(surface: Surface, budgets: list[float], measure: str, power: float, 
 def test_equal_budgets_form_a_slice_in_any_measure(measure: str, power: float) -> None:
     points = unequal(SMALL, [1e13, 4e13], measure, power)
     assert [len(each) for each in group_by_budget(points)] == [5, 5]
-    found = fit(points)
-    intercept, exponent = SMALL.line()
-    for each in found.slices:
+    for each in fit(points).slices:
         assert not each.refused
         assert [p.flops for p in each.points] == pytest.approx([each.flops] * 5)
         assert each.spread == pytest.approx(5 ** abs(power), rel=0.01)
-        truth = math.exp(intercept + exponent * math.log(each.flops))
-        assert each.parameters == pytest.approx(truth, rel=0.05)
+        assert each.parameters == pytest.approx(optimum(SMALL, each.flops), rel=0.05)
 
 
 def test_without_a_surface_the_usual_slope_moves_the_losses_with_a_warning() -> None:
-    points = unequal(SMALL, [1e13], "flops", 0.15)
-    found = fit(points)
-    intercept, exponent = SMALL.line()
-    truth = math.exp(intercept + exponent * math.log(found.slices[0].flops))
-    assert found.slices[0].parameters == pytest.approx(truth, rel=0.12)  # its own slope is 0.08
+    found = fit(unequal(SMALL, [1e13], "flops", 0.15))
+    (only,) = found.slices
+    assert only.parameters == pytest.approx(optimum(SMALL, only.flops), rel=0.12)  # its own slope is 0.08
     assert any("usual slope" in line for line in found.warnings)
     assert not any("usual slope" in line for line in fit(runs(SMALL, [1e13], FIVE)).warnings)
 
@@ -140,8 +138,7 @@ def test_only_the_best_settings_of_each_size_are_fitted() -> None:
 
 def test_fit_recovers_the_law_behind_the_slices() -> None:
     found = fit(runs(SMALL, [1e13, 4e13, 1.6e14], FIVE, noise=0.002))
-    intercept, exponent = SMALL.line()
-    truth = math.exp(intercept + exponent * math.log(6.4e14))
+    truth = optimum(SMALL, 6.4e14)
     low, high = found.law.interval(6.4e14) or (0, 0)
     assert found.law.parameters(6.4e14) == pytest.approx(truth, rel=0.12)
     assert low < truth < high
@@ -200,8 +197,7 @@ def test_fit_surface_recovers_the_constants_of_besiroglu() -> None:
 
 def test_the_predicted_loss_holds_at_a_larger_budget() -> None:
     found = fit(runs(SMALL, [1e13, 4e13], FIVE, noise=0.002))
-    intercept, exponent = SMALL.line()
-    size = math.exp(intercept + exponent * math.log(1.6e14))
+    size = optimum(SMALL, 1.6e14)
     tokens = 1.6e14 / (6 * size)
     loss, low, high = found.law.predict(size, tokens) or (0, 0, 0)
     assert loss == pytest.approx(SMALL.loss(size, tokens), rel=0.02)
@@ -216,8 +212,7 @@ def test_runs_without_slices_fall_back_to_approach_3_with_a_warning() -> None:
         points.append(Point(n, d, SMALL.loss(n, d)))
     found = fit(points)
     assert any("approach 3 alone" in line for line in found.warnings)
-    intercept, exponent = SMALL.line()
-    assert found.law.parameters(1e13) == pytest.approx(math.exp(intercept + exponent * math.log(1e13)), rel=0.2)
+    assert found.law.parameters(1e13) == pytest.approx(optimum(SMALL, 1e13), rel=0.2)
 
 
 def test_too_few_runs_are_refused_and_the_missing_runs_named() -> None:

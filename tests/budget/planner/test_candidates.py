@@ -33,11 +33,14 @@ def test_heads_of_an_even_width_have_an_even_width(width: int) -> None:
 @pytest.mark.parametrize(
     "fixed",
     [
+        {},
+        {"n_layer": 24},
         {"n_head": 64},
         {"n_head": 101},
         {"n_head": 2048},
         {"n_layer": 9999, "n_head": 7},
-        {"n_embd": 130},
+        {"n_layer": 1000, "n_head": 7},
+        *({"n_embd": width} for width in (96, 130, 200, 640, 1000)),
         {"n_layer": 3000},
     ],
 )

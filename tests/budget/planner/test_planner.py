@@ -34,7 +34,7 @@ from budget.planner.hyperparameters import (
     warmup_for,
     weight_decay_for,
 )
-from budget.planner.plan import Plan, Request, load_plan
+from budget.planner.plan import Request, load_plan
 from budget.planner.planner import NEAR, SHORTLIST, TIE, batch_and_optimizer, choose, make_plan, shortlist
 from common.errors import UserError
 from model.config import PLAIN, PRESETS, Shape
@@ -63,11 +63,15 @@ def test_the_shapes_to_measure_have_usual_proportions_where_there_is_a_choice() 
         assert all(40 <= shape.n_embd / shape.n_layer <= 100 for shape in listed)
 
 
-def test_the_proportions_that_a_user_asks_for_hold_for_small_models_too() -> None:
+def test_the_proportions_that_a_user_asks_for_hold() -> None:
+    """Also for small models, whose own grid is wider."""
     small = replace(MODERN, block_size=64, vocab_size=4096)
     asked = request(limits=Limits(flops=5e13), template=small)
     assert any(shape.n_embd > 100 * shape.n_layer for shape in candidates(asked))
     assert all(40 <= shape.n_embd / shape.n_layer <= 60 for shape in candidates(replace(asked, aspect=(40.0, 60.0))))
+    wide = [shape for shape in candidates(request(aspect=(100.0, 200.0))) if shape.n_embd > 512]
+    assert wide
+    assert all(99 < shape.n_embd / shape.n_layer <= 200 for shape in wide)
 
 
 def test_hours_at_the_peak_are_the_same_budget() -> None:
@@ -107,21 +111,6 @@ def test_fixed_values_are_kept() -> None:
     assert (plan.n_layer, plan.n_embd, plan.n_head) == (18, 768, 12)
     assert (plan.batch_tokens, plan.learning_rate) == (33792, 1e-3)
     assert plan.alternatives == []
-    assert {shape.n_layer for shape in candidates(request(n_layer=24))} == {24}
-    assert {shape.n_embd for shape in candidates(request(n_embd=640))} == {640}
-    assert all(shape.n_embd % 12 == 0 for shape in candidates(request(n_head=12)))
-    assert candidates(request(n_layer=1000, n_head=7))  # no usual proportions: still something
-
-
-@pytest.mark.parametrize("width", [96, 200, 1000])
-def test_a_fixed_width_stays_whatever_its_divisors(width: int) -> None:
-    plan = make_plan(request(n_embd=width))
-    assert plan.n_embd == width
-    assert width % plan.n_head == 0
-
-
-def test_every_candidate_can_be_built() -> None:
-    assert not [mistake for shape in candidates(request()) for mistake in shape.problems()]
 
 
 def test_measured_speed_decides_the_size() -> None:
@@ -222,13 +211,6 @@ def test_repetition_changes_the_choice() -> None:
     assert scarce.parameters_law > make_plan(request()).parameters_law
 
 
-def test_the_aspect_ratio_is_an_option() -> None:
-    wide = candidates(request(aspect=(100.0, 200.0)))
-    large = [shape for shape in wide if shape.n_embd > 512]
-    assert large
-    assert all(99 < shape.n_embd / shape.n_layer <= 200 for shape in large)
-
-
 def test_close_alternatives_are_listed_with_a_reason() -> None:
     plan = make_plan(request())
     close = [row for row in plan.alternatives if row.worse < TIE]
@@ -268,25 +250,22 @@ def test_every_choice_names_its_source() -> None:
     assert [fixed.source[name] for name in ("weight_decay", "warmup", "beta2", "dropout")] == ["fixed"] * 4
 
 
-def test_a_plan_round_trips_through_json() -> None:
-    plan = make_plan(request())
-    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
-
-
-@pytest.mark.parametrize("change", [{"curve": None}, {"mfu2": 1}, {"alternatives": [{"tokens": 3}]}, {"curve": [1, 2]}])
-def test_a_plan_of_another_version_is_a_one_line_error_with_a_hint(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(json.dumps({**make_plan(request()).to_dict(), **change}))
-    with pytest.raises(UserError, match=r"plan\.json.*fresh=true") as raised:
-        load_plan(path)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"n_layer": 2}', "\udcff"])
-def test_a_damaged_plan_is_a_one_line_error_with_a_hint(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", "{}", "null", '{"n_layer": 2}', "\udcff"),  # damaged
+        *({"curve": None}, {"mfu2": 1}, {"alternatives": [{"tokens": 3}]}, {"curve": [1, 2]}),  # of another version
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_a_one_line_error_with_a_hint(
+    tmp_path: Path, content: str | dict[str, Any]
+) -> None:
+    if isinstance(content, dict):
+        content = json.dumps({**make_plan(request()).to_dict(), **content})
     (tmp_path / "plan.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=r"plan\.json.*fresh=true"):
+    with pytest.raises(UserError, match=r"plan\.json.*fresh=true") as raised:
         load_plan(tmp_path / "plan.json")
+    assert "\n" not in str(raised.value)
 
 
 def test_a_saved_plan_is_read_back(tmp_path: Path) -> None:
@@ -316,12 +295,6 @@ def test_muon_is_taken_where_its_overhead_is_less_than_what_it_saves() -> None:
     assert (plan.optimizer, plan.source["optimizer"]) == ("adamw", "overhead")
     fixed = make_plan(request(batch_tokens=256, n_layer=2, n_embd=512, n_head=8, optimizer="muon"))
     assert (fixed.optimizer, fixed.source["optimizer"]) == ("muon", "fixed")
-
-
-def test_muon_gets_a_higher_learning_rate() -> None:
-    small = Shape(2, 2, 128, 64, 4096, **PRESETS["modern"])
-    assert learning_rate_for(small, 4e6, 1024, "adamw") == 4e-3
-    assert learning_rate_for(small, 4e6, 1024, "muon") == 1e-2
 
 
 def test_context_and_tables_follow_the_compute() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,6 @@ from common.errors import UserError
 from device.compile_cost import CompileOption
 from model.config import PRESETS, Shape
 
-NEVER: list[CompileOption] = []
 GIB = 2**30
 
 
@@ -60,9 +60,18 @@ def request(hours: float = 1.0, flops_per_second: float = 1e13, **changes: objec
     return replace(base, **changes)
 
 
+def plan_on(
+    wanted: Request,
+    device: Device,
+    options: Sequence[CompileOption] = (),
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    return measured_plan(wanted, device, options, say)
+
+
 def test_the_plan_is_made_at_the_measured_speed_not_at_the_assumed_one() -> None:
     device = Device(flops=2e13)
-    plan = measured_plan(request(flops_per_second=1e13), device, NEVER, lambda line: None)
+    plan = plan_on(request(flops_per_second=1e13), device)
     shape = plan.sized(request().template)
     assert plan.tokens_per_second == pytest.approx(2e13 / flops_per_token(shape))
     assert plan.tokens == pytest.approx(3600 * plan.tokens_per_second, rel=1e-3)
@@ -72,10 +81,10 @@ def test_the_plan_is_made_at_the_measured_speed_not_at_the_assumed_one() -> None
 
 def test_trials_keep_their_time_and_start_with_the_most_promising_shape() -> None:
     device = Device(flops=1e13, budget=0.5)
-    measured_plan(request(), device, NEVER, lambda line: None)
+    plan_on(request(), device)
     assert device.left >= 0
     generous = Device(flops=1e13)
-    plan = measured_plan(request(), generous, NEVER, lambda line: None)
+    plan = plan_on(request(), generous)
     assert device.asked[0][0] == generous.asked[0][0]
     assert 0.5 < device.asked[0][0].matmul_parameters() / plan.parameters_law < 2
 
@@ -106,7 +115,7 @@ class SlowDevice(Device):
 def test_no_trial_is_begun_that_cannot_end_in_time(budget: float, most: int, build_s: float, update_s: float) -> None:
     device = SlowDevice(flops=1e11, budget=budget, update_s=update_s)
     device.most, device.build_s = most, build_s
-    plan = measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
+    plan = plan_on(request(hours=0.2, flops_per_second=1e11), device)
     assert device.late == 0 or len(device.asked) == 1  # how long the first will take nobody knows
     assert plan.source["tokens_per_second"] == ("measured" if device.late == 0 else "assumed")
 
@@ -114,7 +123,7 @@ def test_no_trial_is_begun_that_cannot_end_in_time(budget: float, most: int, bui
 def test_shapes_without_time_for_a_trial_are_named() -> None:
     said: list[str] = []
     device = SlowDevice(flops=1e11, budget=4.0)
-    measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, said.append)
+    plan_on(request(hours=0.2, flops_per_second=1e11), device, say=said.append)
     [named] = [line.removeprefix("no time to try ").split(", ") for line in said if line.startswith("no time")]
     tried = {f"{shape.n_layer} x {shape.n_embd}" for shape, _, _ in device.asked}
     assert not tried & set(named)
@@ -125,7 +134,7 @@ def test_with_enough_time_all_shapes_are_tried_twice_and_the_best_confirmed() ->
     device, seconds = SlowDevice(flops=1e11, budget=30.0), []
     measure = device.measure
     device.measure = lambda *given: seconds.append(given[2]) or measure(*given)  # type: ignore[method-assign]
-    measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
+    plan_on(request(hours=0.2, flops_per_second=1e11), device)
     assert set(Counter(shape for shape, _, _ in device.asked).values()) == {2, 3}
     assert seconds[-1] == CONFIRM_S
 
@@ -135,7 +144,7 @@ def test_another_width_is_tried_before_a_third_depth_of_one() -> None:
     template = Shape(1, 1, 64, 64, 4096, **PRESETS["modern"])
     for flops in (3e10, 5e10, 1e11):
         device = Device(flops=flops)
-        measured_plan(request(hours=1 / 6, flops_per_second=flops, template=template), device, NEVER, lambda line: None)
+        plan_on(request(hours=1 / 6, flops_per_second=flops, template=template), device)
         widths = [width for _, width in dict.fromkeys((shape.n_layer, shape.n_embd) for shape, _, _ in device.asked)]
         thirds = [i for i, width in enumerate(widths) if widths[:i].count(width) >= 2]
         assert not thirds or all(widths[:i].count(widths[i]) >= 2 for i in range(thirds[0], len(widths)))
@@ -146,7 +155,7 @@ def test_the_last_trial_is_of_the_chosen_shape() -> None:
     again = 0
     for budget in range(6, 26):
         device = SlowDevice(flops=1e11, budget=budget)
-        plan = measured_plan(request(hours=0.2, flops_per_second=1e11), device, NEVER, lambda line: None)
+        plan = plan_on(request(hours=0.2, flops_per_second=1e11), device)
         shapes = [shape for shape, _, _ in device.asked]
         if len(shapes) > len(set(shapes)):
             again += 1
@@ -157,36 +166,36 @@ def test_the_last_trial_is_of_the_chosen_shape() -> None:
 
 def test_without_time_for_a_trial_the_plan_reports_an_assumed_speed() -> None:
     said: list[str] = []
-    plan = measured_plan(request(), Device(flops=1e13, budget=-1.0), NEVER, said.append)
+    plan = plan_on(request(), Device(flops=1e13, budget=-1.0), say=said.append)
     assert plan.source["tokens_per_second"] == "assumed"
     assert "assumed" in said[0]
 
 
 def test_shapes_that_do_not_fit_are_dropped_and_no_fit_is_an_error() -> None:
-    free = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
+    free = plan_on(request(), Device(flops=1e13))
     said: list[str] = []
-    tight = measured_plan(request(), Device(1e13, memory=15.9 * free.parameters), NEVER, said.append)
+    tight = plan_on(request(), Device(1e13, memory=15.9 * free.parameters), say=said.append)
     assert tight.parameters < free.parameters
     assert any("does not fit" in line for line in said)
     with pytest.raises(UserError, match="fits into the memory"):
-        measured_plan(request(), Device(1e13, memory=1000), NEVER, lambda line: None)
+        plan_on(request(), Device(1e13, memory=1000))
 
 
 def test_a_device_that_needs_large_batches_gets_them_within_the_rules() -> None:
     long = request(hours=0.175, n_layer=2, n_embd=128)  # many tokens for its size: room for larger batches
-    small = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
+    small = plan_on(long, Device(flops=1e13))
     rate = small.tokens_per_second
     assert rate is not None
-    quick = measured_plan(long, Device(1e13, update_s=0.02 * small.batch_tokens / rate), NEVER, lambda line: None)
+    quick = plan_on(long, Device(1e13, update_s=0.02 * small.batch_tokens / rate))
     assert quick.batch_tokens == small.batch_tokens
     assert quick.tokens_per_second == pytest.approx(rate / 1.02)
-    slow = measured_plan(long, Device(1e13, update_s=0.15 * small.batch_tokens / rate), NEVER, lambda line: None)
+    slow = plan_on(long, Device(1e13, update_s=0.15 * small.batch_tokens / rate))
     assert slow.batch_tokens == 2 * small.batch_tokens <= largest_batch(slow.tokens, STEP_RULES[slow.optimizer])
     assert batch_for(slow.tokens, slow.flops_6nd, 256, STEP_RULES[slow.optimizer]) < slow.batch_tokens
     assert slow.source["batch_tokens"] == "saturation"
     assert slow.tokens_per_second == pytest.approx(rate / (1 + 0.15 / 2))  # that of its own batch
     assert slow.tokens == pytest.approx(0.175 * 3600 * slow.tokens_per_second, rel=1e-3)
-    fixed = measured_plan(request(batch_tokens=256), Device(1e13, update_s=1e-4), NEVER, lambda line: None)
+    fixed = plan_on(request(batch_tokens=256), Device(1e13, update_s=1e-4))
     assert fixed.batch_tokens == 256
 
 
@@ -206,11 +215,11 @@ class NoisyDevice(Device):
 def test_measurement_noise_does_not_look_like_a_gain_of_a_larger_batch() -> None:
     """With equal micro-batches, a faster second trial is noise; a batch of several passes needs no second trial."""
     long = request(hours=0.175, n_layer=2, n_embd=128)
-    steady = measured_plan(long, Device(flops=1e13), NEVER, lambda line: None)
+    steady = plan_on(long, Device(flops=1e13))
     for most in (8, steady.batch_tokens // 256):
         device = NoisyDevice(flops=1e13)
         device.most = most
-        plan = measured_plan(long, device, NEVER, lambda line: None)
+        plan = plan_on(long, device)
         assert plan.batch_tokens == steady.batch_tokens
         assert plan.source["batch_tokens"] == "step-law+deepseek"
         if most == 8:
@@ -219,7 +228,7 @@ def test_measurement_noise_does_not_look_like_a_gain_of_a_larger_batch() -> None
 
 def test_all_trials_after_the_first_round_use_the_plans_batch() -> None:
     device = Device(flops=1e13, update_s=1e-5)
-    plan = measured_plan(request(hours=0.175), device, NEVER, lambda line: None)
+    plan = plan_on(request(hours=0.175), device)
     tried = {shape for shape, _, _ in device.asked}
     after = device.asked[-len(tried) - 1 :]  # the second round, and the longer one
     assert {batch for _, batch, _ in after} == {plan.batch_tokens}
@@ -230,14 +239,14 @@ def test_a_lucky_trial_is_corrected_by_the_confirmation() -> None:
         def rate(self, shape: Shape) -> float:
             return super().rate(shape) * (1.3 if len(self.asked) == 1 else 1.0)
 
-    plan = measured_plan(request(), Lucky(flops=1e13), NEVER, lambda line: None)
+    plan = plan_on(request(), Lucky(flops=1e13))
     assert plan.tokens_per_second == pytest.approx(1e13 / flops_per_token(plan.sized(request().template)))
 
 
 def test_compilation_counts_at_its_measured_cost_and_speedup() -> None:
     device = Device(flops=1e13)
-    eager = measured_plan(request(), Device(flops=1e13), NEVER, lambda line: None)
-    plan = measured_plan(request(), device, [CompileOption("on", 15.0, 2.0)], lambda line: None)
+    eager = plan_on(request(), Device(flops=1e13))
+    plan = plan_on(request(), device, [CompileOption("on", 15.0, 2.0)])
     assert (plan.compiled, plan.compile_s, plan.compile_speedup) == (True, 10.0, 1.5)
     assert (plan.compiling, plan.compile_cache) == ("on", "cold")
     assert plan.source["compile"] == "measured"
@@ -247,11 +256,8 @@ def test_compilation_counts_at_its_measured_cost_and_speedup() -> None:
 
 def test_the_first_compile_option_that_pays_is_used() -> None:
     device = Device(flops=1e13)
-    ways = [
-        CompileOption("on", 1000.0, 2.0),
-        CompileOption("regional", 15.0, 2.0),
-    ]  # in the 1800 seconds that the first one saves
-    plan = measured_plan(request(), device, ways, lambda line: None)
+    ways = [CompileOption("on", 1000.0, 2.0), CompileOption("regional", 15.0, 2.0)]  # the first one saves 1800 s
+    plan = plan_on(request(), device, ways)
     assert (plan.compiling, plan.compiled, plan.regional) == ("regional", True, True)
     assert [how for _, _, how in device.asked if how != "off"] == ["regional"]
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
@@ -259,7 +265,7 @@ def test_the_first_compile_option_that_pays_is_used() -> None:
 
 
 def test_a_plan_without_the_regional_key_is_read() -> None:
-    content = json.loads(json.dumps(measured_plan(request(), Device(flops=1e13), NEVER, print).to_dict()))
+    content = json.loads(json.dumps(plan_on(request(), Device(flops=1e13), say=print).to_dict()))
     del content["regional"], content["compile_cache"]
     assert Plan.from_dict({**content, "compiled": True}).compiling == "on"
 
@@ -267,26 +273,20 @@ def test_a_plan_without_the_regional_key_is_read() -> None:
 def test_compilation_without_a_speedup_is_not_used() -> None:
     device = Device(flops=1e13)
     device.compiled_speedup = 1.001
-    plan = measured_plan(request(), device, [CompileOption("on", 15.0, 2.0)], lambda line: None)
+    plan = plan_on(request(), device, [CompileOption("on", 15.0, 2.0)])
     assert not plan.compiled
 
 
 def test_without_time_to_try_it_compilation_counts_as_expected() -> None:
-    plan = measured_plan(request(), Device(1e13, budget=5.0), [CompileOption("on", 45.0, 1.5)], lambda line: None)
+    plan = plan_on(request(), Device(1e13, budget=5.0), [CompileOption("on", 45.0, 1.5)])
     assert plan.compiled
     assert plan.source["compile"] == "expected"
     assert plan.tokens == pytest.approx((3600 - 45) * plan.tokens_per_second, rel=1e-3)
 
 
-def test_compilation_that_was_asked_for_need_not_pay() -> None:
-    for seconds in (None, 1.0):
-        assert CompileOption("on", 45.0, 1.5, asked=True).pays(seconds)
-        assert not CompileOption("on", 45.0, 1.5).pays(seconds)
-
-
-def test_compilation_pays_if_it_saves_twice_its_cost() -> None:
-    assert not CompileOption("on", 45.0, 1.5).pays(269)
-    assert CompileOption("on", 45.0, 1.5).pays(271)
+def test_compilation_pays_if_it_saves_twice_its_cost_or_was_asked_for() -> None:
+    assert [CompileOption("on", 45.0, 1.5).pays(seconds) for seconds in (None, 1, 269, 271)] == [False] * 3 + [True]
+    assert all(CompileOption("on", 45.0, 1.5, asked=True).pays(seconds) for seconds in (None, 1))
 
 
 @pytest.mark.parametrize(
