@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.docs.performance_page import gpu as page_section
+from bench.docs.performance_page import text
 from bench.peers.nanogpt import NanoGPT
 from bench.peers.peer import PeerRun
 from bench.peers.stint_run import score_run
@@ -82,20 +82,20 @@ def test_each_row_is_written_at_once_and_the_other_stage_is_kept(
     found = json.loads(output.read_text())
     assert len(found["speed"]) == 3
     assert found["loss"] == {"peer": {"loss": 3.0}}
-    assert "regional" in "\n".join(page_section(found | {"loss": None}))
+    assert "| regional |" in text({"gpu": found | {"loss": None}})
     other = Device(torch.device("cpu"), "another", "float32", 1, 1e12, "given")
     gpu.measure("loss", other, 60.0, tmp_path, tmp_path, output)
     assert "speed" not in json.loads(output.read_text())
 
 
 def test_the_page_shows_the_time_to_the_peers_loss() -> None:
-    about = {"device": "a GPU", "torch": "2", "precision": "bfloat16", "peak_flops": 312e12, "peak_source": "table"}
+    about = {"how": "", "device": "", "torch": "2", "precision": "", "peak_flops": 312e12, "peak_source": ""}
     runs = [{"seconds": 100.0, "loss": 2.5}, {"seconds": 33.0, "loss": 3.1}]
     loss = {"peer": {"seconds": 100.0, "loss": 3.0}, "stint": runs, "time_to_loss": 2.75}
-    lines = page_section(about | {"loss": loss})
-    assert "stint reached nanoGPT's loss 2.8 times as fast." in lines
-    assert "| stint | 33 | 3.100 |" in lines
-    assert "stint did not reach nanoGPT's loss." in page_section(about | {"loss": loss | {"time_to_loss": None}})
+    page = text({"gpu": about | {"loss": loss}})
+    assert "stint reached nanoGPT's loss 2.8 times as fast." in page
+    assert "| stint | 33 | 3.100 |" in page
+    assert "stint did not reach nanoGPT's loss." in text({"gpu": about | {"loss": loss | {"time_to_loss": None}}})
 
 
 def test_a_stage_is_killed_with_its_children_at_its_time_limit(tmp_path: Path) -> None:

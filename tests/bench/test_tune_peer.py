@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.docs.performance_page import peer_tuning
+from bench.docs.performance_page import text
 from bench.peers import tune_peer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
@@ -79,8 +79,7 @@ def test_finished_rows_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.load(tmp_path / "runs" / "nanogpt" / "windows.npz", allow_pickle=False)["x"].shape[1] == found["window"]
     tune_peer.main()
     assert len(runs) == before
-    lines = peer_tuning(NanoGPT, found)
-    assert "| learning rate x 0.5 | 4.002 | -0.002 |" in "\n".join(lines)
+    assert "| learning rate x 0.5 | 4.002 | -0.002 |" in text({"tune_nanogpt": found})
 
 
 def test_a_failed_row_stops_the_rest_and_finished_rows_are_kept(
