@@ -78,9 +78,9 @@ def test_every_visible_gpu_is_a_device_and_a_job_sees_only_its_own(
             monkeypatch.setenv(variable, value)
     found = lockable_devices(wanted)
     assert [device.name for device in found] == names
-    if not wanted.startswith("cuda:"):  # that index counts the GPUs that the sweep sees
-        seen = [{"CUDA_VISIBLE_DEVICES": name[-1]} if "gpu" in name else {} for name in names]
-        assert [device.environment for device in found] == seen
+    alone = not wanted.startswith("cuda:")  # with an index, the job sees all GPUs, as the sweep does
+    seen = [{"CUDA_VISIBLE_DEVICES": name[-1]} if "gpu" in name and alone else {} for name in names]
+    assert [device.environment for device in found] == seen
 
 
 def test_without_a_working_nvidia_smi_the_cores_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
