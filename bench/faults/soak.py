@@ -87,12 +87,11 @@ def watch(process: subprocess.Popen[bytes], folder: Callable[[], Path | None]) -
     """Take a sample per second until the process ends."""
     began, samples = time.monotonic(), []
     while process.poll() is None:
-        path = folder()
-        if path is not None:
-            try:
+        try:
+            if path := folder():
                 samples.append(sample(process.pid, path, time.monotonic() - began))
-            except (OSError, ValueError):  # the process has just ended
-                break
+        except (OSError, ValueError):  # the process has just ended
+            break
         time.sleep(1.0)
     return samples
 
@@ -116,14 +115,8 @@ def change(values: list[float], typical: Callable[[list[float]], float]) -> dict
     }
 
 
-def with_limit(name: str, found: dict[str, float]) -> dict[str, Any]:
-    """Add the limit of a figure and whether it is kept. Only an increase counts; for the speed, only a decrease."""
-    drift = -found["change"] if name == "tokens_per_second" else found["change"]
-    return {**found, "limit": FLAT[name], "flat": drift <= FLAT[name]}
-
-
 def verdicts(samples: list[Sample], points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Check each figure for growth. `points`: the steps in metrics.jsonl."""
+    """Check each figure for growth; the speed for a decrease. `points`: the steps in metrics.jsonl."""
     middle = steady_samples(samples)
     length = samples[-1].second
     rates = [p["tokens_per_second"] for p in points if 0.2 < p["hours"] * 3600 / length < 0.95]
@@ -134,7 +127,11 @@ def verdicts(samples: list[Sample], points: list[dict[str, Any]]) -> dict[str, A
         "disk_mb": ([each.disk_mb for each in middle], max),
         "tokens_per_second": (rates, statistics.median),
     }
-    return {name: with_limit(name, change(values, typical)) for name, (values, typical) in series.items() if values}
+    found: dict[str, Any] = {name: change(values, typical) for name, (values, typical) in series.items() if values}
+    for name, figure in found.items():
+        drift = -figure["change"] if name == "tokens_per_second" else figure["change"]
+        figure |= {"limit": FLAT[name], "flat": drift <= FLAT[name]}
+    return found
 
 
 def long_run(minutes: float, work: Path) -> dict[str, Any]:
@@ -183,13 +180,8 @@ def points(lines: int) -> Iterator[str]:
     for step in range(1, lines + 1):
         axes = {"step": step, "tokens": 1024 * step, "flops": 1e9 * step, "hours": step / 2e5, "progress": step / lines}
         if step % 1000:
-            rest = {
-                "learning_rate": 1e-3,
-                "loss": 3 + 5 / step,
-                "grad_norm": 1.0,
-                "tokens_per_second": 51234.5,
-                "mfu": 0.31,
-            }
+            rest = {"learning_rate": 1e-3, "loss": 3 + 5 / step, "grad_norm": 1.0}
+            rest |= {"tokens_per_second": 51234.5, "mfu": 0.31}
         else:
             rest = {"val_loss": 3 + 5 / step, "val_bits_per_byte": 1.5}
         yield json.dumps({**axes, **rest}) + "\n"

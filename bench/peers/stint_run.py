@@ -85,15 +85,8 @@ def run_with_budget(
 
     A failed run has the key `failed` instead of figures."""
     place = place / run_folder_name(name, seed)
-    options = [
-        *corpus_options(corpus),
-        *SCORED,
-        budget,
-        f"seed={seed}",
-        *arguments,
-        f"output_dir={place}",
-        "output=json",
-    ]
+    options = [*corpus_options(corpus), *SCORED, budget, f"seed={seed}", *arguments]
+    options += [f"output_dir={place}", "output=json"]
     print("$ train.py", *options, flush=True)
     done = run_script("train.py", options)
     if done.returncode:

@@ -114,9 +114,8 @@ def rows_of(plan: dict[str, Any]) -> dict[str, Row]:
     if shape.x0_shortcut:
         rows["no x0 shortcut"] = replace(planned, shape=replace(shape, x0_shortcut=False))
     if block == PLAIN:
-        rows["modern block"] = replace(
-            planned, shape=replace(shape, **{name: PRESETS["modern"][name] for name in PLAIN})
-        )
+        modern = {name: PRESETS["modern"][name] for name in PLAIN}
+        rows["modern block"] = replace(planned, shape=replace(shape, **modern))
     else:
         rows["plain block"] = replace(planned, shape=replace(shape, **PLAIN))
     return rows
@@ -250,9 +249,7 @@ def main() -> None:
     for minutes in options.minutes:
         found = budget(options.place, corpus, minutes, options.seeds, options.only, at_once)
         how = [
-            "python -m bench.quality.plan_neighbours CORPUS",
-            f"--minutes {minutes:g}",
-            "--seeds",
+            f"python -m bench.quality.plan_neighbours CORPUS --minutes {minutes:g} --seeds",
             *map(str, options.seeds),
         ]
         how += ["--only", *map(shlex.quote, options.only)] if options.only else []

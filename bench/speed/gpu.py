@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from bench.common import RESULTS, ROOT, TRAIN_ONLY, argument_parser, read_result, result_of, run_script, write_result
-from bench.peers.nanogpt import NanoGPT
+from bench.peers.nanogpt import SHIPPED, NanoGPT
 from bench.peers.peer import PeerRun, write_windows
 from bench.peers.stint_run import score_run
 from bench.speed.train_step import Step
@@ -60,24 +60,10 @@ WARM, STEADY_S, FEWEST = 3, 4.0, 5
 TEXT = DataSpec(source="stdlib", tokenizer="bpe-4096", validation_fraction=0.03)
 VALIDATION_TOKENS = 65536
 # nanoGPT's config/train_shakespeare_char.py, which takes three minutes on an A100 according to its README.
-PEER: dict[str, Any] = {
-    "device": "cuda",
-    "compile": True,
-    "eval_iters": 1,
-    "block_size": 256,
-    "batch_size": 64,
-    "n_layer": 6,
-    "n_head": 6,
-    "n_embd": 384,
-    "dropout": 0.2,
-    "learning_rate": 1e-3,
-    "min_lr": 1e-4,
-    "beta2": 0.99,
-    "warmup_iters": 100,
-    "gradient_accumulation_steps": 1,
-    "log_interval": 10,
-    "dataset": "stint",
-}
+PEER: dict[str, Any] = SHIPPED | {
+    "device": "cuda", "compile": True, "block_size": 256, "batch_size": 64, "n_layer": 6, "n_head": 6, "n_embd": 384,
+    "dropout": 0.2, "log_interval": 10, "dataset": "stint",
+}  # fmt: skip
 CALIBRATION = 100  # iterations
 SHARES = (1.0, 1 / 4, 1 / 8, 1 / 12)  # of the peer's seconds, for runs of stint until one misses the peer's loss
 MOST_S = 120.0  # for the run of the peer
@@ -132,9 +118,8 @@ def speeds(device: Device, place: Path) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows so far, with one more each time. The compiler's caches are in `place`."""
     from torch._inductor.utils import fresh_cache
 
-    torch.compile(torch.nn.functional.gelu)(
-        torch.ones(64, device=device.torch_device)
-    )  # the first compilation costs extra
+    # The first compilation costs extra.
+    torch.compile(torch.nn.functional.gelu)(torch.ones(64, device=device.torch_device))
     rows = []
     for shape in SHAPES:
         for way in WAYS:

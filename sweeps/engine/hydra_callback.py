@@ -92,11 +92,9 @@ def direction(*, _root_: DictConfig) -> str:
     return "maximize" if _root_.sweep.metric in HIGHER_IS_BETTER else "minimize"
 
 
-OmegaConf.register_new_resolver("plan_relative", plan_relative, replace=True)
 OmegaConf.register_new_resolver("around", refuse_former_name, replace=True)
-OmegaConf.register_new_resolver("direction", direction, replace=True)
-OmegaConf.register_new_resolver("width_of", width_of, replace=True)
-OmegaConf.register_new_resolver("slurm_minutes", slurm_minutes, replace=True)
+for resolver in (plan_relative, width_of, slurm_minutes, direction):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 class SweepStart(Callback):

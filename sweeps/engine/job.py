@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from budget.ledger import read_ledger
 from cli.compose import as_yaml
@@ -272,6 +273,11 @@ def hours_spent(run: Path) -> float:
     """Hours of the budget that a run has spent, over all its processes."""
     ledger = read_ledger(run / "ledger.json")
     return sum(ledger["ledger_s"].values()) / 3600 if ledger else 0.0
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of all jobs in `folder`, SWEEP/jobs; empty for one that cannot be read."""
+    return [mapping(read_json(path)) for path in sorted(folder.glob("*.json"))]
 
 
 def write_record(job: Job, outcome: Outcome, tries: int, seconds: float) -> None:

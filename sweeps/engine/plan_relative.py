@@ -33,11 +33,8 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 # evaluate all of them (eval.max_fraction).
 EVALUATED = 1 / 32
 LEAST_EVALUATED = 4096
-SLICES = (
-    0.125,
-    0.25,
-    0.5,
-)  # of the plan's FLOPs; the largest size is slower than planned and still fits into the hours
+# Of the plan's FLOPs. The largest size is slower than planned and still fits into the hours.
+SLICES = (0.125, 0.25, 0.5)
 
 Plan = Mapping[str, Any]
 
@@ -56,8 +53,12 @@ def depths(plan: Plan) -> list[str]:
     return [str(depth) for depth in dict.fromkeys(layers)]
 
 
-def depths_width(plan: Plan) -> list[str]:
-    return [str(PUBLISHED_WIDTH if uses_published_shapes(plan) else plan["n_embd"])]
+def planned(key: str, plan: Plan) -> list[str]:
+    return [str(plan[key])]
+
+
+def published_or_planned(published: int, key: str, plan: Plan) -> list[str]:
+    return [str(published if uses_published_shapes(plan) else plan[key])]
 
 
 def layers_only(shapes: Callable[[Plan], list[str]], plan: Plan) -> list[str]:
@@ -73,9 +74,8 @@ def width_depth(plan: Plan) -> list[str]:
     """Shapes with nearly the same 12 n_layer n_embd^2, from deep and narrow to wide and flat; one per depth."""
     if uses_published_shapes(plan):
         return list(PUBLISHED_SAME)
-    base = max(
-        8 * 64**2, int(plan["n_layer"]) * int(plan["n_embd"]) ** 2
-    )  # for a smaller one, 64 would be the only width
+    # For a smaller one, 64 would be the only width.
+    base = max(8 * 64**2, int(plan["n_layer"]) * int(plan["n_embd"]) ** 2)
     shapes = [(round(base / width**2), width) for width in range(64, 2049, 64)]
     good = [(layers, width) for layers, width in shapes if layers and abs(layers * width**2 / base - 1) <= 0.15]
     return [f"{layers}x{width}" for layers, width in dict(good).items() if layers <= 64]
@@ -112,9 +112,8 @@ def isoflop_sizes(plan: Plan) -> list[str]:
         best = min(free, key=lambda shape: (max(distance[shape], 0.2), abs(shape[1] / shape[0] - 64)))
         if distance[best] < math.log2(1.5) + 0.01:
             width_at[best[0]] = best[1]
-    return [
-        f"{layers}x{width}" for layers, width in sorted(width_at.items(), key=lambda shape: shape[0] * shape[1] ** 2)
-    ]
+    by_size = sorted(width_at.items(), key=lambda shape: shape[0] * shape[1] ** 2)
+    return [f"{layers}x{width}" for layers, width in by_size]
 
 
 def baseline_depths(plan: Plan) -> list[str]:
@@ -123,14 +122,6 @@ def baseline_depths(plan: Plan) -> list[str]:
         return ["24", "18"]
     base = max(3, int(plan["n_layer"]))
     return [str(round(base * 4 / 3)), str(base)]
-
-
-def baseline_batch(plan: Plan) -> list[str]:
-    return [str(PUBLISHED_BATCH if uses_published_shapes(plan) else plan["batch_tokens"])]
-
-
-def baseline_block(plan: Plan) -> list[str]:
-    return [str(PUBLISHED_BLOCK if uses_published_shapes(plan) else plan["block_size"])]
 
 
 def block_option(name: str, plan: Plan) -> list[str]:
@@ -146,22 +137,15 @@ def eval_tokens(plan: Plan) -> list[str]:
 
 
 # Names with a single value. A job's own measurements could choose a slightly different one, so all jobs of a sweep share it.
-FIXED = (
-    *("n_layer", "n_embd", "depths_width", "batch", "optimizer", "learning_rate", "block_size", "bigram_rows", *PLAIN),
-    *("eval_tokens", "baseline_batch", "baseline_block"),
-)
+PLANNED = ("n_layer", "n_embd", "optimizer", "learning_rate", "block_size", "bigram_rows")
+FIXED = (*PLANNED, *PLAIN, "batch", "depths_width", "eval_tokens", "baseline_batch", "baseline_block")
 VALUES: dict[str, Callable[[Plan], list[str]]] = {
-    "n_layer": lambda plan: [str(plan["n_layer"])],
-    "n_embd": lambda plan: [str(plan["n_embd"])],
-    "batch": lambda plan: [str(plan["batch_tokens"])],
-    "optimizer": lambda plan: [str(plan["optimizer"])],
-    "learning_rate": lambda plan: [str(plan["learning_rate"])],
-    "block_size": lambda plan: [str(plan["block_size"])],
-    "bigram_rows": lambda plan: [str(plan["bigram_rows"])],
+    **{name: partial(planned, name) for name in PLANNED},
+    "batch": partial(planned, "batch_tokens"),
     **{name: partial(block_option, name) for name in PLAIN},
     "eval_tokens": eval_tokens,
     "depths": depths,
-    "depths_width": depths_width,
+    "depths_width": partial(published_or_planned, PUBLISHED_WIDTH, "n_embd"),
     "width_depth_layers": partial(layers_only, width_depth),
     "width_depth_widths": partial(width_by_depth, width_depth),
     "learning_rates": learning_rates,
@@ -170,8 +154,8 @@ VALUES: dict[str, Callable[[Plan], list[str]]] = {
     "isoflop_layers": partial(layers_only, isoflop_sizes),
     "isoflop_widths": partial(width_by_depth, isoflop_sizes),
     "baseline_depths": baseline_depths,
-    "baseline_batch": baseline_batch,
-    "baseline_block": baseline_block,
+    "baseline_batch": partial(published_or_planned, PUBLISHED_BATCH, "batch_tokens"),
+    "baseline_block": partial(published_or_planned, PUBLISHED_BLOCK, "block_size"),
 }
 
 

@@ -11,15 +11,27 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import ROUND_DOWN, Context
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.errors import UserError
 from common.format import format_seconds
 from common.json_io import is_number, mapping, read_json
 from config import HALVING_RUNGS
 from run.history import evaluations, read_metrics
-from sweeps.engine.job import Job, Outcome, apply_fresh, earlier_outcome, hours_spent, set_run_aside, write_record
+from sweeps.engine.job import (
+    Job,
+    Outcome,
+    apply_fresh,
+    earlier_outcome,
+    hours_spent,
+    read_records,
+    set_run_aside,
+    write_record,
+)
 from sweeps.engine.scheduler import Queue, Watch, say, sweeper_value
 from sweeps.engine.table import HIGHER_IS_BETTER
 
@@ -38,7 +50,10 @@ def run_all(jobs: Sequence[Job]) -> list[float | Exception | None]:
     say(f"{len(jobs)} jobs" + (f" within {sweep.hours:g} hours" if sweep.hours is not None else ""))
     jobs = apply_fresh_to_all(jobs)
     pool = HoursPool(sweep.hours, jobs)
-    outcomes = MODES[sweep.prune](jobs, pool)
+    if sweep.prune == "halving":
+        outcomes = run_with_halving(jobs, pool)
+    else:
+        outcomes = run_queue(jobs, median_watch(jobs) if sweep.prune == "median" else None, pool)
     if sweep.hours is not None and not stops_on_failure(jobs, outcomes):
         run_queue(pool.longer_runs(outcomes), None, pool)
     return [sweeper_value(job, outcomes.get(job.number)) for job in jobs]
@@ -64,15 +79,11 @@ def read_losses(run: Path) -> list[tuple[float, float]]:
 
 def loss_at(losses: Sequence[tuple[float, float]], share: float) -> float | None:
     """The validation loss at `share` of the budget, interpolated linearly between evaluations; None outside of them."""
-    before = [point for point in losses if point[0] <= share]
-    after = [point for point in losses if point[0] >= share]
-    if not before:
+    points = sorted(losses)
+    if not points or not points[0][0] <= share <= points[-1][0] + SHARE_TOLERANCE:
         return None
-    if not after:
-        last = max(before)
-        return last[1] if share - last[0] <= SHARE_TOLERANCE else None
-    (x, low), (z, high) = max(before), min(after)
-    return low if z == x else low + (high - low) * (share - x) / (z - x)
+    shares, values = zip(*points, strict=True)
+    return float(np.interp(share, shares, values))
 
 
 def median_stopping(job: Job, others: Sequence[Sequence[tuple[float, float]]]) -> Outcome | None:
@@ -95,9 +106,8 @@ def median_stopping(job: Job, others: Sequence[Sequence[tuple[float, float]]]) -
 
 def median_watch(jobs: Sequence[Job]) -> Watch:
     """A watch that applies `median_stopping` to a job and the runs of the sweep that have ended."""
-    ended: dict[
-        Path, list[tuple[float, float]]
-    ] = {}  # each is read once, as this process shares the CPU with timed jobs
+    # Each is read once, because this process shares the CPU with timed jobs.
+    ended: dict[Path, list[tuple[float, float]]] = {}
 
     def watch(job: Job) -> Outcome | None:
         for path in ended_runs(jobs[0].folder):
@@ -110,8 +120,7 @@ def median_watch(jobs: Sequence[Job]) -> Watch:
 
 def ended_runs(folder: Path) -> list[Path]:
     """The runs of the sweep that have finished or were pruned, also in an earlier start of the sweep."""
-    records = [mapping(read_json(path)) for path in folder.glob("*.json")]
-    return [Path(record["run"]) for record in records if record.get("status") in ("finished", "pruned")]
+    return [Path(record["run"]) for record in read_records(folder) if record.get("status") in ("finished", "pruned")]
 
 
 def rung_watch(rung: float) -> Watch:
@@ -133,14 +142,6 @@ def loss_at_rung(losses: Sequence[tuple[float, float]], rung: float) -> float:
 
 
 # -- sweep.prune -------------------------------------------------------------------------------------------------------
-
-
-def run_unpruned(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]:
-    return run_queue(jobs, None, pool)
-
-
-def run_with_median_stopping(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]:
-    return run_queue(jobs, median_watch(jobs), pool)
 
 
 def run_with_halving(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]:
@@ -196,9 +197,6 @@ def run_queue(jobs: Sequence[Job], watch: Watch | None, pool: HoursPool) -> dict
     waiting = Queue(jobs, watch, pool)
     waiting.run()
     return waiting.outcomes
-
-
-MODES = {"none": run_unpruned, "median": run_with_median_stopping, "halving": run_with_halving}
 
 
 # -- hours -------------------------------------------------------------------------------------------------------------
@@ -261,12 +259,13 @@ class HoursPool:
 
     def _new_longer_run(self, outcomes: dict[int, Outcome]) -> Job | None:
         """A longer run of the best job, or None if the hours left do not exceed those of every run before."""
-        done = [job for job in self.jobs if job.number in outcomes and outcomes[job.number].status == "finished"]
-        done = [job for job in done if outcomes[job.number].value is not None]
+        ends = {number: outcome.value for number, outcome in outcomes.items() if outcome.status == "finished"}
+        values = {number: value for number, value in ends.items() if value is not None}
+        done = [job for job in self.jobs if job.number in values]
         if not done:
             return None
-        sign = -1 if done[0].options.sweep.metric in HIGHER_IS_BETTER else 1
-        best = min(done, key=lambda job: sign * float(outcomes[job.number].value or 0.0))
+        choose = max if done[0].options.sweep.metric in HIGHER_IS_BETTER else min
+        best = choose(done, key=lambda job: values[job.number])
         longest = max([float(best.options.budget.hours or 0.0), *(record["hours"] for record in self.longer)])
         hours = round_hours_down(self.left())
         if hours <= longest:
@@ -279,8 +278,7 @@ class HoursPool:
 
 def longer_records(folder: Path) -> list[dict[str, Any]]:
     """The records of longer runs in SWEEP/jobs."""
-    records = [mapping(read_json(path)) for path in sorted(folder.glob("*.json"))]
-    return [record for record in records if record.get("longer")]
+    return [record for record in read_records(folder) if record.get("longer")]
 
 
 def longer_run(job: Job, number: int, hours: float) -> Job:
@@ -292,7 +290,4 @@ def longer_run(job: Job, number: int, hours: float) -> Job:
 
 def round_hours_down(hours: float) -> float:
     """Round down to four significant digits, so that the number can be typed and is not more than there is."""
-    if hours <= 0:
-        return 0.0
-    unit = 10.0 ** (math.floor(math.log10(hours)) - 3)
-    return float(f"{math.floor(hours / unit) * unit:.4g}")
+    return float(Context(prec=4, rounding=ROUND_DOWN).create_decimal_from_float(max(0.0, hours)))

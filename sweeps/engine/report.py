@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -109,14 +109,13 @@ def render(sweep: Sweep, force: bool = False) -> str:
         jobs_with_result=len(with_result),
         parallel_pictures=_parallel_pictures(sweep),
         job_heads=table_columns(sweep),
-        jobs=[(_link(sweep, row), row.number, table_cells(sweep, row)[1:]) for row in sweep.rows],
+        jobs=[
+            (os.path.relpath(row.run / "report.html", sweep.folder), row.number, table_cells(sweep, row)[1:])
+            for row in sweep.rows
+        ],
         hours=[(kind, f"{hours:.3g}", format_seconds(3600 * hours)) for kind, hours in hours_by_kind(sweep)],
         failed=[(row.number, row.label, row.status, row.why) for row in sweep.rows if row.status not in GOOD],
     )
-
-
-def _link(sweep: Sweep, row: Row) -> str:
-    return os.path.relpath(row.run / "report.html", sweep.folder)
 
 
 # -- the metric against what was varied --------------------------------------------------------------------------------
@@ -152,15 +151,16 @@ def _against(sweep: Sweep, key: str) -> curves.Picture:
                 lines.setdefault(others, []).append((positions[group.settings[key]], group.mean, len(group.rows)))
         for row in sweep.rows:
             if row.finished:
-                axes.plot(
-                    positions[row.settings[key]], float(row.value or 0.0), "o", color=curves.BLUE, alpha=0.35, ms=4
-                )
+                x, y = positions[row.settings[key]], float(row.value or 0.0)
+                axes.plot(x, y, "o", color=curves.BLUE, alpha=0.35, ms=4)
         for colour, (others, points) in zip(itertools.cycle(COLOURS), sorted(lines.items()), strict=False):
             points.sort()
             label = short_label(dict(others))
-            x, y = [p[0] for p in points], [p[1] for p in points]
-            bars = [noise / math.sqrt(p[2]) for p in points] if noise is not None else None
-            axes.errorbar(x, y, yerr=bars, marker="o", ms=5, lw=1.4, capsize=3, color=colour, label=label or None)
+            places, means, runs = zip(*points, strict=True)
+            bars = None if noise is None else [noise / math.sqrt(count) for count in runs]
+            axes.errorbar(
+                places, means, yerr=bars, marker="o", ms=5, lw=1.4, capsize=3, color=colour, label=label or None
+            )
         if 1 < len(lines) <= len(COLOURS):
             axes.legend(fontsize=8)
 
@@ -170,18 +170,12 @@ def _against(sweep: Sweep, key: str) -> curves.Picture:
             if len(positive) == len(positions) and max(positive) / min(positive) >= 8:
                 axes.set_xscale("log")
             axes.set_xticks(sorted(positions.values()))
-            axes.xaxis.set_minor_locator(_no_ticks())
+            axes.minorticks_off()
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
         else:
             axes.set_xticks(list(positions.values()), [value.rsplit("/", 1)[-1] for value in positions])
 
     return curves.picture(f"{sweep.metric} against {key}", key, draw, ticks)
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------

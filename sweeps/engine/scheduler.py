@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from common.format import format_seconds
 from common.json_io import mapping, read_json
@@ -38,21 +38,14 @@ from sweeps.engine.job import (
     write_record,
 )
 
+if TYPE_CHECKING:
+    from sweeps.engine.pruning import HoursPool
+
 POLL_S = 0.1
 CHECK_S = 1.0  # between two checks of what the running jobs have written
 
 # Checks a running job. Returns the outcome under which to stop it, or None to let it run.
 Watch = Callable[[Job], Outcome | None]
-
-
-class Hours(Protocol):
-    """The hours that all jobs of a sweep share."""
-
-    def reserve(self, job: Job) -> str | None:
-        """Reserve a job's hours. Returns None, or the reason why the job may not start."""
-
-    def release(self, job: Job) -> None:
-        """Free the reserved hours of a job that has ended or does not start yet."""
 
 
 @dataclass
@@ -99,7 +92,7 @@ class Stop:
 class Queue:
     """Runs jobs on the machine's devices until all have ended. `outcomes` holds their outcomes by job number."""
 
-    def __init__(self, jobs: Sequence[Job], watch: Watch | None = None, pool: Hours | None = None) -> None:
+    def __init__(self, jobs: Sequence[Job], watch: Watch | None = None, pool: HoursPool | None = None) -> None:
         self.waiting = deque(jobs)
         self.running: list[Running] = []
         self.outcomes: dict[int, Outcome] = {}
@@ -122,9 +115,8 @@ class Queue:
                 else:
                     self._begin()
                     self._check_running()
-                threading.Event().wait(
-                    POLL_S
-                )  # a new event: a shared one has a lock that a signal handler could wait for
+                # A new event, because a shared one has a lock that a signal handler could wait for.
+                threading.Event().wait(POLL_S)
         if self.stop.name:
             raise Interrupted(self.stop.name)
 
@@ -229,11 +221,8 @@ class Queue:
         # The tries and the duration of an earlier outcome are in the earlier record.
         before = {} if tries else read_json(job.record) or {}
         write_record(job, outcome, tries or before.get("tries", 0), seconds or before.get("seconds", 0.0))
-        detail = (
-            f"{job.options.sweep.metric} {outcome.value:.4f}"
-            if outcome.status == "finished" and outcome.value
-            else outcome.why
-        )
+        has_value = outcome.status == "finished" and outcome.value
+        detail = f"{job.options.sweep.metric} {outcome.value:.4f}" if has_value else outcome.why
         duration = format_seconds(seconds) if tries else "earlier"
         say(f"{job.label} {outcome.status} ({duration}): {detail}")
         if not outcome.good and job.options.sweep.on_error == "stop" and self.waiting:

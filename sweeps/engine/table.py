@@ -9,7 +9,7 @@ import re
 import shlex
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.json_io import mapping, read_json
 from common.noise import squares_within
 from run.history import read_result
+from sweeps.engine.job import read_records
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
@@ -110,8 +111,8 @@ class Sweep:
     rows: list[Row]
     noise: float | None
     noise_from: str
-    freedom: int = 0
-    keys: list[str] = field(default_factory=list)
+    freedom: int
+    keys: list[str]
 
     @property
     def groups(self) -> list[Group]:
@@ -162,10 +163,7 @@ def read_sweep(folder: Path) -> Sweep:
     about = read_json(folder / "sweep.json")
     if not isinstance(about, dict):
         raise UserError(f"{folder} is not the folder of a sweep; give a folder in outputs/sweeps/")
-    contents = [read_json(path) for path in sorted((folder / "jobs").glob("*.json"))]
-    records = sorted(
-        (content for content in contents if isinstance(content, dict)), key=lambda record: record["number"]
-    )
+    records = sorted(filter(None, read_records(folder / "jobs")), key=lambda record: record["number"])
     overrides = [dict(_split_override(text) for text in record["overrides"]) for record in records]
     keys = varying_keys([given for given, record in zip(overrides, records, strict=True) if not record.get("longer")])
     metric = str(records[0]["metric"]) if records else "loss"
@@ -260,31 +258,20 @@ def _difference(rows: list[Row], seeds: list[Row]) -> str:
 
 def table_columns(sweep: Sweep) -> list[str]:
     """The column titles of the table."""
-    return [
-        "#",
-        *sweep.keys,
-        "status",
-        sweep.metric,
-        "bits/byte",
-        "layers x width",
-        "tokens",
-        "hours",
-        "tokens/s",
-        "why",
-    ]
+    figures = (sweep.metric, "bits/byte", "layers x width", "tokens", "hours", "tokens/s")
+    return ["#", *sweep.keys, "status", *figures, "why"]
 
 
 def table_cells(sweep: Sweep, row: Row) -> list[str]:
     """The cells of a row of the table, as text."""
-    model = row.result.get("model") or {}
-    size = f"{model['n_layer']} x {model['n_embd']}" if "n_layer" in model else "-"
+    layers, width = row.of("model", "n_layer"), row.of("model", "n_embd")
     return [
         str(row.number),
         *row.settings.values(),
         row.status,
         _format(row.value, ".4f"),
         _format(row.of("eval", "bits_per_byte"), ".4f"),
-        size,
+        f"{layers} x {width}" if layers else "-",
         _format(row.of("spent", "tokens"), ",.0f"),
         _format(row.hours_spent, ".3g"),
         _format(row.of("throughput", "tokens_per_second"), ",.0f"),
@@ -334,9 +321,9 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
             " jobs are not ranked; --force ranks them anyway."
         ]
     best = groups[0]
-    lines = [f"Best: {best.label} with {sweep.metric} {best.mean:.4f}{_count_runs(best)}."]
-    if len(groups) == 1:
-        lines = [f"{best.label}: {sweep.metric} {best.mean:.4f}{_count_runs(best)}."]
+    runs = f" (mean of {len(best.rows)} runs)" if len(best.rows) > 1 else ""
+    name = f"Best: {best.label} with" if len(groups) > 1 else f"{best.label}:"
+    lines = [f"{name} {sweep.metric} {best.mean:.4f}{runs}."]
     unfair = _unequal_speeds(sweep) + _cut_short(sweep)
     lines += _unequal_scores(sweep) + unfair
     if sweep.noise is None:
@@ -403,15 +390,9 @@ def _unequal_speeds(sweep: Sweep) -> list[str]:
 
 def hours_by_kind(sweep: Sweep) -> list[tuple[str, float]]:
     """The hours spent by kind of job, and those that pruned jobs left for others."""
-    kinds = dict.fromkeys("a longer run of the best" if row.longer else row.status for row in sweep.rows)
-    spent = [
-        (kind, sum(r.hours_spent for r in sweep.rows if kind == ("a longer run of the best" if r.longer else r.status)))
-        for kind in kinds
-    ]
-    spent = [(kind, hours) for kind, hours in spent if hours or kind != "not started"]
+    hours = defaultdict[str, float](float)
+    for row in sweep.rows:
+        hours["a longer run of the best" if row.longer else row.status] += row.hours_spent
     saved = sum(max(0.0, row.hours - row.hours_spent) for row in sweep.rows if row.status == "pruned" and row.hours)
-    return spent + ([("left by pruned jobs", saved)] if saved else [])
-
-
-def _count_runs(group: Group) -> str:
-    return f" (mean of {len(group.rows)} runs)" if len(group.rows) > 1 else ""
+    listed = [*hours.items(), ("left by pruned jobs", saved)]
+    return [(kind, spent) for kind, spent in listed if spent or kind not in ("not started", "left by pruned jobs")]

@@ -9,14 +9,19 @@ A job is the same run, in the same folder, as in the Hydra sweep. Whichever star
 from __future__ import annotations
 
 import argparse
-import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+import sweeps.engine.hydra_callback  # noqa: F401 (registers the resolvers of sweeps/*.yaml)
 from cli.compose import as_user_error, register_schemas
 from common.errors import UserError, reported
 from config import CONF, closest
@@ -29,12 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: the name of a sweep, then overrides as for train.py. A user error has exit status 2."""
     parser = argparse.ArgumentParser(prog="python -m sweeps.engine.wandb_agent", description=__doc__.split("\n")[0])
     parser.add_argument("name", help="the sweep: sweeps/NAME.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="as for train.py; KEY=VALUE,VALUE,... is swept",
-    )
+    text = "as for train.py; KEY=VALUE,VALUE,... is swept"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text)
     options = parser.parse_args(arguments)
     with reported():
         print(yaml.safe_dump(agent_file(options.name, options.overrides), sort_keys=False), end="")
@@ -48,18 +49,15 @@ def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     known = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
     if name not in known:
         raise UserError(f"sweep {name} is not known; allowed: {', '.join(known)}{closest(name, known)}")
-    config = compose_sweep(
-        name, [f"{key}={values[0]}" for key, values in parse_values(overrides).items() if len(values) == 1]
-    )
+    config = compose_sweep(name, single_values(parse_values(overrides)))
     params = [f"{key}={value}" for key, value in (config["hydra"]["sweeper"].get("params") or {}).items()]
     values_of = parse_values([*params, *overrides])
-    fixed = [f"{key}={values[0]}" for key, values in values_of.items() if len(values) == 1]
-    parameters = {
-        key: {"values": list(map(parse_scalar, values))} for key, values in values_of.items() if len(values) > 1
-    }
+    swept = {key: values for key, values in values_of.items() if len(values) > 1}
+    parameters = {key: {"values": [parse_scalar(value) for value in values]} for key, values in swept.items()}
     if not parameters:
         raise UserError(f"sweep {name} sweeps nothing; give an option several values, e.g. seed=1,2,3")
-    mode = ["hydra.mode=RUN", "wandb.mode=online"]  # a single job; online, so that wandb learns that it has run
+    # A single job; online, so that wandb learns that it has run.
+    given = ["hydra.mode=RUN", "wandb.mode=online", *single_values(values_of)]
     file = {
         "program": "train.py",
         "name": name,
@@ -71,7 +69,7 @@ def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
             "goal": "maximize" if config["sweep"]["metric"] in HIGHER_IS_BETTER else "minimize",
         },
         "parameters": parameters,
-        "command": ["${env}", "python", "train.py", "-cd", "sweeps", "-cn", name, *mode, *fixed, "${args_no_hyphens}"],
+        "command": ["${env}", "python", "train.py", "-cd", "sweeps", "-cn", name, *given, "${args_no_hyphens}"],
     }
     return {key: value for key, value in file.items() if value is not None}
 
@@ -80,9 +78,6 @@ def parse_values(overrides: Sequence[str]) -> dict[str, list[str]]:
     """The values of each option, in Hydra's spelling. The last override of an option counts.
 
     Raises UserError for an override that is neither a value nor a list of values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     values: dict[str, list[str]] = {}
     for text in overrides:
         try:
@@ -99,22 +94,19 @@ def parse_values(overrides: Sequence[str]) -> dict[str, list[str]]:
     return values
 
 
+def single_values(values_of: dict[str, list[str]]) -> list[str]:
+    """The options that have one value, as overrides."""
+    return [f"{key}={values[0]}" for key, values in values_of.items() if len(values) == 1]
+
+
 def parse_scalar(text: str) -> Any:
     """A number or boolean as a Python value, so that wandb draws it on an axis; anything else in Hydra's spelling."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     value = OverridesParser.create().parse_override(f"x={text}").value()
     return value if isinstance(value, bool | int | float) else text
 
 
 def compose_sweep(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The groups hydra, wandb and sweep of the sweep's configuration, resolved. Raises UserError if Hydra rejects it."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    importlib.import_module("sweeps.engine.hydra_callback")  # registers the resolvers of sweeps/*.yaml
     register_schemas()
     folder = "'file://{}'".format(str(CONF).replace("'", "\\'"))  # quoted, as the checkout may be at any path
     try:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from bench.common import RESULTS
-from bench.docs.performance_page import DOC, SECTIONS, text
+from bench.docs.performance_page import DOC, read_results, text
 from bench.peers.against import time_to_loss
-from tests.conftest import ROOT
 
 
 def test_the_performance_page_matches_the_results() -> None:
-    assert DOC.read_text() == text(), "run python -m bench.docs.performance_page"
+    assert DOC.read_text() == text(read_results()), "run python -m bench.docs.performance_page"
 
 
 def test_every_result_has_its_command() -> None:
-    for path in (ROOT / "bench" / "results").glob("*.json"):
-        assert json.loads(path.read_text())["how"], path.name
-    assert any((RESULTS / f"{name}.json").exists() for name in SECTIONS)
+    assert all(result["how"] for result in read_results().values())
 
 
 def test_time_to_loss_is_interpolated_between_two_budgets() -> None:

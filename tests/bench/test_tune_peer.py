@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.docs.performance_page import peer_tuning
+from bench.docs.performance_page import text
 from bench.peers import tune_peer
 from bench.peers.cramming import Cramming
 from bench.peers.llm_baselines import LlmBaselines
@@ -45,7 +45,20 @@ def test_the_schedule_of_a_row_ends_with_its_iterations() -> None:
     assert "budget.hours" not in cramming
 
 
-def test_finished_rows_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The result file of `tune_peer.main`, which compares runs of nanoGPT on a small corpus."""
+    monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
+    write_jsonl(tmp_path / "text.jsonl", texts(300))
+    prepared = make(tmp_path, tmp_path / "text.jsonl")
+    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
+    output = tmp_path / "found.json"
+    options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output), "--minutes", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000", "--at-once"])
+    return output
+
+
+def test_finished_rows_are_not_run_again(tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Iterations are fitted at constant speed although the machine gets slower: twice the batch has half the iterations."""
     runs: list[str] = []
     cores: list[int] = []
@@ -57,15 +70,8 @@ def test_finished_rows_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
         each = (slower * 1e-3 * settings["batch_size"],) * settings["max_iters"]
         return PeerRun(2.0 + sum(each), len(each), 0, each)
 
-    monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
     monkeypatch.setattr(NanoGPT, "run", run)
     monkeypatch.setattr(NanoGPT, "loss", lambda self, place, name, settings, windows: 4.0 + settings["learning_rate"])
-    write_jsonl(tmp_path / "text.jsonl", texts(300))
-    prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
-    output = tmp_path / "found.json"
-    options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output), "--minutes", "0.5"]
-    monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options, "--tokens", "1000", "--at-once"])
     tune_peer.main()
     found = json.loads(output.read_text())
     rows = rows_of(NanoGPT(tmp_path))
@@ -79,12 +85,11 @@ def test_finished_rows_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.load(tmp_path / "runs" / "nanogpt" / "windows.npz", allow_pickle=False)["x"].shape[1] == found["window"]
     tune_peer.main()
     assert len(runs) == before
-    lines = peer_tuning(NanoGPT, found)
-    assert "| learning rate x 0.5 | 4.002 | -0.002 |" in "\n".join(lines)
+    assert "| learning rate x 0.5 | 4.002 | -0.002 |" in text({"tune_nanogpt": found})
 
 
 def test_a_failed_row_stops_the_rest_and_finished_rows_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
 
@@ -94,15 +99,9 @@ def test_a_failed_row_stops_the_rest_and_finished_rows_are_kept(
             sys.exit("the peer failed")
         return {"name": name, "loss": 4.0}
 
-    monkeypatch.setattr(NanoGPT, "is_at", staticmethod(lambda path: True))
     monkeypatch.setattr(tune_peer, "measured", measured)
     monkeypatch.setattr(tune_peer, "fitting", lambda peer, place, seconds: dict.fromkeys(rows_of(peer), 9))
-    write_jsonl(tmp_path / "text.jsonl", texts(300))
-    prepared = make(tmp_path, tmp_path / "text.jsonl")
-    monkeypatch.setattr(tune_peer, "prepared_corpus", lambda folder: open_corpus(prepared.folder))
-    output = tmp_path / "found.json"
-    options = ["--peer", str(tmp_path), "--place", str(tmp_path / "runs"), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", ["tune_peer", "corpus", *options])
+    monkeypatch.setattr(sys, "argv", sys.argv[:-1])  # one run at a time
     with pytest.raises(SystemExit, match="the peer failed"):
         tune_peer.main()
     finished = [name for name in started if name != "learning rate x 2"]

@@ -49,45 +49,40 @@ def gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-def test_every_gpu_is_a_device_and_a_job_sees_only_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(tmp_path, monkeypatch, "printf '0\\n1\\n'")
-    found = lockable_devices("auto")
-    assert [each.name for each in found] == ["gpu-0", "gpu-1"]
-    assert [each.environment for each in found] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [each.name for each in lockable_devices("cuda")] == ["gpu-1"]
-    assert [each.name for each in lockable_devices("cpu")] == ["cores"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert [each.name for each in lockable_devices("auto")] == ["cores"]
+@pytest.mark.parametrize(
+    ("wanted", "visible", "slurm", "names"),
+    [
+        ("auto", None, None, ["gpu-0", "gpu-1", "gpu-2", "gpu-3"]),
+        ("a100", None, None, ["gpu-0", "gpu-1", "gpu-2", "gpu-3"]),
+        ("cuda", "1", None, ["gpu-1"]),
+        ("cuda:1", None, None, ["gpu-1"]),
+        ("cuda:1", "2,3", None, ["gpu-3"]),  # the job counts the same way, with the same variable
+        ("auto", "", None, ["cores"]),
+        ("cpu", "1", None, ["cores"]),
+        ("mps", None, None, ["cores"]),
+        ("cpu", None, "17", ["slurm-17-cores"]),
+        ("auto", "2,3", "17", ["slurm-17-gpu-2", "slurm-17-gpu-3"]),
+    ],
+)
+def test_every_visible_gpu_is_a_device_and_a_job_sees_only_its_own(
+    wanted: str,
+    visible: str | None,
+    slurm: str | None,
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpus(tmp_path, monkeypatch, "printf '0\\n1\\n2\\n3\\n'")
+    for variable, value in (("CUDA_VISIBLE_DEVICES", visible), ("SLURM_JOB_ID", slurm)):
+        if value is not None:
+            monkeypatch.setenv(variable, value)
+    found = lockable_devices(wanted)
+    assert [device.name for device in found] == names
+    alone = not wanted.startswith("cuda:")  # with an index, the job sees all GPUs, as the sweep does
+    seen = [{"CUDA_VISIBLE_DEVICES": name[-1]} if "gpu" in name and alone else {} for name in names]
+    assert [device.environment for device in found] == seen
 
 
 def test_without_a_working_nvidia_smi_the_cores_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(tmp_path, monkeypatch, "echo 'NVIDIA-SMI has failed'; exit 9")
     assert [each.name for each in lockable_devices("auto")] == ["cores"]
-
-
-def test_device_names_contain_the_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert [each.name for each in lockable_devices("cpu")] == ["slurm-17-cores"]
-
-
-def test_each_gpu_of_a_slurm_job_is_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(tmp_path, monkeypatch, "printf '0\\n1\\n2\\n3\\n'")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    found = lockable_devices("auto")
-    assert [each.name for each in found] == ["slurm-17-gpu-2", "slurm-17-gpu-3"]
-    assert [each.environment for each in found] == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
-
-
-def test_a_device_named_by_its_model_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(tmp_path, monkeypatch, "printf '0\\n'")
-    assert lockable_devices("a100") == lockable_devices("auto") == [SweepDevice("gpu-0", {"CUDA_VISIBLE_DEVICES": "0"})]
-    assert [each.name for each in lockable_devices("mps")] == ["cores"]
-
-
-def test_an_index_counts_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(tmp_path, monkeypatch, "printf '0\\n1\\n2\\n3\\n'")
-    assert lockable_devices("cuda:1") == [SweepDevice("gpu-1")]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert lockable_devices("cuda:1") == [SweepDevice("gpu-3")], "the job counts the same way, with the same variable"

@@ -14,7 +14,7 @@ from model.config import PLAIN, PRESETS
 from sweeps.engine.job import make_job
 from sweeps.engine.plan_relative import FIXED, VALUES, isoflop_sizes, width_depth
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "n_layer": 2,
     "n_embd": 128,
     "parameters_law": 918e3,
@@ -27,7 +27,7 @@ SMALL = {
     "block": PLAIN,
     "optimizer": "muon",
 }
-LARGE = {
+LARGE: dict[str, Any] = {
     "n_layer": 14,
     "n_embd": 896,
     "parameters_law": 180e6,
@@ -37,8 +37,8 @@ LARGE = {
     "batch_tokens": 131072,
     "block_size": 512,
     "bigram_rows": 0,
-    "block": {name: PRESETS["modern"][name] for name in PLAIN},
     "optimizer": "adamw",
+    "block": {name: PRESETS["modern"][name] for name in PLAIN},
 }
 
 

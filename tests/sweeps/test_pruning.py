@@ -132,35 +132,13 @@ def test_unspent_hours_of_a_job_are_free_for_others(tmp_path: Path) -> None:
     assert hours.left() == pytest.approx(0.35)
 
 
-def test_halving_keeps_the_better_half_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for the queue runs every job to its rung or to its end."""
-    jobs = [job(tmp_path, number, prune="halving") for number in range(8)]
-    asked: list[list[int]] = []
-
-    def ran(some: list[Job], watch: pool.Watch | None, hours: HoursPool) -> dict[int, Outcome]:
-        asked.append([each.number for each in some])
-        outcomes = {}
-        for each in some:
-            curve = [5.0 - 0.3 * i + 0.1 * each.number for i in range(3 if len(asked) == 1 else 5 if watch else 10)]
-            left_behind(each, curve, 0.1 * len(curve), "stopped" if watch else "finished")
-            found = watch(each) if watch else Outcome("finished", "", curve[-1])
-            assert found is not None
-            outcomes[each.number] = found
-            each.record.write_text(json.dumps({"status": found.status, "why": found.why, "value": found.value}))
-        return outcomes
-
-    monkeypatch.setattr(pool, "run_queue", ran)
-    outcomes = run_with_halving(jobs, HoursPool(None, jobs))
-    assert asked == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1]]
-    assert [outcomes[n].status for n in range(8)] == ["finished"] * 2 + ["pruned"] * 6
-    assert json.loads(jobs[7].record.read_text())["status"] == "pruned"
-
-
-def test_interrupted_halving_resumes_and_does_not_halve_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sweep is interrupted on the way to the second rung, then again before the last two jobs have finished."""
+@pytest.mark.parametrize("stops", [[], [9, 3]])
+def test_halving_keeps_the_better_half_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int]) -> None:
+    """A stand-in for the queue runs every job to its rung or to its end. `stops`: the jobs run until each interruption, here on
+    the way to the second rung and before the last two jobs have finished. A sweep that resumes does not halve twice."""
     jobs = [job(tmp_path, number, prune="halving") for number in range(8)]
     ran: list[int] = []
-    stops_after = [9, 3, 99]  # jobs run by each start of the sweep
+    stops_after = [*stops, 99]
 
     def queue(some: list[Job], watch: pool.Watch | None, hours: HoursPool) -> dict[int, Outcome]:
         outcomes = {}
@@ -183,13 +161,14 @@ def test_interrupted_halving_resumes_and_does_not_halve_twice(tmp_path: Path, mo
         return outcomes
 
     monkeypatch.setattr(pool, "run_queue", queue)
-    for _ in range(2):
+    for _ in stops:
         with pytest.raises(Interrupted):
             run_with_halving(jobs, HoursPool(None, jobs))
         stops_after.pop(0)
     outcomes = run_with_halving(jobs, HoursPool(None, jobs))
     assert ran == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 0, 1]
     assert [outcomes[n].status for n in range(8)] == ["finished"] * 2 + ["pruned"] * 6
+    assert json.loads(jobs[7].record.read_text())["status"] == "pruned"
 
 
 def test_a_pruned_job_without_a_record_gets_a_complete_one(tmp_path: Path) -> None:

@@ -101,6 +101,23 @@ def ended(job: Job, status: str = "finished", loss: float = 4.0, spent_hours: fl
     (job.run / "result.json").write_text(json.dumps({"eval": {"loss": loss, "perplexity": 10 * loss}}))
 
 
+def works(polls: int = 1, spent_hours: float = 1.0) -> Callable[[Job], Act]:
+    """The act of a job that runs for `polls` polls and then has ended and spent `spent_hours`."""
+
+    def act(job: Job) -> Act:
+        for _ in range(polls):
+            yield
+        ended(job, spent_hours=spent_hours)
+        return 0
+
+    return act
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch, acting: Acting) -> None:
+    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
+
+
 def test_the_record_of_an_already_finished_job_is_updated(tmp_path: Path, acting: Acting) -> None:
     """An earlier start of the sweep had recorded it as killed, by another metric. Its tries and seconds are kept."""
     one = job(tmp_path, 0)
@@ -125,14 +142,14 @@ def test_each_job_runs_on_the_device_that_its_options_name(
         each.options.device.name = wanted
     held: list[list[str]] = []
 
-    def works(job: Job) -> Act:
+    def notes_devices(job: Job) -> Act:
         for _ in range(3):
             held.append(sorted(f"{each.job.number} on {each.device_lock.device.name}" for each in queue.running))
             yield
         ended(job)
         return 0
 
-    started = acting(works)
+    started = acting(notes_devices)
     queue = Queue(jobs)
     queue.run()
     assert started == [0, 2, 1]
@@ -140,20 +157,16 @@ def test_each_job_runs_on_the_device_that_its_options_name(
     assert ["1 on gpu-0"] in held
 
 
-@pytest.mark.parametrize(("used", "started"), [(0.25, [0, 1]), (0.75, [0])])
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(("before", "used", "started"), [(0.0, 0.25, [0, 1]), (0.0, 0.75, [0]), (0.3, 1.0, [0])])
 def test_a_job_waits_for_hours_that_running_jobs_may_leave(
-    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, used: float, started: list[int]
+    tmp_path: Path, acting: Acting, before: float, used: float, started: list[int]
 ) -> None:
-    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
+    """The hours of a continued job stay reserved, although status.json is still "stopped" until its process has started."""
     jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
-
-    def works(job: Job) -> Act:
-        yield
-        yield
-        ended(job, spent_hours=used)
-        return 0
-
-    found = acting(works)
+    if before:
+        left_behind(jobs[0], [5.0], before, "stopped")
+    found = acting(works(2, used))
     Queue(jobs, pool=HoursPool(1.5, jobs)).run()
     assert found == started
 
@@ -162,13 +175,7 @@ def test_hours_are_not_reserved_while_the_device_is_in_use(tmp_path: Path, actin
     held = try_device_lock(SweepDevice("cores"))
     assert isinstance(held, DeviceLock)
     one = job(tmp_path, 0, pool_hours=1.0)
-
-    def works(job: Job) -> Act:
-        ended(job)
-        yield
-        return 0
-
-    started = acting(works)
+    started = acting(works())
     queue = Queue([one], pool=HoursPool(1.0, [one]))
     queue._begin()
     queue._begin()
@@ -178,42 +185,21 @@ def test_hours_are_not_reserved_while_the_device_is_in_use(tmp_path: Path, actin
     assert started == [0]
 
 
-def test_hours_stay_reserved_until_a_continued_job_has_ended(
-    tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """status.json is still "stopped", from an earlier process, until the new one has started."""
-    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
-    jobs = [job(tmp_path, number, pool_hours=1.5) for number in range(2)]
-    left_behind(jobs[0], [5.0], 0.3, "stopped")
-
-    def works(job: Job) -> Act:
-        yield
-        yield
-        ended(job)
-        return 0
-
-    started = acting(works)
-    Queue(jobs, pool=HoursPool(1.5, jobs)).run()
-    assert started == [0]
-
-
+@pytest.mark.usefixtures("two_gpus")
 def test_a_job_waits_while_another_process_uses_its_run(
     tmp_path: Path, acting: Acting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The process may be left from a killed sweep, or belong to another sweep with the same job. Other jobs do not wait."""
     monkeypatch.setattr(local, "CHECK_S", 0.0)
-    monkeypatch.setattr(local, "lockable_devices", lambda wanted: [SweepDevice("gpu-0"), SweepDevice("gpu-1")])
     jobs = [job(tmp_path, number) for number in range(2)]
     jobs[0].run.mkdir(parents=True)
     held = lock(jobs[0].run)
 
-    def works(job: Job) -> Act:
-        yield
+    def frees_the_run(job: Job) -> Act:
         held.close()  # the other process of the first job ends meanwhile
-        ended(job)
-        return 0
+        return works()(job)
 
-    started = acting(works)
+    started = acting(frees_the_run)
     Queue(jobs).run()
     assert started == [1, 0]
     assert capsys.readouterr().out.count("waits: its run is in use by process") == 1
@@ -255,18 +241,12 @@ def test_jobs_without_hours_are_recorded_as_not_started(tmp_path: Path, acting: 
     """They do not count as failures. With more hours they start."""
     jobs = [job(tmp_path, number, pool_hours=1.0) for number in range(2)]
 
-    def works(job: Job) -> Act:
-        ended(job)
-        yield
-        return 0
-
-    acting(works)
+    acting(works())
     queue = Queue(jobs, pool=HoursPool(1.0, jobs))
     queue.run()
     assert queue.outcomes[1].good
     assert record(jobs[1])["status"] == "not started"
     assert "sweep.hours=1" in record(jobs[1])["why"]
-    acting(works)
     Queue(jobs, pool=HoursPool(2.0, jobs)).run()
     assert record(jobs[1])["status"] == "finished"
 

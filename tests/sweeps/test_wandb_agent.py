@@ -28,7 +28,7 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from cli.launch import launch
 from run.directory import run_name
-from train import identity
+from config import identity
 def record(config):
     name = run_name(config.name, identity(config))
     print(json.dumps([name, config.wandb.mode, config.wandb.group, config.wandb.tags]))
