@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from common.errors import UserError
-
 
 def cosine(elapsed: float, decay: float) -> float:
     """Return half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts)."""
@@ -61,10 +59,8 @@ def learning_rate_scale(progress: float, shape: str, warmup: float, floor: float
     The factor rises linearly over the first `warmup` of the budget, then follows `shape` down to `floor` (a fraction of the
     peak), which it reaches at progress 1 and keeps after it; "constant" stays at the peak. wsd decays over the last `decay`
     of the budget, or from the end of the warm-up if the two would overlap. With a warm-up the factor is 0 at progress 0, so
-    pass the progress at the end of a step, not at its start. Raises UserError for invalid settings.
+    pass the progress at the end of a step, not at its start. The settings must be valid (`schedule_problems`).
     """
-    if problems := schedule_problems(shape, warmup, floor, decay):
-        raise UserError(*problems)
     progress = min(max(progress, 0.0), 1.0)
     if progress < warmup:
         return progress / warmup
