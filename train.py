@@ -103,7 +103,7 @@ def fit(session: Session, trainer: Trainer) -> str:
             state.tokens += trainer.cost.tokens
             state.flops += trainer.cost.flops
             state.progress = progress
-            speed_monitor.after_step(state.step, state.tokens, clock.accounts())
+            speed_monitor.after_step(state.step, state.tokens, clock.ledger)
             metrics.push(loss, grad_norm, learning_rate)
 
             # Evaluate each time progress passes a multiple of eval.every, but not in the last step: `finish` does that.

@@ -27,22 +27,24 @@ STALL_FACTOR = 5.0  # a step of so many medians (plus one second) was a stall an
 
 
 class Pace:
-    """Recent step times: the typical one (median) and the worst one (95th percentile), in seconds."""
+    """Recent step times, in seconds. They have no median before the first `add`.
+
+    Attributes:
+        typical: The median.
+        worst: The 95th percentile.
+    """
+
+    typical: float
+    worst: float
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
 
     def add(self, seconds: float) -> None:
         self._recent.append(seconds)
-
-    @property
-    def typical(self) -> float:
-        return statistics.median(self._recent)
-
-    @property
-    def worst(self) -> float:
         ordered = sorted(self._recent)
-        return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+        self.typical = statistics.median(ordered)
+        self.worst = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
 
     def __len__(self) -> int:
         return len(self._recent)
@@ -104,7 +106,7 @@ class BudgetClock:
         self._carried = dict.fromkeys(ACCOUNTS, 0.0)
         self._gap_s = 0.0
         self._account = "setup"
-        self._since = self.started
+        self._since = self._awake_s = self.started
         self._lock = threading.Lock()
 
     # -- accounts ------------------------------------------------------------------------------------------------
@@ -135,12 +137,13 @@ class BudgetClock:
             else:
                 self._book(previous, passed)
             self._account, self._since = account or previous, moment
+            self._awake_s = moment - self.standstill_s
         return previous
 
     def awake_s(self) -> float:
         """Return the clock without the time in which the process was suspended, to measure how long work takes."""
         self._switch()
-        return self.clock() - self.standstill_s
+        return self._awake_s
 
     def _book(self, account: str, seconds: float) -> None:
         if account == "prepare":
@@ -176,7 +179,8 @@ class BudgetClock:
 
     def spent_s(self) -> float:
         """Return the seconds since the first process of the run began, data preparation excluded."""
-        return sum(self.accounts().values())
+        self._switch()
+        return sum(self.ledger.values())
 
     def training_s(self) -> float:
         """Return the seconds in optimizer steps and in waiting for their data, as speed-run contests count."""
@@ -224,14 +228,10 @@ class BudgetClock:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Charge one optimizer step to train and record its duration."""
-        began = self.awake_s()
         with self.charge("train"):
+            began = self._awake_s
             yield
-        self._step_done(self.awake_s() - began)
-
-    def tokens_per_second(self, cost: StepCost) -> float:
-        """Return the training speed of a typical recent step."""
-        return cost.tokens / max(self.pace.typical, 1e-9)
+        self._step_done(self._awake_s - began)
 
     def _step_done(self, seconds: float) -> None:
         """Record a step's duration.

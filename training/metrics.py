@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from budget.flops import flops_per_token
 from common.json_io import finite
 from run.report.console import Progress, Status
 from training.context import Session, Trainer, axes
@@ -31,13 +30,18 @@ class DeferredMetrics:
         self.session, self.trainer = session, trainer
         self.loss: float | None = trainer.state.loss
         self.spike = trainer.spike = SpikeDetector(math.log(trainer.corpus.tokenizer.n_vocab), self.loss)
-        self._pending: tuple[Callable[[], list[float]], dict[str, Any]] | None = None
+        # How to read loss and norm, the step, and the line to write, or None.
+        self._pending: tuple[Callable[[], list[float]], int, dict[str, Any] | None] | None = None
         self._written_at = -1.0  # progress
 
     def push(self, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
         """Start copying a step's loss and gradient norm (scalars on the device) to the host; `read` waits for them."""
         values = self.trainer.device.fetch_async(loss, norm)
-        self._pending = (values, {**axes(self.session, self.trainer), "learning_rate": learning_rate})
+        step, progress, point = self.trainer.state.step, self.session.clock.progress, None
+        if step <= METRICS_EVERY_STEP or progress - self._written_at >= 1 / METRICS_EVERY_STEP or progress >= 1:
+            self._written_at = progress
+            point = {**axes(self.session, self.trainer), "learning_rate": learning_rate}
+        self._pending = (values, step, point)
 
     def is_healthy(self) -> bool:
         """Read the last loss, and return whether the run is free of a spike, so that its weights are worth saving.
@@ -55,8 +59,7 @@ class DeferredMetrics:
         """
         if self._pending is None:
             return
-        values, point = self._pending
-        step, self._pending = point["step"], None
+        (values, step, point), self._pending = self._pending, None
         self.loss, norm = self.session.world.broadcast(values())
         if finite(self.loss) is None:
             raise Diverged(f"the loss of step {step} is {self.loss}", step)
@@ -64,23 +67,27 @@ class DeferredMetrics:
             reason = f"the loss of step {step}, {self.loss:.3g}, has been worse than a guess's for {SPIKE_STEPS} steps"
             raise Diverged(reason, step - SPIKE_STEPS + 1)
         self.trainer.state.loss = self.loss
-        many = step > METRICS_EVERY_STEP
-        if many and point["progress"] - self._written_at < 1 / METRICS_EVERY_STEP and point["progress"] < 1:
-            return
-        self._written_at = point["progress"]
-        rate = self.session.clock.tokens_per_second(self.trainer.cost)
-        mfu = rate * flops_per_token(self.trainer.shape) / self.trainer.device.peak_flops
-        point |= {"loss": self.loss, "grad_norm": norm, "tokens_per_second": rate, "mfu": mfu}
-        self.trainer.metrics.write(point)
-        self.session.dashboard.log(point)
+        if point is not None:
+            rate, mfu = speed(self.session, self.trainer)
+            point |= {"loss": self.loss, "grad_norm": norm, "tokens_per_second": rate, "mfu": mfu}
+            self.trainer.metrics.write(point)
+            self.session.dashboard.log(point)
+
+
+def speed(session: Session, trainer: Trainer) -> tuple[float, float]:
+    """The speed of a typical recent step: tokens per second, and model FLOPs utilization (a share of the peak)."""
+    seconds = max(session.clock.pace.typical, 1e-9)
+    return trainer.cost.tokens / seconds, trainer.cost.flops / seconds / trainer.device.peak_flops
 
 
 def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float | None) -> None:
-    """Update the progress bar; `loss` in nats per token, None before the first one."""
+    """Update the progress bar, if it is due; `loss` in nats per token, None before the first one."""
     clock, state = session.clock, trainer.state
+    if not bar.is_due(clock.progress):
+        return
     # Counted again after the step, so that the number of steps and their pace are of the same moment.
     steps_left, _ = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
-    rate = clock.tokens_per_second(trainer.cost)
+    rate, mfu = speed(session, trainer)
     bar.update(
         Status(
             step=state.step,
@@ -91,6 +98,6 @@ def show_progress(session: Session, trainer: Trainer, bar: Progress, loss: float
             validation_loss=trainer.validation_loss,
             learning_rate=trainer.optimizer.param_groups[0]["lr"],
             tokens_per_second=rate,
-            mfu=rate * flops_per_token(trainer.shape) / trainer.device.peak_flops,
+            mfu=mfu,
         )
     )

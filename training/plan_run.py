@@ -42,15 +42,7 @@ CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0
 
 def limits_of(config: Config) -> Limits:
     """The limits of the budget, for the clock and the planner."""
-    budget = config.budget
-    return Limits(
-        hours=budget.hours,
-        flops=budget.flops,
-        tokens=budget.tokens,
-        steps=budget.steps,
-        counts=budget.counts,
-        extend_hours=budget.extend_hours,
-    )
+    return Limits(**asdict(config.budget))
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,14 @@ def restore_spent_budget(session: Session) -> None:
 
 
 def resume(session: Session, trainer: Trainer) -> None:
-    """Restore the newest intact checkpoint, if there is one, and show earlier points of the curve on the dashboard."""
+    """Restore the newest intact checkpoint, if there is one, and log earlier points of the curve on the dashboard.
+
+    An earlier process may have had no dashboard, or no network.
+    """
     restore_newest(session, trainer)
-    show_earlier_points(session)
+    for point in read_metrics(session.run.folder):
+        if "event" not in point:
+            session.dashboard.log(point)
 
 
 def restore_newest(session: Session, trainer: Trainer) -> None:
@@ -94,13 +99,6 @@ def restore(session: Session, trainer: Trainer, checkpoint: Checkpoint) -> None:
         session.console.warn(
             "an earlier version of the code changed this run's batch and rates on the way; it continues as planned"
         )
-
-
-def show_earlier_points(session: Session) -> None:
-    """Log the points of metrics.jsonl on the dashboard: an earlier process may have had no dashboard, or no network."""
-    for point in read_metrics(session.run.folder):
-        if "event" not in point:
-            session.dashboard.log(point)
 
 
 def handle_device_change(session: Session, trainer: Trainer, previous_device: str) -> None:

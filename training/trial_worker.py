@@ -7,6 +7,7 @@ ends when its standard input closes, so that it never outlives the run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -21,7 +22,8 @@ import torch
 
 from budget.planner.trial_search import MIN_REPEATS
 from common.monotonic import now
-from data.batch import Batch
+from data.loader import Loader
+from data.shards import made_up_split
 from device.device import Device, find_device, set_up
 from device.memory import out_of_memory
 from model.compile import cache_state, compile_for_training
@@ -32,22 +34,14 @@ from model.optim.settings import OptimSettings
 from training.objectives import next_token
 from training.step import TrainingStep
 
-# Seconds per step that the training loop spends outside the training step: batches, clock, metrics and progress bar,
-# measured on two CPU cores (docs/performance.md). A GPU computes meanwhile.
-BOOKKEEPING_S = {"cpu": 0.0012}
 
-
-def step_on_random_tokens(
-    device: Device, shape: Shape, optimizer: OptimSettings, micro_batch: int, compiled: str
-) -> tuple[TrainingStep, Batch[torch.Tensor]]:
-    """A training step of a new model, and a micro-batch of random tokens (micro_batch, T) to train it on."""
+def new_training_step(device: Device, shape: Shape, optimizer: OptimSettings, compiled: str) -> TrainingStep:
+    """A training step of a new model."""
     with torch.device(device.torch_device):
         model = GPT(shape)
     loss_of = compile_for_training(next_token, model, compiled)
     optim = configure_optimizers(model, 1e-4, 0.1, (0.9, 0.95), device.torch_device.type, optimizer)
-    inputs, targets = (torch.randint(shape.vocab_size, (micro_batch, shape.block_size)).numpy() for _ in range(2))
-    batch = device.batch(Batch(inputs, targets), shape)
-    return TrainingStep(loss_of, optim, device.scaler(), device.autocast, grad_clip=1.0), batch
+    return TrainingStep(loss_of, optim, device.scaler(), device.autocast, grad_clip=1.0)
 
 
 def measure(
@@ -61,16 +55,19 @@ def measure(
 ) -> dict[str, Any]:
     """Measure an optimizer step on `sequences` sequences in micro-batches of `micro_batch`, for about `seconds`.
 
-    Forward and backward take token_s per token; clipping, the optimizer and a constant for the rest of the loop take
-    update_s per step. They are timed apart, so that a large batch is measured without running all of it. Both are
-    medians; the first step, which also allocates memory and compiles, is left out.
+    Gathering a batch, forward and backward take token_s per token; clipping and the optimizer take update_s per step.
+    They are timed apart, so that a large batch is measured without running all of it. Both are medians; the first step,
+    which also allocates memory and compiles, is left out.
 
     Returns token_s, update_s, start_s and compile_s in seconds, compile_cache, peak_memory in bytes (all as in
     `budget.planner.trial_search.Trial`), and available_memory, the bytes that were free before the trial.
     """
     available = device.reset_peak_memory() + device.free_memory()
     micro, began = min(micro_batch, sequences), now()
-    step, batch = step_on_random_tokens(device, shape, optimizer, micro, compiled)
+    step = new_training_step(device, shape, optimizer, compiled)
+    loader = Loader(made_up_split(shape.vocab_size, shape.block_size), shape.block_size, micro, 0)
+    batches = (device.batch(loader.batch(number), shape) for number in itertools.count())
+    batch = next(batches)
     device.synchronize()
     build_s = now() - began
 
@@ -81,7 +78,9 @@ def measure(
         return now() - began
 
     def forward_backward() -> None:
+        nonlocal batch
         step.forward_backward([batch], micro)
+        batch = next(batches)  # a GPU still computes meanwhile, as in the training loop
 
     def update() -> None:
         step.clip()
@@ -100,7 +99,7 @@ def measure(
     typical_s, typical_update_s = statistics.median(micro_s), statistics.median(update_s)
     return {
         "token_s": typical_s / (micro * shape.block_size),
-        "update_s": typical_update_s + BOOKKEEPING_S.get(device.torch_device.type, 0.0),
+        "update_s": typical_update_s,
         "start_s": build_s + max(0.0, first_s - typical_s) + max(0.0, first_update_s - typical_update_s),
         "compile_s": max(0.0, first_s - typical_s) if compiled != "off" else 0.0,
         "compile_cache": cache_state() if compiled != "off" else None,

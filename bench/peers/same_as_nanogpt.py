@@ -24,6 +24,7 @@ from torch import Tensor
 
 from bench.common import RESULTS, TRAIN_ONLY, argument_parser, metrics_of, write_result
 from bench.peers.checkout import SCRIPTS, flags
+from data.batch import Batch
 
 RESULT = RESULTS / "same_as_nanogpt.json"
 STEPS, SEED, SPREAD = 20, 1337, 1e-4
@@ -130,8 +131,8 @@ def our_losses(place: Path, weights: dict[str, Tensor], batches: list[tuple[Tens
     plain_build = train.build
 
     class Replay:
-        def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-            return batches[step][0].numpy(), batches[step][1].numpy()
+        def batch(self, step: int) -> Batch[np.ndarray]:
+            return Batch(*(tokens.numpy() for tokens in batches[step]))
 
     def build(*arguments: Any) -> Any:
         trainer = plain_build(*arguments)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.common import RESULTS, median_ratio, medians, write_result
@@ -26,7 +25,7 @@ from budget.flops import flops_per_token
 from common.monotonic import now
 from data.batch import Batch
 from data.loader import Loader
-from data.shards import Split
+from data.shards import made_up_split
 from device.device import Device, open_device
 from device.peak_flops import measure_peak
 from model import loss
@@ -72,9 +71,7 @@ class Step:
         self.optimizer = configure_optimizers(self.model, 1e-3, 0.1, betas, kind, optimizer)
         self.loss_of = compile_for_training(next_token, self.model, compiled)
         self.step = TrainingStep(self._timed_loss, self.optimizer, device.scaler(), device.autocast, grad_clip=1.0)
-        tokens = np.random.default_rng(0).integers(shape.vocab_size, size=1 << 20, dtype=np.uint16)
-        split = Split("train", [tokens], [np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], ["made up"])
-        self.loader = Loader(split, shape.block_size, sequences, 0)
+        self.loader = Loader(made_up_split(shape.vocab_size, shape.block_size), shape.block_size, sequences, 0)
         self.steps, self.loss = 0, torch.zeros(())
 
     def run(self, apart: bool = True) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from common.format import format_count, format_percent, format_seconds
+from common.monotonic import now
 from common.redaction import redacted
 from common.safe_read import strip_escapes
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LINES_PER_RUN = 10  # plain progress lines from 0 to 100 %
+REFRESH_HZ = 4  # how often a terminal draws the progress bar
 LINE_WIDTH = 80  # columns of the narrowest terminal in common use
 BAR_WIDTH = (6, 24)  # columns of the bar itself, minimum and maximum
 TABLE_WIDTH = 10_000  # columns of a table outside a terminal, so that nothing is cut or wrapped
@@ -175,7 +177,9 @@ class Console:
         from rich.live import Live
 
         # The log gets plain lines instead of the bar. rich redraws it at a fixed rate, however fast the steps are.
-        with Live(console=self._rich, get_renderable=bar.render, refresh_per_second=4, vertical_overflow="crop"):
+        with Live(
+            console=self._rich, get_renderable=bar.render, refresh_per_second=REFRESH_HZ, vertical_overflow="crop"
+        ):
             yield bar
 
     def progress_line(self, text: str) -> None:
@@ -183,6 +187,11 @@ class Console:
         self.detail(text)
         if self._rich is None:
             self._print(text)
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether the output goes to a terminal, so that a progress bar is drawn."""
+        return self._rich is not None
 
     @property
     def width(self) -> int:
@@ -212,24 +221,33 @@ class Console:
 
 
 class Progress:
-    """The progress bar of a Console. `update` is cheap enough to be called every step."""
+    """The progress bar of a Console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._updated_at = -math.inf  # seconds, as `now` counts them
         self._status: Status | None = None
         self._bucket = -1
         self._phases: set[str] = set()
 
+    def is_due(self, progress: float) -> bool:
+        """Whether a status at `progress` would be shown: on a terminal, if the last one is old; in each tenth, once."""
+        old = self._console.on_terminal and now() - self._updated_at >= 1 / REFRESH_HZ
+        return old or self._bucket_of(progress) != self._bucket
+
     def update(self, status: Status) -> None:
         """Set the status. Outside a terminal, a line is printed once per phase in each tenth of the budget."""
-        self._status = status
-        bucket = int(status.progress * LINES_PER_RUN + 1e-9) if math.isfinite(status.progress) else self._bucket
+        self._status, self._updated_at = status, now()
+        bucket = self._bucket_of(status.progress)
         if bucket != self._bucket:
             self._bucket = bucket
             self._phases.clear()
         if status.phase not in self._phases:
             self._phases.add(status.phase)
             self._console.progress_line(plain_status(status))
+
+    def _bucket_of(self, progress: float) -> int:
+        return int(progress * LINES_PER_RUN + 1e-9) if math.isfinite(progress) else self._bucket
 
     def render(self) -> Text:
         """The line for rich to draw."""

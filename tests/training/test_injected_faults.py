@@ -75,6 +75,18 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, what: Callable[[], ob
     monkeypatch.setattr(train, "show_progress", shown)
 
 
+def stopped_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str, step: int, budget: str = "budget.steps=40"
+) -> Path:
+    """Stop a run by SIGTERM after `step`, and undo all patches. Returns the run's folder."""
+    after_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        run_here(place, budget, name=name)
+    assert stopped.value.code == 143
+    monkeypatch.undo()
+    return folder_of(place, name)
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -240,14 +252,9 @@ def throw(parameters: Parameters) -> None:
 def test_a_run_stopped_in_a_spike_resumes_from_before_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one checkpoint of the spike is saved: the one before the first loss that shows it."""
     poison(monkeypatch, 30, throw)
-    after_step(monkeypatch, 40, lambda: os.kill(os.getpid(), signal.SIGTERM))
     monkeypatch.setattr(train, "save_due", lambda session, trainer: trainer.state.step % 10 == 0)
-    with pytest.raises(SystemExit) as stopped:
-        run_here(place, "budget.steps=80", name="in-spike")
-    assert stopped.value.code == 143
-    folder = folder_of(place, "in-spike")
+    folder = stopped_run(place, monkeypatch, "in-spike", 40, "budget.steps=80")
     assert sorted(int(path.name[5:]) for path in folder.glob("checkpoint/step-*")) == [20, 30]
-    monkeypatch.undo()
     assert result_of(run_here(place, "budget.steps=80", name="in-spike"))["setback"]["back_to"] == 20
     assert not (folder / "checkpoint" / "step-000000030").exists()
 
@@ -464,11 +471,7 @@ def test_a_run_whose_plan_earlier_code_corrected_continues_as_planned(
 ) -> None:
     """Its checkpoint has a record of the correction."""
     name = f"corrected-{changed}"
-    after_step(monkeypatch, 17, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit):
-        run_here(place, "budget.steps=40", name=name)
-    monkeypatch.undo()
-    path = max(folder_of(place, name).glob("checkpoint/step-*")) / "state.json"
+    path = max(stopped_run(place, monkeypatch, name, 17).glob("checkpoint/step-*")) / "state.json"
     content = json.loads(path.read_text())
     correction = {
         "step": 4, "trained": 1024, "tokens": 9000, "tokens_per_second": 1e4, "changed": changed,
@@ -489,21 +492,8 @@ def test_without_ledger_and_checkpoints_the_spent_budget_is_read_from_the_curve(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Training starts again from step 0 with the budget that is left."""
-    show_progress = train.show_progress
-
-    def stopping(session: Any, trainer: Any, *others: Any) -> None:
-        show_progress(session, trainer, *others)
-        if trainer.state.step == 30:
-            time.sleep(2)
-            session.clock.accounts()
-        if trainer.state.step == 31:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "show_progress", stopping)
-    with pytest.raises(SystemExit):
-        run_here(place, "budget.steps=40", name="nothing-left")
-    monkeypatch.undo()
-    folder = folder_of(place, "nothing-left")
+    after_step(monkeypatch, 30, lambda: time.sleep(2))
+    folder = stopped_run(place, monkeypatch, "nothing-left", 31)
     known_s = 3600 * points(folder)[-1]["hours"]
     for path in [folder / "ledger.json", *folder.glob("checkpoint/step-*/state.json")]:
         path.write_bytes(path.read_bytes()[:50])

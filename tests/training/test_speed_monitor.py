@@ -206,7 +206,9 @@ def eta_errors(step_times: Iterable[float], limits: Limits) -> tuple[list[float]
         optimizer=SimpleNamespace(param_groups=[{"lr": 0.1}]),
     )
     shown: list[tuple[float, float]] = []
-    bar: Any = SimpleNamespace(update=lambda status: shown.append((time[0], status.eta_s)))
+    bar: Any = SimpleNamespace(
+        is_due=lambda progress: True, update=lambda status: shown.append((time[0], status.eta_s))
+    )
     for seconds in step_times:
         left, _ = clock.steps_left(state.step, state.tokens, state.flops, trainer.cost)
         if left == 0 or clock.progress >= 1:

@@ -36,7 +36,7 @@ def process() -> Iterator[TrialProcess]:
     worker.close()
 
 
-def trial_client(process: TrialProcess, seconds: float = 30.0, messages: list[str] | None = None) -> DeviceTrialClient:
+def trial_client(process: TrialProcess, seconds: float = 600.0, messages: list[str] | None = None) -> DeviceTrialClient:
     return DeviceTrialClient(
         process, DEVICE, OptimSettings(), None, seconds, (messages if messages is not None else []).append
     )
