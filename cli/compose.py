@@ -40,8 +40,8 @@ def as_user_error(error: BaseException) -> UserError:
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
-        unknown = isinstance(cause, ConfigKeyError | ConfigAttributeError)
-        if unknown and (message := removal_message(str(cause.full_key))):
+        unknown_key = isinstance(cause, ConfigKeyError | ConfigAttributeError)
+        if unknown_key and (message := removal_message(str(getattr(cause, "full_key", "")))):
             return UserError(message)
         cause = cause.__cause__ or cause.__context__  # OmegaConf clears __cause__
     return UserError(" ".join(str(error).split()))
