@@ -131,6 +131,7 @@ class _WandbDashboard(Dashboard):
         self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._failures = 0
         self._closed = False
+        self._replaced: list[Path] = []
         self._run: Any = None
         self._shown = -1.0  # the last step that an earlier process logged
         self._thread: threading.Thread | None = None
@@ -140,6 +141,10 @@ class _WandbDashboard(Dashboard):
             warn(f"no wandb for this run: {_one_line(error)}; {_KEPT}")
             return
         self._run, self._shown, notice = opened
+        if mode == "online" and notice is None:
+            # An online process sends missing points from metrics.jsonl; `wandb sync` would append those of the files of
+            # earlier offline processes again. They are marked as sent once this process has sent all its points.
+            self._replaced = [*(Path(options["dir"]) / "wandb").glob("offline-run-*/*.wandb")]
         if notice:
             warn(notice)
         self._thread = threading.Thread(target=self._work, name="dashboard", daemon=True)
@@ -192,6 +197,9 @@ class _WandbDashboard(Dashboard):
                     self._notices.put(f"wandb failed {MAX_FAILURES} times, logging to it stops: {_one_line(error)}")
         with contextlib.suppress(Exception):
             self._run.finish()
+            if self._failures < MAX_FAILURES:
+                for file in self._replaced:
+                    synced_marker(file).touch()
 
     def _report(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -237,10 +245,6 @@ def _open_run(mode: str, options: dict[str, Any], timeout_s: float) -> tuple[Any
         except Exception as error:
             reason = _one_line(error)
         else:
-            # Missing points are sent from metrics.jsonl; `wandb sync` would append those of offline files again.
-            with contextlib.suppress(OSError):
-                for file in (directory / "wandb").glob("offline-run-*/*.wandb"):
-                    synced_marker(file).touch()
             return run, last_on_server, None
     run = _start_run(wandb, "offline", options, timeout_s)
     later = f"python -m run.tracking.sync {shlex.quote(str(directory))}"

@@ -67,7 +67,9 @@ def sync(folder: Path) -> str:
     """Send the files of one run and return a line with the outcome."""
     files = unsent_files(folder)
     if not files:
-        return f"{folder}: nothing to send"
+        online = any((folder / "wandb").glob("run-*/*.wandb"))
+        hint = "; what an online process could not send is sent when the run resumes online" if online else ""
+        return f"{folder}: nothing to send{hint}"
     lock = try_lock(folder / "lock")
     if isinstance(lock, str):  # wandb would mark a file as sent while the run still writes to it
         return f"{folder}: is in use by {lock}; repeat the command when it has ended"

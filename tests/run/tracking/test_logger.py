@@ -335,6 +335,21 @@ def test_an_online_process_continues_the_curve_and_sends_what_an_offline_one_kep
     assert unsent_files(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("broken", ["log", "finish"])
+def test_an_offline_file_stays_unsent_if_the_online_process_did_not_send_its_points(
+    start: Starter, fake: FakeWandb, reachable: list[Any], tmp_path: Path, broken: str
+) -> None:
+    file = tmp_path / "run" / "wandb" / "offline-run-20260101_000000-small-1a2b" / "run-small-1a2b.wandb"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"kept by a process without a network")
+    setattr(fake, f"on_{broken}", crash)
+    dashboard = start("online")
+    for step in range(1, 60):
+        dashboard.log(point(step))
+    dashboard.finish()
+    assert unsent_files(tmp_path / "run") == [file]
+
+
 # The rest.
 
 
