@@ -1,8 +1,8 @@
 """Every option of the command line, declared once as a tree of dataclasses.
 
 A declaration holds the default, the help text, the allowed values and whether the option affects training. The YAML files
-under conf/ are named sets of values for these options. Only the entry scripts and training/ see the configuration; other
-packages get plain values or small frozen dataclasses.
+under conf/ are named sets of values for these options. Only the entry scripts, training/, cli/ and sweeps/ see the
+configuration; other packages get plain values or small frozen dataclasses.
 
 Model sizes and schedules are validated by model/config.py and model/optim/lr_schedule.py, not here.
 """

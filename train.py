@@ -32,7 +32,7 @@ SIGNAL_STATUS = 128  # an exit status above this is 128 + the number of a signal
 
 
 def main(config: Config) -> None:
-    """Train one run under supervision: its folder is locked, and its status on disk is true whatever happens."""
+    """Train one run under supervision: its folder is locked, and status.json is correct however the run ends."""
     supervise(config, as_yaml(config), train)
 
 
@@ -67,8 +67,9 @@ def fit(session: Session, trainer: Trainer) -> str:
 
     The learning rate and the evaluations follow `progress`, the share of the budget that is spent (0 to 1), not the
     step number. The loss of a step is read after the next step was launched, so that a GPU never waits for the host.
-    With several processes, every decision is rank 0's (`world.broadcast`), or that of the first rank that has one
-    (`world.first`). Raises Diverged, and Interrupted after a stopping signal.
+    train.py runs one process today (supervise.require_one_process). With several processes, every decision is rank 0's
+    (`world.broadcast`), or that of the first rank that has one (`world.first`). Raises Diverged, and Interrupted after
+    a stopping signal.
     """
     from model.optim.build import set_schedule
 

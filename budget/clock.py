@@ -1,8 +1,7 @@
 """The clock of a run: its limits, the time spent by account, and the progress that schedules depend on.
 
 Times are in seconds. The clock starts with the process, before any import, and on Linux it keeps running while the
-machine is
-suspended: a budget of an hour is an hour of wall time. The time itself comes from common/monotonic.py.
+machine is suspended: a budget of an hour is an hour of wall time. The time itself comes from common/monotonic.py.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class BudgetClock:
     prepare_s: float = 0.0  # data preparation, outside the budget and reported separately
     earlier_s: float = 0.0  # spent by earlier processes of the same run
     standstill_s: float = 0.0  # time in which the process was suspended; part of the idle account
-    watched: bool = False  # whether the heartbeat is going to read this clock within HEARTBEAT_S
+    watched: bool = False  # whether a heartbeat thread reads this clock every HEARTBEAT_S
 
     def __post_init__(self) -> None:
         self.pace = Pace()
@@ -129,15 +128,15 @@ class BudgetClock:
     def _switch(self, account: str | None = None) -> str:
         """Book the time since the last call, continue with `account` (None: the same), and return the previous account."""
         with self._lock:
-            moment = self.clock()
-            passed, previous = moment - self._since, self._account
+            now_s = self.clock()
+            passed, previous = now_s - self._since, self._account
             if self.watched and passed > STANDSTILL_S and previous not in UNWATCHED:
                 self.standstill_s += passed
                 self._book("idle", passed)
             else:
                 self._book(previous, passed)
-            self._account, self._since = account or previous, moment
-            self._awake_s = moment - self.standstill_s
+            self._account, self._since = account or previous, now_s
+            self._awake_s = now_s - self.standstill_s
         return previous
 
     def awake_s(self) -> float:

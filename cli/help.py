@@ -12,6 +12,12 @@ from config import SCRIPTS, Config, Option, closest, leaves
 
 GENERAL, ALL = "general", "all"  # topics of `--help` besides the groups
 WIDTH = 110  # columns of a help page
+PLAN_SENTENCE = "Plan the best model for a budget, without training it."
+PLAN_EXAMPLES = (
+    "budget.hours=3 device=a100",
+    "budget.hours=0.5,1,3 device=a100",
+    "budget.flops=3.4e18 explain=true",
+)
 NO_BREAK = ",\N{NO-BREAK SPACE}"  # in an interval, so that textwrap keeps it on one line
 
 
@@ -55,7 +61,10 @@ def _sentence(schema: Any) -> str:
 def _usage(schema: type, program: str) -> list[str]:
     """The description of the script, the usage line and the examples from the schema's docstring."""
     examples = [line.strip() for line in str(schema.__doc__).splitlines() if line.strip().startswith("PROGRAM ")]
-    lines = [_sentence(schema), "", f"usage: {program} OPTION=VALUE ..."]
+    sentence = _sentence(schema)
+    if program == "plan.py":  # it has the options of train.py
+        sentence, examples = PLAN_SENTENCE, [f"PROGRAM {words}" for words in PLAN_EXAMPLES]
+    lines = [sentence, "", f"usage: {program} OPTION=VALUE ..."]
     if schema is Config:
         lines += [f"       {program} -m OPTION=VALUE,VALUE ...  (every combination of the values)"]
     return [*lines, "", *(f"  {line.replace('PROGRAM', program, 1)}" for line in examples)]

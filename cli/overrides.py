@@ -134,7 +134,7 @@ def _override_problem(schema: type, text: str, override: Any, key: str) -> str |
     if key not in options and (message := removal_message(key)):
         return message
     if key not in options:
-        near = difflib.get_close_matches(key, options, n=1) or [n for n in options if n.endswith(f".{key}")]
+        near = difflib.get_close_matches(key, [*named, *options], n=1) or [n for n in options if n.endswith(f".{key}")]
         return f"{key} is not an option{f'; did you mean {near[0]}?' if near else ''}; `--help all` lists them"
     for value in values:
         if not _fits(schema, key, value):

@@ -81,7 +81,7 @@ def _run_problems(config: Config) -> list[str]:
     budget, data = config.budget, config.data
     if budget.hours is None and budget.flops is None and budget.tokens is None and budget.steps is None:
         problems.append(
-            "no limit at all: set budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05"
+            "no budget is set: give budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05"
         )
     if budget.extend_hours and budget.hours is None:
         problems.append(f"budget.extend_hours={budget.extend_hours} has no effect without budget.hours")

@@ -13,8 +13,8 @@ Array = TypeVar("Array")  # numpy.ndarray on the host, torch.Tensor on the devic
 class Batch(Generic[Array]):
     """B sequences of T tokens each.
 
-    Further inputs of an objective (a weight for each target, logits of a teacher) become further fields. Two places copy
-    the fields: `parts`, and the transfer to the device.
+    Further inputs of an objective (a weight for each target, logits of a teacher) become further fields.
+    `parts` and `Device.batch` copy the fields. `warm_up` (training/compile.py) and `Loader.batch` also build batches.
 
     Attributes:
         inputs: Token ids, int64 (B, T).

@@ -1,4 +1,4 @@
-"""Evaluation windows: the same tokens of the validation split for every model, whatever its block size."""
+"""Evaluation windows: the same tokens of the validation split for every model, independent of its block size."""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ class Loader:
         if self.n_windows < 1:
             longest = max(map(len, split.shards), default=0)
             raise UserError(
-                f"the {split.name} split has {longest} tokens in one piece, fewer than the {block_size + 1} of one "
-                f"block; set model.block_size below {max(longest, 2)} or give more text with data.path="
+                f"the {split.name} split has {longest} tokens in its longest shard, but a training window needs "
+                f"{block_size + 1}; set model.block_size below {max(longest, 2)} or give more text with data.path="
             )
 
     def batch(self, step: int) -> Batch[np.ndarray]:

@@ -59,7 +59,7 @@ class Device:
 
     @property
     def title(self) -> str:
-        """The device, threads and precision in words, for a run that moves here."""
+        """The device, threads and precision in words, to notice when a run resumes on another device."""
         return f"{self.name}, {self.threads} threads, {self.precision}"
 
     @property
@@ -73,7 +73,7 @@ class Device:
         return torch.autocast(self.torch_device.type, getattr(torch, self.precision))
 
     def scaler(self, scale: float | None = None) -> torch.amp.GradScaler:
-        """Return the gradient scaler, which does something in float16 only.
+        """Return the gradient scaler, which is active in float16 only.
 
         `scale` is the loss scale that an earlier process of the run had reached.
         """

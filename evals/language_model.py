@@ -112,10 +112,10 @@ def evaluate(
     - bits_per_byte: total nats / ln 2 / total bytes; end-of-text contributes nats and 0 bytes
     - accuracy: fraction of tokens with the highest logit
     - by_source: {label: tokens, loss, perplexity, bits_per_byte, accuracy} of each source that occurs
-    - fingerprint: that of the windows
+    - fingerprint: fingerprint of the windows
 
-    A non-finite value (a diverged model, a perplexity beyond float64, bits per byte of no bytes) is None, because JSON has
-    neither infinity nor NaN.
+    A non-finite value (a diverged model, a perplexity beyond float64, bits per byte of a text with 0 bytes) is None, because
+    JSON has neither infinity nor NaN.
 
     With torch.distributed, each process evaluates a part of the windows, and all return the same result; `stop` must then
     raise in all processes or in none. Raises UserError if there is no token to predict.

@@ -1,4 +1,4 @@
-"""Commands that nobody should type: strategies made from the options in config.py, and a script's command in this process."""
+"""Invalid commands: strategies made from the options in config.py, and a script's command in this process."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def edges(name: str) -> list[str]:
 
 
 def texts() -> st.SearchStrategy[str]:
-    """What a shell can hand over: anything but NUL, half of it signs that mean something to somebody."""
+    """Any string without NUL; half of the characters are special to a shell, Hydra or YAML."""
     anything = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
     return st.text(st.one_of(st.sampled_from(SIGNS), anything), max_size=20)
 
@@ -116,7 +116,7 @@ def sane_values(name: str, kind: Any) -> st.SearchStrategy[str]:
 
 @st.composite
 def keys(draw: st.DrawFn, names: list[str]) -> str:
-    """An option, or what a slip of the finger makes of one."""
+    """An option, or a misspelling of one."""
     name = draw(st.sampled_from(names))
     if draw(st.integers(0, 9)):
         return name
@@ -154,7 +154,7 @@ def arguments(draw: st.DrawFn, schema: type) -> str:
 
 
 def leads_outside(word: str) -> bool:
-    """Whether a test must not go there: an absolute path, the folder above, somebody's home, what a variable holds."""
+    """Whether a path leaves the test's folder: absolute, `..`, `~`, or with a variable."""
     key, _, value = word.lstrip("+~").partition("=")
     paths = [name for name, option in OPTIONS.items() if option.path]
     return key.startswith((*paths, "hydra")) and OUTSIDE.search(value) is not None
@@ -187,7 +187,7 @@ class Started(BaseException):
 
 @dataclass
 class Answer:
-    """What a command came to. `plan`: of the run that would have begun; `files`: what it left in its folder."""
+    """The outcome of a command. `plan`: of the run that would have begun; `files`: what it left in its folder."""
 
     status: int
     out: str

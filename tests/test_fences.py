@@ -86,19 +86,19 @@ def is_within(module: str, allowed: str) -> bool:
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_a_file_imports_only_what_is_below_it(path: Path) -> None:
-    room = relative(path).split("/")[0].removesuffix(".py")
+    folder = relative(path).split("/")[0].removesuffix(".py")
     ours = [module for module in imports(path) if module.split(".")[0] in MAY_IMPORT]
-    assert not [module for module in ours if not any(is_within(module, each) for each in (room, *MAY_IMPORT[room]))]
+    assert not [module for module in ours if not any(is_within(module, each) for each in (folder, *MAY_IMPORT[folder]))]
 
 
 def test_the_table_itself_points_one_way() -> None:
     order = list(MAY_IMPORT)
-    for room, allowed in MAY_IMPORT.items():
-        below = order[: order.index(room)]
-        assert all(each.split(".")[0] in below for each in allowed), room
+    for folder, allowed in MAY_IMPORT.items():
+        below = order[: order.index(folder)]
+        assert all(each.split(".")[0] in below for each in allowed), folder
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     modules = {relative(path)[:-3].replace("/", ".").removesuffix(".__init__"): path for path in FILES}
     uses = {
         module: {used for each in imports(path) for used in (each, each.rpartition(".")[0]) if used in modules}
@@ -109,7 +109,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         module for module, used in uses.items() if not used
     ]:  # take away what depends on nothing that is left
         uses = {module: used - {*done} for module, used in uses.items() if module not in done}
-    assert not uses, f"among these is a circle: {sorted(uses)}"
+    assert not uses, f"import cycle among: {sorted(uses)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -133,7 +133,7 @@ def test_the_loop_fits_on_one_screen() -> None:
     assert max(node.col_offset for node in ast.walk(fit) if isinstance(node, ast.stmt)) <= 4 * 4
 
 
-# What runs code or opens a hole, wherever it stands. bench/ is exempt: a peer that it is compared with reads a pickle.
+# Calls that run code or are unsafe. Forbidden everywhere except in bench/.
 NOT_OURS = ("bench", "outputs", "multirun", "prepared")  # bench runs other trainers; the rest is what users make
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in NOT_OURS and path.name[0] != "."]
 EVERYWHERE = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in folder.rglob("*.py"))])
@@ -190,7 +190,7 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path: Path) -> None:
         "load_dataset(repo, trust_remote_code=True)",
     ],
 )
-def test_each_danger_is_seen(source: str) -> None:
+def test_each_forbidden_call_is_found(source: str) -> None:
     assert len(dangers(source)) == 1
 
 
@@ -198,5 +198,5 @@ def test_each_danger_is_seen(source: str) -> None:
     "source",
     ["model.eval()", "re.compile(x)", "torch.compile(m)", "torch.load(p, weights_only=True)", "yaml.safe_load(t)"],
 )
-def test_what_only_looks_like_one_is_left_alone(source: str) -> None:
+def test_similar_harmless_calls_are_allowed(source: str) -> None:
     assert dangers(source) == []

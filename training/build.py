@@ -27,14 +27,14 @@ def initialize_model(session: Session, corpus: Corpus, device: Device, plan: Pla
 
     Raises UserError if the disk has no space for its checkpoints.
     """
-    from training.initialize import INITIALIZERS
+    from training.initialize import WEIGHT_SOURCES
 
     config = session.config
     shape = replace(plan.sized(template(config)), dropout=plan.dropout)
     shape = with_eot(config, shape, corpus.tokenizer.eot)
     # 4 bytes each for weights and two moments; two checkpoints, one being written, and the finished weights.
     session.run.require_space(4 * 3 * shape.parameters() * 4)
-    return INITIALIZERS["scratch"](shape, config.seed, device.torch_device)
+    return WEIGHT_SOURCES["scratch"](shape, config.seed, device.torch_device)
 
 
 def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: GPT) -> Trainer:

@@ -28,7 +28,7 @@ def compile_model(session: Session, trainer: Trainer) -> None:
         failure = None
         try:
             seconds = timed(clock, lambda: warm_up(session, trainer), 1)
-        except Exception as error:  # whatever a compiler raises: a slower run is worth more than none
+        except Exception as error:  # a compiler may raise anything; train uncompiled instead
             if how == "off" or session.config.device.compile == how:
                 raise
             failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -55,11 +55,11 @@ def how_to_compile(session: Session, trainer: Trainer) -> str:
     if not plan.compiled or not trainer.state.step:
         return plan.compiling
     seconds_left = session.world.broadcast(session.clock.seconds_left())
-    for way in trainer.device.compile_options(session.config.device.compile):
-        cost_s, speedup = plan.compile_s or way.cost_s, plan.compile_speedup or way.speedup
-        measured = replace(way, cost_s=cost_s, speedup=speedup)
-        if way.how == plan.compiling and measured.pays(seconds_left):
-            return way.how
+    for option in trainer.device.compile_options(session.config.device.compile):
+        cost_s, speedup = plan.compile_s or option.cost_s, plan.compile_speedup or option.speedup
+        measured = replace(option, cost_s=cost_s, speedup=speedup)
+        if option.how == plan.compiling and measured.pays(seconds_left):
+            return option.how
     return "off"
 
 

@@ -42,7 +42,8 @@ class Session:
         clock: The budget: limits, seconds spent by account, progress.
         signals: Stopping signals, as this process receives them.
         console: Terminal and log.txt.
-        world: The processes that share the run; decisions that all of them must take alike go through it.
+        world: The processes that share the run; decisions that all of them must take alike go through it. train.py runs
+            one process today (supervise.require_one_process).
         dashboard: The wandb run; one that does nothing until it is opened.
         samples: Texts of the finished model, with the keys `prompt` and `text`.
     """
@@ -82,7 +83,7 @@ class Trainer:
         compile_cache: "cold" or "warm", the compiler's cache at the start; None if nothing was compiled.
         save_s: Seconds that the last checkpoint took.
         report_s: Seconds that a report takes, at most.
-        window_s: Seconds per window of an evaluation; rather too many than too few.
+        window_s: Seconds per window of an evaluation; an upper estimate.
         samples_s: Seconds that all samples will take.
         saved_at: When the last checkpoint was finished, in seconds spent of the budget.
         spike: Watches the loss while `fit` runs.
@@ -151,5 +152,5 @@ def write_report_of(session: Session) -> None:
 
     try:
         write_report(session.run.folder)
-    except Exception as error:  # whatever a plotting library raises
+    except Exception as error:  # a plotting library may raise anything
         session.console.warn(f"no report: {type(error).__name__}: {error}")

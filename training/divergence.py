@@ -1,4 +1,4 @@
-"""Divergence: detect a lost model, and return once to an earlier checkpoint with half the learning rate.
+"""Divergence: detect a diverged model, and return once to an earlier checkpoint with half the learning rate.
 
 torch is imported inside functions, so that --help and errors in the command line appear at once.
 """
@@ -18,7 +18,7 @@ class Diverged(Exception):
     """The loss or a weight is not finite, or the loss has been worse than a uniform guess for long.
 
     Attributes:
-        since: The first step whose loss showed it. The weights after the step before are lost already.
+        since: The first step whose loss showed it. The weights before this step are already bad.
     """
 
     def __init__(self, reason: str, since: int) -> None:
@@ -46,7 +46,7 @@ def peak_learning_rate(trainer: Trainer) -> float:
 
 
 def rollback(session: Session, trainer: Trainer, error: Diverged) -> None:
-    """Restore the newest checkpoint with good weights; from there, training runs at half the learning rate.
+    """Restore the newest checkpoint from before the divergence; from there, training runs at half the learning rate.
 
     A run does this once, across all its processes. Raises `error` again the second time, and if there is no checkpoint.
     """
@@ -63,7 +63,7 @@ def rollback(session: Session, trainer: Trainer, error: Diverged) -> None:
             lost_at, micro_batch = trainer.state.step, trainer.state.micro_batch
             restore(session, trainer, checkpoint)
             trainer.state.machine, trainer.state.micro_batch = trainer.device.title, micro_batch
-            drop_after(session.run.checkpoints, trainer.state.step)  # their weights are lost
+            drop_after(session.run.checkpoints, trainer.state.step)  # their weights are bad
         back_to = trainer.state.step
         trainer.state.setback = {"step": lost_at, "back_to": back_to, "reason": str(error)}
         text = f"{error}; going back to step {back_to}, once, with {ROLLBACK_RATE:g} of the learning rate"

@@ -22,7 +22,7 @@ from training.result import about, record, show_result
 def dry_run_finalize(session: Session, trainer: Trainer) -> None:
     """Do the work of the end once, on little data: it measures the time to reserve, and finds a full disk early.
 
-    Raises UserError if the budget does not hold one step.
+    Raises UserError if the budget is too small for one step.
     """
     from data.eval_windows import EvalRange
 
@@ -46,7 +46,7 @@ def dry_run_finalize(session: Session, trainer: Trainer) -> None:
     state = trainer.state
     steps_left, limit = session.world.broadcast(clock.steps_left(state.step, state.tokens, state.flops, trainer.cost))
     if steps_left == 0 and state.step == 0:
-        raise UserError(budget_too_small(session, trainer, limit))
+        raise UserError(no_time_for_a_step(session, trainer, limit))
     session.console.detail(
         f"ending  {format_seconds(clock.reserve_s)} are kept for the final save, evaluation"
         f" ({format_count(trainer.final.n_tokens)} tokens), samples and report"
@@ -74,18 +74,18 @@ def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> No
         trainer.interim = EvalRange(split, shape.block_size, trainer.interim.n_tokens // 2)
 
 
-def budget_too_small(session: Session, trainer: Trainer, limit: str) -> str:
-    """The error message for a budget whose `limit` does not hold a single step."""
+def no_time_for_a_step(session: Session, trainer: Trainer, limit: str) -> str:
+    """The error message for a budget whose `limit` is too small for one step."""
     clock = session.clock
     if limit != "hours":
         value = getattr(session.config.budget, limit)
         return (
-            f"budget.{limit}={value:g} does not hold one step of {trainer.cost.tokens:,} tokens"
+            f"budget.{limit}={value:g} is too small for one step of {trainer.cost.tokens:,} tokens"
             f" ({trainer.cost.flops:.3g} FLOPs); raise it or lower optim.batch_tokens"
         )
     needed_s = clock.counted_s() + (clock.reserve_s if clock.limits.counts == "all" else 0.0) + 10 * clock.pace.worst
     return (
-        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) does not hold one"
+        f"budget.hours={session.config.budget.hours:g} ({format_seconds(clock.limits.seconds or 0)}) is too small for one"
         f" step: starting took {format_seconds(clock.counted_s())}, the end needs {format_seconds(clock.reserve_s)};"
         f" give it at least budget.hours={needed_s / 3600:.2g}"
     )

@@ -1,4 +1,4 @@
-"""The first weights of a run. To add an initialisation, write a function and add it to INITIALIZERS."""
+"""The first weights of a run. To add a source of weights, write a function and add it to WEIGHT_SOURCES."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from model.config import Shape
 from model.gpt import GPT
 
-Initializer = Callable[[Shape, int, torch.device], GPT]
+WeightSource = Callable[[Shape, int, torch.device], GPT]
 
 
 def scratch(shape: Shape, seed: int, device: torch.device) -> GPT:
@@ -19,4 +19,4 @@ def scratch(shape: Shape, seed: int, device: torch.device) -> GPT:
         return GPT(shape)
 
 
-INITIALIZERS: dict[str, Initializer] = {"scratch": scratch}
+WEIGHT_SOURCES: dict[str, WeightSource] = {"scratch": scratch}

@@ -78,7 +78,7 @@ def law_of(config: Config, tokenizer: str) -> Law:
         return replace(law, draws=())
     if about.get("tokenizer") not in (None, tokenizer):
         raise UserError(
-            f"law=local: {config.plan.law_file} is about runs with data.tokenizer={about['tokenizer']}, this one has"
+            f"law=local: {config.plan.law_file} was fitted to runs with data.tokenizer={about['tokenizer']}, this one has"
             f" {tokenizer}; refit from runs of this tokenizer, or fit bits per byte: python -m budget.laws.refit"
             " outputs/* --metric bits_per_byte"
         )
@@ -101,7 +101,7 @@ def corpus_notes(config: Config, fingerprint: str | None) -> tuple[str, ...]:
     fitted_on = ", ".join(corpus[:8] for corpus in corpora)
     return (
         f"law=local was fitted on another corpus ({fitted_on}) than this one ({fingerprint[:8]}); size and loss may be"
-        " off: make law from runs on this one",
+        " wrong; fit a law to runs on this corpus: make law",
     )
 
 
@@ -117,7 +117,7 @@ def max_epochs_of(config: Config) -> float:
 
 
 def request_for(config: Config, text: Text, flops_per_second: float | None, overhead_s: float) -> Request:
-    """The planner's request: the sizes that the user has set, and rules for those that are open.
+    """The planner's request: the sizes that the user has set, and rules for those that are null.
 
     Args:
         flops_per_second: The speed to plan with; None if time is not limited.
@@ -270,17 +270,17 @@ def plan_here(
     `say` and `detail` are those of `measured_plan`.
     """
     request = first_request(config, text, device, overhead_s)
-    ways, limit_s = device.compile_options(config.device.compile), request.limits.seconds
+    compile_options, limit_s = device.compile_options(config.device.compile), request.limits.seconds
     if trials is not None:
         optim, probe_s = config.optim, probe_seconds(request.limits)
-        prober = DeviceTrialClient(trials, device, optim_settings(config), optim.micro_batch, probe_s, say)
-        plan = measured_plan(request, prober, ways, say, detail)
+        client = DeviceTrialClient(trials, device, optim_settings(config), optim.micro_batch, probe_s, say)
+        plan = measured_plan(request, client, compile_options, say, detail)
     else:
         if limit_s is None and not config.mfu:  # the plan does not depend on speed
             request = replace(request, flops_per_second=None)
         plan = make_plan(request, speed_source="mfu" if config.mfu else "assumed")
-        way = first_that_pays(ways, None if limit_s is None else limit_s - overhead_s)
-        plan = replace(plan, compiled=way is not None, regional=way is not None and way.how == "regional")
+        option = first_that_pays(compile_options, None if limit_s is None else limit_s - overhead_s)
+        plan = replace(plan, compiled=option is not None, regional=option is not None and option.how == "regional")
     return with_mfu(plan, plan.sized(request.template), device.peak_flops)
 
 

@@ -97,7 +97,8 @@ def restore(session: Session, trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.training_step.scaler = trainer.device.scaler(state.loss_scale)
     if checkpoint.corrected:
         session.console.warn(
-            "an earlier version of the code changed this run's batch and rates on the way; it continues as planned"
+            "an earlier version of the code changed this run's batch size and learning rate during the run; it continues as"
+            " planned, and some windows of the corpus may be repeated or skipped in this epoch"
         )
 
 

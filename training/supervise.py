@@ -1,4 +1,4 @@
-"""Supervise a run: open its folder, clock and signals, and leave a true status on disk whatever happens."""
+"""Supervise a run: open its folder, clock and signals; status.json is correct however the run ends."""
 
 from __future__ import annotations
 

@@ -155,9 +155,8 @@ class DeviceTrialClient:
         self._process, self._device, self._optimizer, self._micro_batch = process, device, optimizer, micro_batch
         self._seconds, self._say = seconds, say
         self._deadline: float | None = None
-        self._fitting: dict[
-            Shape, tuple[int, int]
-        ] = {}  # the largest micro-batch that fitted, and the upper end of its search
+        # The largest micro-batch that fitted, and the upper end of its search.
+        self._fitting: dict[Shape, tuple[int, int]] = {}
         self._over = False
 
     def seconds_left(self) -> float:
@@ -169,24 +168,24 @@ class DeviceTrialClient:
     def at_once(self, shape: Shape, batch_tokens: int) -> int:
         """The tokens of a micro-batch; see `TrialClient` in budget/planner/trial_search.py."""
         sequences = max(1, batch_tokens // shape.block_size)
-        settled, first, _ = self._micro_batches(shape, sequences)
-        return shape.block_size * min(settled or first, sequences)
+        known_size, first, _ = self._micro_batches(shape, sequences)
+        return shape.block_size * min(known_size or first, sequences)
 
     def _micro_batches(self, shape: Shape, sequences: int) -> tuple[int, int, int]:
-        """Three micro-batches, in sequences: the settled one (0 if none is), the first to try, and the most to try."""
+        """Three micro-batches, in sequences: the known one (0 if not known yet), the first to try, and the most to try."""
         guess = self._device.micro_batch(shape, sequences)
         # On a CPU the guess is what fits the caches, not the memory, and larger ones are slower.
         most = guess if self._device.torch_device.type == "cpu" else sequences
         known, tried = self._fitting.get(shape, (0, 0))
-        settled = self._micro_batch or (min(known, most) if known < tried or tried >= most else 0)
-        return settled, max(known, guess), most
+        known_size = self._micro_batch or (min(known, most) if known < tried or tried >= most else 0)
+        return known_size, max(known, guess), most
 
     def measure(self, shape: Shape, batch_tokens: int, seconds: float, compiled: str = "off") -> Trial | None:
         """Run a trial; see `TrialClient` in budget/planner/trial_search.py."""
         sequences = max(1, batch_tokens // shape.block_size)
-        settled, first, most = self._micro_batches(shape, sequences)
-        if settled:
-            found = self._ask(shape, sequences, settled, seconds, compiled)
+        known_size, first, most = self._micro_batches(shape, sequences)
+        if known_size:
+            found = self._ask(shape, sequences, known_size, seconds, compiled)
         else:
             found = largest_fitting(lambda micro: self._ask(shape, sequences, micro, seconds, compiled), first, most)
             if found:

@@ -39,8 +39,8 @@ def too_many_epochs(tokens: float, request: Request, epochs: float) -> str:
     """Return the error for a budget that repeats the corpus more often than `request.max_epochs`."""
     return (
         f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of the corpus ({request.corpus_tokens:,.0f}"
-        f" tokens); at most {request.max_epochs:g} epochs are allowed, because repeated text teaches less and less: add"
-        f" text with data.path=, lower the budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
+        f" tokens); at most {request.max_epochs:g} epochs are allowed, because repeated text lowers the loss less"
+        f" with each epoch: add text with data.path=, lower the budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
     )
 
 
@@ -52,7 +52,7 @@ def budget_too_small(limits: Limits, tokens: float, batch: int, needed_s: float 
     if needed_s and limits.hours:
         hint = f"give it at least budget.hours={1.1 * needed_s / 3600:.2g}"
     return (
-        f"{budget} does not hold one step of {batch:,} tokens (there is room for {tokens:,.0f}); {hint} or lower"
+        f"{budget} is too small for one step of {batch:,} tokens (there is room for {tokens:,.0f}); {hint} or lower"
         " optim.batch_tokens"
     )
 
@@ -82,9 +82,7 @@ def notes(request: Request, shape: Shape, compute: float, epochs: float | None, 
             " of them for the blocks"
         )
     if steps < FEW_STEPS:
-        notes.append(
-            f"the budget holds only {steps} optimizer steps; the loss of so short a run depends much on chance"
-        )
+        notes.append(f"the budget allows only {steps} optimizer steps; the loss of such a short run is noisy")
     return notes
 
 

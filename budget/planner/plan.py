@@ -91,11 +91,11 @@ class Plan:
     parameters, parameters_law: all parameters, and N as the law counts it (block matrices + one vocabulary matrix).
     flops, flops_6nd: training FLOPs with attention (budget/flops.py), and 6ND.
     learning_rate_spread: the lowest and the highest rate of the published rules.
-    standing: the support for the law at this compute: measured | confirmed | extrapolated (published.support).
+    standing (historical name): the support for the law at this compute: measured | confirmed | extrapolated (published.support).
     optimum: the law's own N and D for these FLOPs.
-    bracket: the range of all laws, that is the smallest and the largest N that they give for these FLOPs.
+    bracket (historical name): the range of all laws, that is the smallest and the largest N that they give for these FLOPs.
     interval: the 80 % interval of the law's N; None where the law states no uncertainty.
-    flat: the near-optimal range, that is the sizes whose expected loss is within 1 % of the best.
+    flat (historical name): the near-optimal range, that is the sizes whose expected loss is within 1 % of the best.
     predicted_loss, predicted_loss_interval: nats per token, with the 80 % interval; only from a law of the user's own
     runs.
     curve: (N, expected loss relative to the best) by size, at the chosen shape's FLOP/s.

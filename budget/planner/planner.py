@@ -44,9 +44,8 @@ SHORTLIST = (0.5, 0.75, 1.0, 1.5, 2.2, 3.3)  # sizes to measure, relative to the
 NEAR = 0.05  # in ln N: closer sizes count as equal; also the weight of the aspect ratio's distance from 64
 USUAL_ASPECT = 64  # n_embd / n_layer; the median of Hoffmann et al. 2022, Table A9
 TIE = 0.005  # candidates within 0.5 % of the best expected loss are called close
-NEAR_OPTIMAL = (
-    0.01  # sizes within 1 % of the best expected loss; measured isoFLOP curves are this flat around the minimum
-)
+# Sizes within 1 % of the best expected loss; measured isoFLOP curves are this flat around the minimum.
+NEAR_OPTIMAL = 0.01
 CURVE_HIGHEST, CURVE_POINTS = 0.2, 100  # the curve of a plan: up to 20 % worse than the best, about 100 points
 CLIPPED = 0.06  # relative; two-digit rounding changes a rate by at most 5 %, so a larger change means it was clipped
 

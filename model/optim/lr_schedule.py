@@ -1,6 +1,6 @@
 """Learning-rate schedules as pure functions of progress, the fraction of the budget that is spent. Does not import torch.
 
-No schedule counts steps, so each reaches its floor exactly at the end of the budget, whatever the throughput was.
+No schedule counts steps, so each reaches its floor exactly at the end of the budget, at any throughput.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Dashboard:
         """Set the summary figures of the run, with names made by `figures`."""
 
     def finish(self) -> None:
-        """Close the run. Returns within a few seconds, whatever happens."""
+        """Close the run. Returns within a few seconds, even after a failure."""
 
 
 def open_dashboard(

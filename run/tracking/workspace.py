@@ -162,7 +162,7 @@ def publish(project: str, entity: str | None) -> str:
         replace_earlier(view)
         view.save()
         return str(view.url)
-    except Exception as error:  # whatever wandb raises
+    except Exception as error:  # wandb may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MachineError(
             f"wandb refused the view of {view.entity}/{project}: {reason}; does the project have a run?"

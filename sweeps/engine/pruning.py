@@ -1,7 +1,7 @@
 """The hours of a whole sweep, pruning of jobs that are behind, and longer runs on hours that are left over.
 
 Runs are compared at equal shares of their budgets. That is fair because every schedule follows the share that is spent: two
-runs at a quarter of their budgets are at the same point of their schedules, whatever their sizes and speeds. A pruned job has
+runs at a quarter of their budgets are at the same point of their schedules, at any size and speed. A pruned job has
 saved a checkpoint; with sweep.prune=none the same command continues it.
 """
 

@@ -99,7 +99,7 @@ def test_all_problems_are_reported_together(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_limit_is_refused(tmp_path: Path) -> None:
-    assert "no limit at all" in refused(tmp_path)[0]
+    assert "no budget is set" in refused(tmp_path)[0]
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "sample.py", "plan.py"])

@@ -143,7 +143,7 @@ def test_the_agent_uses_the_metric_of_the_sweep() -> None:
     [
         (["seed"], "did you mean seeds"),
         (["seeds", "seed=1", BUDGET], "sweeps nothing"),
-        (["seeds"], "error: no limit at all: set budget.hours"),
+        (["seeds"], "error: no budget is set: give budget.hours"),
         (["seeds", "model.dropout=interval(0,1)"], "range without steps"),
         (["seeds", "a=b=c,d"], "KEY=VALUE"),
         (["seeds", "modle.dropout=0"], "modle"),

@@ -483,7 +483,7 @@ def test_a_run_whose_plan_earlier_code_corrected_continues_as_planned(
     folder = run_here(place, "budget.steps=40", name=name)
     output = capsys.readouterr().out
     assert "resuming at step 17" in output
-    assert output.count("an earlier version of the code changed this run's batch and rates") == changed
+    assert output.count("an earlier version of the code changed this run's batch size and learning rate") == changed
     assert result_of(folder)["plan"]["correction"] is None
     assert same(folder, whole)
 

@@ -141,7 +141,7 @@ def test_rules_at_published_points() -> None:
 
 
 def test_a_budget_below_one_step_is_refused() -> None:
-    with pytest.raises(UserError, match=r"budget.tokens=1000 does not hold one step of 65,536 tokens"):
+    with pytest.raises(UserError, match=r"budget.tokens=1000 is too small for one step of 65,536 tokens"):
         make_plan(request(limits=Limits(tokens=1000), batch_tokens=65536))
 
 
