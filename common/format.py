@@ -40,3 +40,8 @@ def format_count(number: float) -> str:
 def format_percent(share: float) -> str:
     """Format a share in [0, 1] as whole percents, rounded down so that "100 %" means done."""
     return f"{math.floor(share * 100 + 1e-9)} %" if math.isfinite(share) else "? %"
+
+
+def format_number_of(count: int, noun: str) -> str:
+    """Format a number of things: "1 layer", "2 layers"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -16,6 +16,7 @@ from budget.planner.plan import MAX_EPOCHS, Plan, Request, load_plan
 from budget.planner.planner import choose, make_plan, overhead_estimate
 from budget.planner.trial_search import measured_plan
 from common.errors import UserError
+from common.format import format_number_of
 from common.json_io import significant, write_json
 from config import Config, open_block, optim_settings, template, with_eot
 from device.compile_cost import first_that_pays
@@ -345,8 +346,9 @@ def require_memory(plan: Plan, shape: Shape, free: int) -> None:
     """Raise UserError if training takes more than `free` bytes: the system would kill the process without a message."""
     needed = LEAST_BYTES * shape.parameters() + TOKEN_BYTES * plan.batch_tokens
     if needed > free:
+        layers = format_number_of(plan.n_layer, "layer")
         raise UserError(
-            f"{plan.n_layer} layers of width {plan.n_embd} with optim.batch_tokens={plan.batch_tokens} take at least"
-            f" {needed / 2**30:,.1f} GiB to train and {free / 2**30:,.1f} are free; choose smaller model.* sizes or"
-            " batches (null: planned), or another device="
+            f"a model of {layers} of width {plan.n_embd} with optim.batch_tokens={plan.batch_tokens} takes at least"
+            f" {needed / 2**30:,.1f} GiB to train and {free / 2**30:,.1f} are free; set smaller model.* sizes or batches"
+            " (null: planned), or another device="
         )

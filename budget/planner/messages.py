@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from budget.laws.published import LAWS, support
 from budget.planner.candidates import least_memory
+from common.format import format_number_of
 from model.config import Shape
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ SMALLER_VOCABULARIES = (
 
 def does_not_fit(shape: Shape, memory: float) -> str:
     """Return the error for fixed model sizes that exceed the device's memory, `memory` in bytes."""
+    layers = format_number_of(shape.n_layer, "layer")
     return (
-        f"{shape.n_layer} layers of width {shape.n_embd} with a vocabulary of {shape.vocab_size:,} do not fit: training"
-        f" needs at least {least_memory(shape) / 2**30:,.1f} GiB, the device has {memory / 2**30:,.1f} GiB; set smaller"
+        f"a model of {layers} of width {shape.n_embd} with a vocabulary of {shape.vocab_size:,} does not fit: training needs"
+        f" at least {least_memory(shape) / 2**30:,.1f} GiB, the device has {memory / 2**30:,.1f} GiB; set smaller"
         " model.n_layer, model.n_embd or model.vocab_size (null lets the plan choose), or another device="
     )
 

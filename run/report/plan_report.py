@@ -22,7 +22,7 @@ from budget.planner.hyperparameters import (
 )
 from budget.planner.plan import Plan
 from budget.planner.planner import NEAR_OPTIMAL, TIE, step_rule
-from common.format import format_count, format_seconds
+from common.format import format_count, format_number_of, format_seconds
 from model.config import Shape
 from run.report.console import Console
 
@@ -60,17 +60,19 @@ def show_plan_briefly(plan: Plan, console: Console, limits: Limits) -> None:
         console.say(f"note: {note}")
 
 
+def _size(plan: Plan) -> str:
+    """Layers, width and heads of the planned model."""
+    return f"{format_number_of(plan.n_layer, 'layer')}, width {plan.n_embd}, {format_number_of(plan.n_head, 'head')}"
+
+
 def _brief_rows(plan: Plan, limits: Limits) -> list[tuple[str, str]]:
     epochs = f" ({plan.epochs:.2f} epochs)" if plan.epochs else ""
-    layers, heads = (
-        f"{n} {noun}{'' if n == 1 else 's'}" for n, noun in ((plan.n_layer, "layer"), (plan.n_head, "head"))
-    )
     table = f" ({format_count(plan.bigram_rows * plan.n_embd)} in the bigram embedding)" if plan.bigram_rows else ""
     rows = [
         ("budget", budget_of(limits)),
         (
             "model",
-            f"{layers}, width {plan.n_embd}, {heads}, context {plan.block_size}, vocabulary {plan.vocab_size};"
+            f"{_size(plan)}, context {plan.block_size}, vocabulary {plan.vocab_size};"
             f" {format_count(plan.parameters)} parameters{table}",
         ),
         ("training", f"{format_count(plan.tokens)} tokens{epochs}: {plan.steps:,} steps of {plan.batch_tokens:,}"),
@@ -163,7 +165,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
             f" for {plan.optimum['flops']:.3g} FLOPs; all laws {low} to {high}",
             f"{plan.law}, {plan.standing}",
         ),
-        ("model", f"{plan.n_layer} layers, width {plan.n_embd}, {plan.n_head} heads", plan.source["size"]),
+        ("model", _size(plan), plan.source["size"]),
         ("parameters", f"{parameters} ({format_count(plan.parameters_law)} as the law counts them)", ""),
         ("within 1 %", flat, plan.source["flat"]),
         *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),

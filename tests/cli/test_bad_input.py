@@ -294,4 +294,4 @@ def test_sizes_that_exceed_any_memory_are_refused_by_plan_and_train(base: list[s
     ):
         (line,) = call().refused()
         assert "GiB" in line
-        assert "smaller model.* sizes" in line
+        assert "smaller model." in line

@@ -146,13 +146,14 @@ def attribute_chains(path: Path) -> set[str]:
 
 
 def test_every_option_is_read_by_the_code() -> None:
-    """An option that nothing reads would have no effect. Groups that are passed on whole (model -> Shape, data -> DataSpec,
-    optim -> OptimSettings) count as read if the class has the same field."""
+    """An option that nothing reads would have no effect. Groups that are passed on whole (budget -> Limits, model -> Shape,
+    data -> DataSpec, optim -> OptimSettings) count as read if the class has the same field."""
+    from budget.clock import Limits
     from data.sources.base import DataSpec
     from model.config import Shape
     from model.optim.settings import OptimSettings
 
-    whole = {"model": Shape, "data": DataSpec, "optim": OptimSettings}
+    whole = {"budget": Limits, "model": Shape, "data": DataSpec, "optim": OptimSettings}
     passed_on = {f"{group}.{f.name}" for group, schema in whole.items() for f in fields(schema)}
     readers = [
         *ROOT.glob("*.py"),
