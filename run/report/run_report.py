@@ -135,7 +135,7 @@ def _comparison(run: Run) -> list[tuple[str, str, str, str]]:
     rows: list[tuple[str, Any, Any, Callable[[float], str]]] = [
         ("Tokens", plan.get("tokens"), spent.get("tokens", last.get("tokens")), format_count),
         ("Steps", plan.get("steps"), spent.get("steps", last.get("step")), format_count),
-        ("Time", plan.get("hours"), spent.get("hours", last.get("hours")), hours),
+        ("Training time", plan.get("hours"), spent.get("training_hours"), hours),
         ("Tokens/s", plan.get("tokens_per_second"), speed.get("tokens_per_second"), format_count),
         ("FLOPs", plan.get("flops"), spent.get("flops", last.get("flops")), scientific),
         ("MFU", plan.get("mfu"), speed.get("mfu"), percent),

@@ -24,7 +24,7 @@ HOSTILE = '</pre><script>alert("x")</script><img src=http://evil.example/x.png> 
 PLAN: dict[str, Any] = {
     "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256, "vocab_size": 4096,
     "parameters": 4_194_304, "parameters_law": 4_100_000, "law": "chinchilla-table3",
-    "tokens": 4_100_000, "flops": 1.2e13, "steps": 500, "hours": 0.05, "tokens_per_second": 24_000.0, "mfu": 0.39,
+    "tokens": 4_100_000, "flops": 1.2e13, "steps": 500, "hours": 0.045, "tokens_per_second": 24_000.0, "mfu": 0.39,
     "batch_tokens": 8192, "learning_rate": 1.9e-3, "predicted_loss": 3.8,
     "alternatives": [
         {
@@ -156,7 +156,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
 
 FIGURES = (
     "small-1a2b3c", "Status finished", "Stopped by hours", "3.9012 ± 0.0123", "49.46 ± 0.61", "1.8034 ± 0.0057", "31.25 %",
-    "Tokens 4.1M 4.19M +2.3%", "Steps 500 512 +2.4%", "Time 3m00s 3m00s -0.2%", "Tokens/s 24k 25.1k +4.6%",
+    "Tokens 4.1M 4.19M +2.3%", "Steps 500 512 +2.4%", "Training time 2m42s 2m46s +2.2%", "Tokens/s 24k 25.1k +4.6%",
     "FLOPs 1.2e+13 1.23e+13 +2.5%", "MFU 39 % 41 % +5.1%", "Loss 3.8000 3.9012 +2.7%",
     "0.4 s unused", "1.04e+13 FLOPs as 6ND", "12.5 s of data preparation", "train 2m46s 93.5%", "total 2m58s 100 %",
     "wikipedia 300k 3.765 33.00%", "books 224k 4.099 29.00%",
