@@ -27,7 +27,7 @@ _RC: Any = {
     "svg.fonttype": "none",
     # Fixed margins: fitting them to the labels would draw each picture twice.
     "figure.subplot.left": 0.135,
-    "figure.subplot.right": 0.95,
+    "figure.subplot.right": 0.93,
     "figure.subplot.bottom": 0.175,
     "figure.subplot.top": 0.965,
     "font.family": "sans-serif",
