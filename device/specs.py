@@ -84,7 +84,7 @@ BY_NAME = {device.name: device for device in DEVICES}
 
 
 def by_cuda_name(cuda_name: str) -> DeviceSpec | None:
-    """Return the row for the name that CUDA reports; None where there is none.
+    """Return the specification for the name that CUDA reports; None for an unknown name.
 
     The name must match in whole words, so that "NVIDIA L40S" is not "NVIDIA L4", and must have no additional word of
     VARIANTS.

@@ -10,8 +10,6 @@ from typing import TypeVar
 from training.context import Session, Trainer
 
 RETRY_S = 1.0  # seconds before a failed write is tried again, as a network file system may recover
-
-
 Result = TypeVar("Result")
 
 

@@ -12,6 +12,8 @@ from training.context import Session, Trainer
 from training.resume import restore
 
 ROLLBACK_RATE = 0.5  # share of the planned learning rate after a rollback
+SPIKE_NATS = 1.0  # nats per token above a uniform guess: more than batch noise or a bad initialisation explains
+SPIKE_STEPS = 32  # steps in a row; training recovers from shorter spikes
 
 
 class Diverged(Exception):
@@ -70,12 +72,6 @@ def rollback(session: Session, trainer: Trainer, error: Diverged) -> None:
         session.console.warn(text)
         trainer.metrics.write({"event": "setback", "step": back_to, "text": text})
         save(session, trainer, final=False)  # so that a killed process does not forget the rollback
-
-
-SPIKE_NATS = 1.0  # nats per token above a uniform guess: more than batch noise or a bad initialisation explains
-
-
-SPIKE_STEPS = 32  # steps in a row; training recovers from shorter spikes
 
 
 class SpikeDetector:

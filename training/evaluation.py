@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from data.eval_windows import EvalRange
 
 EXIT_S = 0.3  # seconds from the last written file to the end of the process
-
-
 RESERVE_MARGIN = 1.15  # factor on the measured time of the end
+# Samples of the finished model for the report; sample.py writes text after any other prompt.
+SAMPLE_PROMPTS = ("def ", "import ", "The ")
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 64, 0.8, 50
 
 
 def update_reserve(session: Session, trainer: Trainer) -> None:
@@ -25,13 +26,6 @@ def update_reserve(session: Session, trainer: Trainer) -> None:
     evaluation_s = trainer.final.n_windows * trainer.window_s
     ending_s = 3 * trainer.save_s + evaluation_s + trainer.samples_s + trainer.report_s + dashboard_s
     session.clock.reserve_s = RESERVE_MARGIN * ending_s + EXIT_S
-
-
-# Samples of the finished model for the report; sample.py writes text after any other prompt.
-SAMPLE_PROMPTS = ("def ", "import ", "The ")
-
-
-SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 64, 0.8, 50
 
 
 def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str, Any]:

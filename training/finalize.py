@@ -24,13 +24,15 @@ def dry_run_finalize(session: Session, trainer: Trainer) -> None:
 
     Raises UserError if the budget is too small for one step.
     """
-    from data.eval_windows import EvalRange
+    from data.eval_windows import CHUNK_TOKENS, EvalRange
 
     clock, shape = session.clock, trainer.shape
     git_commit()  # cached: the commit of the code that trains, and its second is not spent at the end
     with session.signals.deferred():
         save(session, trainer, final=False)
-    one_batch = EvalRange(trainer.corpus.val, shape.block_size, trainer.micro_batch * shape.block_size)
+    # Each chunk of the sample needs at least one window, so this is about one micro-batch of windows at any block size.
+    tokens = trainer.micro_batch * min(shape.block_size, CHUNK_TOKENS)
+    one_batch = EvalRange(trainer.corpus.val, shape.block_size, tokens)
     with clock.charge("eval"):
         window_s = timed(clock, lambda: evaluate(session, trainer, one_batch), 2) / one_batch.n_windows
         sample_token_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4

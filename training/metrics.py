@@ -14,7 +14,6 @@ from training.divergence import SPIKE_STEPS, Diverged, SpikeDetector
 if TYPE_CHECKING:
     import torch
 
-
 # A line of metrics.jsonl for every step up to this one; afterwards, one for each 1/2000 of the budget.
 METRICS_EVERY_STEP = 2000
 

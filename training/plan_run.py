@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 # Model FLOPs utilization (MFU) assumed on a GPU to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
-
-
 # The same on a CPU, where it depends on the width of the model: the MFU at device.specs.REFERENCE_WIDTH, and the width
 # at which it is half of its maximum. Fitted to bench/results/engine.json (docs/performance.md).
 CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0

@@ -24,7 +24,7 @@ SAMPLE_WIDTH = 100  # characters of a sample on the console; log.txt and the rep
 
 
 def about(trainer: Trainer) -> dict[str, Any]:
-    """The part of model.json that says what the model was trained on."""
+    """The part of model.json that describes the training data."""
     corpus = trainer.corpus
     return {
         "tokenizer": corpus.tokenizer.name,
@@ -174,8 +174,6 @@ def change(planned: float, reached: float) -> str:
 
 
 OTHER_ACCOUNTS = ("setup", "compile", "eval", "checkpoint", "idle")  # accounts of the ledger that are not training
-
-
 TOLERATED = 0.05  # relative difference of tokens that needs no explanation
 
 

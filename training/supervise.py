@@ -35,7 +35,7 @@ def supervise(config: Config, config_yaml: str, stages: Stages) -> None:
     Args:
         config_yaml: The configuration as it is saved in the run's folder.
 
-    Raises UserError for what the user has to change, MachineError for faults of the machine and a diverged model.
+    Raises UserError for mistakes of the user, MachineError for faults of the machine and a diverged model.
     """
     clock = BudgetClock(limits_of(config))
     require_one_process()

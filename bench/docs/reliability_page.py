@@ -14,7 +14,7 @@ DOC = ROOT / "docs" / "reliability.md"
 
 
 def text(results: dict[str, dict[str, Any]]) -> str:
-    """The page."""
+    """Return the page as Markdown, from the content of the result files by name."""
     return render("reliability.md.j2", faults=results["faults"], soak=results["soak"])
 
 

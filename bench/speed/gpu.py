@@ -261,7 +261,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("error: bench.speed.gpu needs a CUDA device, and there is none; on a CPU use make bench", file=sys.stderr)
+        print(
+            "error: bench.speed.gpu needs a CUDA device, but none was found; on a CPU use make bench", file=sys.stderr
+        )
         sys.exit(2)
     peer = options.peer.resolve() if options.peer else None
     if peer is not None and not (peer / "train.py").exists():

@@ -59,7 +59,7 @@ class Point:
 
     @property
     def flops(self) -> float:
-        """The compute 6ND."""
+        """Training compute, 6 N D FLOPs."""
         return 6 * self.parameters * self.tokens
 
 

@@ -104,7 +104,7 @@ class Record:
         return float(value)
 
     def text(self, name: str) -> str:
-        """Return a string."""
+        """Return the string under the dotted `name`."""
         value = self.entry(name)
         if not isinstance(value, str):
             raise UnusableRun(f"{name} in its {self.name} is {value!r}, not a string")

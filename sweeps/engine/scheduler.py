@@ -172,7 +172,7 @@ class Queue:
             self._pool.release(job)
 
     def _lock_device(self, devices: Sequence[SweepDevice]) -> DeviceLock | None:
-        """Lock the first device that no other sweep uses; None if there is none."""
+        """Lock the first device that no other sweep uses, and return its lock; None if all are in use."""
         for device in devices:
             held = try_device_lock(device)
             if isinstance(held, DeviceLock):

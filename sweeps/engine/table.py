@@ -70,7 +70,7 @@ class Row:
 
     @property
     def short(self) -> str:
-        """A shorter `label`."""
+        """The settings without their config groups; the job's name if it has no settings."""
         return short_label(self.settings) or self.name
 
     @property

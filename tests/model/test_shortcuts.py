@@ -32,8 +32,6 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
 VARIANTS = {name: vars(Shape(**SIZES, **options)) for name, options in PRESETS.items()} | SHORTCUTS
 EACH = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 TOKENS = torch.randint(96, (3, 17), generator=torch.Generator().manual_seed(1))
-
-
 OFF = {"tie": True, "embed_norm": False, "x0_shortcut": False, "value_embeddings": False}
 
 
