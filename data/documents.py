@@ -33,6 +33,7 @@ class Reading:
         bad_documents: "refuse" or "skip" records that cannot be decoded or have no text.
         start: First byte to read.
         stop: End of the bytes to read; None for the end of the file.
+        member: Name of the file inside an archive to read; empty for any other file.
         consumed: Bytes read so far, counted on disk (compressed).
         records: Records yielded so far.
     """
@@ -41,6 +42,7 @@ class Reading:
     bad_documents: str = "refuse"
     start: int = 0
     stop: int | None = None
+    member: str = ""
     consumed: int = 0
     records: int = 0
 

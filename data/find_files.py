@@ -37,18 +37,37 @@ def stem_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A file and the source label of its texts, unless their metadata names another."""
+    """A file and the source label of its texts, unless their metadata names another.
+
+    `member` is the name of a file inside the archive `path`; empty for any other file.
+    """
 
     path: Path
     label: str
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files that a path, folder or glob names.
+
+    Attributes:
+        base: The folder that file names are relative to.
+        files: The files to read, sorted.
+        not_read: Files of a folder that are not read, sorted; hidden files are not listed.
+    """
+
+    base: Path
+    files: list[NamedFile]
+    not_read: list[Path]
 
 
 def _is_hidden(path: Path, base: Path) -> bool:
     return any(name.startswith(".") for name in path.relative_to(base).parts)
 
 
-def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
-    """Return the folder that file names are relative to, and the readable files of a file name, folder or glob, sorted.
+def find_files(pattern: str) -> FoundFiles:
+    """Return the readable files of a file name, folder or glob.
 
     Raises UserError if there is no file, no file of a known format, or a link that leads out of a folder.
     """
@@ -76,7 +95,8 @@ def find_files(pattern: str) -> tuple[Path, list[NamedFile]]:
             f"data.path={pattern}: no file of a known format (found: {seen}); allowed: "
             f"{', '.join(PROSE + STRUCTURED)}, each also with {' or '.join(COMPRESSED)}"
         )
-    return base, [NamedFile(file, _label(file, base)) for file in kept]
+    files, not_read = [NamedFile(file, _label(file, base)) for file in kept], sorted(set(found) - set(kept))
+    return FoundFiles(base, files, not_read)
 
 
 def _refuse_outside_links(pattern: str, folder: Path, files: list[Path]) -> None:

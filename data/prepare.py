@@ -31,8 +31,9 @@ from data.shard_writer import STATE, Encoded, State, Writer, load_state
 from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources.base import DataSpec, Part, Source
 from data.sources.registry import make_source
+from data.splits import split_and_digest
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
-from data.tokenizer_sample import sample_texts, split_and_digest
+from data.tokenizer_sample import sample_texts
 
 # Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
 BATCH_BYTES = 1 << 18

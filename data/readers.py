@@ -60,7 +60,7 @@ def read_documents(
     `left_out` counts the records without a document by reason, "bad" or "empty". Raises UserError like
     `data.sources.files.TextSource`, and if there is no document at all.
     """
-    _, files = find_files(str(path))
+    files = find_files(str(path)).files
     found = False
     for file in files:
         for record in read_file(file.path, Reading(text_key, bad_documents)):

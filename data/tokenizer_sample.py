@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from data.documents import Document
-from data.sources.base import Part, Source, split_of
+from data.sources.base import Part, Source
+from data.splits import split_and_digest
 from data.tokenizer import valid_text
 
 # 32 MiB are enough for tens of thousands of merges. Training BPE needs many times the size of its text in memory
@@ -16,20 +16,6 @@ PIECE_CHARACTERS = 10_000
 READ_FACTOR = 8  # at most about so many times SAMPLE_BYTES are read
 FEWEST_PARTS = 64  # parts to sample from, if the corpus has so many
 EXPANSION = 3  # bytes of text per byte of a compressed file, roughly: zstd and parquet files of web text
-
-
-def digest_of(raw: bytes) -> bytes:
-    """Return a digest of 16 bytes of a text in UTF-8, which identifies duplicates and decides the split.
-
-    SHA-256 is faster than BLAKE2 on processors with instructions for it.
-    """
-    return hashlib.sha256(raw).digest()[:16]
-
-
-def split_and_digest(document: Document, raw: bytes, validation_fraction: float) -> tuple[str, bytes]:
-    """Return the split of a document and the digest of its text; `raw` is its `valid_text` in UTF-8."""
-    digest = digest_of(raw)
-    return document.split or split_of(digest, validation_fraction), digest
 
 
 def sample_texts(source: Source, parts: list[Part], validation_fraction: float) -> Iterator[str]:

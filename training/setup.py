@@ -9,7 +9,7 @@ from budget.planner.plan import Plan
 from common.errors import MachineError
 from common.format import format_count, format_seconds
 from config import Config
-from data.prepare import prepare
+from data.corpus import load_corpus
 from run.directory import RunDirectory
 from run.history import final_status
 from run.report.console import Console
@@ -63,23 +63,17 @@ def prepare_corpus(session: Session) -> Corpus:
 
     The time is reported, but not charged to the budget.
     """
-    from data.shards import open_corpus
-
     data = session.config.data
     with session.clock.off_budget():
-        prepared = prepare(spec_of(session.config), log=session.console.say)
-        corpus = open_corpus(prepared.folder)
-    left_out = ", ".join(f"{n:,} {what}" for what, n in prepared.left_out.items())
+        loaded = load_corpus(spec_of(session.config), session.console.say)
+    corpus = loaded.corpus
     session.console.say(
         f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
         f" {format_count(corpus.val.n_tokens)} validation tokens"
-        f" ({'prepared' if prepared.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget"
-        f"{f'; documents left out: {left_out}' if left_out else ''})"
+        f" ({'prepared' if loaded.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget)"
     )
-    if prepared.cut:
-        session.console.say(
-            f"data    stopped at data.max_bytes={data.max_bytes:,} of text; data.max_bytes=null takes all of it"
-        )
+    for note in loaded.notes:
+        session.console.say(f"data    {note}")
     return corpus
 
 

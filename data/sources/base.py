@@ -47,7 +47,8 @@ class DataSpec:
 class Part:
     """A part of a corpus that is read in one go, usually a file or a section of it.
 
-    `size` is for the ETA, in bytes on disk or any unit that all parts of a source share.
+    `size` is for the ETA, in bytes on disk or any unit that all parts of a source share. `member` is the name of a file
+    inside the archive `path`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Part:
     label: str = ""
     start: int = 0
     stop: int | None = None
+    member: str = ""
 
 
 class Source(Protocol):
@@ -87,8 +89,3 @@ class Source(Protocol):
     def documents(self, part: Part) -> Iterator[Document | None]:
         """Yield the documents of a part; None stands for a bad record that was skipped."""
         ...
-
-
-def split_of(digest: bytes, validation_fraction: float) -> str:
-    """Return "train" or "val" by the hash of a text, so that the split of a document does not depend on other documents."""
-    return "val" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"

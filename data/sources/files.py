@@ -65,7 +65,8 @@ class TextSource(_Files):
     def __init__(self, spec: DataSpec) -> None:
         super().__init__(spec)
         assert spec.path is not None
-        base, files = find_files(spec.path)
+        found = find_files(spec.path)
+        base, files = found.base, found.files
         self.identity = _file_identity(base, files)
         only = files[0].path
         if len(files) == 1 and only.suffix.lower() not in COMPRESSED + STRUCTURED:
@@ -120,7 +121,7 @@ class SlimPajamaSource(_Files):
                 )
         everything: list[NamedFile] = []
         for split, folder in splits.items():
-            _, files = find_files(str(folder))
+            files = find_files(str(folder)).files
             everything += files
             self._parts += [_part_of(file.path, base, split, "slimpajama") for file in files]
         self.identity = _file_identity(base, everything)

@@ -21,9 +21,10 @@ from common.errors import MachineError
 from data import prepare as module
 from data.shard_writer import Writer
 from data.shards import open_corpus
-from data.sources.base import DataSpec, split_of
+from data.sources.base import DataSpec
+from data.splits import digest_of, split_of
 from data.tokenizer import get_tokenizer
-from data.tokenizer_sample import digest_of, sample_texts
+from data.tokenizer_sample import sample_texts
 from tests.data.helpers import (
     CORPUS,
     TIKTOKEN,
