@@ -26,17 +26,15 @@ STALL_FACTOR = 5.0  # a step of so many medians (plus one second) was a stall an
 
 
 class Pace:
-    """Recent step times, in seconds. They have no median before the first `add`.
+    """Recent step times, in seconds.
 
     Attributes:
-        typical: The median.
-        worst: The 95th percentile.
+        typical: The median; 0 before the first `add`.
+        worst: The 95th percentile; 0 before the first `add`.
     """
 
-    typical: float
-    worst: float
-
     def __init__(self) -> None:
+        self.typical = self.worst = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
 
     def add(self, seconds: float) -> None:
