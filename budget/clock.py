@@ -102,6 +102,7 @@ class BudgetClock:
         self.pace = Pace()
         self._carried = dict.fromkeys(ACCOUNTS, 0.0)
         self._gap_s = 0.0
+        self._stepped_s: float | None = None  # training time after the last step of this process
         self._account = "setup"
         self._since = self._awake_s = self.started
         self._lock = threading.Lock()
@@ -224,11 +225,20 @@ class BudgetClock:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Charge one optimizer step to train and record its duration."""
+        """Charge one optimizer step to train and record its duration.
+
+        The duration is the training time since the previous step, with the wait for data and the time between the steps: the
+        pace is that of the whole loop, or the schedule would end early.
+        """
         with self.charge("train"):
-            began = self._awake_s
+            began_s = self._spent_training_s() if self._stepped_s is None else self._stepped_s
             yield
-        self._step_done(self._awake_s - began)
+        self._step_done(self._spent_training_s() - began_s)
+        self._stepped_s = self._spent_training_s()
+
+    def _spent_training_s(self) -> float:
+        """Return the training time up to the last change of account."""
+        return self.ledger["train"] + self.ledger["data"]
 
     def _step_done(self, seconds: float) -> None:
         """Record a step's duration.

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toy_model import ByteModel, training_batch, validation_batches
 from torch.utils.data import DataLoader, Dataset
+from toy_model import ByteModel, training_batch, validation_batches
 
 from budget.clock import BudgetClock, Limits, StepCost
 from budget.ledger import Heartbeat, read_ledger
@@ -37,19 +37,24 @@ class Budget(Callback):
             self.clock.carry(earlier["ledger_s"], earlier["clean"])
         self.heartbeat = Heartbeat(self.clock, folder / "ledger.json", print)  # writes the ledger once a second
         self.heartbeat.start()
-        self.account, self.step, self.validation_began = ExitStack(), ExitStack(), 0.0
+        self.training, self.validation, self.step = ExitStack(), ExitStack(), ExitStack()
+        self.validation_began = 0.0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validation_began = self.clock.awake_s()
-        self.account.enter_context(self.clock.charge("eval"))
+        self.validation.enter_context(self.clock.charge("eval"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.account.close()
+        self.validation.close()
         seconds = self.clock.awake_s() - self.validation_began
         self.clock.reserve_s = max(self.clock.reserve_s, 2 * seconds + 2.0)  # two seconds for the last checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.training.enter_context(self.clock.charge("train"))  # with the time between steps
         self.stop_if_spent(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.training.close()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         progress = self.clock.advance(max(1, self.steps_left(trainer)))

@@ -51,9 +51,7 @@ def main(hours: float, folder: Path) -> None:
     with clock.charge("eval"):
         validation_loss(model)
         save()
-    clock.reserve_s = (
-        2 * (clock.awake_s() - began) + 1.0
-    )  # for the end of the run: twice what it took now, and a second
+    clock.reserve_s = 2 * (clock.awake_s() - began) + 1.0  # for the end of the run
     with clock.charge("train"):
         while (left := clock.steps_left(step, tokens=0, flops=0.0, cost=StepCost(tokens=1, flops=1.0)))[0]:
             progress = clock.advance(left[0])  # from 0 to exactly 1 in the last step

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from toy_model import ByteModel, training_batch, validation_batches
 from torch.utils.data import Dataset
+from toy_model import ByteModel, training_batch, validation_batches
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -37,7 +37,7 @@ class Budget(TrainerCallback):
             self.clock.carry(earlier["ledger_s"], earlier["clean"])
         self.heartbeat = Heartbeat(self.clock, folder / "ledger.json", print)  # writes the ledger once a second
         self.heartbeat.start()
-        self.step, self.learning_rate = ExitStack(), 0.0
+        self.training, self.step, self.learning_rate = ExitStack(), ExitStack(), 0.0
 
     def measure_reserve(self, trainer: Trainer) -> None:
         """Evaluate once, and keep twice the time, and two seconds for the last checkpoint, for the end of the run."""
@@ -52,7 +52,13 @@ class Budget(TrainerCallback):
         saved = self.file_of(args, state)
         if saved.exists():
             self.clock.progress = json.loads(saved.read_text())["progress"]
+        self.training.enter_context(self.clock.charge("train"))  # with the time between steps
         control.should_training_stop = not self.steps_left(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.training.close()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from pydoc_data.topics import topics
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -326,3 +326,18 @@ def test_the_clock_starts_with_the_process() -> None:
     age = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True)
     if age.returncode == 0:
         assert now() - process_start() == pytest.approx(float(age.stdout), abs=2)
+
+
+def test_the_pace_includes_the_time_between_steps() -> None:
+    """A loop whose batches take as long to load as a step still ends its schedule at 1."""
+    clock, hand = make(Limits(hours=100 / 3600))
+    with clock.charge("train"):
+        while (left := clock.steps_left(0, 0, 0.0, COST)[0]) > 0:
+            progress = clock.advance(left)
+            with clock.step():
+                hand.time += 0.5
+            hand.time += 0.5
+            with clock.charge("eval"):
+                hand.time += 0.1
+    assert progress > 0.98
+    assert clock.pace.typical == pytest.approx(1.0)
