@@ -47,7 +47,7 @@ class Budget(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validation.close()
         seconds = self.clock.awake_s() - self.validation_began
-        self.clock.reserve_s = max(self.clock.reserve_s, 2 * seconds + 2.0)  # two seconds for the last checkpoint
+        self.clock.reserve_s = max(self.clock.reserve_s, 3 * seconds + 3.0)  # and three seconds for the last checkpoint
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.training.enter_context(self.clock.charge("train"))  # with the time between steps

@@ -40,11 +40,11 @@ class Budget(TrainerCallback):
         self.training, self.step, self.learning_rate = ExitStack(), ExitStack(), 0.0
 
     def measure_reserve(self, trainer: Trainer) -> None:
-        """Evaluate once, and keep twice the time, and two seconds for the last checkpoint, for the end of the run."""
+        """Evaluate once, and keep three times as long, and three seconds for the last checkpoint, for the end of the run."""
         began = self.clock.awake_s()
         with self.clock.charge("eval"):
             trainer.evaluate()
-        self.clock.reserve_s = 2 * (self.clock.awake_s() - began) + 2.0
+        self.clock.reserve_s = 3 * (self.clock.awake_s() - began) + 3.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
