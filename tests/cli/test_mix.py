@@ -130,6 +130,22 @@ def test_a_saved_configuration_gives_the_same_run(here: Path) -> None:
     assert identity(composed("data.mix={stdlib: 0.3, texts: 0.2, slimpajama: 0.1}")) != identity(first)
 
 
+def test_a_saved_configuration_needs_no_preset(here: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    (here / "mine" / "data").mkdir(parents=True)
+    (here / "mine" / "data" / "half.yaml").write_text("validation_fraction: 0.5\n")
+    head = "defaults:\n  - config_schema\n  - _self_\n"
+    (here / "mine" / "own.yaml").write_text(head + "budget: {steps: 5}\ndata: {mix: {half: 2, texts: 1}}\n")
+    register_schemas()
+    with initialize_config_dir(str(here / "mine"), version_base="1.3"):
+        first = checked_config(compose("own"))
+    (here / "saved.yaml").write_text(head + as_yaml(first))
+    with initialize_config_dir(str(here), version_base="1.3"):
+        assert checked_config(compose("saved")) == first
+    assert first.data.mix["half"] == {"weight": 2.0, "source": "stdlib", "validation_fraction": 0.5}
+
+
 def test_a_preset_of_ones_own_is_a_source_and_plan_knows_a_prepared_mix(here: Path) -> None:
     (here / "mine" / "data").mkdir(parents=True)
     (here / "mine" / "data" / "notes.yaml").write_text("source: text\npath: texts\nvalidation_fraction: 0.5\n")

@@ -172,6 +172,14 @@ def test_each_source_of_a_mix_has_epochs_of_its_own(name: str) -> None:
         assert max(counts.values()) - min(counts[window] for window in windows) <= 1
 
 
+def test_sources_of_the_same_size_have_orders_of_their_own() -> None:
+    first: dict[int, list[int]] = {0: [], 1: []}
+    for source, token in drawn(mix_of({"a": (1, [801]), "b": (1, [801])}), ORDER_BLOCK):
+        first[source].append(token - 801 * source)
+    # 2048 windows of each are 20 epochs of 100 and a part of another, whose windows are used once more.
+    assert sum((Counter(first[0]) & Counter(first[1])).values()) < 2048
+
+
 def test_a_batch_of_a_mix_depends_on_seed_and_step_alone() -> None:
     split = mix_of(MIXES["two"])
     loader, other = Loader(split, 8, 6, seed=1), Loader(split, 8, 6, seed=1)
