@@ -70,7 +70,17 @@ def _repeated(pieces: list[str], size: int) -> Iterator[str]:
 
 
 def join(spec: DataSpec, corpora: Sequence[Corpus]) -> Corpus:
-    """Return the corpora of the sources of `spec.mix`, in their order, as one corpus. Nothing is copied."""
+    """Return the corpora of the sources of `spec.mix`, in their order, as one corpus. Nothing is copied.
+
+    Raises UserError if they have different tokenizers.
+    """
+    first = corpora[0].tokenizer
+    for each, corpus in zip(spec.mix, corpora, strict=True):
+        if corpus.tokenizer.fingerprint != first.fingerprint:
+            raise UserError(
+                f"data.mix: the tokens of {each.name} are of {corpus.tokenizer.name}, those of {spec.mix[0].name} of"
+                f" {first.name}; a mix has one tokenizer: leave one of them out"
+            )
     names = [each.name for each in spec.mix]
     mix = tuple(
         Component(each.name, each.weight, len(corpus.train.shards), corpus.train.n_tokens, corpus.fingerprint)
@@ -79,7 +89,7 @@ def join(spec: DataSpec, corpora: Sequence[Corpus]) -> Corpus:
     train = _joined("train", [corpus.train for corpus in corpora], names, mix)
     val = _joined("val", [corpus.val for corpus in corpora], names, ())
     manifest = {"mix": {name: corpus.manifest for name, corpus in zip(names, corpora, strict=True)}}
-    return Corpus(Path(spec.cache_dir), train, val, names, _fingerprint(mix), corpora[0].tokenizer, manifest)
+    return Corpus(Path(spec.cache_dir), train, val, names, _fingerprint(mix), first, manifest)
 
 
 def _joined(name: str, splits: Sequence[Split], names: list[str], mix: tuple[Component, ...]) -> Split:

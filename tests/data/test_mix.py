@@ -12,7 +12,7 @@ import pytest
 from data import tokenizer_sample
 from data.corpus import LoadedCorpus, load_corpus
 from data.eval_windows import EvalRange
-from data.mix import prepared_mix
+from data.mix import join, prepared_mix
 from data.prepare import prepare
 from data.sources.base import DataSpec, MixedSource
 from tests.data.helpers import make, refused, texts, write_jsonl
@@ -132,6 +132,12 @@ def test_a_prepared_mix_is_known_without_preparing_it(tmp_path: Path, tokenizer:
     assert known is not None
     assert known.fingerprint == corpus.fingerprint
     assert [(c.name, c.tokens) for c in known.components] == [(c.name, c.tokens) for c in corpus.train.mix]
+
+
+def test_sources_with_different_tokenizers_are_refused(tmp_path: Path) -> None:
+    one, other = spec_of(tmp_path, {"a": 0.5, "bb": 0.5}), spec_of(tmp_path, {"bb": 1.0}, tokenizer="bpe-300")
+    corpora = [load(one.mix[0].spec)[0].corpus, load(other.mix[0].spec)[0].corpus]
+    refused(lambda: join(one, corpora), "the tokens of bb are of bpe-300, those of a of bytes")
 
 
 def test_notes_and_errors_name_the_source(tmp_path: Path) -> None:
