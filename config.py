@@ -66,8 +66,8 @@ class Option:
 def option(default: Any, help: str, **rules: Any) -> Any:
     """A field of a configuration dataclass; `rules` are the attributes of `Option`."""
     metadata = {"option": Option(help, **rules)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -189,8 +189,14 @@ class DataConfig:
 
     source: str = option(
         "stdlib",
-        "stdlib (Python's standard library) | slimpajama | text (your own files)",
-        choices=("stdlib", "slimpajama", "text"),
+        "stdlib (Python's standard library) | slimpajama | text (your own files) | mix (those of data.mix)",
+        choices=("stdlib", "slimpajama", "text", "mix"),
+    )
+    mix: dict[str, Any] = option(
+        {},
+        "several corpora with weights, e.g. data.mix='{slimpajama: 0.8, texts/code: 0.2}'; each name is a preset of"
+        " data= or else a file, folder or glob of text",
+        added_later=True,
     )
     path: str | None = option(
         None,
@@ -224,6 +230,19 @@ class DataConfig:
     workers: int | None = option(
         None, "tokenizer threads; null: all cores available to this process", range="[1, 4096]", identity=False
     )
+
+
+# Options of data.* that hold for every source of data.mix unless its preset sets them; those of RUN_WIDE always do.
+MIX_WIDE = ("text_key", "validation_fraction", "max_bytes", "bad_documents")
+RUN_WIDE = ("tokenizer", "cache_dir", "workers")
+LARGEST_MIX = 64  # sources; data.loader draws from so many
+
+
+def mixed_sources(data: DataConfig) -> dict[str, DataConfig]:
+    """The options data.* of each source of a data.mix whose names are resolved (cli/mix.py), in alphabetical order."""
+    shared = {name: getattr(data, name) for name in (*MIX_WIDE, *RUN_WIDE)}
+    own = {name: {key: value for key, value in data.mix[name].items() if key != "weight"} for name in sorted(data.mix)}
+    return {name: DataConfig(**{**shared, **options}) for name, options in own.items()}
 
 
 @dataclass
@@ -579,11 +598,20 @@ def identity(config: Config) -> dict[str, Any]:
             options[name] = value
     if config.data.path is not None:
         options["data.path"] = str(Path(config.data.path).resolve())
+    if config.data.mix:
+        options["data.mix"] = {name: _mix_identity(entry) for name, entry in config.data.mix.items()}
     nested: dict[str, Any] = {}
     for name, value in options.items():
         group, _, leaf = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[leaf] = value
     return nested
+
+
+def _mix_identity(entry: Any) -> Any:
+    """An entry of data.mix with its path in full."""
+    if not isinstance(entry, dict) or entry.get("path") is None:
+        return entry
+    return {**entry, "path": str(Path(entry["path"]).expanduser().resolve())}
 
 
 def template(config: Config) -> Shape:

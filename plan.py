@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 from budget.clock import Limits
-from budget.laws.published import LOCAL
 from budget.planner.plan import Plan
 from budget.planner.planner import overhead_estimate
 from cli.launch import launch
@@ -24,17 +23,8 @@ from config import Config, template
 from device.specs import BY_NAME
 from run.report.console import Console
 from run.report.plan_report import budget_of, explain_plan, show_plan, write_picture
-from training.plan_run import Text, law_of, limits_of, plan_here, plan_without_device, spec_of, wants_trials
+from training.plan_run import law_of, limits_of, plan_here, plan_without_device, prepared_text, wants_trials
 from training.trial_client import trial_process
-
-
-def fingerprint_of(config: Config) -> str | None:
-    """The fingerprint of the corpus if law=local needs it and the corpus is prepared."""
-    if config.law != LOCAL:
-        return None
-    from data.prepare import prepared_fingerprint
-
-    return prepared_fingerprint(spec_of(config))
 
 
 def plan_for(config: Config) -> Plan:
@@ -42,8 +32,7 @@ def plan_for(config: Config) -> Plan:
     from data.tokenizer import check_name, vocab_size_of
 
     check_name(config.data.tokenizer)
-    n_vocab = vocab_size_of(config.data.tokenizer)
-    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config))
+    text = prepared_text(config, vocab_size_of(config.data.tokenizer))
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from cli.mix import resolve_mix
 from cli.validate import find_problems
 from common.errors import UserError
 from common.redaction import find_leaked_secrets
-from config import CONF, SCRIPTS, leaves, removal_message
+from config import CONF, SCRIPTS, Config, leaves, removal_message
 from device.specs import BY_NAME
 
 
@@ -24,7 +25,9 @@ def checked_config(composed: Any) -> Any:
         OmegaConf.structured(config)  # checks interpolated lists, which to_object does not
     except OmegaConfBaseException as error:  # from an interpolation
         raise as_user_error(error) from None
-    if problems := find_problems(config) + find_leaked_secrets((name, value) for name, _, value in leaves(config)):
+    problems = resolve_mix(config) if isinstance(config, Config) else []
+    problems += find_problems(config) + find_leaked_secrets((name, value) for name, _, value in leaves(config))
+    if problems:
         raise UserError(*problems)
     return config
 
@@ -50,10 +53,14 @@ def as_user_error(error: BaseException) -> UserError:
 def register_schemas() -> None:
     """Register the options of every script and the device table with Hydra."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
     for name, schema in SCRIPTS.items():
-        store.store(name=f"{name}_schema", node=schema)
+        node = OmegaConf.structured(schema)
+        if schema is Config:
+            OmegaConf.set_struct(node.data.mix, False)  # its keys are the user's
+        store.store(name=f"{name}_schema", node=node)
     for device in BY_NAME:
         store.store(group="device", name=device, node={"name": device})
 

@@ -7,12 +7,15 @@ any micro-batch size, and whether or not an evaluation ran before it.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from common.errors import UserError
 from data.batch import Batch
-from data.shards import Split
+from data.shards import Component, Split
 
 # Four rounds turn a pseudo-random function into a pseudo-random permutation (Luby & Rackoff 1988). The halves can be as small
 # as a few bits here (a small corpus), hence more rounds.
@@ -27,7 +30,7 @@ def mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> np.uint64(31))
 
 
-def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+def permuted(indices: np.ndarray, n: int, seed: int | str, epoch: int) -> np.ndarray:
     """Map `indices` by a random permutation of range(n) with the key (seed, epoch); int64, same shape, O(1) memory.
 
     The permutation is a Feistel network on the next power of four. Values outside range(n) go through it again (cycle
@@ -48,8 +51,75 @@ def permuted(indices: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return out.astype(np.int64)
 
 
+def windows_at(index: np.ndarray, n: int, key: int | str) -> np.ndarray:
+    """Map positions in an endless sequence of epochs to windows in range(n), each once per epoch; int64, same shape."""
+    epochs, index = index // n, index % n
+    windows = np.empty_like(index)
+    for epoch in np.unique(epochs):
+        in_epoch = epochs == epoch
+        windows[in_epoch] = permuted(index[in_epoch], n, key, int(epoch))
+    return windows
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The order of a corpus without weights: all windows, then all in another order."""
+
+    n_windows: int
+    seed: int
+
+    def windows(self, block: int) -> np.ndarray:
+        position = np.arange(block * ORDER_BLOCK, (block + 1) * ORDER_BLOCK, dtype=np.int64)
+        return windows_at(position, self.n_windows, self.seed)
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """The order of a mix: every block has each source's share of windows, in a random order.
+
+    Of the first N windows, floor(w N) are of a source with the weight w, and the rest are of the largest source. Its number
+    in a block is never negative: the other sources, at most 63, have less than (1 - w) ORDER_BLOCK + 63 windows in a block,
+    and w >= 1/64, so at least ORDER_BLOCK / 64 - 63 = 1 window is left. Each source has epochs of its own.
+
+    Attributes:
+        weights: The share of each source; they add up to 1.
+        counts: Number of windows of each source.
+    """
+
+    weights: tuple[float, ...]
+    counts: tuple[int, ...]
+    seed: int
+
+    def drawn(self, windows: int) -> np.ndarray:
+        """Return how many of the first `windows` windows are of each source, int64 (sources,), at the end of a block."""
+        counts = np.array([math.floor(weight * windows) for weight in self.weights], dtype=np.int64)
+        largest = int(np.argmax(self.weights))
+        counts[largest] += windows - counts.sum()
+        return counts
+
+    def sources(self, block: int) -> np.ndarray:
+        """Return the source at each position of a block, int64 (ORDER_BLOCK,)."""
+        own = self.drawn((block + 1) * ORDER_BLOCK) - self.drawn(block * ORDER_BLOCK)
+        return np.repeat(np.arange(len(own)), own)[self._places(block)]
+
+    def windows(self, block: int) -> np.ndarray:
+        before = self.drawn(block * ORDER_BLOCK)
+        own = self.drawn((block + 1) * ORDER_BLOCK) - before
+        first = itertools.accumulate(self.counts, initial=0)
+        in_turn = [
+            start + windows_at(np.arange(begin, begin + number), n, f"{self.seed} {source}")
+            for source, (start, begin, number, n) in enumerate(zip(first, before, own, self.counts, strict=False))
+        ]
+        return np.concatenate(in_turn)[self._places(block)]
+
+    def _places(self, block: int) -> np.ndarray:
+        return permuted(np.arange(ORDER_BLOCK), ORDER_BLOCK, f"{self.seed} mix", block)
+
+
 class Loader:
     """Training batches of windows of `block_size` tokens; each window is used once per epoch, in a new order each epoch.
+
+    In a mix, windows are drawn from the sources by their weights, and each source has epochs of its own.
 
     Attributes:
         n_windows: Number of windows in the split. They do not overlap or cross shards; each has one more token, the last
@@ -66,10 +136,10 @@ class Loader:
             seed: Seed of the order.
             share: The sequences of a batch that this process gets; None for all.
 
-        Raises UserError if no shard holds a whole window.
+        Raises UserError if no shard, or no shard of a source of a mix, holds a whole window.
         """
         self._share = share or slice(0, batch_size)
-        self._split, self._block_size, self._batch_size, self._seed = split, block_size, batch_size, seed
+        self._split, self._block_size, self._batch_size = split, block_size, batch_size
         self._orders: dict[int, np.ndarray] = {}  # the last two blocks: a batch may span both
         per_shard = [max(0, len(shard) - 1) // block_size for shard in split.shards]
         self._ends = np.cumsum(per_shard, dtype=np.int64)
@@ -80,6 +150,9 @@ class Loader:
                 f"the {split.name} split has {longest} tokens in its longest shard, but a training window needs "
                 f"{block_size + 1}; set model.block_size below {max(longest, 2)} or give more text with data.path="
             )
+        self._rule: _Whole | _Mixed = (
+            _mixed(split.mix, per_shard, block_size, seed) if split.mix else _Whole(self.n_windows, seed)
+        )
 
     def batch(self, step: int) -> Batch[np.ndarray]:
         """Return this process's sequences of an optimizer step, int64 (B, block_size), B being its share of batch_size."""
@@ -94,17 +167,19 @@ class Loader:
     def _order(self, block: int) -> np.ndarray:
         """Return the windows at positions block * ORDER_BLOCK onwards of the training order, int64 (ORDER_BLOCK,)."""
         if block not in self._orders:
-            first = block * ORDER_BLOCK
-            position = np.arange(first, first + ORDER_BLOCK, dtype=np.int64)
-            epochs, index = position // self.n_windows, position % self.n_windows
-            windows = np.empty_like(index)
-            for epoch in np.unique(epochs):
-                in_epoch = epochs == epoch
-                windows[in_epoch] = permuted(index[in_epoch], self.n_windows, self._seed, int(epoch))
             if len(self._orders) > 1:
                 del self._orders[min(self._orders)]
-            self._orders[block] = windows
+            self._orders[block] = self._rule.windows(block)
         return self._orders[block]
+
+    def tokens_by_source(self, step: int) -> list[int]:
+        """Return how many tokens the steps before `step` drew from each source of the mix; an empty list without a mix."""
+        if not isinstance(self._rule, _Mixed):
+            return []
+        block, rest = divmod(step * self._batch_size, ORDER_BLOCK)
+        in_last = np.bincount(self._rule.sources(block)[:rest], minlength=len(self._split.mix))
+        windows = self._rule.drawn(block * ORDER_BLOCK) + in_last
+        return [int(number) * self._block_size for number in windows]
 
     def _gather(self, windows: np.ndarray) -> np.ndarray:
         """Return the tokens of windows, int64 (len(windows), block_size + 1)."""
@@ -117,3 +192,15 @@ class Loader:
             starts = (windows[rows] - first) * self._block_size
             out[rows] = self._split.shards[shard][starts[:, None] + within]
         return out
+
+
+def _mixed(mix: tuple[Component, ...], per_shard: list[int], block_size: int, seed: int) -> _Mixed:
+    """Return the order of a mix whose shards hold `per_shard` windows each. Raises UserError for a source without a window."""
+    shards = iter(per_shard)
+    counts = tuple(sum(itertools.islice(shards, component.shards)) for component in mix)
+    if short := [component for component, n in zip(mix, counts, strict=True) if not n]:
+        raise UserError(
+            f"{short[0].name} of data.mix has {short[0].tokens} training tokens, but a training window needs"
+            f" {block_size + 1}; give it more text, leave it out, or set a smaller model.block_size"
+        )
+    return _Mixed(tuple(component.weight for component in mix), counts, seed)

@@ -96,39 +96,51 @@ class _Batch:
         self.size += size
 
 
-def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = print) -> PreparedInfo:
+def prepare(
+    spec: DataSpec,
+    progress: bool = True,
+    log: Callable[[str], None] = print,
+    tokenizer: Tokenizer | None = None,
+) -> PreparedInfo:
     """Return the corpus that `spec` describes: prepare it, continue an interrupted preparation, or verify a finished corpus.
 
-    It lies in a folder below `spec.cache_dir`. After a kill at any moment the same call continues, and the result is the
-    same to the byte. A finished corpus needs no network. Raises UserError for problems of `spec` or of the text, and
-    MachineError for a full disk or a failing network; the work committed before is kept.
+    It lies in a folder below `spec.cache_dir`. `tokenizer` replaces the one that `spec` names, such as a BPE trained on a
+    whole mix; its fingerprint is then part of the folder's name. After a kill at any moment the same call continues, and the
+    result is the same to the byte. A finished corpus needs no network. Raises UserError for problems of `spec` or of the text,
+    and MachineError for a full disk or a failing network; the work committed before is kept.
     """
     check_name(spec.tokenizer)
     source = make_source(spec)
-    folder = _folder(spec, source)
+    folder = _folder(spec, source, tokenizer)
     if (folder / MANIFEST).exists():
         return _open_finished(folder)
-    with _disk_errors(folder), _locked(folder, log):
+    with disk_errors(folder), _locked(folder, log):
         if (folder / MANIFEST).exists():  # prepared by another process while this one waited
             return _open_finished(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
             log(f"continuing the preparation of {folder}")
-        tokenizer = _prepare(spec, source, folder, progress, log)
+        tokenizer = _prepare(spec, source, folder, progress, log, tokenizer)
     return PreparedInfo(folder, True, shards.read_manifest(folder), tokenizer)
 
 
 def prepared_fingerprint(spec: DataSpec) -> str | None:
     """Return the fingerprint of the corpus that `spec` describes, or None if it has not been prepared."""
+    manifest = prepared_manifest(spec)
+    return None if manifest is None else manifest.get("fingerprint")
+
+
+def prepared_manifest(spec: DataSpec, tokenizer: Tokenizer | None = None) -> dict[str, Any] | None:
+    """Return the manifest of the corpus that `prepare` with these arguments makes, or None if it has not been prepared."""
     try:
-        fingerprint: str | None = shards.read_manifest(_folder(spec, make_source(spec))).get("fingerprint")
+        return shards.read_manifest(_folder(spec, make_source(spec), tokenizer))
     except UserError:
         return None
-    return fingerprint
 
 
-def _folder(spec: DataSpec, source: Source) -> Path:
-    key = _short_hash([shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)])
+def _folder(spec: DataSpec, source: Source, tokenizer: Tokenizer | None) -> Path:
+    content = [shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)]
+    key = _short_hash(content if tokenizer is None else [*content, tokenizer.fingerprint])
     return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
 
 
@@ -167,7 +179,7 @@ def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """Turn a full disk into MachineError, and a folder without write permission or damaged state into UserError."""
     try:
         yield
@@ -185,12 +197,22 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder / STATE}: damaged ({reason}); {shards.prepare_again_hint(folder)}") from error
 
 
-def _prepare(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
+def _prepare(
+    spec: DataSpec,
+    source: Source,
+    folder: Path,
+    progress: bool,
+    log: Callable[[str], None],
+    tokenizer: Tokenizer | None,
+) -> Tokenizer:
     """Do the remaining work in `folder`, whose lock is held, and return the tokenizer."""
     state = _committed_state(folder)
     origin = source.open(state.origin, log)
     parts = source.parts()
-    tokenizer = _tokenizer(spec, source, parts, folder, log)
+    if tokenizer is None:
+        tokenizer = _tokenizer(spec, source, parts, folder, log)
+    else:
+        tokenizer.save(folder / TOKENIZER)
     writer = Writer(folder, tokenizer, SHARD_TOKENS)
     try:
         writer.state.origin = origin
@@ -230,18 +252,37 @@ def _tokenizer(
     path = folder / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    key = _short_hash([spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents])
 
     def texts() -> Iterator[str]:
-        log(f"training {spec.tokenizer} on a sample of the training text")
         return sample_texts(source, parts, spec.validation_fraction)
 
-    # The key does not hold data.max_bytes, which does not change the sample.
-    shared = folder.parent / "tokenizers"
-    with _locked(shared / key, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
-        tokenizer = get_tokenizer(spec.tokenizer, texts, shared, key)
+    tokenizer = shared_tokenizer(spec, texts, sample_key(spec, source), log)
     tokenizer.save(path)
     return tokenizer
+
+
+def sample_key(spec: DataSpec, source: Source) -> list[Any]:
+    """Return what determines the sample of a corpus; data.max_bytes does not."""
+    return [spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents]
+
+
+def shared_tokenizer(
+    spec: DataSpec, texts: Callable[[], Iterator[str]], key: list[Any], log: Callable[[str], None]
+) -> Tokenizer:
+    """Return the tokenizer of `spec`. A trained one is saved below `spec.cache_dir` for the sample that `key` identifies."""
+
+    def logged_texts() -> Iterator[str]:
+        log(f"training {spec.tokenizer} on a sample of the training text")
+        return texts()
+
+    shared, short = tokenizer_place(spec, key)
+    with _locked(shared / short, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
+        return get_tokenizer(spec.tokenizer, logged_texts, shared, short)
+
+
+def tokenizer_place(spec: DataSpec, key: list[Any]) -> tuple[Path, str]:
+    """Return the folder of trained tokenizers, and the part of the file's name that identifies the sample."""
+    return Path(spec.cache_dir).expanduser() / "tokenizers", _short_hash(key)
 
 
 def _encode_all(

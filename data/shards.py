@@ -80,6 +80,30 @@ def corpus_fingerprint(shards: list[dict[str, Any]], tokenizer_fingerprint: str)
 
 
 @dataclass(frozen=True)
+class Component:
+    """A source of a mix in the training split.
+
+    Attributes:
+        name: Its name in data.mix.
+        weight: Its share of the training tokens; the shares of a mix add up to 1.
+        shards: Number of its shards, which are consecutive in the split.
+        tokens: Number of its training tokens.
+        fingerprint: Fingerprint of its corpus.
+    """
+
+    name: str
+    weight: float
+    shards: int
+    tokens: int
+    fingerprint: str
+
+    @property
+    def epoch_tokens(self) -> float:
+        """Return the training tokens of the mix in which this source is used once."""
+        return self.tokens / self.weight
+
+
+@dataclass(frozen=True)
 class Split:
     """The train or val split of a corpus, memory-mapped read-only.
 
@@ -89,6 +113,7 @@ class Split:
         starts: Position of each document's first token in its shard, one int64 (documents,) per shard.
         source_ids: Index of each document's source in `sources`, one int64 (documents,) per shard.
         sources: Labels of the sources, the same for both splits.
+        mix: The sources of the training split of a mix, in the order of their shards; empty for any other split.
     """
 
     name: str
@@ -96,10 +121,21 @@ class Split:
     starts: list[np.ndarray]
     source_ids: list[np.ndarray]
     sources: list[str]
+    mix: tuple[Component, ...] = ()
 
     @cached_property
     def n_tokens(self) -> int:
         return sum(len(shard) for shard in self.shards)
+
+    @property
+    def most_repeated(self) -> Component | None:
+        """Return the source of a mix whose epochs are the shortest; None without a mix."""
+        return min(self.mix, key=lambda component: component.epoch_tokens, default=None)
+
+    @property
+    def epoch_tokens(self) -> float:
+        """Return the training tokens of one epoch; of a mix, that of its most repeated source."""
+        return self.n_tokens if self.most_repeated is None else self.most_repeated.epoch_tokens
 
 
 def made_up_split(vocab_size: int, block_size: int) -> Split:
@@ -111,7 +147,10 @@ def made_up_split(vocab_size: int, block_size: int) -> Split:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An open prepared corpus. `fingerprint` identifies its content."""
+    """An open prepared corpus. `fingerprint` identifies its content.
+
+    The manifest of a mix holds those of its sources by name, under "mix".
+    """
 
     folder: Path
     train: Split

@@ -18,16 +18,17 @@ FEWEST_PARTS = 64  # parts to sample from, if the corpus has so many
 EXPANSION = 3  # bytes of text per byte of a compressed file, roughly: zstd and parquet files of web text
 
 
-def sample_texts(source: Source, parts: list[Part], validation_fraction: float) -> Iterator[str]:
-    """Yield pieces of training documents, at most SAMPLE_BYTES in all; validation documents are never used."""
+def sample_texts(source: Source, parts: list[Part], validation_fraction: float, share: float = 1.0) -> Iterator[str]:
+    """Yield pieces of training documents, at most `share` of SAMPLE_BYTES in all; validation documents are never used."""
+    sample_bytes = max(1, round(share * SAMPLE_BYTES))
     training = [part for part in parts if part.split != "val"]
     total = max(1, EXPANSION * sum(part.size for part in training))
-    stride = max(1, min(total // (READ_FACTOR * SAMPLE_BYTES), len(training) // FEWEST_PARTS))
+    stride = max(1, min(total // (READ_FACTOR * sample_bytes), len(training) // FEWEST_PARTS))
     chosen = training[::stride]
     size = max(1, sum(part.size for part in chosen))
-    keep = max(1 / READ_FACTOR, min(1.0, SAMPLE_BYTES / (EXPANSION * size)))
+    keep = max(1 / READ_FACTOR, min(1.0, sample_bytes / (EXPANSION * size)))
     for part in chosen:
-        left = -(-SAMPLE_BYTES * part.size // size)
+        left = -(-sample_bytes * part.size // size)
         for piece in _pieces(source, part, validation_fraction, keep):
             left -= len(piece.encode())
             if left < 0:

@@ -18,7 +18,7 @@ from budget.planner.trial_search import measured_plan
 from common.errors import UserError
 from common.format import format_number_of
 from common.json_io import significant, write_json
-from config import Config, open_block, optim_settings, template, with_eot
+from config import Config, DataConfig, mixed_sources, open_block, optim_settings, template, with_eot
 from device.compile_cost import first_that_pays
 from device.specs import BY_NAME, DeviceSpec
 from model.config import Shape, padded_vocab
@@ -51,21 +51,58 @@ class Text:
     Attributes:
         n_vocab: Number of token ids; None if the tokenizer's file was not loaded.
         tokenizer: Name of the tokenizer.
-        train_tokens: Number of training tokens; None if not known.
+        train_tokens: Training tokens of one epoch; of a mix, that of its most repeated source. None if not known.
         fingerprint: Fingerprint of the prepared corpus; None if it is not prepared.
+        most_repeated: The source of a mix that determines `train_tokens`; None without a mix.
     """
 
     n_vocab: int | None
     tokenizer: str
     train_tokens: float | None
     fingerprint: str | None = None
+    most_repeated: str | None = None
 
 
 def spec_of(config: Config) -> DataSpec:
-    """The options data.* as data.prepare takes them."""
+    """The options data.* as data.corpus takes them."""
+    from data.sources.base import MixedSource
+
+    data = config.data
+    total = sum(entry["weight"] for entry in data.mix.values())
+    mix = tuple(
+        MixedSource(name, data.mix[name]["weight"] / total, _spec_of(own)) for name, own in mixed_sources(data).items()
+    )
+    return replace(_spec_of(data), mix=mix)
+
+
+def _spec_of(data: DataConfig) -> DataSpec:
     from data.sources.base import DataSpec
 
-    return DataSpec(**{**asdict(config.data), "fallbacks": tuple(config.data.fallbacks)})
+    return DataSpec(**{**asdict(data), "fallbacks": tuple(data.fallbacks), "mix": ()})
+
+
+def text_of(corpus: Corpus) -> Text:
+    """What a plan depends on in an open corpus."""
+    tokenizer, repeated = corpus.tokenizer, corpus.train.most_repeated
+    name = None if repeated is None else repeated.name
+    return Text(tokenizer.n_vocab, tokenizer.name, corpus.train.epoch_tokens, corpus.fingerprint, name)
+
+
+def prepared_text(config: Config, n_vocab: int | None) -> Text:
+    """What a plan depends on in the corpus that the options name, as far as it is known without preparing it."""
+    from data.mix import prepared_mix
+    from data.prepare import prepared_fingerprint
+
+    tokenizer, tokens = config.data.tokenizer, config.plan.corpus_tokens
+    if not config.data.mix:
+        fingerprint = prepared_fingerprint(spec_of(config)) if config.law == LOCAL else None
+        return Text(n_vocab, tokenizer, tokens, fingerprint)
+    if (mix := prepared_mix(spec_of(config))) is None:
+        return Text(n_vocab, tokenizer, tokens)
+    repeated = min(mix.components, key=lambda component: component.epoch_tokens)
+    if tokens is not None:
+        return Text(n_vocab, tokenizer, tokens, mix.fingerprint)
+    return Text(n_vocab, tokenizer, repeated.epoch_tokens, mix.fingerprint, repeated.name)
 
 
 def law_of(config: Config, tokenizer: str) -> Law:
@@ -156,6 +193,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         dropout=model.dropout,
         optimizer=None if config.optim.name == AUTO else config.optim.name,
         corpus_tokens=text.train_tokens,
+        most_repeated=text.most_repeated,
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
         max_epochs=max_epochs_of(config),
         table_flops=flops if model.bigram_rows is None else None,
@@ -323,7 +361,7 @@ def make_run_plan(session: Session, corpus: Corpus, device: Device, trials: Tria
     if limits.seconds is not None and limits.counts == "all":
         ending_s = 4.0 + 0.05 * limits.seconds  # a guess: evaluations, saving and report are not measured yet
         overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending_s)
-    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
+    text = text_of(corpus)
     block_size = first_request(session.config, text, device, overhead_s).template.block_size
     Loader(corpus.train, block_size, 1, 0)  # raises UserError if the corpus is too short, before anything is measured
     console = session.console

@@ -20,6 +20,7 @@ from training.checkpointing import retry_once
 from training.context import Session, Trainer
 from training.speed_monitor import slowdowns
 
+SHOWN_SOURCES = 8  # sources of a mix on the console
 SAMPLE_WIDTH = 100  # characters of a sample on the console; log.txt and the report hold all of each
 
 
@@ -99,7 +100,8 @@ def record(
             "fingerprint": trainer.corpus.fingerprint,
             "tokenizer": trainer.corpus.tokenizer.name,
             "train_tokens": trainer.corpus.train.n_tokens,
-            "epochs": state.tokens / trainer.corpus.train.n_tokens,
+            "epochs": state.tokens / trainer.corpus.train.epoch_tokens,
+            **mix_figures(trainer),
         },
         "setback": state.setback,
         "standstill_s": clock.standstill_s,
@@ -111,6 +113,22 @@ def record(
     }
     retry_once(lambda: write_json(session.run.result, significant(result, 10)))
     return result
+
+
+def mix_figures(trainer: Trainer) -> dict[str, Any]:
+    """{"mix": ...} with the figures of each source of a mix: its weight, its size, what was drawn from it; else {}."""
+    drawn = trainer.loader.tokens_by_source(trainer.state.step)
+    mix = {
+        each.name: {
+            "weight": each.weight,
+            "train_tokens": each.tokens,
+            "tokens": tokens,
+            "epochs": tokens / each.tokens,
+            "fingerprint": each.fingerprint,
+        }
+        for each, tokens in zip(trainer.corpus.train.mix, drawn, strict=True)
+    }
+    return {"mix": mix} if mix else {}
 
 
 def rates_of(metrics: Records) -> list[float]:
@@ -139,6 +157,8 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
         f"                 bits per byte {formatted(figures['bits_per_byte'], '{:.4f}'.format)}, perplexity"
         f" {formatted(figures['perplexity'], '{:.2f}'.format)}, accuracy {figures['accuracy']:.2%} of next tokens"
     )
+    if mix := result["data"].get("mix"):
+        console.say(f"by source        {_by_source(mix, figures['by_source'])}")
     console.say(f"stopped by       {result['stopped_by']}{'' if over is None else margin(over)}")
     console.say(f"time             {_shares(result['ledger_s'])}")
     samples = [repr(sample["prompt"] + sample["text"]) for sample in session.samples]
@@ -149,6 +169,18 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
     console.say(f"report           {run.report}")
     console.say(f"result           {run.result}")
     console.say(f"weights          {run.weights}")
+
+
+def _by_source(mix: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The sources of a mix, the largest weights first: "web 0.8: 0.25 epochs, loss 3.2100; ..."."""
+    largest = sorted(mix, key=lambda name: -mix[name]["weight"])
+    parts = [
+        f"{name} {mix[name]['weight']:.3g}: {mix[name]['epochs']:.2f} epochs, loss"
+        f" {formatted(scores.get(name, {}).get('loss'), '{:.4f}'.format)}"
+        for name in largest[:SHOWN_SOURCES]
+    ]
+    left = len(largest) - len(parts)
+    return "; ".join(parts) + (f"; {left} more in the report" if left else "")
 
 
 def _against(name: str, planned: float, reached: float, form: Callable[[float], str]) -> tuple[str, str, str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from budget.planner.plan import Plan
 from common.errors import MachineError
 from common.format import format_count, format_seconds
-from config import Config
+from config import Config, DataConfig
 from data.corpus import load_corpus
 from run.directory import RunDirectory
 from run.history import final_status
@@ -68,13 +68,19 @@ def prepare_corpus(session: Session) -> Corpus:
         loaded = load_corpus(spec_of(session.config), session.console.say)
     corpus = loaded.corpus
     session.console.say(
-        f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
+        f"data    {_described(data, corpus)}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
         f" {format_count(corpus.val.n_tokens)} validation tokens"
         f" ({'prepared' if loaded.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget)"
     )
     for note in loaded.notes:
         session.console.say(f"data    {note}")
     return corpus
+
+
+def _described(data: DataConfig, corpus: Corpus) -> str:
+    """The corpus in a few words: its source, or the sources of a mix with their weights."""
+    weights = ", ".join(f"{each.name} {each.weight:.3g}" for each in corpus.train.mix)
+    return f"mix of {weights}" if weights else data.source
 
 
 def open_run_device(session: Session, trials: TrialProcess | None) -> Device:

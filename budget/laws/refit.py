@@ -30,6 +30,7 @@ import yaml
 from budget.laws.fit import Fit, Point, fit
 from budget.laws.published import LAWS, effective_tokens, law_range, save_law
 from common.errors import MachineError, UserError, reported
+from common.json_io import mapping
 from common.safe_read import JSON_BYTES, is_amount, parse_json, read_bytes
 from model.config import PLAIN
 
@@ -130,6 +131,13 @@ def setup_of(folder: Path, corpus: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def _epoch_tokens(result: Record) -> float:
+    """Return the training tokens of one epoch; of a mix, that of its most repeated source."""
+    if mapping(result.content.get("data")).get("mix"):
+        return result.number("spent.tokens") / result.number("data.epochs")
+    return result.number("data.train_tokens")
+
+
 def spent_of(result: Record) -> dict[str, float]:
     """Return what the run spent, by measure of a budget; hours only where they ended the run."""
     spent = {name: result.number(f"spent.{name}") for name in ("flops_6nd", "flops")}
@@ -146,7 +154,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             return f"its status is {result.content.get('status')}"
         corpus = result.text("data.fingerprint")
         # As in the planner, repeated tokens count as the number of new ones that they are worth.
-        tokens = effective_tokens(result.number("spent.tokens"), result.number("data.train_tokens"))
+        tokens = effective_tokens(result.number("spent.tokens"), _epoch_tokens(result))
         size, loss = result.number("model.parameters_law"), result.number(f"eval.{metric}")
         return FinishedRun(
             folder.name,

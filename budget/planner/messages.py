@@ -39,10 +39,15 @@ def does_not_fit(shape: Shape, memory: float) -> str:
 
 def too_many_epochs(tokens: float, request: Request, epochs: float) -> str:
     """Return the error for a budget that repeats the corpus more often than `request.max_epochs`."""
+    corpus, remedy = f"the corpus ({request.corpus_tokens:,.0f} tokens)", "add text with data.path="
+    if request.most_repeated is not None:
+        name = request.most_repeated
+        corpus = f"{name}, the most repeated source of data.mix (all of it in {request.corpus_tokens:,.0f} tokens of the mix)"
+        remedy = f"give {name} more text or a smaller weight"
     return (
-        f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of the corpus ({request.corpus_tokens:,.0f}"
-        f" tokens); at most {request.max_epochs:g} epochs are allowed, because repeated text lowers the loss less"
-        f" with each epoch: add text with data.path=, lower the budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
+        f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of {corpus}; at most {request.max_epochs:g}"
+        f" epochs are allowed, because repeated text lowers the loss less with each epoch: {remedy}, lower the budget,"
+        f" or allow it with plan.max_epochs={math.ceil(epochs)}"
     )
 
 

@@ -28,7 +28,9 @@ class Request:
     overhead_s: seconds of the budget that do not train (set-up, compilation, final evaluation).
     measured_batch: the tokens per step at which the speeds were measured. It fixes the plan's batch, whatever the
     optimizer.
-    corpus_tokens: the training tokens of the corpus; None where they are unknown.
+    corpus_tokens: the training tokens of one epoch of the corpus, or of the most repeated source of a mix; None where they
+    are unknown.
+    most_repeated: the name of that source of a mix; None for one corpus.
     aspect: the smallest and largest n_embd / n_layer.
     max_epochs: a plan with more epochs over the corpus is refused.
     memory: the bytes of an absent device, which a shape has to fit into; None for no check.
@@ -55,6 +57,7 @@ class Request:
     optimizer: str | None = None
     measured_batch: int | None = None
     corpus_tokens: float | None = None
+    most_repeated: str | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
     memory: float | None = None

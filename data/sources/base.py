@@ -27,6 +27,7 @@ class DataSpec:
         bad_documents: "refuse" or "skip" records that cannot be decoded or have no text.
         cache_dir: Folder in which each prepared corpus has a folder.
         workers: Threads that tokenize; None for all usable cores.
+        mix: The corpora that `source="mix"` draws from; see `data.mix`. Empty for any other source.
     """
 
     source: str
@@ -41,6 +42,16 @@ class DataSpec:
     bad_documents: str = "refuse"
     cache_dir: str = "prepared"
     workers: int | None = None
+    mix: tuple[MixedSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """A corpus of a mix: its name, its share of the training tokens (the shares add up to 1), and what to prepare."""
+
+    name: str
+    weight: float
+    spec: DataSpec
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def render(run: Run) -> str:
         samples=_samples(run),
         events=_events(run),
         config=run.config,
-        facts=[(key, _value(value)) for part in ("data", "environment") for key, value in run.part(part).items()],
+        facts=_facts(run),
+        mix=_mix(run),
         **_sources(run),
     )
 
@@ -277,6 +278,27 @@ def _sources(run: Run) -> dict[str, Any]:
         "source_heads": ["Source", *(key.replace("_", " ").capitalize() for key in columns)],
         "sources": [(name, *(_figure(key, value.get(key)) for key in columns)) for name, value in figures.items()],
     }
+
+
+def _mix(run: Run) -> list[tuple[str, ...]]:
+    """The rows of the table of a mix: source, weight, tokens drawn, epochs and loss."""
+    scores = mapping(run.part("eval").get("by_source"))
+    mix = {name: mapping(value) for name, value in mapping(run.part("data").get("mix")).items()}
+    return [
+        (
+            name,
+            formatted(source.get("weight"), percent),
+            formatted(source.get("tokens"), format_count),
+            formatted(source.get("epochs"), "{:.2f}".format),
+            formatted(mapping(scores.get(name)).get("loss"), "{:.4f}".format),
+        )
+        for name, source in mix.items()
+    ]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    facts = [entry for part in ("data", "environment") for entry in run.part(part).items()]
+    return [(key, _value(value)) for key, value in facts if key != "mix"]
 
 
 def _alternatives(run: Run) -> list[tuple[str, ...]]:

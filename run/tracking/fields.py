@@ -63,6 +63,7 @@ def wandb_summary(result: Mapping[str, Any]) -> dict[str, Any]:
     whole = ("status", "stopped_by", "eval", "spent", "ledger_s", "throughput", "budget")
     return {
         **{name: result[name] for name in whole if result.get(name) is not None},
+        "mix": mapping(mapping(result.get("data")).get("mix")),
         "model": {"parameters": mapping(result.get("model")).get("parameters")},
         "plan": {name: value for name, value in plan.items() if is_number(value)},
         "why_off_plan": "; ".join(plan.get("why_off") or ()) or None,

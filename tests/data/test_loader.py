@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.eval_windows import CHUNK_TOKENS, EvalRange
-from data.loader import Loader, permuted
-from data.shards import Split, open_corpus
+from data.loader import ORDER_BLOCK, Loader, permuted
+from data.shards import Component, Split, open_corpus
 from device.distributed import World
 from tests.data.helpers import make, refused, texts, write_jsonl
 
@@ -87,6 +90,127 @@ def test_every_window_once_per_epoch_also_beyond_one_order_block() -> None:
     seen = [tuple(row) for step in range(2 * 5000 // 7) for row in loader.batch(step).inputs.tolist()]
     assert len(set(seen[:5000])) == 5000
     assert len(set(seen[5000:])) == len(seen) - 5000
+
+
+def test_a_corpus_without_weights_keeps_the_batches_of_earlier_versions() -> None:
+    """A run that an earlier version began goes on with the batches that it would have had: never change the hash here."""
+    loader, digest = Loader(split_of_sizes([8 * 5000 + 1, 300]), 8, 7, seed=3), hashlib.sha256()
+    for step in (0, 1, 584, 585, 1500):
+        digest.update(loader.batch(step).inputs.astype("<i8").tobytes())
+    assert digest.hexdigest() == "ea39c7c41b0fc0e0a033935be2ca6ba81789e226f28fa3a5f0fba406353c5367"
+
+
+def mix_of(sources: dict[str, tuple[float, list[int]]]) -> Split:
+    """Return the training split of a mix: weight and sizes of shards of each source. A token is its own position."""
+    plain = split_of_sizes([size for _, sizes in sources.values() for size in sizes])
+    total = sum(weight for weight, _ in sources.values())
+    parts = [Component(name, weight / total, len(sizes), sum(sizes), name) for name, (weight, sizes) in sources.items()]
+    return Split("train", plain.shards, plain.starts, plain.source_ids, list(sources), tuple(parts))
+
+
+def drawn(split: Split, windows: int, block: int = 8, seed: int = 1) -> list[tuple[int, int]]:
+    """Return the source and the first token of the first windows of the training order."""
+    loader = Loader(split, block, windows, seed)
+    ends = np.cumsum([part.tokens for part in split.mix])
+    first = loader.batch(0).inputs[:, 0]
+    return list(zip(np.searchsorted(ends, first, side="right").tolist(), first.tolist(), strict=True))
+
+
+MIXES = {
+    "two": {"a": (0.8, [801, 90]), "b": (0.2, [333])},
+    "tiny weight": {"a": (1.0, [500]), "b": (1e-6, [100]), "c": (0.001, [40_000])},
+    "sixty-four": {f"s{i}": (1.0, [9 + 8 * i]) for i in range(64)},
+    "uneven": {f"s{i}": (1 + i % 7 / 3, [100]) for i in range(63)},
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_every_block_of_a_mix_has_each_source_in_proportion_to_its_weight(name: str) -> None:
+    split, blocks = mix_of(MIXES[name]), 5
+    sources = [source for source, _ in drawn(split, blocks * ORDER_BLOCK)]
+    exact = [Fraction(part.weight) for part in split.mix]
+    largest = exact.index(max(exact))
+    for end in range(ORDER_BLOCK, len(sources) + 1, ORDER_BLOCK):
+        so_far, in_block = Counter(sources[:end]), Counter(sources[end - ORDER_BLOCK : end])
+        for source, weight in enumerate(exact):
+            tolerance = len(exact) - 1 if source == largest else 1  # the largest takes what the others leave
+            assert abs(so_far[source] - weight * end) <= tolerance
+            assert abs(in_block[source] - weight * ORDER_BLOCK) <= tolerance
+    assert Loader(split, 8, ORDER_BLOCK, 1).tokens_by_source(blocks) == [
+        8 * Counter(sources)[s] for s in range(len(exact))
+    ]
+
+
+def test_the_sources_of_a_block_are_mixed_and_not_one_after_the_other() -> None:
+    sources = [source for source, _ in drawn(mix_of(MIXES["two"]), 2 * ORDER_BLOCK)]
+    changes = sum(a != b for a, b in pairwise(sources))
+    assert abs(changes / len(sources) - 2 * 0.8 * 0.2) < 0.03
+    assert sources[:ORDER_BLOCK] != sources[ORDER_BLOCK:]
+    other = [source for source, _ in drawn(mix_of(MIXES["two"]), 2 * ORDER_BLOCK, seed=2)]
+    assert other != sources
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_each_source_of_a_mix_has_epochs_of_its_own(name: str) -> None:
+    split = mix_of(MIXES[name])
+    expected: dict[int, set[int]] = {}
+    position = 0
+    shards = iter(split.shards)
+    for source, part in enumerate(split.mix):
+        for shard in [next(shards) for _ in range(part.shards)]:
+            starts = range(position, position + len(shard) - 8, 8)
+            expected.setdefault(source, set()).update(starts)
+            position += len(shard)
+    seen: dict[int, list[int]] = {}
+    for source, first in drawn(split, 6 * ORDER_BLOCK):
+        seen.setdefault(source, []).append(first)
+    for source, firsts in seen.items():
+        windows = expected[source]
+        counts = Counter(firsts)
+        assert set(counts) <= windows
+        # At the end of a block, the epochs before the last are complete, and the last has each window at most once.
+        assert max(counts.values()) - min(counts[window] for window in windows) <= 1
+
+
+def test_sources_of_the_same_size_have_orders_of_their_own() -> None:
+    first: dict[int, list[int]] = {0: [], 1: []}
+    for source, token in drawn(mix_of({"a": (1, [801]), "b": (1, [801])}), ORDER_BLOCK):
+        first[source].append(token - 801 * source)
+    # 2048 windows of each are 20 epochs of 100 and a part of another, whose windows are used once more.
+    assert sum((Counter(first[0]) & Counter(first[1])).values()) < 2048
+
+
+def test_a_batch_of_a_mix_depends_on_seed_and_step_alone() -> None:
+    split = mix_of(MIXES["two"])
+    loader, other = Loader(split, 8, 6, seed=1), Loader(split, 8, 6, seed=1)
+    steps = [*range(30), *range(680, 690), 5000]  # step 682 spans two blocks
+    forward = [rows(loader, step) for step in steps]
+    assert [rows(other, step) for step in reversed(steps)] == forward[::-1]
+    half = Loader(split, 8, 3, seed=1)
+    assert [rows(half, 2 * step) + rows(half, 2 * step + 1) for step in steps] == forward
+    shares = [Loader(split, 8, 6, 1, share) for share in (slice(0, 2), slice(2, 6))]
+    assert [rows(shares[0], step) + rows(shares[1], step) for step in steps] == forward
+    assert rows(Loader(split, 8, 6, seed=2), 0) != forward[0]
+
+
+def test_a_window_of_a_mix_lies_within_one_source() -> None:
+    split = mix_of({"a": (1, [21, 30]), "b": (1, [19])})
+    ends = [21, 51, 70]
+    for row in Loader(split, 8, 500, seed=4).batch(0).inputs.tolist():
+        assert np.searchsorted(ends, row[0], side="right") == np.searchsorted(ends, row[-1] + 1, side="right")
+
+
+def test_a_source_of_a_mix_that_is_too_short_is_named() -> None:
+    split = mix_of({"long": (1, [500]), "short": (1, [8, 7])})
+    refused(lambda: Loader(split, 8, 1, 0), "short of data.mix", "15 training tokens", "9")
+
+
+def test_an_epoch_of_a_mix_is_that_of_its_most_repeated_source() -> None:
+    split = mix_of({"web": (0.9, [9000]), "code": (0.1, [500])})
+    assert split.epoch_tokens == pytest.approx(5000)
+    assert split.most_repeated is not None
+    assert split.most_repeated.name == "code"
+    assert split_of_sizes([30, 40]).epoch_tokens == 70
 
 
 def test_a_corpus_shorter_than_a_block_is_refused() -> None:

@@ -42,6 +42,7 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
             "tokenizer": changes.get("tokenizer", "bytes"),
             "fingerprint": changes.get("corpus", "c" * 64),
             "train_tokens": changes.get("train_tokens", tokens),
+            **changes.get("data", {}),
         },
     }
     (folder / "result.json").write_text(json.dumps(result))
@@ -188,6 +189,10 @@ def test_repeated_tokens_count_as_effective_tokens(tmp_path: Path) -> None:
     assert runs[0].point.tokens == 8e6
     assert runs[1].point.tokens == pytest.approx(effective_tokens(8e6, 1e6))
     assert runs[1].point.tokens == pytest.approx(0.83 * 8e6, rel=0.01)
+    mix = {"epochs": 8.0, "mix": {"web": {"weight": 0.9}, "code": {"weight": 0.1}}}
+    mixed = write_run(tmp_path / "mixed", 1e5, 8e6, 3.0, train_tokens=8e6, data=mix)
+    (run,) = read_runs([mixed], "loss")[0]
+    assert run.point.tokens == runs[1].point.tokens, "a mix counts by its most repeated source"
 
 
 @pytest.mark.parametrize(

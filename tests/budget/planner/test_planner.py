@@ -197,6 +197,8 @@ def test_each_optimizer_gets_the_batch_of_its_own_rule() -> None:
 def test_too_many_epochs_are_refused() -> None:
     with pytest.raises(UserError, match=r"\d+\.\d epochs of the corpus .* plan\.max_epochs=\d+"):
         make_plan(request(corpus_tokens=1e8))
+    with pytest.raises(UserError, match=r"epochs of code, the most .* give code more text or a smaller weight"):
+        make_plan(request(corpus_tokens=1e8, most_repeated="code"))
     plan = make_plan(request(corpus_tokens=1e8, max_epochs=100.0))
     assert plan.epochs is not None
     assert plan.epochs > 16

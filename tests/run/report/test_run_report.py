@@ -172,6 +172,19 @@ def test_every_figure_is_on_the_page(finished: tuple[str, Page]) -> None:
     assert [figure for figure in FIGURES if figure not in finished[1].text] == []
 
 
+def test_the_sources_of_a_mix_have_a_table(tmp_path: Path) -> None:
+    mix = {
+        "wikipedia": {"weight": 0.8, "train_tokens": 3_000_000, "tokens": 3_300_000, "epochs": 1.1},
+        "<b>code": {"weight": 0.2, "train_tokens": 300_000, "tokens": 825_000, "epochs": 2.75},
+    }
+    page = page_of(make_run(tmp_path, result={**RESULT, "data": {**RESULT["data"], "mix": mix}}))
+    assert "Source Weight Tokens drawn Epochs Validation loss" in page.text
+    assert "wikipedia 80 % 3.3M 1.10 3.7654" in page.text
+    assert "<b>code 20 % 825k 2.75 –" in page.text
+    broken = make_run(tmp_path / "broken", result={**RESULT, "data": {"mix": {"a": 3, "b": {"weight": "x"}}}})
+    assert "a – – – –" in page_of(broken).text
+
+
 def test_page_is_self_contained_and_fits_a_phone(finished: tuple[str, Page]) -> None:
     text, page = finished
     assert "http" not in text

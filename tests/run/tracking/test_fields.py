@@ -45,6 +45,11 @@ def test_summary_has_the_deviation_from_the_plan() -> None:
     assert shown["plan"] == {"predicted_tokens": 100, "predicted_tokens_per_second": 40.0, "predicted_loss": 3.0}
 
 
+def test_summary_has_the_sources_of_a_mix() -> None:
+    result = {"data": {"train_tokens": 5, "mix": {"texts/code": {"weight": 0.2, "epochs": 1.5}}}}
+    assert figures(wandb_summary(result)) == {"mix_texts_code_weight": 0.2, "mix_texts_code_epochs": 1.5}
+
+
 def test_summary_of_a_run_without_a_result_or_a_plan() -> None:
     assert figures(wandb_summary({})) == {}
     diverged = wandb_summary(
