@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from data.prepare import prepare
+from data.record import read_notes
 from data.shards import Corpus, open_corpus
 from data.sources.base import DataSpec
 
@@ -22,7 +23,7 @@ class LoadedCorpus:
 def load_corpus(spec: DataSpec, log: Callable[[str], None] = print) -> LoadedCorpus:
     """Prepare the corpus that `spec` describes, or find it prepared, and open it. Raises like `data.prepare.prepare`."""
     prepared = prepare(spec, log=log)
-    notes = []
+    notes = read_notes(prepared.read)
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):
         notes.append(f"documents left out: {left_out}")
     if prepared.cut:

@@ -82,7 +82,7 @@ def render(run: Run) -> str:
         samples=_samples(run),
         events=_events(run),
         config=run.config,
-        facts=[(key, _value(value)) for part in ("data", "environment") for key, value in run.part(part).items()],
+        facts=_facts(run),
         **_sources(run),
     )
 
@@ -318,6 +318,26 @@ def _events(run: Run) -> list[str]:
         else str(event.get("text") or json.dumps(event))
         for event in events
     ]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """The rows about data and environment; what was read is in words."""
+    facts = []
+    for key, value in (*run.part("data").items(), *run.part("environment").items()):
+        if key == "splits":
+            facts += [(f"{name} split", _counts(mapping(split))) for name, split in mapping(value).items()]
+        elif key == "left_out":
+            counts = ", ".join(f"{formatted(n, '{:,.0f}'.format)} {reason}" for reason, n in mapping(value).items())
+            facts.append(("documents left out", counts or "none"))
+        elif key == "not_read":
+            facts.append(("not read", ", ".join(map(str, listing(value))) or "none"))
+        else:
+            facts.append((key, _value(value)))
+    return facts
+
+
+def _counts(split: Mapping[str, Any]) -> str:
+    return ", ".join(f"{formatted(n, format_count)} {unit}" for unit, n in split.items())
 
 
 def _figure(key: str, value: Any) -> str:
