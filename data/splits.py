@@ -67,7 +67,7 @@ def split_names(files: Sequence[tuple[str, ...]]) -> list[str]:
     names = [folder or _only_split(words) for folder, words in found]
     if not set(names).isdisjoint(TRAIN_NAMES):
         return names
-    return [folder or _only_split(words[-1:]) for folder, words in found]
+    return [name if folder or words[-1:] == [name] else "" for name, (folder, words) in zip(names, found, strict=True)]
 
 
 def roles_of(names: Iterable[str]) -> dict[str, str]:
