@@ -56,18 +56,25 @@ def split_names(files: Sequence[tuple[str, ...]]) -> list[str]:
         for depth in range(top, len(file) - 1):
             beside[file[:depth]].add(file[depth].lower())
 
+    def pair_in(folder: tuple[str, ...]) -> bool:
+        return all(not beside[folder].isdisjoint(names) for names in (TRAIN_NAMES, VALIDATION_NAMES))
+
     def by_folder(file: tuple[str, ...]) -> str:
         for depth in range(top, len(file) - 1):
-            pair = all(not beside[file[:depth]].isdisjoint(names) for names in (TRAIN_NAMES, VALIDATION_NAMES))
-            if file[depth].lower() in SPLIT_NAMES and (depth == top or pair):
-                return file[depth].lower()
+            name = file[depth].lower()
+            if name in SPLIT_NAMES and (depth == top or pair_in(file[:depth])):
+                return name
         return ""
 
-    found = [(by_folder(file), _words(file[-1])) for file in files]
-    names = [folder or _only_split(words) for folder, words in found]
+    folders = [by_folder(file) for file in files]
+    words = [[] if folder else _words(file[-1]) for folder, file in zip(folders, files, strict=True)]
+    names = [folder or _only_split(found) for folder, found in zip(folders, words, strict=True)]
     if not set(names).isdisjoint(TRAIN_NAMES):
         return names
-    return [name if folder or words[-1:] == [name] else "" for name, (folder, words) in zip(names, found, strict=True)]
+    return [
+        name if folder or found[-1:] == [name] else ""
+        for name, folder, found in zip(names, folders, words, strict=True)
+    ]
 
 
 def roles_of(names: Iterable[str]) -> dict[str, str]:

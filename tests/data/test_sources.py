@@ -198,6 +198,12 @@ def test_a_split_without_text_is_one_error_that_names_it(tmp_path: Path) -> None
                 refused(lambda: make(tmp_path, tmp_path / "c", tokenizer=tokenizer), words)  # noqa: B023
 
 
+def test_a_validation_split_without_text_is_reported_before_the_training_text_is_read(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "c" / "val.jsonl", [""])
+    (tmp_path / "c" / "train.jsonl").write_text("oops\n")
+    refused(lambda: make(tmp_path, tmp_path / "c"), "no text in the validation split, val.jsonl")
+
+
 def test_corpora_whose_files_are_read_as_before_are_found_again(tmp_path: Path) -> None:
     """The names are those of the first version, and change only if the same files are read differently."""
     old = (1_000_000_000, 1_000_000_000)
