@@ -204,6 +204,13 @@ class DataConfig:
         path=True,
         common=True,
     )
+    validation_path: str | None = option(
+        None,
+        "file, folder or glob with the validation text, all of data.path is training text then; null: the corpus' own split,"
+        " or data.validation_fraction",
+        path=True,
+        added_later=True,
+    )
     text_key: str = option("text", "field with the text in .jsonl and .parquet records; a.b reads a nested field")
     tokenizer: str = option(
         "bpe-4096",
@@ -596,8 +603,9 @@ def identity(config: Config) -> dict[str, Any]:
         outside = name in NOT_IDENTITY or name.partition(".")[0] in NOT_IDENTITY
         if not outside and not (rules.added_later and value == defaults[name]):
             options[name] = value
-    if config.data.path is not None:
-        options["data.path"] = str(Path(config.data.path).resolve())
+    for name in ("data.path", "data.validation_path"):
+        if options.get(name) is not None:
+            options[name] = str(Path(options[name]).resolve())
     if config.data.mix:
         options["data.mix"] = {name: _mix_identity(entry) for name, entry in config.data.mix.items()}
     nested: dict[str, Any] = {}

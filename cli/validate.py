@@ -9,7 +9,7 @@ from typing import Any
 
 from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
-from config import HALVING_RUNGS, Config, EvaluateConfig, closest, identity, leaves, template
+from config import HALVING_RUNGS, Config, DataConfig, EvaluateConfig, closest, identity, leaves, template
 from device.specs import BY_NAME
 from model.optim.lr_schedule import schedule_problems
 from run.directory import run_name
@@ -89,6 +89,7 @@ def _run_problems(config: Config) -> list[str]:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
     if data.source == "stdlib" and data.path:
         problems.append(f"data.path={data.path} is ignored by data=stdlib; use data=text or data=slimpajama")
+    problems += _validation_problems(data)
     if set(config.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
         problems.append(f"name={config.name!r} is not a folder name; allowed: letters, digits, '.', '_' and '-'")
     if config.name.startswith("."):
@@ -126,6 +127,25 @@ def _run_problems(config: Config) -> list[str]:
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
     return problems + _law_problems(config) + template(config).problems()
+
+
+def _validation_problems(data: DataConfig) -> list[str]:
+    """Problems with data.validation_path, which needs training text in files and other files than those.
+
+    That data=text has no data.path, and that data=stdlib has one, is reported elsewhere.
+    """
+    path = data.validation_path
+    if path is None or (data.path is None and data.source == "text"):
+        return []
+    if data.path is None:
+        return [f"data.validation_path={path} needs training text in files: data=text data.path=FILE, FOLDER or GLOB"]
+    with suppress(OSError, ValueError, RuntimeError):  # invalid paths are reported elsewhere
+        if Path(path).expanduser().resolve() == Path(data.path).expanduser().resolve():
+            return [
+                f"data.validation_path={path} is data.path; give other text, or leave it out to hold out"
+                " data.validation_fraction of data.path"
+            ]
+    return []
 
 
 def _law_problems(config: Config) -> list[str]:

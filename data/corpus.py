@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from data.mix import join, mix_tokenizer
 from data.prepare import prepare
+from data.record import read_notes
 from data.shards import Corpus, open_corpus
 from data.sources.base import DataSpec
 from data.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def load_corpus(spec: DataSpec, log: Callable[[str], None] = print) -> LoadedCor
 def _load_one(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer | None = None) -> LoadedCorpus:
     """Load a corpus that is no mix; `tokenizer` as for `data.prepare.prepare`."""
     prepared = prepare(spec, log=log, tokenizer=tokenizer)
-    notes = []
+    notes = read_notes(prepared.read)
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):
         notes.append(f"documents left out: {left_out}")
     if prepared.cut:

@@ -21,6 +21,7 @@ from common.errors import UserError
 from data.prepare import disk_errors, prepared_manifest, sample_key, shared_tokenizer, tokenizer_place
 from data.shards import Component, Corpus, Split
 from data.sources.base import DataSpec, Source
+from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
 from data.tokenizer import Tokenizer, get_tokenizer
 from data.tokenizer_sample import sample_texts
@@ -42,7 +43,10 @@ def mix_tokenizer(spec: DataSpec, log: Callable[[str], None]) -> Tokenizer | Non
 
 
 def _key(spec: DataSpec, sources: Sequence[Source]) -> list[Any]:
-    return [[each.weight, *sample_key(each.spec, source)] for each, source in zip(spec.mix, sources, strict=True)]
+    return [
+        [each.weight, each.spec.max_bytes, *sample_key(each.spec, source)]
+        for each, source in zip(spec.mix, sources, strict=True)
+    ]
 
 
 def _sample(spec: DataSpec, sources: Sequence[Source], log: Callable[[str], None]) -> Iterator[str]:
@@ -53,7 +57,9 @@ def _sample(spec: DataSpec, sources: Sequence[Source], log: Callable[[str], None
     samples: list[list[str]] = []
     for each, source in zip(spec.mix, sources, strict=True):
         source.open(None, log)
-        samples.append(list(sample_texts(source, source.parts(), each.spec.validation_fraction, each.weight)))
+        parts = source.parts()
+        training = split_by_place(each.spec, source, parts) or source
+        samples.append(list(sample_texts(training, parts, each.spec.validation_fraction, each.weight)))
     sizes = [sum(len(piece.encode()) for piece in pieces) for pieces in samples]
     total = max(size / each.weight for size, each in zip(sizes, spec.mix, strict=True))
     for each, pieces in zip(spec.mix, samples, strict=True):

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ import numpy as np
 from common.cpu import usable_cores
 from common.errors import FULL_DISK, MachineError, UserError
 from common.file_lock import waiting_lock
-from common.json_io import sync_folder, write_json
+from common.json_io import mapping, sync_folder, write_json
 from data import shards
 from data.progress import PartsProgress
+from data.record import left_out, read_record
 from data.shard_writer import STATE, Encoded, State, Writer, load_state
 from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources.base import DataSpec, Part, Source
+from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
 from data.splits import split_and_digest
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
@@ -44,22 +46,21 @@ COMMIT_TOKENS = 4 << 20
 
 @dataclass(frozen=True)
 class PreparedInfo:
-    """A finished corpus: its folder, whether this call prepared it, its manifest and its tokenizer."""
+    """A finished corpus: its folder, whether this call prepared it, its manifest and its tokenizer.
+
+    `read` is what the manifest records under "read", or `{}`, with the files that a later call does not read.
+    """
 
     folder: Path
     fresh: bool
     manifest: dict[str, Any]
     tokenizer: Tokenizer
+    read: dict[str, Any]
 
     @property
     def left_out(self) -> dict[str, int]:
         """Return how many documents of the source are not in the corpus, by reason; reasons with 0 are omitted."""
-        names = {
-            "bad": "bad_documents_skipped",
-            "duplicate": "duplicates_dropped",
-            "empty": "empty_documents_dropped",
-        }
-        return {reason: self.manifest[name] for reason, name in names.items() if self.manifest[name]}
+        return left_out(self.manifest)
 
     @property
     def cut(self) -> bool:
@@ -113,15 +114,16 @@ def prepare(
     source = make_source(spec)
     folder = _folder(spec, source, tokenizer)
     if (folder / MANIFEST).exists():
-        return _open_finished(folder)
+        return _open_finished(folder, source)
     with disk_errors(folder), _locked(folder, log):
         if (folder / MANIFEST).exists():  # prepared by another process while this one waited
-            return _open_finished(folder)
+            return _open_finished(folder, source)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
             log(f"continuing the preparation of {folder}")
         tokenizer = _prepare(spec, source, folder, progress, log, tokenizer)
-    return PreparedInfo(folder, True, shards.read_manifest(folder), tokenizer)
+    manifest = shards.read_manifest(folder)
+    return PreparedInfo(folder, True, manifest, tokenizer, manifest["read"])
 
 
 def prepared_fingerprint(spec: DataSpec) -> str | None:
@@ -144,11 +146,16 @@ def _folder(spec: DataSpec, source: Source, tokenizer: Tokenizer | None) -> Path
     return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
 
 
-def _open_finished(folder: Path) -> PreparedInfo:
+def _open_finished(folder: Path, source: Source) -> PreparedInfo:
     with suppress(OSError):  # the folder may be read-only for this user
         (folder / STATE).unlink(missing_ok=True)  # left by a kill after the manifest was written
     shards.verify(folder)
-    return PreparedInfo(folder, False, shards.read_manifest(folder), Tokenizer.load(folder / TOKENIZER))
+    manifest = shards.read_manifest(folder)
+    now = read_record(source.overview())
+    # The files that are not read have no part in the corpus' identity, so they may have changed.
+    known = {name: now[name] for name in ("not_read", "files_not_read")} if now["files"] else {}
+    read = {**mapping(manifest.get("read")), **known}
+    return PreparedInfo(folder, False, manifest, Tokenizer.load(folder / TOKENIZER), read)
 
 
 def _options(spec: DataSpec) -> dict[str, Any]:
@@ -209,6 +216,9 @@ def _prepare(
     state = _committed_state(folder)
     origin = source.open(state.origin, log)
     parts = source.parts()
+    reading = spec
+    if placed := split_by_place(spec, source, parts):
+        source, reading = placed, replace(spec, max_bytes=None)  # it ends at max_bytes by itself
     if tokenizer is None:
         tokenizer = _tokenizer(spec, source, parts, folder, log)
     else:
@@ -219,8 +229,8 @@ def _prepare(
         if not writer.state.done:
             workers = spec.workers or usable_cores()
             with PartsProgress(f"preparing {folder.name}", source, parts, progress, log) as shown:
-                _encode_all(spec, source, parts, tokenizer, writer, workers, shown)
-            _complete(writer, folder, spec)
+                _encode_all(reading, source, parts, tokenizer, writer, workers, shown)
+            _complete(writer, folder, spec, source)
         manifest = _manifest(spec, source, writer.state, tokenizer)
     finally:
         writer.close()
@@ -256,6 +266,7 @@ def _tokenizer(
     def texts() -> Iterator[str]:
         return sample_texts(source, parts, spec.validation_fraction)
 
+    # The key does not hold data.max_bytes, which changes the sample only with a split by place, whose identity tells.
     tokenizer = shared_tokenizer(spec, texts, sample_key(spec, source), log)
     tokenizer.save(path)
     return tokenizer
@@ -334,6 +345,8 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
     batch = _Batch()
     for number in range(first, len(parts)):
         part = parts[number]
+        if part.split == "train" and number and parts[number - 1].split == "val" and not taken["val"]:
+            raise _without_text(spec, source, "val")  # before hours of work on the training text
         record = 0
         for document in () if _reached_max_bytes(spec, part, taken) else source.documents(part):
             record += 1
@@ -399,23 +412,41 @@ def _write(writer: Writer, batch: _Batch, encoded: dict[str, Encoded]) -> int:
     return sum(len(documents.tokens) for documents in encoded.values())
 
 
-def _complete(writer: Writer, folder: Path, spec: DataSpec) -> None:
+def _complete(writer: Writer, folder: Path, spec: DataSpec, source: Source) -> None:
     """Finish the last shards. Raises UserError, and deletes the folder, if train or val has no document."""
-    empty = [split for split in SPLITS if not writer.state.total(split, 0)]
-    if empty:
-        documents = sum(writer.state.total(split, 0) for split in SPLITS)
-        shutil.rmtree(folder)
-        if not documents:
-            raise UserError(f"data.source={spec.source} data.path={spec.path}: no text; give another data.path")
-        change = "a smaller" if empty == ["train"] else "a larger"
-        raise UserError(
-            f"data.source={spec.source} data.path={spec.path}: none of {documents} documents is in {empty[0]}; "
-            f"set {change} data.validation_fraction (now {spec.validation_fraction}) or give more text"
-        )
+    documents = sum(writer.state.total(split, 0) for split in SPLITS)
+    for split in SPLITS:
+        if not writer.state.total(split, 0):
+            shutil.rmtree(folder)
+            raise _without_text(spec, source, split, documents)
     for split in SPLITS:
         writer.finish_shard(split)
     writer.state.done = True
     writer.commit()
+
+
+def _without_text(spec: DataSpec, source: Source, split: str, documents: int = 0) -> UserError:
+    """Return the error for a split without a document, of a corpus with `documents` documents."""
+    named, own = f"data.source={spec.source} data.path={spec.path}", source.overview().validation
+    explicit = any(part.split for part in source.parts())
+    if split == "val" and spec.validation_path:
+        return UserError(f"data.validation_path={spec.validation_path}: no text; give files with text")
+    if split == "val" and explicit:
+        return UserError(
+            f"{named}: no text in the validation split, {own}; add text, rename it so that it is no split, or give other"
+            " text with data.validation_path="
+        )
+    if not documents:
+        return UserError(f"{named}: no text; give another data.path")
+    if explicit:
+        return UserError(
+            f"{named}: no training text besides the {documents} documents of the validation split, {own}; add other text"
+        )
+    change = "a smaller" if split == "train" else "a larger"
+    return UserError(
+        f"{named}: none of {documents} documents is in {split}; set {change} data.validation_fraction"
+        f" (now {spec.validation_fraction}) or give more text"
+    )
 
 
 def _manifest(spec: DataSpec, source: Source, state: State, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -432,6 +463,7 @@ def _manifest(spec: DataSpec, source: Source, state: State, tokenizer: Tokenizer
         "source": spec.source,
         "identity": source.identity,
         "origin": state.origin,
+        "read": read_record(source.overview()),
         "options": _options(spec),
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab},
         "splits": splits,

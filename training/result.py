@@ -12,6 +12,7 @@ from budget.flops import flops_6nd_per_token, flops_per_token
 from budget.planner.plan import Plan
 from common.format import format_count, format_seconds
 from common.json_io import significant, write_json
+from data.record import corpus_record
 from run.environment import environment
 from run.history import Records, read_metrics
 from run.metrics import SCHEMA
@@ -101,6 +102,7 @@ def record(
             "tokenizer": trainer.corpus.tokenizer.name,
             "train_tokens": trainer.corpus.train.n_tokens,
             "epochs": state.tokens / trainer.corpus.train.epoch_tokens,
+            **corpus_record(trainer.corpus.manifest),
             **mix_figures(trainer),
         },
         "setback": state.setback,

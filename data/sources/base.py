@@ -16,7 +16,8 @@ class DataSpec:
 
     Attributes:
         source: A key of `SOURCES`.
-        path: File, folder or glob (`text`); folder in SlimPajama's layout (`slimpajama`, instead of the Hub).
+        path: File, folder or glob (`text`; `slimpajama`, instead of the Hub).
+        validation_path: File, folder or glob of the validation text; all of `path` is training text then.
         text_key: Key of the text in a record; dots descend into nested objects ("meta.text").
         tokenizer: See `data.tokenizer.get_tokenizer`.
         validation_fraction: Fraction of documents held out if the corpus has no validation split.
@@ -32,6 +33,7 @@ class DataSpec:
 
     source: str
     path: str | None = None
+    validation_path: str | None = None
     text_key: str = "text"
     tokenizer: str
     validation_fraction: float = 0.01
@@ -72,6 +74,23 @@ class Part:
     member: str = ""
 
 
+@dataclass(frozen=True)
+class Overview:
+    """What a source reads, and what it does not.
+
+    Attributes:
+        validation: Where the source's own validation split comes from; empty if its documents have no split.
+        files: Number of files that are read; 0 for a source that is not made of files.
+        not_read: Names of the files, and of the splits with several files, that are not read.
+        files_not_read: Number of these files.
+    """
+
+    validation: str = ""
+    files: int = 0
+    not_read: tuple[str, ...] = ()
+    files_not_read: int = 0
+
+
 class Source(Protocol):
     """The interface of a corpus source.
 
@@ -96,6 +115,10 @@ class Source(Protocol):
         ...
 
     def parts(self) -> list[Part]: ...
+
+    def overview(self) -> Overview:
+        """Return what the source reads, after `open`."""
+        ...
 
     def documents(self, part: Part) -> Iterator[Document | None]:
         """Yield the documents of a part; None stands for a bad record that was skipped."""

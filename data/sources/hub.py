@@ -19,7 +19,7 @@ from common.network import why_unreachable
 from data.documents import Document, Reading
 from data.find_files import allowed_folders, lies_within
 from data.readers import record_of
-from data.sources.base import DataSpec, Part
+from data.sources.base import DataSpec, Overview, Part
 
 DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 ORIGINAL = "cerebras/SlimPajama-627B"
@@ -103,6 +103,11 @@ class HubSource:
             for name, split in known.items()
             for index in range(self._splits[name].num_shards)
         ]
+
+    def overview(self) -> Overview:
+        own = next((name for name, split in SPLITS.items() if split == "val" and name in self._splits), "")
+        others = tuple(f"{name}/" for name in self._splits if name not in SPLITS)
+        return Overview(f"{own}/" if own else "", not_read=others)
 
     def documents(self, part: Part) -> Iterator[Document | None]:
         name, index = part.name.split("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from data.sources.base import DataSpec, Source
-from data.sources.files import SlimPajamaSource, TextSource
+from data.sources.files import TextSource
 from data.sources.stdlib import StdlibSource
 
 
@@ -16,7 +16,7 @@ def make_source(spec: DataSpec) -> Source:
 
 def _slimpajama(spec: DataSpec) -> Source:
     if spec.path:
-        return SlimPajamaSource(spec)
+        return TextSource(spec)
     from data.sources.hub import HubSource
 
     return HubSource(spec)

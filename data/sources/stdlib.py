@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data.documents import Document
-from data.sources.base import DataSpec, Part
+from data.sources.base import DataSpec, Overview, Part
 
 
 class StdlibSource:
@@ -39,6 +39,9 @@ class StdlibSource:
         size = sum(path.stat().st_size for path in source_files())
         # Sizes for the ETA only: topics and docstrings have 0.5 and 0.6 MB in CPython 3.11.
         return [Part("source", size), Part("topic", 500_000), Part("docstring", 600_000)]
+
+    def overview(self) -> Overview:
+        return Overview()
 
     def documents(self, part: Part) -> Iterator[Document]:
         texts = {"source": self._sources, "topic": topics, "docstring": docstrings}[part.name]

@@ -296,11 +296,6 @@ def _mix(run: Run) -> list[tuple[str, ...]]:
     ]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
-    facts = [entry for part in ("data", "environment") for entry in run.part(part).items()]
-    return [(key, _value(value)) for key, value in facts if key != "mix"]
-
-
 def _alternatives(run: Run) -> list[tuple[str, ...]]:
     alternatives = [a for a in listing(run.plan.get("alternatives")) if isinstance(a, dict)]
     return [_alternative(shape) for shape in ({**run.plan, "reason": "chosen"}, *alternatives)] if alternatives else []
@@ -340,6 +335,35 @@ def _events(run: Run) -> list[str]:
         else str(event.get("text") or json.dumps(event))
         for event in events
     ]
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """The rows about data and environment."""
+    data = run.part("data")
+    facts = _data_facts(data)
+    for name, source in mapping(data.get("sources")).items():
+        facts += [(f"{name}: {key}", value) for key, value in _data_facts(mapping(source))]
+    return facts + [(key, _value(value)) for key, value in run.part("environment").items()]
+
+
+def _data_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was read, in words; the tables show the mix and its sources."""
+    facts = []
+    for key, value in data.items():
+        if key == "splits":
+            facts += [(f"{name} split", _counts(mapping(split))) for name, split in mapping(value).items()]
+        elif key == "left_out":
+            counts = ", ".join(f"{formatted(n, '{:,.0f}'.format)} {reason}" for reason, n in mapping(value).items())
+            facts.append(("documents left out", counts or "none"))
+        elif key == "not_read":
+            facts.append(("not read", ", ".join(map(str, listing(value))) or "none"))
+        elif key not in ("mix", "sources"):
+            facts.append((key, _value(value)))
+    return facts
+
+
+def _counts(split: Mapping[str, Any]) -> str:
+    return ", ".join(f"{formatted(n, format_count)} {unit}" for unit, n in split.items())
 
 
 def _figure(key: str, value: Any) -> str:

@@ -81,6 +81,43 @@ def test_a_law_that_cannot_be_read_is_refused_before_any_corpus_is_prepared(tmp_
         assert "plan.law_file=" in line
 
 
+@pytest.mark.parametrize(
+    ("source", "path", "validation_path", "words"),
+    [
+        ("text", "a.txt", "b.txt", ()),
+        ("slimpajama", "folder", "b.txt", ()),
+        ("text", "a.txt", "./a.txt", ("data.validation_path=./a.txt is data.path",)),
+        ("slimpajama", None, "b.txt", ("data.validation_path=b.txt needs training text in files",)),
+        ("stdlib", None, "b.txt", ("data.validation_path=b.txt needs training text in files",)),
+        ("text", None, "b.txt", ("data.source=text needs data.path",)),  # one mistake, one error
+        ("stdlib", "a.txt", "b.txt", ("data.path=a.txt is ignored by data=stdlib",)),
+        ("text", "a.txt", "", ("data.validation_path='' is empty",)),
+    ],
+)
+def test_validation_path_needs_other_text_in_files(
+    source: str, path: str | None, validation_path: str, words: tuple[str, ...]
+) -> None:
+    config = Config()
+    config.budget.hours = 1.0
+    config.data.source, config.data.path, config.data.validation_path = source, path, validation_path
+    lines = find_problems(config)
+    assert len(lines) == len(words)
+    assert all(word in line for word, line in zip(words, lines, strict=True)), lines
+
+
+def test_validation_path_is_part_of_a_runs_name_wherever_it_is_named_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config()
+    config.data.path = "a.txt"
+    without = identity(config)
+    config.data.validation_path = "b.txt"
+    relative = identity(config)
+    config.data.validation_path = str(tmp_path / "b.txt")
+    assert without != relative == identity(config)
+
+
 @pytest.mark.parametrize(("every", "refused"), [(0.0, True), (0.1, False), (0.2, False), (0.25, True), (0.5, True)])
 def test_halving_needs_an_evaluation_before_its_first_rung(every: float, refused: bool) -> None:
     config = Config()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from common.errors import MachineError
 from data import prepare as module
 from data.shard_writer import Writer
 from data.shards import open_corpus
+from data.sources import by_place
 from data.sources.base import DataSpec
 from data.splits import digest_of, split_of
 from data.tokenizer import get_tokenizer
@@ -105,13 +107,13 @@ def test_no_temporary_files_are_left(tmp_path: Path, small: None) -> None:
 # ------------------------------------------------------------------------------------------------ killed and resumed
 
 
-def survives(event: int, tmp_path: Path, path: Path, cache: str) -> bool:
+def survives(event: int, tmp_path: Path, path: Path, cache: str, **options: Any) -> bool:
     """Prepare in a forked process that is killed at the `event`-th operation; return whether it ended before that."""
     pid = os.fork()
     if pid == 0:
         try:
             die_at(event)
-            make(tmp_path, path, cache_dir=cache)
+            make(tmp_path, path, cache_dir=cache, **options)
         finally:
             os._exit(0)
     return os.WIFEXITED(os.waitpid(pid, 0)[1])
@@ -298,8 +300,7 @@ def test_a_bad_line_keeps_what_was_read_before(tmp_path: Path, small: None) -> N
     [
         ([], 0.5, ("no text",)),
         (["", ""], 0.5, ("no text",)),
-        (["alone"], 1e-9, ("is in val", "a larger data.validation_fraction")),
-        (["alone"], 1 - 1e-9, ("is in train", "a smaller data.validation_fraction")),
+        (["a"], 1e-9, ("is in train", "give more text")),  # a single character
     ],
 )
 def test_empty_splits_are_refused(tmp_path: Path, lines: list[str], fraction: float, words: tuple[str, ...]) -> None:
@@ -307,6 +308,142 @@ def test_empty_splits_are_refused(tmp_path: Path, lines: list[str], fraction: fl
     for _ in range(2):
         refused(lambda: make(tmp_path, path, validation_fraction=fraction), *words)
     assert not list((tmp_path / "prepared").glob("text-*/"))
+
+
+# ------------------------------------------------------------------------------------- too few documents for the hash
+
+
+def split_texts(info: module.PreparedInfo) -> tuple[str, str]:
+    """Return the training and the validation text without separators."""
+    corpus = open_corpus(info.folder)
+    train, val = (
+        corpus.tokenizer.decode(np.concatenate(split.shards)).replace("<|endoftext|>", "")
+        for split in (corpus.train, corpus.val)
+    )
+    return train, val
+
+
+def books(folder: Path, number: int = 5) -> list[str]:
+    """Write some long texts as files, and return them."""
+    written = ["".join(texts(40, seed)) for seed in range(number)]
+    for seed, text in enumerate(written):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{seed}.txt").write_text(text)
+    return written
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.02, 0.3])
+@pytest.mark.parametrize("form", ["gz", "jsonl", "books"])
+def test_few_documents_are_split_by_place(tmp_path: Path, form: str, fraction: float) -> None:
+    text = "".join(texts(200))
+    path = tmp_path / f"a.{form}"
+    if form == "gz":
+        path = tmp_path / "a.txt.gz"
+        path.write_bytes(gzip.compress(text.encode()))
+    elif form == "jsonl":
+        write_jsonl(path, [text])
+    else:
+        text = "".join(books(path, 3))
+        fraction = min(fraction, 0.02)  # a larger one may give the hash a book
+    info = make(tmp_path, path, validation_fraction=fraction)
+    train, val = split_texts(info)
+    assert train + val == text
+    assert train.endswith("\n") or "\n" not in val[:-1]
+    longest = max(len(line.encode()) for line in text.splitlines(True))
+    assert fraction * len(text.encode()) - longest <= len(val.encode()) <= round(fraction * len(text.encode()))
+    assert info.manifest["read"]["validation_from"] == "end of the text"
+
+
+def test_a_split_by_place_may_hold_out_whole_documents(tmp_path: Path) -> None:
+    rows = [f"{n:02} document\n" for n in range(20)]
+    fraction = 0.2
+    assert {split_of(digest_of(row.encode()), fraction) for row in rows} == {"train", "val"}
+    assert make(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), validation_fraction=fraction).left_out == {}
+    few = [row for row in rows if split_of(digest_of(row.encode()), fraction) == "train"][:10]
+    # 10 equal sizes: the last two are held out; a repeated and an empty document count for nothing
+    info = make(
+        tmp_path, write_jsonl(tmp_path / "b.jsonl", [*few[:9], "", few[0], few[9]]), validation_fraction=fraction
+    )
+    corpus = open_corpus(info.folder)
+    assert corpus.tokenizer.decode(np.concatenate(corpus.val.shards)) == "<|endoftext|>".join([*few[8:], ""])
+    assert info.left_out == {"duplicate": 1, "empty": 1}
+
+
+def test_a_document_that_is_cut_and_comes_again_is_not_in_both_splits(tmp_path: Path) -> None:
+    book, end = "".join(f"line {n}\n" for n in range(1000)), "the end\n"
+    info = make(tmp_path, write_jsonl(tmp_path / "a.jsonl", [book, "short\n", book, end]), validation_fraction=0.01)
+    train, val = split_texts(info)
+    assert train + val == book + "short\n" + end
+    assert info.left_out == {"duplicate": 1}
+
+
+def test_max_bytes_that_leaves_few_documents_splits_them_by_place(tmp_path: Path) -> None:
+    rows = texts(300)
+    size, first = 0, []
+    for row in dict.fromkeys(rows):
+        first.append(row)
+        size += len(row.encode())
+        if size >= 5000:
+            break
+    assert {split_of(digest_of(row.encode()), 0.01) for row in first} == {"train"}
+    info = make(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), validation_fraction=0.01, max_bytes=5000)
+    train, val = split_texts(info)
+    assert train + val == "".join(first)
+    assert val
+    assert info.cut
+
+
+def test_many_documents_are_not_split_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_place, "MOST_DOCUMENTS", 5)
+    path = write_jsonl(tmp_path / "a.jsonl", texts(20))
+    for fraction, words in ((1e-9, "a larger data.validation_fraction"), (1 - 1e-9, "a smaller data.validation_")):
+        refused(lambda: make(tmp_path, path, validation_fraction=fraction), "none of 19 documents", words)  # noqa: B023
+    assert not list((tmp_path / "prepared").glob("text-*/"))
+
+
+def test_a_tokenizer_of_few_documents_sees_training_text_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[str] = []
+    real = module.sample_texts
+
+    def watched(*arguments: Any) -> Any:
+        for piece in real(*arguments):
+            sampled.append(piece)
+            yield piece
+
+    monkeypatch.setattr(module, "sample_texts", watched)
+    rows = [f"{'the same words ' * 300}{n}\n" * 3 for n in range(3)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*rows, "never read"])
+    limit = sum(len(row) for row in rows)
+    info = make(tmp_path, path, tokenizer="bpe-300", validation_fraction=0.2, max_bytes=limit)
+    train, val = split_texts(info)
+    assert (train + val, "".join(sampled)) == ("".join(rows), train)
+    sampled.clear()  # less text has a tokenizer of its own
+    train, _ = split_texts(make(tmp_path, path, tokenizer="bpe-300", validation_fraction=0.2, max_bytes=limit // 3))
+    assert "".join(sampled) == train
+
+
+def test_killed_while_splitting_by_place_and_resumed_it_is_the_same_to_the_byte(tmp_path: Path, small: None) -> None:
+    books(tmp_path / "books", 6)
+    (tmp_path / "books" / "7.txt").write_text("".join(texts(40, 0)))  # a duplicate
+    whole = contents(make(tmp_path, tmp_path / "books", validation_fraction=0.02, cache_dir=str(tmp_path / "w")).folder)
+    assert json.loads(whole["manifest.json"])["read"]["validation_from"] == "end of the text"
+    rng = random.Random(0)
+    for trial in range(6):
+        cache, kills = str(tmp_path / f"cut{trial}"), 0
+        while not survives(rng.randint(1, 60), tmp_path, tmp_path / "books", cache, validation_fraction=0.02):
+            kills += 1
+            assert kills < 200
+        assert contents(make(tmp_path, tmp_path / "books", validation_fraction=0.02, cache_dir=cache).folder) == whole
+        assert kills
+
+
+def test_a_split_by_place_holds_for_any_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    text = "".join(texts(100))
+    write_jsonl(tmp_path / "repo" / "train.jsonl", [text])
+    train, val = split_texts(make(tmp_path, source="slimpajama", repo=str(tmp_path / "repo"), validation_fraction=0.01))
+    assert train + val == text
+    assert val
 
 
 def test_max_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from budget.laws.published import LAWS, save_law
 from run.tracking.logger import segments
-from tests.conftest import command, folder_of, runs_named, train
+from tests.conftest import command, folder_of, run_here, runs_named, train
 from tests.run.tracking.wandb_file import history, read_back
 from training.evaluation import expected_s
 
@@ -86,6 +86,31 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert result["progress"] == 1.0
     assert len(result["samples"]) == 3
     assert result["environment"]["compile_cache"] is None  # nothing was compiled
+
+
+def test_a_run_says_what_was_read_and_what_was_not(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = place / "own-split"
+    for split, sources in (("train", range(20)), ("validation", range(20, 30)), ("test", range(30, 33))):
+        (corpus / split).mkdir(parents=True)
+        for number in sources:
+            (corpus / split / f"{number}.txt").write_text(f"text {number} " * 200)
+    (corpus / "train" / "again.txt").write_text("text 25 " * 200)  # it repeats a validation text
+    (corpus / "picture.png").write_bytes(b"")
+    run_here(place, f"data.path={corpus}", "budget.steps=3", name="own-split")
+    counts = {name: sum(len(f"text {n} ") * 200 for n in numbers) for name, numbers in
+              (("train", range(20)), ("val", range(20, 30)))}  # fmt: skip
+    data = result_of(place, "own-split")["data"]
+    assert data["splits"] == {
+        "train": {"documents": 20, "tokens": counts["train"] + 20, "bytes": counts["train"]},
+        "val": {"documents": 10, "tokens": counts["val"] + 10, "bytes": counts["val"]},
+    }
+    assert (data["validation_from"], data["files"]) == ("validation/", 31)
+    assert (data["not_read"], data["files_not_read"]) == (["picture.png", "test/ (3 files)"], 4)
+    assert data["left_out"] == {"duplicate": 1}
+    shown = capsys.readouterr().out.splitlines()
+    for line in ("validation split: validation/", "not read: picture.png, test/ (3 files)"):
+        assert f"data    {line}" in shown
+    assert "picture.png, test/ (3 files)" in (folder_of(place, "own-split") / "report.html").read_text()
 
 
 def test_the_learning_rate_follows_the_schedule(finished: Path) -> None:

@@ -59,7 +59,15 @@ RESULT: dict[str, Any] = {
         },
     },
     "throughput": {"tokens_per_second": 25_100.0, "mfu": 0.41, "peak_flops": 1.5e11, "peak_flops_source": "measured"},
-    "data": {"fingerprint": "abc123", "tokenizer": "bpe-4096", "train_tokens": 16_000_000, "epochs": 0.26},
+    "data": {
+        "fingerprint": "abc123", "tokenizer": "bpe-4096", "train_tokens": 16_000_000, "epochs": 0.26,
+        "splits": {
+            "train": {"documents": 70_000, "tokens": 16_000_000, "bytes": 64_000_000},
+            "val": {"documents": 700, "tokens": 524_288, "bytes": 2_100_000},
+        },
+        "validation_from": "validation/", "files": 12, "not_read": ["README.md", "test/ (3 files)"], "files_not_read": 4,
+        "left_out": {"duplicate": 1234, "bad": 5},
+    },
     "environment": {"python": "3.11.7", "torch": "2.13.0", "device": "cpu", "git": "deadbeef"},
     "samples": [
         {"prompt": "Once upon", "text": " a time there was a budget"},
@@ -163,6 +171,8 @@ FIGURES = (
     "2 2 128 1.31M 9M 61k +3.12% 0.4x the law's size", "8 6 384 15.7M 1.1M – – 3.9x the law's size",
     "learning_rate: step-law", "the law is extrapolated", "a time there was a budget",
     "budget: hours: 0.05 name: auto", "deadbeef", "bpe-4096",
+    "train split 70k documents, 16M tokens, 64M bytes", "val split 700 documents, 524k tokens, 2.1M bytes",
+    "validation_from validation/", "not read README.md, test/ (3 files)", "documents left out 1,234 duplicate, 5 bad",
     "Loss against tokens", "Loss against time", "training, smoothed", "Throughput over time",
     "Learning rate against progress", "Learning rate against step", "Peak of the device: 150B FLOP/s (measured)",
 )  # fmt: skip
