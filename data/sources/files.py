@@ -25,8 +25,9 @@ def _file_identity(base: Path, files: list[NamedFile]) -> dict[str, Any]:
     return {"files": len(files), "listing": listing.hexdigest()}
 
 
-def _part_of(path: Path, base: Path, split: str | None, label: str) -> Part:
-    return Part(path.relative_to(base).as_posix(), path.stat().st_size, split, path, label)
+def _part_of(file: NamedFile, base: Path, split: str | None, label: str) -> Part:
+    name = file.name.relative_to(base).as_posix()
+    return Part(name, file.size, split, file.path, label, member=file.member)
 
 
 class _Files:
@@ -50,13 +51,13 @@ class _Files:
 
     def documents(self, part: Part) -> Iterator[Document | None]:
         assert part.path is not None
-        self._reading = Reading(self._spec.text_key, self._spec.bad_documents, part.start, part.stop)
+        self._reading = Reading(self._spec.text_key, self._spec.bad_documents, part.start, part.stop, part.member)
         for record in readers.read_file(part.path, self._reading):
             yield Document(record.text, record.source or part.label, part.split) if record else None
 
 
 class TextSource(_Files):
-    """Any text files: plain text, JSON lines, JSON arrays or parquet, compressed or not.
+    """Any text files: plain text, JSON, columns of CSV, parquet or Arrow files, compressed or not.
 
     Documents are assigned to a split by their hash. A single plain-text file is one document, so its last
     `validation_fraction` is held out instead, as in nanoGPT, cut at the start of a line.
@@ -69,7 +70,7 @@ class TextSource(_Files):
         base, files = found.base, found.files
         self.identity = _file_identity(base, files)
         only = files[0].path
-        if len(files) == 1 and only.suffix.lower() not in COMPRESSED + STRUCTURED:
+        if len(files) == 1 and not files[0].member and only.suffix.lower() not in COMPRESSED + STRUCTURED:
             size = only.stat().st_size
             if not size:
                 raise UserError(f"data.path={spec.path}: the file is empty; give one with text")
@@ -79,7 +80,7 @@ class TextSource(_Files):
                 Part("train", cut, "train", only, files[0].label, 0, cut),
             ]
         else:
-            self._parts = [_part_of(file.path, base, None, file.label) for file in files]
+            self._parts = [_part_of(file, base, None, file.label) for file in files]
 
 
 def _cut_position(path: Path, near: int) -> int:
@@ -123,5 +124,5 @@ class SlimPajamaSource(_Files):
         for split, folder in splits.items():
             files = find_files(str(folder)).files
             everything += files
-            self._parts += [_part_of(file.path, base, split, "slimpajama") for file in files]
+            self._parts += [_part_of(file, base, split, "slimpajama") for file in files]
         self.identity = _file_identity(base, everything)
