@@ -162,23 +162,37 @@ def _listed(file: Path, base: Path, allowed: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _is_about_others(file: NamedFile) -> bool:
-    return bool(CARD.match(file.name.name) or METADATA.fullmatch(file.name.name))
+    card = CARD.match(file.name.name) and suffix_of(file.name) not in STRUCTURED
+    return bool(card or METADATA.fullmatch(file.name.name))
 
 
 def _without_cards(files: list[NamedFile]) -> list[NamedFile]:
-    """Return the files without READMEs, licences and metadata if there are records beside them."""
+    """Return the files without READMEs, licences and metadata if there are records, or the card of a data set, beside them."""
     data = [file for file in files if not _is_about_others(file)]
-    return data if any(suffix_of(file.name) in STRUCTURED for file in data) else files
+    is_data_set = any(suffix_of(file.name) in STRUCTURED for file in data) or any(map(_is_hub_card, files))
+    return data if data and is_data_set else files
+
+
+def _is_hub_card(file: NamedFile) -> bool:
+    """Return whether a file is the card of a repository on the Hub, a README.md that begins with metadata in YAML."""
+    if file.member or file.path.name != "README.md":
+        return False
+    try:
+        with file.path.open("rb") as opened:
+            return opened.read(4) == b"---\n"
+    except OSError:
+        return False  # reading it will say so
 
 
 def _no_text(pattern: str, cards: list[Path], not_read: list[Path], found: list[Path]) -> str:
     """Return the message for files of which none holds text, except about the others."""
     suffixes = sorted({name.suffix or name.name for name in not_read})
     seen = ", ".join(name.name for name in not_read) if len(not_read) <= SHOWN_FILES else ", ".join(suffixes[:8])
-    only = f" but {', '.join(name.name for name in cards[:SHOWN_FILES])}, which is about the others" if cards else ""
+    about = ", ".join(name.name for name in cards[:SHOWN_FILES])
+    but = f" but {about}, which is not text of the corpus" if cards else ""
     archive = "; unpack an archive that is encrypted or holds other files" if any(map(_is_archive, found)) else ""
     return (
-        f"data.path={pattern}: no file of a known format{only} (found: {seen or 'no files'}); allowed:"
+        f"data.path={pattern}: no file of a known format{but} (found: {seen or 'no files'}); allowed:"
         f" {', '.join(PROSE + STRUCTURED)}, each but {', '.join(COLUMNAR)} also with {', '.join(COMPRESSED)} or in"
         f" {ARCHIVE}{archive}"
     )

@@ -39,9 +39,10 @@ def _column(name: str, chunks: Iterator[bytes], reading: Reading, delimiter: str
         return
     if columns.count(reading.text_key) != 1:
         found = "two columns" if reading.text_key in columns else "no column"
+        separator = "a tab" if delimiter == "\t" else "a comma"
         raise UserError(
-            f"{name}: {found} {reading.text_key!r} in the first row; set data.text_key to one of "
-            f"{', '.join(columns)[:SHOWN_KEYS]} (separated by {'a tab' if delimiter == chr(9) else 'a comma'})"
+            f"{name}: {found} {reading.text_key!r} in the first row; set data.text_key to one of"
+            f" {', '.join(columns)[:SHOWN_KEYS]} (separated by {separator}), or leave the file out with a glob in data.path"
         )
     position = columns.index(reading.text_key)
     while True:

@@ -256,6 +256,15 @@ def test_a_readme_is_text_only_among_plain_text(tmp_path: Path) -> None:
     refused(lambda: make(tmp_path, tmp_path), "part.jsonl.7z")
     (tmp_path / "chapter.txt").write_text("text")
     assert read(tmp_path) == ["terms", "about", "text"]
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A data set on the Hub\n")
+    assert read(tmp_path) == ["text"]
+    assert find_files(str(tmp_path)).names_not_read == ["LICENSE.txt", "README.md", "part.jsonl.7z"]
+
+
+def test_data_that_is_named_like_a_readme_is_read(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "licenses.jsonl", ["1"])
+    write_jsonl(tmp_path / "readme_files.jsonl", ["2"])
+    assert read(tmp_path) == ["1", "2"]
 
 
 def test_a_very_long_plain_file_is_cut_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
