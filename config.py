@@ -200,7 +200,8 @@ class DataConfig:
     )
     path: str | None = option(
         None,
-        "text: file, folder or glob; slimpajama: folder in the data set's own layout, null: download from the Hub",
+        "text: file, folder or glob of .txt .md .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather, also in .zst .gz .xz "
+        ".bz2 .zip; slimpajama: folder in the data set's own layout, null: download from the Hub",
         path=True,
         common=True,
     )
@@ -211,7 +212,10 @@ class DataConfig:
         path=True,
         added_later=True,
     )
-    text_key: str = option("text", "field with the text in .jsonl and .parquet records; a.b reads a nested field")
+    text_key: str = option(
+        "text",
+        "field or column with the text in JSON, .csv, .tsv, .parquet and .arrow files; a.b reads a nested field",
+    )
     tokenizer: str = option(
         "bpe-4096",
         "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split)",
@@ -476,7 +480,10 @@ class EvaluateDataConfig:
     """The text to score."""
 
     path: str | None = option(None, "file, folder or glob of text; required", path=True)
-    text_key: str = option("text", "field with the text in .jsonl and .parquet records; a.b reads a nested field")
+    text_key: str = option(
+        "text",
+        "field or column with the text in JSON, .csv, .tsv, .parquet and .arrow files; a.b reads a nested field",
+    )
     bad_documents: str = option(
         "refuse",
         "records without text, or that are not valid UTF-8 or JSON: refuse (stop) | skip (and count)",

@@ -17,6 +17,7 @@ from common.format import format_count
 from common.json_io import significant
 from config import EvaluateConfig
 from data.eval_windows import EvalRange
+from data.find_files import describe_not_read, find_files
 from data.readers import read_documents, source_id
 from data.tokenizer import Tokenizer
 from device.distributed import join_world, leave_world, local_device
@@ -38,11 +39,12 @@ def main(config: EvaluateConfig) -> None:
 
 
 def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
-    """The figures of `evals.language_model.evaluate`, with checkpoint, data, and the documents that were left out."""
+    """The figures of `evals.language_model.evaluate`, with checkpoint, data, and what was not read or left out."""
     from evals.language_model import evaluate
     from run.load_model import load_model
 
     assert config.checkpoint is not None
+    assert config.data.path is not None
     loaded = load_model(config.checkpoint, device.torch_device)
     block_size = loaded.model.shape.block_size
     left_out: dict[str, int] = {}
@@ -57,7 +59,9 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
         device.torch_device,
         device.autocast,
     )
-    return {"checkpoint": config.checkpoint, "data": config.data.path, "left_out": left_out, **figures}
+    not_read = find_files(config.data.path).names_not_read
+    about = {"checkpoint": config.checkpoint, "data": config.data.path, "not_read": not_read, "left_out": left_out}
+    return {**about, **figures}
 
 
 def read_tokens(
@@ -103,6 +107,8 @@ def show_figures(figures: dict[str, Any]) -> None:
     rows = [row(name, part) for name, part in figures["by_source"].items()]
     console = Console()
     console.table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
+    if figures["not_read"]:
+        console.say(describe_not_read(figures["not_read"]))
     if figures["left_out"]:
         console.say(f"left out: {', '.join(f'{n:,} {reason} documents' for reason, n in figures['left_out'].items())}")
 

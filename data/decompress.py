@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import bz2
+import itertools
+import lzma
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
 from common.errors import UserError
+from data.archive import display_name, read_member
 from data.documents import Reading
-
-COMPRESSED = (".zst", ".gz")
+from data.file_kind import kind_of
 
 READ_BYTES = 1 << 16
 # Compressed bytes given to the decompressor at once, and decompressed bytes yielded at once: four bytes of zstd can expand to
-# 128 KiB.
+# 128 KiB, 50 bytes of bzip2 to 46 MB, so its output is bounded as well.
 SLICE_BYTES, PIECE_BYTES = 1 << 11, 1 << 20
 # Output beyond both limits is a decompression bomb. gzip compresses at most 1032:1, text usually about 10:1.
 BOMB_BYTES, BOMB_RATIO = 64 << 20, 2000
+XZ_MEMORY = 256 << 20  # bytes for the dictionary; xz -9 takes 65 MiB
 # A line of JSON is one document; real corpora hold lines of 50 MB. A JSON array is parsed as a whole, which takes several times
 # its size in memory.
 LONGEST_LINE, LONGEST_ARRAY = 128 << 20, 512 << 20
 
-
-def _decompressor(path: Path) -> Any:
-    if path.suffix.lower() == ".gz":
-        return zlib.decompressobj(wbits=31)
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     # SlimPajama's files were written with a long-distance window; 2 GiB is the largest that the format allows.
-    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY),
+    ".bz2": bz2.BZ2Decompressor,
+}
+COMPRESSED = tuple(DECOMPRESSORS)
 
 
-def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
+def _decompressed(name: str, suffix: str, chunks: Iterator[bytes], reading: Reading) -> Iterator[bytes]:
     """Yield decompressed bytes, frame by frame, in bounded memory.
 
     Raises UserError for a corrupt file, a decompression bomb and a file that ends within a frame, which is an incomplete
@@ -41,30 +47,56 @@ def _decompressed(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iter
     """
     decompressor: Any = None
     n_out = frames = 0
-    try:
-        for data in _slices(chunks, SLICE_BYTES):
-            if frames and decompressor is None:
-                data = data.lstrip(b"\0")  # some writers pad with zeros between frames
-            while data:
-                decompressor = decompressor or _decompressor(path)
-                text = decompressor.decompress(data)
-                n_out += len(text)
-                if n_out > max(BOMB_BYTES, BOMB_RATIO * reading.consumed):
-                    raise UserError(
-                        f"{path}: {reading.consumed} bytes expand to more than {n_out >> 20} MiB: a decompression bomb, not"
-                        " text; remove the file"
-                    )
-                yield from _slices([text], PIECE_BYTES)
-                if not decompressor.eof:
-                    break
-                data, decompressor, frames = decompressor.unused_data.lstrip(b"\0"), None, frames + 1
-    except (zlib.error, zstandard.ZstdError) as error:
-        raise UserError(
-            f"{path}: corrupt {path.suffix} file ({error}) after {reading.records} documents; download it again"
-        ) from error
+    head = b""
+    for data in _slices(chunks, SLICE_BYTES):
+        head = head or data
+        if frames and decompressor is None:
+            data = data.lstrip(b"\0")  # some writers pad with zeros between frames
+        while data:
+            decompressor = decompressor or DECOMPRESSORS[suffix]()
+            try:
+                for text in _outputs(decompressor, data):
+                    n_out += len(text)
+                    _refuse_bomb(name, n_out, reading)
+                    yield from _slices([text], PIECE_BYTES)
+            except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError) as error:  # OSError: bzip2
+                content = "" if n_out else _content(head, suffix)
+                raise UserError(
+                    f"{name}: corrupt {suffix} file ({error}) after {reading.records} documents; download it again{content}"
+                ) from error
+            if not decompressor.eof:
+                break
+            data, decompressor, frames = decompressor.unused_data.lstrip(b"\0"), None, frames + 1
     if decompressor is not None:
+        raise UserError(f"{name}: the {suffix} file is truncated after {reading.records} documents; download it again")
+
+
+def _outputs(decompressor: Any, data: bytes) -> Iterator[bytes]:
+    """Yield what `data` decompresses to, in pieces of at most PIECE_BYTES if the decompressor (lzma, bz2) can stop there."""
+    if not hasattr(decompressor, "needs_input"):
+        yield decompressor.decompress(data)
+        return
+    yield decompressor.decompress(data, PIECE_BYTES)
+    while not decompressor.eof and not decompressor.needs_input:
+        yield decompressor.decompress(b"", PIECE_BYTES)
+
+
+def _content(head: bytes, suffix: str) -> str:
+    """Return advice for a file that begins with `head`, which cannot be decompressed, by what it holds instead."""
+    if kind := kind_of(head):
+        return "" if suffix in kind[1] else f", or correct its name: the content is {kind[0]}"
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+    return f", or remove {suffix} from its name if it is plain text"
+
+
+def _refuse_bomb(name: str, n_out: int, reading: Reading) -> None:
+    if n_out > max(BOMB_BYTES, BOMB_RATIO * reading.consumed):
         raise UserError(
-            f"{path}: the {path.suffix} file is truncated after {reading.records} documents; download it again"
+            f"{name}: {reading.consumed} bytes expand to more than {n_out >> 20} MiB: a decompression bomb, not text; remove"
+            " the file"
         )
 
 
@@ -84,10 +116,35 @@ def _raw(path: Path, reading: Reading) -> Iterator[bytes]:
             yield chunk
 
 
+def _member(path: Path, reading: Reading) -> Iterator[bytes]:
+    n_out = 0
+    for chunk in read_member(path, reading):
+        n_out += len(chunk)
+        _refuse_bomb(display_name(path, reading.member), n_out, reading)
+        yield chunk
+
+
 def read_chunks(path: Path, reading: Reading) -> Iterator[bytes]:
-    """Yield the bytes of a file from `reading.start` to `reading.stop`, decompressed if its name ends with .zst or .gz."""
-    raw = _raw(path, reading)
-    return _decompressed(path, raw, reading) if path.suffix.lower() in COMPRESSED else raw
+    """Yield the bytes of a file from `reading.start` to `reading.stop`, or of the member `reading.member` of an archive.
+
+    They are decompressed if the name ends with one of COMPRESSED.
+    """
+    name = display_name(path, reading.member)
+    raw = _member(path, reading) if reading.member else _raw(path, reading)
+    suffix = Path(name).suffix.lower()
+    return _decompressed(name, suffix, raw, reading) if suffix in COMPRESSED else raw
+
+
+def first_bytes(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
+    """Return at least `size` bytes, or all if there are fewer, and the same chunks from the start."""
+    taken: list[bytes] = []
+    n_taken = 0
+    for chunk in chunks:
+        taken.append(chunk)
+        n_taken += len(chunk)
+        if n_taken >= size:
+            break
+    return b"".join(taken), itertools.chain(taken, chunks)
 
 
 def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
@@ -111,13 +168,13 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
         yield b"".join(tail) if length <= LONGEST_LINE else None
 
 
-def read_whole(path: Path, chunks: Iterator[bytes]) -> bytes:
-    """Return all chunks of a JSON array. Raises UserError beyond LONGEST_ARRAY bytes."""
+def read_whole(name: str, chunks: Iterator[bytes]) -> bytes:
+    """Return all chunks of a JSON file. Raises UserError beyond LONGEST_ARRAY bytes."""
     content = bytearray()
     for chunk in chunks:
         content += chunk
         if len(content) > LONGEST_ARRAY:
             raise UserError(
-                f"{path}: a JSON array of more than {LONGEST_ARRAY >> 20} MiB; convert it to .jsonl, one object per line"
+                f"{name}: JSON of more than {LONGEST_ARRAY >> 20} MiB in one piece; convert it to .jsonl, one object per line"
             )
     return bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,7 +57,7 @@ class _Found:
 
 
 class TextSource:
-    """Any text files: plain text, JSON lines, JSON arrays or parquet, compressed or not.
+    """Any text files: plain text, JSON, columns of CSV, parquet or Arrow files, compressed or not.
 
     The validation split is the first of these that exists: the text of `validation_path`; the corpus' own split by the names
     of folders and files; for a single plain-text file, which is one document, its last `validation_fraction`, as in nanoGPT;
@@ -260,12 +259,8 @@ def _labels(spec: DataSpec, group: _Found, corpus: _Found | None = None) -> list
 
 
 def _parts_of(found: _Found, split: str | None, labels: list[str]) -> list[Part]:
-    """Return a part for each file; the size of an archive is shared among its members."""
-    members = Counter(file.path for file in found.files)
     return [
-        Part(
-            "/".join(name), file.path.stat().st_size // members[file.path], split, file.path, label, member=file.member
-        )
+        Part("/".join(name), file.size, split, file.path, label, member=file.member)
         for file, name, label in zip(found.files, found.names, labels, strict=True)
     ]
 

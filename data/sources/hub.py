@@ -16,9 +16,8 @@ from typing import Any
 
 from common.errors import MachineError, UserError
 from common.network import why_unreachable
-from data.documents import Document, Reading
+from data.documents import Document, Reading, record_of
 from data.find_files import allowed_folders, lies_within
-from data.readers import record_of
 from data.sources.base import DataSpec, Overview, Part
 
 DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")

@@ -79,8 +79,10 @@ def test_evaluate_shows_a_table_by_source(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "t.txt").write_text(f"text of {name} " * 20)
-    shown = script("evaluate", f"checkpoint={model}", f"data.path={tmp_path}").stdout
-    assert [line.split()[0] for line in shown.splitlines()[-3:]] == ["a", "b", "all"]
+    (tmp_path / "notes.docx").write_bytes(b"PK")
+    lines = script("evaluate", f"checkpoint={model}", f"data.path={tmp_path}").stdout.splitlines()
+    assert [line.split()[0] for line in lines[-4:-1]] == ["a", "b", "all"]
+    assert "not read: 1 file (notes.docx)" in lines[-1]
 
 
 @pytest.mark.parametrize(

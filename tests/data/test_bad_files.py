@@ -6,17 +6,21 @@ which come twice. `make test-slow` tries thousands of files, and documents of 50
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -138,13 +142,39 @@ def test_lines_of_any_shape(number: int) -> None:
 
 
 @cases(15, 600)
-@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl.zst", "a.jsonl.gz", "a.parquet", "a.txt.gz", "a.md.zst"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.txt",
+        "a.json",
+        "a.jsonl.zst",
+        "a.jsonl.gz",
+        "a.parquet",
+        "a.txt.gz",
+        "a.md.zst",
+        "a.ndjson.xz",
+        "a.csv.bz2",
+        "a.csv",
+        "a.tsv",
+        "a.zip",
+        "stream.arrow",
+        "file.arrow",
+        "a.feather",
+    ],
+)
 def test_files_of_any_bytes(name: str, number: int) -> None:
     """The bytes include truncated and changed frames and archives."""
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(GOOD), table)
     raw = b"".join(json.dumps(record).encode() + b"\n" for record in GOOD)
     good = {"zst": zstandard.compress(raw), "gz": gzip.compress(raw), "parquet": table.getvalue()}
+    good |= {
+        "xz": lzma.compress(raw),
+        "bz2": bz2.compress(b'"text"\n' + raw),
+        "csv": b"text\n" + raw,
+        "zip": zip_of(raw),
+    }
+    good |= {"arrow": arrow_of(pa.Table.from_pylist(GOOD), name), "feather": feather_of(pa.Table.from_pylist(GOOD))}
     start = good.get(name.split(".")[-1], raw)
 
     @settings(max_examples=number // 7 + 1)
@@ -168,6 +198,34 @@ def test_files_of_any_bytes(name: str, number: int) -> None:
     holds()
 
 
+def zip_of(raw: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", raw)
+        archive.writestr("b.txt", "text<|endoftext|>text")
+    return content.getvalue()
+
+
+def arrow_of(table: pa.Table, name: str) -> bytes:
+    content = io.BytesIO()
+    new = pa.ipc.new_file if name.startswith("file") else pa.ipc.new_stream
+    with new(content, table.schema) as writer:
+        writer.write_table(table)
+    return content.getvalue()
+
+
+def feather_of(table: pa.Table) -> bytes:
+    content = io.BytesIO()
+    pyarrow.feather.write_feather(table, content)
+    return content.getvalue()
+
+
+def parquet_of(table: pa.Table, name: str) -> bytes:
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    return content.getvalue()
+
+
 TYPES = (
     pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.int64(), pa.float32(), pa.bool_(), pa.null(),
     pa.timestamp("s"), pa.timestamp("ns", "UTC"), pa.date64(), pa.time64("ns"), pa.duration("s"), pa.decimal128(30, 3),
@@ -177,7 +235,10 @@ TYPES = (
 
 
 @cases(10, 400)
-def test_parquet_of_any_schema(number: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "write"), [("a.parquet", parquet_of), ("stream.arrow", arrow_of), ("file.arrow", arrow_of)]
+)
+def test_columns_of_any_schema(name: str, write: Callable[[pa.Table, str], bytes], number: int) -> None:
     columns = st.dictionaries(st.sampled_from(["text", "meta", "a.b", "", "é"]), st.sampled_from(TYPES), max_size=3)
 
     @settings(max_examples=number)
@@ -185,12 +246,11 @@ def test_parquet_of_any_schema(number: int) -> None:
     def holds(schema: dict[str, Any], rows: int, key: str, data: st.DataObject) -> None:
         made = {name: data.draw(st.sampled_from(columns_of(kind, rows)), name) for name, kind in schema.items()}
         table = pa.table(made) if made else pa.table({})
-        content = io.BytesIO()
         try:
-            pq.write_table(table, content)
+            content = write(table, name)
         except pa.ArrowException:  # not every type can be written
             return
-        folder, path = folder_with("a.parquet", content.getvalue())
+        folder, path = folder_with(name, content)
         with folder:
             for how in ("refuse", "skip"):
                 left_out: dict[str, int] = {}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import copy
 import gzip
 import json
+import lzma
 import os
+import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +18,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 from common.checksum import add_checksum
 from data import decompress, readers
+from data.decompress import read_chunks
+from data.documents import LONGEST_LABEL, Reading
+from data.find_files import find_files
+from data.formats import columnar, plain
 from data.prepare import prepare
 from data.readers import read_documents
 from data.shards import open_corpus, verify
@@ -58,6 +69,79 @@ def test_a_zstd_frame_of_a_terabyte_is_refused_in_little_memory(tmp_path: Path, 
     (tmp_path / name).write_bytes(FRAME + rle_blocks(byte, 1 << 23))
     with little_memory(700 * MB):
         refused(lambda: list(read_documents(tmp_path / name)), name, "bomb")
+
+
+def test_bombs_of_other_formats_are_refused_in_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b"x" * 32 * MB) * 100)
+    (tmp_path / "a.txt.bz2").write_bytes(bz2.compress(b"x" * 100 * MB) * 10)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl.gz", gzip.compress(b"x" * 10 * MB) * 100)
+    for name, member in (("a.jsonl.xz", ""), ("a.txt.bz2", ""), ("a.zip", "a.jsonl.gz")):
+        with little_memory(60 * MB):
+            refused(lambda: sum(map(len, read_chunks(tmp_path / name, Reading(member=member)))), name, "bomb")  # noqa: B023
+        refused(lambda: list(read_documents(tmp_path / name)), name, "bomb")  # noqa: B023
+
+
+def test_an_xz_file_that_needs_much_memory_is_refused(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 29}]
+    raw = lzma.compress(b'{"text": "x"}\n', check=lzma.CHECK_CRC32, filters=[{**filters[0], "dict_size": 1 << 12}])
+    # The size of the dictionary is a code in byte 17, and a checksum follows the header (.xz format 3.1, 5.3.1).
+    size = (raw[12] + 1) * 4
+    header = bytearray(raw[12 : 12 + size - 4])
+    header[header.index(b"\x21\x01") + 2] = 40  # 4 GiB
+    forged = raw[:12] + bytes(header) + zlib.crc32(header).to_bytes(4, "little") + raw[12 + size :]
+    (tmp_path / "a.jsonl.xz").write_bytes(forged)
+    with little_memory(100 * MB):
+        refused(lambda: list(read_documents(tmp_path / "a.jsonl.xz")), "a.jsonl.xz", "Memory usage limit")
+
+
+def test_an_archive_whose_members_overlap_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.txt", b"x" * 10 * MB)
+        for number in range(1, 100):
+            again = copy.copy(archive.filelist[0])
+            again.filename = f"{number}.txt"
+            archive.filelist.append(again)
+    refused(lambda: list(read_documents(tmp_path / "a.zip")), "a.zip", "overlap")
+
+
+def test_an_archive_with_an_endless_list_of_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(300):
+            archive.writestr(f"{number}.txt", f"{number}")
+    assert len(list(read_documents(tmp_path / "a.zip"))) == 300
+    monkeypatch.setattr("data.archive.DIRECTORY_BYTES", 10_000)
+    (tmp_path / "a.zip").rename(tmp_path / "b.zip")
+    refused(lambda: list(read_documents(tmp_path / "b.zip")), "b.zip", "list of files")
+
+
+def test_an_archive_writes_and_opens_no_other_file(tmp_path: Path) -> None:
+    """Its names may be absolute, and a member may be a link."""
+    (tmp_path / "secret.txt").write_text("ssh-key")
+    link = zipfile.ZipInfo("link.txt")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    with zipfile.ZipFile(corpus / "a.zip", "w") as archive:
+        archive.writestr(link, str(tmp_path / "secret.txt"))
+        archive.writestr(str(tmp_path / "secret.txt"), "absolute")
+        archive.writestr("../secret.txt", "parent")
+    before = sorted(tmp_path.rglob("*"))
+    assert [document.text for document in read_documents(corpus)] == ["parent", "absolute"]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [path.name for path in find_files(str(corpus)).not_read] == ["link.txt"]
+
+
+def test_a_quote_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b'text\n"' + (b"a line of text" * 100 + b"\n") * 40_000, 1))
+    with little_memory(300 * MB):
+        refused(lambda: list(read_documents(tmp_path / "a.csv.gz")), "a.csv.gz", "field limit")
+
+
+def test_a_row_of_a_hundred_million_fields_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text\nx\n" + b"a," * 30 * MB, 1))
+    with little_memory(400 * MB):
+        refused(lambda: list(read_documents(tmp_path / "a.csv.gz")), "a.csv.gz", ":3", "fields")
 
 
 def test_text_that_compresses_well_is_not_a_bomb(tmp_path: Path) -> None:
@@ -103,8 +187,8 @@ def test_an_array_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_plain_text_without_lines_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "PLAIN_DOCUMENT_BYTES", 100_000)
-    monkeypatch.setattr(readers, "LONGEST_PLAIN", 400_000)
+    monkeypatch.setattr(plain, "PLAIN_DOCUMENT_BYTES", 100_000)
+    monkeypatch.setattr(plain, "LONGEST_PLAIN", 400_000)
     text = "東京😀ü" * 200_000
     (tmp_path / "a.txt").write_text(text)
     found = [document.text for document in read_documents(tmp_path / "a.txt")]
@@ -119,6 +203,39 @@ def test_a_parquet_dictionary_that_repeats_a_large_text(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").stat().st_size < 10_000
     with little_memory(700 * MB):
         assert sum(len(document.text) for document in read_documents(tmp_path / "a.parquet")) == 1200 * MB
+
+
+def test_an_arrow_dictionary_that_repeats_a_large_text(tmp_path: Path) -> None:
+    large = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array(["x" * 4 * MB]))
+    write_arrow(tmp_path / "a.arrow", pa.table({"text": large}))
+    with little_memory(700 * MB):
+        assert sum(len(document.text) for document in read_documents(tmp_path / "a.arrow")) == 1200 * MB
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_arrow_buffers_that_decompress_to_too_much_are_refused(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = [pa.table({"text": ["x" * MB] * 30}), pa.table({"text": pa.array(["x" * 30 * MB]).dictionary_encode()})]
+    for number, table in enumerate(tables):
+        pyarrow.feather.write_feather(table, tmp_path / f"{number}.feather", compression=compression)
+        monkeypatch.setattr(columnar, "ARROW_BYTES", 31 * MB)
+        size = sum(len(document.text) for document in read_documents(tmp_path / f"{number}.feather"))
+        assert size == 30 * MB
+        monkeypatch.setattr(columnar, "ARROW_BYTES", 29 * MB)
+        refused(lambda: list(read_documents(tmp_path / f"{number}.feather")), "feather", "decompresses to 28 MiB")  # noqa: B023
+
+
+def test_arrow_offsets_outside_the_buffer_are_refused(tmp_path: Path) -> None:
+    offsets = np.array([0, 1 << 30, -5, 3], dtype=np.int32)
+    bad = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(b"abc")])
+    write_arrow(tmp_path / "a.arrow", pa.table({"text": bad}))
+    refused(lambda: list(read_documents(tmp_path / "a.arrow")), "a.arrow", "not a readable Arrow file")
 
 
 def test_a_folder_with_a_link_to_a_private_file_is_refused(tmp_path: Path) -> None:
@@ -157,7 +274,7 @@ def test_a_corpus_with_a_source_in_every_line(tmp_path: Path) -> None:
     sources = info.manifest["sources"]
     assert len(sources) == readers.MOST_SOURCES + 1
     assert sources[-1] == readers.OTHER_SOURCES
-    assert max(map(len, sources)) == readers.LONGEST_LABEL
+    assert max(map(len, sources)) == LONGEST_LABEL
     assert sum(row["documents"] for row in info.manifest["splits"]["train"]["by_source"].values()) > 1900
     verify(info.folder)
 
