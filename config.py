@@ -201,7 +201,8 @@ class DataConfig:
     text_key: str = option("text", "field with the text in .jsonl and .parquet records; a.b reads a nested field")
     tokenizer: str = option(
         "bpe-4096",
-        "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split)",
+        "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split) | your own: path of a"
+        " tokenizer.json or of a folder that holds one, e.g. ./tokenizer.json | OWNER/NAME on the Hugging Face Hub",
         common=True,
     )
     validation_fraction: float = option(
@@ -579,6 +580,9 @@ def identity(config: Config) -> dict[str, Any]:
             options[name] = value
     if config.data.path is not None:
         options["data.path"] = str(Path(config.data.path).resolve())
+    if "/" in config.data.tokenizer or config.data.tokenizer.endswith(".json"):  # a file, or a name on the Hub
+        file = Path(config.data.tokenizer).expanduser()
+        options["data.tokenizer"] = str(file.resolve()) if file.exists() else config.data.tokenizer
     nested: dict[str, Any] = {}
     for name, value in options.items():
         group, _, leaf = name.rpartition(".")

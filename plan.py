@@ -39,11 +39,11 @@ def fingerprint_of(config: Config) -> str | None:
 
 def plan_for(config: Config) -> Plan:
     """The plan for a configuration. This device is measured with probe=true, or if a time limit is planned for it."""
-    from data.tokenizer import check_name, vocab_size_of
+    from data.tokenizer import check_name, short_name, vocab_size_of
 
     check_name(config.data.tokenizer)
     n_vocab = vocab_size_of(config.data.tokenizer)
-    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config))
+    text = Text(n_vocab, short_name(config.data.tokenizer), config.plan.corpus_tokens, fingerprint_of(config))
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)
@@ -99,7 +99,9 @@ def show_one(config: Config) -> None:
         return
     show_plan(plan, Console(), limits)
     if config.explain:
-        law, shape = law_of(config, config.data.tokenizer), plan.sized(template(config))
+        from data.tokenizer import short_name
+
+        law, shape = law_of(config, short_name(config.data.tokenizer)), plan.sized(template(config))
         print("\n" + "\n".join(explain_plan(plan, shape, law, limits, config.plan.corpus_tokens)))
     if config.plan.folder:
         print(f"written: plan.json and plan.png in {config.plan.folder}")

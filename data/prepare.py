@@ -32,7 +32,7 @@ from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources.base import DataSpec, Part, Source
 from data.sources.registry import make_source
 from data.splits import split_and_digest
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
+from data.tokenizer import Tokenizer, check_name, get_tokenizer, short_name, tokenizer_key, valid_text
 from data.tokenizer_sample import sample_texts
 
 # Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
@@ -108,7 +108,7 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
     folder = _folder(spec, source)
     if (folder / MANIFEST).exists():
         return _open_finished(folder)
-    with _disk_errors(folder), _locked(folder, log):
+    with disk_errors(folder), locked(folder, log):
         if (folder / MANIFEST).exists():  # prepared by another process while this one waited
             return _open_finished(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +128,8 @@ def prepared_fingerprint(spec: DataSpec) -> str | None:
 
 
 def _folder(spec: DataSpec, source: Source) -> Path:
-    key = _short_hash([shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)])
-    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
+    key = short_hash([shards.FORMAT, spec.source, source.identity, tokenizer_key(spec.tokenizer), _options(spec)])
+    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{short_name(spec.tokenizer)}-{key}"
 
 
 def _open_finished(folder: Path) -> PreparedInfo:
@@ -150,12 +150,13 @@ def _options(spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _short_hash(content: list[Any]) -> str:
+def short_hash(content: list[Any]) -> str:
+    """Return the key of a prepared corpus, a hash of the JSON values that determine it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager
-def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Let one process at a time prepare a corpus."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """Turn a full disk into MachineError, and a folder without write permission or damaged state into UserError."""
     try:
         yield
@@ -230,7 +231,7 @@ def _tokenizer(
     path = folder / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    key = _short_hash([spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents])
+    key = short_hash([spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents])
 
     def texts() -> Iterator[str]:
         log(f"training {spec.tokenizer} on a sample of the training text")
@@ -238,7 +239,7 @@ def _tokenizer(
 
     # The key does not hold data.max_bytes, which does not change the sample.
     shared = folder.parent / "tokenizers"
-    with _locked(shared / key, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
+    with locked(shared / key, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
         tokenizer = get_tokenizer(spec.tokenizer, texts, shared, key)
     tokenizer.save(path)
     return tokenizer

@@ -185,7 +185,7 @@ def size_problems(config: Config, n_vocab: int | None, block_size: int | None) -
 
 def check_early(config: Config) -> None:
     """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
-    from data.tokenizer import check_name, vocab_size_of
+    from data.tokenizer import check_name, short_name, vocab_size_of
 
     check_name(config.data.tokenizer)
     n_vocab, limits = vocab_size_of(config.data.tokenizer), limits_of(config)
@@ -194,7 +194,7 @@ def check_early(config: Config) -> None:
     if problems := size_problems(config, n_vocab, config.model.block_size):
         raise UserError(*problems)
     if limits.seconds is None:  # the plan does not depend on speed
-        choose(request_for(config, Text(n_vocab, config.data.tokenizer, None), None, 0.0))
+        choose(request_for(config, Text(n_vocab, short_name(config.data.tokenizer), None), None, 0.0))
 
 
 def _rough_flops(limits: Limits, flops_per_second: float | None) -> float | None:
