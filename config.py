@@ -189,12 +189,13 @@ class DataConfig:
 
     source: str = option(
         "stdlib",
-        "stdlib (Python's standard library) | slimpajama | text (your own files)",
-        choices=("stdlib", "slimpajama", "text"),
+        "stdlib (Python's standard library) | slimpajama | text (your own files) | tokens (token files of nanoGPT,"
+        " modded-nanogpt or llm.c)",
+        choices=("stdlib", "slimpajama", "text", "tokens"),
     )
     path: str | None = option(
         None,
-        "text: file, folder or glob; slimpajama: folder in the data set's own layout, null: download from the Hub",
+        "text, tokens: file, folder or glob; slimpajama: folder in the data set's own layout, null: download from the Hub",
         path=True,
         common=True,
     )

@@ -32,9 +32,9 @@ def fingerprint_of(config: Config) -> str | None:
     """The fingerprint of the corpus if law=local needs it and the corpus is prepared."""
     if config.law != LOCAL:
         return None
-    from data.prepare import prepared_fingerprint
+    from data.corpus import corpus_fingerprint_of
 
-    return prepared_fingerprint(spec_of(config))
+    return corpus_fingerprint_of(spec_of(config))
 
 
 def plan_for(config: Config) -> Plan:

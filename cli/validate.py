@@ -87,6 +87,8 @@ def _run_problems(config: Config) -> list[str]:
         problems.append(f"budget.extend_hours={budget.extend_hours} has no effect without budget.hours")
     if data.source == "text" and data.path is None:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
+    if data.source == "tokens":
+        problems += _token_file_problems(config)
     if data.source == "stdlib" and data.path:
         problems.append(f"data.path={data.path} is ignored by data=stdlib; use data=text or data=slimpajama")
     if set(config.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
@@ -126,6 +128,23 @@ def _run_problems(config: Config) -> list[str]:
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
     return problems + _law_problems(config) + template(config).problems()
+
+
+def _token_file_problems(config: Config) -> list[str]:
+    """Options that cannot hold for token files, whose text and tokenizer are given."""
+    problems, data = [], config.data
+    if data.path is None:
+        problems.append(
+            "data.source=tokens needs data.path=FOLDER, FILE or GLOB of token files, e.g. train.bin and val.bin"
+        )
+    if data.tokenizer.startswith("bpe-") and "/" not in data.tokenizer:
+        problems.append(
+            f"data.tokenizer={data.tokenizer} would be trained on text, which data=tokens does not read; set the tokenizer"
+            " that wrote the files, e.g. data.tokenizer=gpt2"
+        )
+    if data.max_bytes is not None:
+        problems.append(f"data.max_bytes={data.max_bytes} has no effect on data=tokens; leave it out")
+    return problems
 
 
 def _law_problems(config: Config) -> list[str]:
