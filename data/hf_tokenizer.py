@@ -54,7 +54,7 @@ class HfTokenizer:
     def __init__(self, content: dict[str, Any], eot: str | None) -> None:
         """Build the tokenizer from the content of a tokenizer.json.
 
-        `eot` is the end-of-text token; None: the first of END_TOKENS that it has. Raises ValueError, KeyError, TypeError or
+        `eot` is the end-of-text token; None: the first of END_TOKENS that it has. Raises ValueError, LookupError, TypeError or
         AttributeError if the content is invalid, or could exhaust the memory.
         """
         _check(content)
@@ -84,8 +84,9 @@ class HfTokenizer:
         for number, added in self._library.get_added_tokens_decoder().items():
             sizes[number] = 0 if added.special else len(added.content.encode())
         model = self._content["model"]
-        unknown = model.get("unk_id"), vocabulary.get(str(model.get("unk_token")))
-        sizes[[number for number in unknown if number is not None]] = 0
+        unknown = model.get("unk_id") if "unk_id" in model else vocabulary.get(model.get("unk_token"))
+        if unknown is not None:
+            sizes[unknown] = 0
         sizes[self.eot] = 0
         return sizes
 
@@ -129,7 +130,7 @@ class HfTokenizer:
 def read_with_config(content: dict[str, Any], folder: Path) -> HfTokenizer:
     """Return the tokenizer of a tokenizer.json; its end-of-text token is `eos_token` of a tokenizer_config.json in `folder`.
 
-    Raises OSError, ValueError, KeyError, TypeError or AttributeError if one of them is invalid.
+    Raises OSError, ValueError, LookupError, TypeError or AttributeError if one of them is invalid.
     """
     eot = None
     if (folder / CONFIG).exists():

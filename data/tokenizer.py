@@ -43,7 +43,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 CONNECT_TIMEOUT_S = 3
 LONGEST_TITLE = 40  # characters of a file's name in the name of its tokenizer
 # What an unreadable tokenizer raises.
-INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError)
+INVALID = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 _BLOBS = "https://openaipublic.blob.core.windows.net/"
 # From tiktoken_ext.openai_public, so that no download is needed: vocabulary size, end-of-text included, and files in _BLOBS.
@@ -296,7 +296,7 @@ def _downloaded(repo: str) -> str:
     if isinstance(known, str):
         return known
     hint = "give another OWNER/NAME, or the path of a tokenizer.json"
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"data.tokenizer={repo}: not in the Hub's cache, and HF_HUB_OFFLINE is set; unset it, or {hint}"
         )

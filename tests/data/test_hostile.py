@@ -366,6 +366,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
         ({"model": HF_MODEL | {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "vocab"),
         ({"added_tokens": [{"id": 2**31, "content": "x"}]}, "ids"),
         ({"added_tokens": 7}, "not a usable"),
+        ({"model": HF_MODEL | {"unk_id": 10**9}}, "not a usable"),
         ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 3}}, "replacements"),
         ({"normalizer": REPLACE | {"content": "a" * 10_000}}, "longer than"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a" * 5000}, "behavior": "Isolated"}}, "longer than"),

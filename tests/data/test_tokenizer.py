@@ -25,8 +25,10 @@ from transformers import PreTrainedTokenizerFast
 
 from data import tokenizer as module
 from data.byte_bpe import ByteBpe
+from data.corpus import load_corpus
 from data.hf_tokenizer import BYTE_OF
 from data.shards import open_corpus
+from data.sources.base import DataSpec
 from data.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
@@ -283,6 +285,17 @@ def word_piece() -> Trained:
     return trained
 
 
+def unigram() -> Trained:
+    """A tokenizer.json like XLM-RoBERTa's: Unigram, and spaces put in by the pre-tokenizer."""
+    trained = Trained(models.Unigram())
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator(iter(texts(300)), trainer)
+    return trained
+
+
 def write_tokenizer(folder: Path, trained: Trained, **config: Any) -> str:
     """Write tokenizer.json and, with options, tokenizer_config.json. Returns the value of data.tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -299,7 +312,7 @@ def read(name: str) -> Tokenizer:
 SAMPLE = "".join(texts(300, seed=5)) + "\t x  y\r\n\r\n don't   \x00 ﬁ <|endoftext|> Zürich "
 
 
-@pytest.mark.parametrize("make", [byte_level, sentencepiece, word_piece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, unigram, word_piece])
 def test_ids_and_text_are_those_of_transformers(tmp_path: Path, make: Callable[[], Trained]) -> None:
     name = write_tokenizer(tmp_path / "mine", make())
     theirs = PreTrainedTokenizerFast(tokenizer_file=f"{name}/tokenizer.json")
@@ -331,6 +344,14 @@ def test_awkward_texts_come_back_whole_from_a_byte_level_file(tmp_path: Path, te
     assert ours.eot not in ids
 
 
+def test_a_model_without_an_unknown_token_has_no_token_of_0_bytes(tmp_path: Path) -> None:
+    """The name of no token is None, which is a word of Python and of GPT-2's vocabulary."""
+    (tmp_path / "t.json").write_text(
+        json.dumps({"model": {"type": "BPE", "vocab": {"None": 0, "</s>": 1}, "merges": []}})
+    )
+    assert read(f"{tmp_path}/t.json").token_bytes.tolist() == [4, 0]
+
+
 def test_bytes_of_sentencepiece_are_those_of_the_text_and_one_space(tmp_path: Path) -> None:
     ours = read(write_tokenizer(tmp_path / "mine", sentencepiece()))
     ids = ours.encode(SAMPLE)
@@ -347,7 +368,7 @@ def test_bytes_of_word_pieces_are_nearly_those_of_the_text(tmp_path: Path) -> No
     assert not ours.exact
 
 
-@pytest.mark.parametrize("make", [byte_level, sentencepiece, word_piece])
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, unigram, word_piece])
 def test_cutting_a_long_text_does_not_change_the_ids_of_a_file(
     tmp_path: Path, make: Callable[[], Trained], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,3 +516,14 @@ def test_a_corpus_is_keyed_by_the_content_of_its_tokenizer(tmp_path: Path) -> No
     assert sum(int(corpus.tokenizer.token_bytes[shard].sum()) for shard in corpus.train.shards) == counted["bytes"]
     write_tokenizer(tmp_path / "mine", byte_level(use_regex=False))
     assert make(tmp_path, text, tokenizer=name).fresh
+
+
+def test_a_corpus_whose_tokenizer_loses_text_says_so(tmp_path: Path) -> None:
+    text = write_jsonl(tmp_path / "a.jsonl", texts(60))
+    for build, lossy in ((word_piece, True), (byte_level, False)):
+        name = write_tokenizer(tmp_path / build.__name__, build())
+        spec = DataSpec(
+            source="text", path=str(text), tokenizer=name, validation_fraction=0.2, cache_dir=str(tmp_path / "p")
+        )
+        notes = load_corpus(spec, log=lambda line: None).notes
+        assert any("does not keep all text" in note for note in notes) == lossy
