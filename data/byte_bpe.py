@@ -26,6 +26,7 @@ class ByteBpe:
     """The `data.tokenizer.Codec` of ranks, a pattern and special tokens."""
 
     spaced = False
+    exact = True
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, specials: dict[str, int]) -> None:
         self.eot = specials[END_OF_TEXT]

@@ -73,6 +73,9 @@ class Codec(Protocol):
     @property
     def spaced(self) -> bool: ...
 
+    @property
+    def exact(self) -> bool: ...
+
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of a piece of text. Raises ValueError if it cannot be encoded."""
         ...
@@ -106,7 +109,7 @@ class Tokenizer:
         self.eot, self.n_vocab = codec.eot, codec.n_vocab
         self.dtype = np.dtype(np.uint16 if self.n_vocab <= 1 << 16 else np.uint32)
         self.token_bytes, self.fingerprint = codec.token_bytes, codec.fingerprint
-        self.exact: bool = getattr(codec, "exact", True)
+        self.exact = codec.exact
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of `text`, (n,) of `self.dtype`, without end-of-text. Lone surrogates are encoded as U+FFFD."""
