@@ -189,8 +189,9 @@ class DataConfig:
 
     source: str = option(
         "stdlib",
-        "stdlib (Python's standard library) | slimpajama | text (your own files) | mix (those of data.mix)",
-        choices=("stdlib", "slimpajama", "text", "mix"),
+        "stdlib (Python's standard library) | slimpajama | text (your own files) | tokens (token files of nanoGPT,"
+        " modded-nanogpt or llm.c) | mix (those of data.mix)",
+        choices=("stdlib", "slimpajama", "text", "tokens", "mix"),
     )
     mix: dict[str, Any] = option(
         {},
@@ -201,7 +202,7 @@ class DataConfig:
     path: str | None = option(
         None,
         "text: file, folder or glob of .txt .md .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather, also in .zst .gz .xz "
-        ".bz2 .zip; slimpajama: folder in the data set's own layout, null: download from the Hub",
+        ".bz2 .zip; tokens: of token files; slimpajama: folder of a local copy, null: download from the Hub",
         path=True,
         common=True,
     )
@@ -218,7 +219,8 @@ class DataConfig:
     )
     tokenizer: str = option(
         "bpe-4096",
-        "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split)",
+        "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split) | your own: path of a"
+        " tokenizer.json or of a folder that holds one, e.g. ./tokenizer.json | OWNER/NAME on the Hugging Face Hub",
         common=True,
     )
     validation_fraction: float = option(
@@ -613,6 +615,9 @@ def identity(config: Config) -> dict[str, Any]:
     for name in ("data.path", "data.validation_path"):
         if options.get(name) is not None:
             options[name] = str(Path(options[name]).resolve())
+    if "/" in config.data.tokenizer or config.data.tokenizer.endswith(".json"):  # a file, or a name on the Hub
+        file = Path(config.data.tokenizer).expanduser()
+        options["data.tokenizer"] = str(file.resolve()) if file.exists() else config.data.tokenizer
     if config.data.mix:
         options["data.mix"] = {name: _mix_identity(entry) for name, entry in config.data.mix.items()}
     nested: dict[str, Any] = {}

@@ -88,7 +88,9 @@ def show_one(config: Config) -> None:
         return
     show_plan(plan, Console(), limits)
     if config.explain:
-        law, shape = law_of(config, config.data.tokenizer), plan.sized(template(config))
+        from data.tokenizer import short_name
+
+        law, shape = law_of(config, short_name(config.data.tokenizer)), plan.sized(template(config))
         print("\n" + "\n".join(explain_plan(plan, shape, law, limits, config.plan.corpus_tokens)))
     if config.plan.folder:
         print(f"written: plan.json and plan.png in {config.plan.folder}")

@@ -36,7 +36,9 @@ def main(config: SampleConfig) -> None:
                     eot=tokenizer.eot,
                     n_vocab=tokenizer.n_vocab,
                 )
-            written.append({"prompt": prompt, "text": tokenizer.decode(continuation), "tokens": len(continuation)})
+            written.append(
+                {"prompt": prompt, "text": tokenizer.decode(continuation, after=ids[1:]), "tokens": len(continuation)}
+            )
     if config.output == "json":
         print(json.dumps(written, indent=1))
         return

@@ -87,6 +87,8 @@ def _run_problems(config: Config) -> list[str]:
         problems.append(f"budget.extend_hours={budget.extend_hours} has no effect without budget.hours")
     if data.source == "text" and data.path is None:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
+    if data.source == "tokens":
+        problems += _token_file_problems(config)
     if data.source == "stdlib" and data.path:
         problems.append(f"data.path={data.path} is ignored by data=stdlib; use data=text or data=slimpajama")
     problems += _validation_problems(data)
@@ -146,6 +148,23 @@ def _validation_problems(data: DataConfig) -> list[str]:
                 " data.validation_fraction of data.path"
             ]
     return []
+
+
+def _token_file_problems(config: Config) -> list[str]:
+    """Options that cannot hold for token files, whose text and tokenizer are given."""
+    problems, data = [], config.data
+    if data.path is None:
+        problems.append(
+            "data.source=tokens needs data.path=FOLDER, FILE or GLOB of token files, e.g. train.bin and val.bin"
+        )
+    if data.tokenizer.startswith("bpe-") and "/" not in data.tokenizer:
+        problems.append(
+            f"data.tokenizer={data.tokenizer} would be trained on text, which data=tokens does not read; set the tokenizer"
+            " that wrote the files, e.g. data.tokenizer=gpt2"
+        )
+    if data.max_bytes is not None:
+        problems.append(f"data.max_bytes={data.max_bytes} has no effect on data=tokens; leave it out")
+    return problems
 
 
 def _law_problems(config: Config) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.mix import join, mix_tokenizer
-from data.prepare import prepare
+from data.prepare import prepare, prepared_fingerprint
 from data.record import read_notes
 from data.shards import Corpus, open_corpus
 from data.sources.base import DataSpec
+from data.token_files import checked_fingerprint, open_token_files
 from data.tokenizer import Tokenizer
 
 
@@ -23,9 +24,26 @@ class LoadedCorpus:
 
 
 def load_corpus(spec: DataSpec, log: Callable[[str], None] = print) -> LoadedCorpus:
-    """Prepare the corpus that `spec` describes, or find it prepared, and open it. Raises like `data.prepare.prepare`."""
-    if not spec.mix:
-        return _load_one(spec, log)
+    """Prepare the corpus that `spec` describes, or find it prepared, and open it.
+
+    Raises like `data.prepare.prepare` and `data.token_files.open_token_files`.
+    """
+    loaded = _load_mix(spec, log) if spec.mix else _load_one(spec, log)
+    if loaded.corpus.tokenizer.exact:
+        return loaded
+    note = (
+        f"data.tokenizer={loaded.corpus.tokenizer.name} does not keep all text (case, spaces or unknown characters), so bits"
+        " per byte are approximate"
+    )
+    return replace(loaded, notes=(*loaded.notes, note))
+
+
+def corpus_fingerprint_of(spec: DataSpec) -> str | None:
+    """Return the fingerprint of a corpus that is no mix, or None if it has not been prepared."""
+    return checked_fingerprint(spec) if spec.source == "tokens" else prepared_fingerprint(spec)
+
+
+def _load_mix(spec: DataSpec, log: Callable[[str], None]) -> LoadedCorpus:
     tokenizer = mix_tokenizer(spec, log)
     loaded = [_load_one(each.spec, log, tokenizer) for each in spec.mix]
     notes = [f"{each.name}: {note}" for each, one in zip(spec.mix, loaded, strict=True) for note in one.notes]
@@ -34,6 +52,8 @@ def load_corpus(spec: DataSpec, log: Callable[[str], None] = print) -> LoadedCor
 
 def _load_one(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer | None = None) -> LoadedCorpus:
     """Load a corpus that is no mix; `tokenizer` as for `data.prepare.prepare`."""
+    if spec.source == "tokens":
+        return LoadedCorpus(*open_token_files(spec, log))
     prepared = prepare(spec, log=log, tokenizer=tokenizer)
     notes = read_notes(prepared.read)
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):

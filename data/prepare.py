@@ -34,7 +34,7 @@ from data.sources.base import DataSpec, Part, Source
 from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
 from data.splits import split_and_digest
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
+from data.tokenizer import Tokenizer, check_name, get_tokenizer, short_name, tokenizer_key, valid_text
 from data.tokenizer_sample import sample_texts
 
 # Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
@@ -115,7 +115,7 @@ def prepare(
     folder = _folder(spec, source, tokenizer)
     if (folder / MANIFEST).exists():
         return _open_finished(folder, source)
-    with disk_errors(folder), _locked(folder, log):
+    with disk_errors(folder), locked(folder, log):
         if (folder / MANIFEST).exists():  # prepared by another process while this one waited
             return _open_finished(folder, source)
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +141,9 @@ def prepared_manifest(spec: DataSpec, tokenizer: Tokenizer | None = None) -> dic
 
 
 def _folder(spec: DataSpec, source: Source, tokenizer: Tokenizer | None) -> Path:
-    content = [shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)]
-    key = _short_hash(content if tokenizer is None else [*content, tokenizer.fingerprint])
-    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
+    content = [shards.FORMAT, spec.source, source.identity, tokenizer_key(spec.tokenizer), _options(spec)]
+    key = short_hash(content if tokenizer is None else [*content, tokenizer.fingerprint])
+    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{short_name(spec.tokenizer)}-{key}"
 
 
 def _open_finished(folder: Path, source: Source) -> PreparedInfo:
@@ -169,12 +169,13 @@ def _options(spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def _short_hash(content: list[Any]) -> str:
+def short_hash(content: list[Any]) -> str:
+    """Return the key of a prepared corpus, a hash of the JSON values that determine it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager
-def _locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Let one process at a time prepare a corpus."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -287,13 +288,13 @@ def shared_tokenizer(
         return texts()
 
     shared, short = tokenizer_place(spec, key)
-    with _locked(shared / short, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
+    with locked(shared / short, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
         return get_tokenizer(spec.tokenizer, logged_texts, shared, short)
 
 
 def tokenizer_place(spec: DataSpec, key: list[Any]) -> tuple[Path, str]:
     """Return the folder of trained tokenizers, and the part of the file's name that identifies the sample."""
-    return Path(spec.cache_dir).expanduser() / "tokenizers", _short_hash(key)
+    return Path(spec.cache_dir).expanduser() / "tokenizers", short_hash(key)
 
 
 def _encode_all(

@@ -73,6 +73,6 @@ def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: G
         micro_batch=session.world.broadcast(
             optim.micro_batch or plan.micro_batch or device.micro_batch(shape, sequences)
         ),
-        interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens),
-        final=EvalRange(corpus.val, shape.block_size, config.eval.tokens),
+        interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens, corpus.tokenizer.eot),
+        final=EvalRange(corpus.val, shape.block_size, config.eval.tokens, corpus.tokenizer.eot),
     )

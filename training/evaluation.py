@@ -66,7 +66,7 @@ def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int = 
         n_vocab=tokenizer.n_vocab,
         stop=lambda: session.signals.received is not None,
     )
-    return {"prompt": prompt, "text": tokenizer.decode(written)}
+    return {"prompt": prompt, "text": tokenizer.decode(written, after=ids[1:])}
 
 
 def interim_evaluation(session: Session, trainer: Trainer) -> None:

@@ -32,7 +32,7 @@ def dry_run_finalize(session: Session, trainer: Trainer) -> None:
         save(session, trainer, final=False)
     # Each chunk of the sample needs at least one window, so this is about one micro-batch of windows at any block size.
     tokens = trainer.micro_batch * min(shape.block_size, CHUNK_TOKENS)
-    one_batch = EvalRange(trainer.corpus.val, shape.block_size, tokens)
+    one_batch = EvalRange(trainer.corpus.val, shape.block_size, tokens, trainer.corpus.tokenizer.eot)
     with clock.charge("eval"):
         window_s = timed(clock, lambda: evaluate(session, trainer, one_batch), 2) / one_batch.n_windows
         sample_token_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
@@ -64,8 +64,9 @@ def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> No
 
     evals, shape, split = session.config.eval, trainer.shape, trainer.corpus.val
     allowed = evals.max_fraction * limit_s / trainer.window_s  # windows
+    eot = trainer.corpus.tokenizer.eot
     while trainer.final.n_windows > max(1, allowed):
-        trainer.final = EvalRange(split, shape.block_size, trainer.final.n_tokens // 2)
+        trainer.final = EvalRange(split, shape.block_size, trainer.final.n_tokens // 2, eot)
     if trainer.final.n_tokens < min(evals.tokens, split.n_tokens - 1):
         session.console.say(
             f"the final evaluation is cut to {trainer.final.n_tokens:,} tokens to stay within"
@@ -73,7 +74,7 @@ def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> No
         )
     evaluations = int(1 / evals.every) if evals.every else 0
     while evaluations and trainer.interim.n_windows > max(1, allowed / evaluations):
-        trainer.interim = EvalRange(split, shape.block_size, trainer.interim.n_tokens // 2)
+        trainer.interim = EvalRange(split, shape.block_size, trainer.interim.n_tokens // 2, eot)
 
 
 def no_time_for_a_step(session: Session, trainer: Trainer, limit: str) -> str:

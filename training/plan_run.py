@@ -90,12 +90,13 @@ def text_of(corpus: Corpus) -> Text:
 
 def prepared_text(config: Config, n_vocab: int | None) -> Text:
     """What a plan depends on in the corpus that the options name, as far as it is known without preparing it."""
+    from data.corpus import corpus_fingerprint_of
     from data.mix import prepared_mix
-    from data.prepare import prepared_fingerprint
+    from data.tokenizer import short_name
 
-    tokenizer, tokens = config.data.tokenizer, config.plan.corpus_tokens
+    tokenizer, tokens = short_name(config.data.tokenizer), config.plan.corpus_tokens
     if not config.data.mix:
-        fingerprint = prepared_fingerprint(spec_of(config)) if config.law == LOCAL else None
+        fingerprint = corpus_fingerprint_of(spec_of(config)) if config.law == LOCAL else None
         return Text(n_vocab, tokenizer, tokens, fingerprint)
     if (mix := prepared_mix(spec_of(config))) is None:
         return Text(n_vocab, tokenizer, tokens)
@@ -223,7 +224,7 @@ def size_problems(config: Config, n_vocab: int | None, block_size: int | None) -
 
 def check_early(config: Config) -> None:
     """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
-    from data.tokenizer import check_name, vocab_size_of
+    from data.tokenizer import check_name, short_name, vocab_size_of
 
     check_name(config.data.tokenizer)
     n_vocab, limits = vocab_size_of(config.data.tokenizer), limits_of(config)
@@ -232,7 +233,7 @@ def check_early(config: Config) -> None:
     if problems := size_problems(config, n_vocab, config.model.block_size):
         raise UserError(*problems)
     if limits.seconds is None:  # the plan does not depend on speed
-        choose(request_for(config, Text(n_vocab, config.data.tokenizer, None), None, 0.0))
+        choose(request_for(config, Text(n_vocab, short_name(config.data.tokenizer), None), None, 0.0))
 
 
 def _rough_flops(limits: Limits, flops_per_second: float | None) -> float | None:

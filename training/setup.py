@@ -68,7 +68,7 @@ def prepare_corpus(session: Session) -> Corpus:
         loaded = load_corpus(spec_of(session.config), session.console.say)
     corpus = loaded.corpus
     session.console.say(
-        f"data    {_described(data, corpus)}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"
+        f"data    {_described(data, corpus)}, {corpus.tokenizer.name}: {format_count(corpus.train.n_tokens)} training and"
         f" {format_count(corpus.val.n_tokens)} validation tokens"
         f" ({'prepared' if loaded.fresh else 'found'} in {format_seconds(session.clock.prepare_s)}, not on the budget)"
     )
@@ -107,6 +107,8 @@ def open_run_dashboard(session: Session, trainer: Trainer) -> Dashboard:
     With wandb.mode=disabled, it does nothing.
     """
     wandb, run = session.config.wandb, session.run
+    options = asdict(session.config)
+    options["data"]["tokenizer"] = trainer.corpus.tokenizer.name  # a short name, also for a file
     dashboard = open_dashboard(
         mode=wandb.mode,
         project=wandb.project,
@@ -115,7 +117,7 @@ def open_run_dashboard(session: Session, trainer: Trainer) -> Dashboard:
         run_id=wandb_id(run.folder),
         group=wandb.group,
         tags=wandb.tags,
-        config=wandb_config(asdict(session.config), trainer.plan.to_dict()),
+        config=wandb_config(options, trainer.plan.to_dict()),
         directory=run.folder,
         timeout_s=wandb.timeout_s,
         warn=session.console.warn,

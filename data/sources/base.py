@@ -15,8 +15,8 @@ class DataSpec:
     """The corpus to prepare. Everything but `cache_dir` and `workers` determines the resulting tokens.
 
     Attributes:
-        source: A key of `SOURCES`.
-        path: File, folder or glob (`text`; `slimpajama`, instead of the Hub).
+        source: A key of `SOURCES`, or "tokens" (data/token_files.py).
+        path: File, folder or glob (`text`, `tokens`; `slimpajama`, instead of the Hub).
         validation_path: File, folder or glob of the validation text; all of `path` is training text then.
         text_key: Key of the text in a record; dots descend into nested objects ("meta.text").
         tokenizer: See `data.tokenizer.get_tokenizer`.

@@ -306,6 +306,20 @@ def test_the_defaults_keep_their_hash() -> None:
     assert run_name("run", identity(Config())) == "run-92ca6783"
 
 
+def test_a_tokenizer_file_is_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    hashes = set()
+    for place, name in ((".", "a/tokenizer.json"), ("a", "./tokenizer.json"), ("a/b", "../tokenizer.json")):
+        monkeypatch.chdir(tmp_path / place)
+        config = Config()
+        config.data.tokenizer = name
+        hashes.add(run_name("run", identity(config)))
+    assert len(hashes) == 1
+    config.data.tokenizer = "me/my-model"
+    assert identity(config)["data"]["tokenizer"] == "me/my-model"
+
+
 def test_an_option_that_is_added_later_changes_no_hash_at_its_default() -> None:
     @dataclass
     class Later(Config):

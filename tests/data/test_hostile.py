@@ -465,6 +465,60 @@ def test_a_pattern_that_cannot_split_is_one_line(tmp_path: Path, pattern: str) -
     refused(lambda: tokenizer.encode("a" * 3000), "pattern cannot split")
 
 
+HF_MODEL = {"type": "BPE", "vocab": {"a": 0, "</s>": 1}, "merges": []}
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"model": 3}, "not a tokenizer.json"),
+        ({"model": {}}, "vocab"),
+        ({"model": HF_MODEL | {"vocab": {"a": 2**60}}}, "ids"),
+        ({"model": HF_MODEL | {"vocab": {"a": -1}}}, "ids"),
+        ({"model": HF_MODEL | {"vocab": {"a": 1 << 25, "</s>": 1}}}, "ids"),
+        ({"model": HF_MODEL | {"vocab": {"a": "0"}}}, "ids"),
+        ({"model": HF_MODEL | {"vocab": {}}}, "ids"),
+        ({"model": HF_MODEL | {"merges": [["a", "b"]]}}, "vocabulary"),
+        ({"model": HF_MODEL | {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}}, "vocab"),
+        ({"added_tokens": [{"id": 2**31, "content": "x"}]}, "ids"),
+        ({"added_tokens": 7}, "not a usable"),
+        ({"model": HF_MODEL | {"unk_id": 10**9}}, "not a usable"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 3}}, "replacements"),
+        ({"normalizer": REPLACE | {"content": "a" * 10_000}}, "longer than"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a" * 5000}, "behavior": "Isolated"}}, "longer than"),
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated"}}, "not a usable"),
+        ({"decoder": [[[[]]]]}, "not a usable"),
+    ],
+)
+def test_a_tokenizer_of_hugging_face_that_would_take_the_memory(
+    tmp_path: Path, changes: dict[str, object], word: str
+) -> None:
+    content = {"version": "1.0", "model": HF_MODEL} | changes
+    (tmp_path / "raw.json").write_text(json.dumps(content))
+    saved = {"format": 2, "name": "x", "end_of_text": "</s>", "tokenizer": content}
+    (tmp_path / "saved.json").write_text(json.dumps(saved))
+    with little_memory(200 * MB):
+        refused(lambda: get_tokenizer(f"{tmp_path}/raw.json", None, tmp_path, ""), "raw.json", word)
+        refused(
+            lambda: Tokenizer.load(tmp_path / "saved.json"), "saved.json", word.replace("not a usable", "not a read")
+        )
+
+
+@pytest.mark.parametrize("changes", [{"format": 3}, {"format": []}, {"name": 7}, {"tokenizer": []}, {"end_of_text": 5}])
+def test_a_saved_tokenizer_with_odd_fields(tmp_path: Path, changes: dict[str, object]) -> None:
+    content = {"format": 2, "name": "x", "end_of_text": "</s>", "tokenizer": {"model": HF_MODEL}}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    assert Tokenizer.load(tmp_path / "t.json").n_vocab == 2
+    (tmp_path / "t.json").write_text(json.dumps(content | changes))
+    refused(lambda: Tokenizer.load(tmp_path / "t.json"), "t.json", "not a readable tokenizer")
+
+
+def test_a_tokenizer_that_nests_deep_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"model": {}, "normalizer": ' + "[" * MB)
+    refused(lambda: get_tokenizer(f"{tmp_path}/t.json", None, tmp_path, ""), "t.json", "too deep")
+
+
 @pytest.mark.parametrize("name", ["bpe-99999999999999999999", "bpe-" + "9" * 5000, "../../bpe-400", "bpe-400/../x"])
 def test_the_name_of_a_tokenizer_is_not_a_path(tmp_path: Path, name: str) -> None:
     message = refused(lambda: prepare(DataSpec(source="stdlib", tokenizer=name)), "data.tokenizer")
