@@ -9,7 +9,8 @@ from typing import Any
 
 from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
-from config import HALVING_RUNGS, Config, EvaluateConfig, closest, identity, leaves, template
+from config import HALVING_RUNGS, Config, DataConfig, EvaluateConfig, closest, identity, leaves, template
+from data.sources.hub import DEFAULT
 from device.specs import BY_NAME
 from model.optim.lr_schedule import schedule_problems
 from run.directory import run_name
@@ -89,6 +90,7 @@ def _run_problems(config: Config) -> list[str]:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
     if data.source == "stdlib" and data.path:
         problems.append(f"data.path={data.path} is ignored by data=stdlib; use data=text or data=slimpajama")
+    problems += _hub_problems(data)
     if set(config.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
         problems.append(f"name={config.name!r} is not a folder name; allowed: letters, digits, '.', '_' and '-'")
     if config.name.startswith("."):
@@ -126,6 +128,27 @@ def _run_problems(config: Config) -> list[str]:
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
     return problems + _law_problems(config) + template(config).problems()
+
+
+def _hub_problems(data: DataConfig) -> list[str]:
+    """Options for the Hugging Face Hub that are missing, or that another corpus would ignore."""
+    if data.source == "hub" and data.path:
+        return [
+            f"data.path={data.path} is for files; use data=text, or data=hub data.repo={data.path} for a copy from the Hub"
+        ]
+    if data.source == "hub" and data.repo is None:
+        return ["data.repo is missing; data=hub needs data.repo=OWNER/NAME, a data set of the Hugging Face Hub"]
+    if data.source == "hub" or (data.source == "slimpajama" and not data.path):
+        return []
+    preset = {"repo": DEFAULT[0], "revision": DEFAULT[1]} if data.source == "slimpajama" else {}
+    options = {"repo": data.repo, "config": data.config, "split": data.split, "revision": data.revision}
+    unused = {"repo": None, "config": None, "split": "train", "revision": None}
+    reader = f"data={data.source}" + (f" data.path={data.path}" if data.path else "")
+    return [
+        f"data.{name}={value} is ignored by {reader}; use data=hub data.repo=OWNER/NAME, without data.path"
+        for name, value in options.items()
+        if value not in (unused[name], preset.get(name))
+    ]
 
 
 def _law_problems(config: Config) -> list[str]:

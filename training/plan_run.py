@@ -64,8 +64,9 @@ class Text:
 def spec_of(config: Config) -> DataSpec:
     """The options data.* as data.prepare takes them."""
     from data.sources.base import DataSpec
+    from data.sources.hub import without_foreign_preset
 
-    return DataSpec(**{**asdict(config.data), "fallbacks": tuple(config.data.fallbacks)})
+    return without_foreign_preset(DataSpec(**{**asdict(config.data), "fallbacks": tuple(config.data.fallbacks)}))
 
 
 def law_of(config: Config, tokenizer: str) -> Law:

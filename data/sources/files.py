@@ -32,6 +32,8 @@ def _part_of(path: Path, base: Path, split: str | None, label: str) -> Part:
 class _Files:
     """Base class of the sources of local files."""
 
+    in_bytes = True
+
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
         self._reading = Reading()
