@@ -38,7 +38,7 @@ class PartsProgress:
         self._first: int | None = None  # what an interrupted preparation had done before
         self._started_s = self._line_s = now()
         self._tenth_shown = self._done_shown = 0
-        self._stopped = threading.Event()
+        self._stopped, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True) if shown else None
         self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
@@ -74,9 +74,15 @@ class PartsProgress:
     def update(self, note: str, limit_share: float = 0.0) -> None:
         """Note what has been prepared: a text to show, and the share of a limit that ends the preparation early."""
         self._note, self._limit_share = note, limit_share
+        if self._thread:
+            self.show()
 
     def show(self) -> None:
         """Show the progress: move the bar, or write a line if one is due."""
+        with self._lock:  # the thread that reads and the one that watches
+            self._show()
+
+    def _show(self) -> None:
         if self._first is None:
             return
         part = self._part

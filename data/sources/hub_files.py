@@ -11,14 +11,22 @@ import fsspec
 from huggingface_hub import HfFileSystem
 from huggingface_hub.hf_file_system import HfFileSystemFile, HfFileSystemStreamFile
 
-# Bytes per request at most. pyarrow asks for a whole row group, of which nothing would be counted until all of it is there.
-PIECE_BYTES = 16 << 20
+from common.monotonic import now
+
+# Bytes per request. pyarrow asks for a whole row group, of which nothing would be counted until all of it is there. A
+# request should take between half a second and two: the progress moves, and the time to the first byte does not matter.
+LEAST_PIECE, MOST_PIECE = 1 << 20, 64 << 20
+SHORT_S, LONG_S = 0.5, 2.0
 
 
 class Downloaded:
-    """The bytes of data files that this process has downloaded from the Hub. One thread reads at a time."""
+    """The bytes of data files that this process has downloaded from the Hub, and how many to ask for in the next request.
+
+    One thread reads at a time.
+    """
 
     total = 0
+    piece = LEAST_PIECE
 
 
 class CountingFileSystem(HfFileSystem):
@@ -35,11 +43,17 @@ class CountingFileSystem(HfFileSystem):
 
 class _CountingFile(HfFileSystemFile):
     def _fetch_range(self, start: int, end: int) -> bytes:
-        pieces = []
-        for first in range(start, end, PIECE_BYTES):
-            pieces.append(super()._fetch_range(first, min(first + PIECE_BYTES, end)))
-            Downloaded.total += len(pieces[-1])
-        return b"".join(pieces)
+        content = bytearray()
+        while start < end:
+            began, asked = now(), min(Downloaded.piece, end - start)
+            piece = super()._fetch_range(start, start + asked)
+            if len(piece) != asked:
+                raise ConnectionError(f"{self.path}: the server sent {len(piece):,} bytes instead of {asked:,}")
+            Downloaded.total += asked
+            Downloaded.piece = _next_piece(Downloaded.piece, now() - began)
+            content += piece
+            start += asked
+        return bytes(content)
 
 
 class _CountingStream(HfFileSystemStreamFile):
@@ -47,6 +61,13 @@ class _CountingStream(HfFileSystemStreamFile):
         content: bytes = super().read(length)
         Downloaded.total += len(content)
         return content
+
+
+def _next_piece(piece: int, seconds: float) -> int:
+    """Return the size of the next request after one of up to `piece` bytes has taken `seconds`."""
+    if seconds < SHORT_S:
+        return min(2 * piece, MOST_PIECE)
+    return max(piece // 2, LEAST_PIECE) if seconds > LONG_S else piece
 
 
 def register() -> None:

@@ -65,6 +65,7 @@ class FakeHub:
         self.repos: dict[str, Repo] = {}
         self.models: set[str] = set()
         self.faults: list[Fault] = []
+        self.ranges = True  # whether requests for a part of a file get only that
         self.bytes_per_s = 0.0  # of each data file; 0: not limited
         self.requests: list[str] = []
         self.sent = 0  # bytes of data files
@@ -202,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
         """Send a file or the range of it that was asked for, as slowly as the link allows."""
         status, wanted = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if wanted:
+        if wanted and self.hub.ranges:
             start, stop = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
             headers = headers | {"Content-Range": f"bytes {start}-{stop}/{len(content)}"}
             status, content = 206, content[start : stop + 1]

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from cli.validate import find_problems
 from common.errors import MachineError, UserError
 from config import CONF, Config
 from data import prepare as preparing
@@ -29,7 +31,8 @@ from data.sources import hub as hub_source
 from data.sources import hub_files
 from data.sources.base import DataSpec
 from data.sources.registry import make_source
-from tests.data.fake_hub import FakeHub, Fault, running_hub
+from tests.conftest import TINY
+from tests.data.fake_hub import FakeHub, Fault, environment, running_hub
 from tests.data.helpers import added_documents, make, refused, texts
 from training.plan_run import spec_of
 
@@ -394,7 +397,8 @@ def stories(hub: FakeHub) -> FakeHub:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several requests for each file, and several batches for each request."""
-    monkeypatch.setattr(hub_files, "PIECE_BYTES", 8192)
+    for owner, name in ((hub_files, "LEAST_PIECE"), (hub_files, "MOST_PIECE"), (hub_files.Downloaded, "piece")):
+        monkeypatch.setattr(owner, name, 8192)
     monkeypatch.setattr(preparing, "BATCH_BYTES", 1000)
 
 
@@ -448,7 +452,8 @@ from pathlib import Path
 from data import prepare
 from data.sources import hub_files
 from tests.data.helpers import make
-hub_files.PIECE_BYTES, prepare.BATCH_BYTES, prepare.COMMIT_TOKENS = 8192, 1000, 500
+hub_files.LEAST_PIECE = hub_files.MOST_PIECE = hub_files.Downloaded.piece = 8192
+prepare.BATCH_BYTES, prepare.COMMIT_TOKENS = 1000, 500
 make(Path(sys.argv[1]), source="hub", repo="a/stories")
 """
 
@@ -475,6 +480,23 @@ def test_a_preparation_killed_during_a_slow_download_continues(
     assert sum(added) < sum(split["documents"] for split in whole.manifest["splits"].values())
 
 
+def test_requests_take_about_a_second_at_any_rate() -> None:
+    for bytes_per_s in (50e3, 3e6, 20e6, 1e9):
+        piece = hub_files.LEAST_PIECE
+        for _ in range(20):
+            piece = hub_files._next_piece(piece, piece / bytes_per_s)
+        assert 0.5 <= piece / bytes_per_s <= 2 or piece in (hub_files.LEAST_PIECE, hub_files.MOST_PIECE)
+
+
+def test_a_server_that_ignores_the_range_is_an_error(
+    tmp_path: Path, hub: FakeHub, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stories(hub)
+    monkeypatch.setattr(hub, "ranges", False)
+    with pytest.raises(MachineError, match="instead of 8,192"):
+        get(tmp_path, "a/stories")
+
+
 def test_the_size_of_each_file_is_known_without_a_request_for_it(tmp_path: Path, hub: FakeHub) -> None:
     stories(hub)
     source = make_source(DataSpec(source="hub", tokenizer="bytes", repo="a/stories"))
@@ -496,3 +518,76 @@ def test_bytes_are_counted_within_a_file(tmp_path: Path, hub: FakeHub, small_pie
             seen = [source.consumed for _ in source.documents(part)]
             assert seen == sorted(seen)
             assert seen[-1] >= part.size / 2, part
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"source": "hub"}, ("data.repo is missing", "OWNER/NAME")),
+        ({"source": "hub", "path": "texts"}, ("data.path=texts", "data=text")),
+        ({"source": "hub", "repo": "a/b", "path": "texts"}, ("data.path=texts", "data=text")),
+        ({"repo": "a/b"}, ("data.repo=a/b is ignored by data=stdlib", "data=hub")),
+        ({"source": "text", "path": "x.txt", "config": "en"}, ("data.config=en is ignored by data=text", "data=hub")),
+        ({"source": "text", "path": "x.txt", "split": "test"}, ("data.split=test is ignored",)),
+        ({"source": "slimpajama", "path": "x", "repo": "a/b"}, ("data.repo=a/b is ignored", "data.path=x")),
+    ],
+)
+def test_options_that_nothing_would_read_are_refused(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    config = Config()
+    config.budget.steps = 1
+    for name, value in options.items():
+        setattr(config.data, name, value)
+    (problem,) = find_problems(config)
+    assert all(word in problem for word in words), problem
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"source": "hub", "repo": "a/b", "config": "en", "split": "test", "revision": "v1"},
+        {"source": "slimpajama", "repo": "a/b", "config": "en", "split": "test"},
+        {"source": "slimpajama", "repo": hub_source.DEFAULT[0], "revision": hub_source.DEFAULT[1], "path": "x"},
+    ],
+)
+def test_options_that_are_read_are_allowed(options: dict[str, Any]) -> None:
+    config = Config()
+    config.budget.steps = 1
+    for name, value in options.items():
+        setattr(config.data, name, value)
+    assert find_problems(config) == []
+
+
+@pytest.mark.slow
+def test_a_run_on_the_hub_over_a_slow_link_is_killed_and_continues(tmp_path: Path, hub: FakeHub) -> None:
+    """What `make train DATA=hub ARGS="data.repo=... data.config=..."` runs."""
+    files = {f"big/train-{number}.parquet": parquet(texts(3000, seed=number), rows=300) for number in range(9)}
+    files["big/test.parquet"] = parquet(texts(100, seed=99))
+    readme = card({"big": {"train": "big/train-*", "test": "big/test.parquet"}, "small": {"train": "big/test.parquet"}})
+    hub.add("a/stories", {"README.md": readme, **files})
+    whole = get(tmp_path, "a/stories", config="big", cache_dir=str(tmp_path / "whole"))
+    tiny = [argument for argument in TINY if not argument.startswith("data")]
+    options = ["data.repo=a/stories", "data.config=big", "data.tokenizer=bytes", "data.workers=1", "budget.steps=3"]
+    command = [sys.executable, str(ROOT / "train.py"), "data=hub", *tiny, *options]
+    setting: dict[str, Any] = {
+        "cwd": tmp_path,
+        "env": {**os.environ, **environment(hub, tmp_path / "other")},
+        "stdout": subprocess.PIPE,
+        "text": True,
+    }
+    hub.bytes_per_s = 300_000
+    killed = subprocess.Popen(command, **setting)
+    assert killed.stdout
+    line = next(line for line in killed.stdout if "preparing" in line)
+    killed.kill()
+    killed.wait()
+    assert re.search(r"\d+ %, \d+\.\d/1\d\.\d MB, \d+\.\d kB/s, .* left, [\d,]+ tokens", line), line
+    hub.bytes_per_s = 0
+    continued = subprocess.run(command, **setting, check=True)
+    assert "continuing the preparation" in continued.stdout
+    manifest = json.loads(next((tmp_path / "prepared").glob("hub-*/manifest.json")).read_text())
+    assert manifest["fingerprint"] == whole.manifest["fingerprint"]
+    result = json.loads(next((tmp_path / "outputs").glob("run-*/result.json")).read_text())
+    assert result["steps"] == 3
