@@ -143,12 +143,15 @@ def _hub_problems(data: DataConfig) -> list[str]:
     preset = {"repo": DEFAULT[0], "revision": DEFAULT[1]} if data.source == "slimpajama" else {}
     options = {"repo": data.repo, "config": data.config, "split": data.split, "revision": data.revision}
     unused = {"repo": None, "config": None, "split": "train", "revision": None}
-    reader = f"data={data.source}" + (f" data.path={data.path}" if data.path else "")
-    return [
-        f"data.{name}={value} is ignored by {reader}; use data=hub data.repo=OWNER/NAME, without data.path"
-        for name, value in options.items()
-        if value not in (unused[name], preset.get(name))
+    ignored = [
+        f"data.{name}={value}" for name, value in options.items() if value not in (unused[name], preset.get(name))
     ]
+    if not ignored:
+        return []
+    reader, instead = f"data={data.source}", "use data=hub data.repo=OWNER/NAME"
+    if data.path:
+        reader, instead = f"{reader} data.path={data.path}", f"{instead}, without data.path"
+    return [f"{' and '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored by {reader}; {instead}"]
 
 
 def _law_problems(config: Config) -> list[str]:

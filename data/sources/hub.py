@@ -261,7 +261,7 @@ def _repository(name: str) -> str:
         owner_and_name = "/".join(path.split("/")[:2])
         raise UserError(
             f"data.repo={name} is neither a folder nor OWNER/NAME; set data.repo={owner_and_name}, and choose a part of it"
-            " with data.config= (a name that does not exist lists them) and data.split="
+            " with data.config= and data.split="
         )
     raise UserError(f"data.repo={name} is neither a folder nor OWNER/NAME of a data set on the Hub; give one of them")
 

@@ -530,6 +530,7 @@ def test_bytes_are_counted_within_a_file(tmp_path: Path, hub: FakeHub, small_pie
         ({"source": "hub", "path": "texts"}, ("data.path=texts", "data=text")),
         ({"source": "hub", "repo": "a/b", "path": "texts"}, ("data.path=texts", "data=text")),
         ({"repo": "a/b"}, ("data.repo=a/b is ignored by data=stdlib", "data=hub")),
+        ({"repo": "a/b", "config": "en"}, ("data.repo=a/b and data.config=en are ignored by data=stdlib",)),
         ({"source": "text", "path": "x.txt", "config": "en"}, ("data.config=en is ignored by data=text", "data=hub")),
         ({"source": "text", "path": "x.txt", "split": "test"}, ("data.split=test is ignored",)),
         ({"source": "slimpajama", "path": "x", "repo": "a/b"}, ("data.repo=a/b is ignored", "data.path=x")),
