@@ -591,4 +591,4 @@ def test_a_run_on_the_hub_over_a_slow_link_is_killed_and_continues(tmp_path: Pat
     manifest = json.loads(next((tmp_path / "prepared").glob("hub-*/manifest.json")).read_text())
     assert manifest["fingerprint"] == whole.manifest["fingerprint"]
     result = json.loads(next((tmp_path / "outputs").glob("run-*/result.json")).read_text())
-    assert result["steps"] == 3
+    assert result["spent"]["steps"] == 3
