@@ -189,9 +189,9 @@ class DataConfig:
 
     source: str = option(
         "stdlib",
-        "stdlib (Python's standard library) | slimpajama | text (your own files) | tokens (token files of nanoGPT,"
-        " modded-nanogpt or llm.c) | mix (those of data.mix)",
-        choices=("stdlib", "slimpajama", "text", "tokens", "mix"),
+        "stdlib (Python's standard library) | slimpajama | hub (a data set of the Hugging Face Hub) | text (your own files) |"
+        " tokens (token files of nanoGPT, modded-nanogpt or llm.c) | mix (those of data.mix)",
+        choices=("stdlib", "slimpajama", "hub", "text", "tokens", "mix"),
     )
     mix: dict[str, Any] = option(
         {},
@@ -229,9 +229,13 @@ class DataConfig:
         range="(0, 0.5]",
     )
     repo: str | None = option(
-        None, "slimpajama: data set on the Hugging Face Hub, OWNER/NAME, or a local copy", path=True
+        None, "hub, slimpajama: data set on the Hugging Face Hub, OWNER/NAME, or a local copy", path=True
     )
-    revision: str | None = option(None, "commit of data.repo; null: the newest")
+    config: str | None = option(
+        None, "hub: configuration of data.repo; null: its default, or the only one", added_later=True
+    )
+    split: str = option("train", "hub: split of data.repo to train on", added_later=True)
+    revision: str | None = option(None, "commit, tag or branch of data.repo; null: the newest commit")
     fallbacks: list[str] = option([], "REPO or REPO@REVISION to try, in this order, if data.repo is gone")
     max_bytes: int | None = option(None, "bytes of text to prepare; null: the whole corpus", range="[1, 1e+18]")
     bad_documents: str = option(

@@ -10,6 +10,7 @@ from typing import Any
 from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
 from config import HALVING_RUNGS, Config, DataConfig, EvaluateConfig, closest, identity, leaves, template
+from data.sources.hub import DEFAULT
 from device.specs import BY_NAME
 from model.optim.lr_schedule import schedule_problems
 from run.directory import run_name
@@ -91,7 +92,7 @@ def _run_problems(config: Config) -> list[str]:
         problems += _token_file_problems(config)
     if data.source == "stdlib" and data.path:
         problems.append(f"data.path={data.path} is ignored by data=stdlib; use data=text or data=slimpajama")
-    problems += _validation_problems(data)
+    problems += _validation_problems(data) + _hub_problems(data)
     if set(config.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
         problems.append(f"name={config.name!r} is not a folder name; allowed: letters, digits, '.', '_' and '-'")
     if config.name.startswith("."):
@@ -165,6 +166,30 @@ def _token_file_problems(config: Config) -> list[str]:
     if data.max_bytes is not None:
         problems.append(f"data.max_bytes={data.max_bytes} has no effect on data=tokens; leave it out")
     return problems
+
+
+def _hub_problems(data: DataConfig) -> list[str]:
+    """Options for the Hugging Face Hub that are missing, or that another corpus would ignore."""
+    if data.source == "hub" and data.path:
+        return [
+            f"data.path={data.path} is for files; use data=text, or data=hub data.repo={data.path} for a copy from the Hub"
+        ]
+    if data.source == "hub" and data.repo is None:
+        return ["data.repo is missing; data=hub needs data.repo=OWNER/NAME, a data set of the Hugging Face Hub"]
+    if data.source in ("hub", "mix") or (data.source == "slimpajama" and not data.path):
+        return []
+    preset = {"repo": DEFAULT[0], "revision": DEFAULT[1]} if data.source == "slimpajama" else {}
+    options = {"repo": data.repo, "config": data.config, "split": data.split, "revision": data.revision}
+    unused = {"repo": None, "config": None, "split": "train", "revision": None}
+    ignored = [
+        f"data.{name}={value}" for name, value in options.items() if value not in (unused[name], preset.get(name))
+    ]
+    if not ignored:
+        return []
+    reader, instead = f"data={data.source}", "use data=hub data.repo=OWNER/NAME"
+    if data.path:
+        reader, instead = f"{reader} data.path={data.path}", f"{instead}, without data.path"
+    return [f"{' and '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} ignored by {reader}; {instead}"]
 
 
 def _law_problems(config: Config) -> list[str]:

@@ -58,7 +58,7 @@ def _sample(spec: DataSpec, sources: Sequence[Source], log: Callable[[str], None
     for each, source in zip(spec.mix, sources, strict=True):
         source.open(None, log)
         parts = source.parts()
-        training = split_by_place(each.spec, source, parts) or source
+        training: Source = split_by_place(each.spec, source, parts) or source
         samples.append(list(sample_texts(training, parts, each.spec.validation_fraction, each.weight)))
     sizes = [sum(len(piece.encode()) for piece in pieces) for pieces in samples]
     total = max(size / each.weight for size, each in zip(sizes, spec.mix, strict=True))

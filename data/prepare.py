@@ -317,10 +317,10 @@ def _encode_all(
         if uncommitted >= COMMIT_TOKENS * workers:
             writer.commit()
             uncommitted = 0
-        shown.update(writer.state.part, f"{sum(writer.state.total(split, 1) for split in SPLITS):,} tokens")
+        shown.update(f"{sum(writer.state.total(split, 1) for split in SPLITS):,} tokens", _share_of_limit(spec, writer))
 
     failure: UserError | MachineError | None = None
-    reading = _batches(spec, source, parts, writer)
+    reading = _batches(spec, source, parts, writer, shown)
     with ThreadPoolExecutor(workers) as pool:
         while True:
             try:
@@ -339,7 +339,15 @@ def _encode_all(
         raise failure
 
 
-def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) -> Iterator[_Batch]:
+def _share_of_limit(spec: DataSpec, writer: Writer) -> float:
+    """Return the share of `max_bytes` that is written; 0 without a limit."""
+    written = sum(writer.state.total(split, 2) for split in SPLITS)
+    return written / spec.max_bytes if spec.max_bytes else 0.0
+
+
+def _batches(
+    spec: DataSpec, source: Source, parts: list[Part], writer: Writer, shown: PartsProgress
+) -> Iterator[_Batch]:
     """Yield batches of new documents of about BATCH_BYTES, in order, from the committed position on."""
     taken = {split: writer.state.total(split, 2) for split in SPLITS}
     first, skip = writer.state.part, writer.state.record
@@ -349,6 +357,7 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
         if part.split == "train" and number and parts[number - 1].split == "val" and not taken["val"]:
             raise _without_text(spec, source, "val")  # before hours of work on the training text
         record = 0
+        shown.begin(number)
         for document in () if _reached_max_bytes(spec, part, taken) else source.documents(part):
             record += 1
             if number == first and record <= skip:
@@ -371,6 +380,7 @@ def _batches(spec: DataSpec, source: Source, parts: list[Part], writer: Writer) 
             if _reached_max_bytes(spec, part, taken):
                 break
         batch.part, batch.record = number + 1, 0
+    shown.begin(len(parts))
     if batch.part > first or batch.digests:
         yield batch
 

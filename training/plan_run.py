@@ -77,8 +77,9 @@ def spec_of(config: Config) -> DataSpec:
 
 def _spec_of(data: DataConfig) -> DataSpec:
     from data.sources.base import DataSpec
+    from data.sources.hub import without_foreign_preset
 
-    return DataSpec(**{**asdict(data), "fallbacks": tuple(data.fallbacks), "mix": ()})
+    return without_foreign_preset(DataSpec(**{**asdict(data), "fallbacks": tuple(data.fallbacks), "mix": ()}))
 
 
 def text_of(corpus: Corpus) -> Text:

@@ -21,8 +21,10 @@ class DataSpec:
         text_key: Key of the text in a record; dots descend into nested objects ("meta.text").
         tokenizer: See `data.tokenizer.get_tokenizer`.
         validation_fraction: Fraction of documents held out if the corpus has no validation split.
-        repo: Dataset on the Hugging Face Hub, or a local folder of one (`slimpajama` only).
-        revision: Commit of `repo`.
+        repo: Data set on the Hugging Face Hub, or a local folder of one (`hub` and `slimpajama`).
+        config: Configuration of `repo`; None for its default.
+        split: Split of `repo` to train on.
+        revision: Commit, tag or branch of `repo`.
         fallbacks: "repo" or "repo@revision", tried in order if `repo` is not available.
         max_bytes: Stop after this many bytes of text (UTF-8).
         bad_documents: "refuse" or "skip" records that cannot be decoded or have no text.
@@ -38,6 +40,8 @@ class DataSpec:
     tokenizer: str
     validation_fraction: float = 0.01
     repo: str | None = None
+    config: str | None = None
+    split: str = "train"
     revision: str | None = None
     fallbacks: tuple[str, ...] = ()
     max_bytes: int | None = None
@@ -100,9 +104,11 @@ class Source(Protocol):
     Attributes:
         identity: Plain JSON that identifies the text; a prepared corpus is cached under its hash. It must not need the network.
         consumed: How much of the current part has been read, in the unit of `Part.size`.
+        in_bytes: Whether that unit is bytes on disk or of a download.
     """
 
     identity: dict[str, Any]
+    in_bytes: bool
 
     @property
     def consumed(self) -> int: ...

@@ -38,7 +38,7 @@ class PlacedSource:
 
     def __init__(self, source: Source, parts: list[Part], places: list[_Place], near: int) -> None:
         """`places` are the distinct documents in order, and the cut is at about byte `near` of their text."""
-        self._source, self._parts = source, parts
+        self._source, self._parts, self.in_bytes = source, parts, source.in_bytes
         self._index = {part: number for number, part in enumerate(parts)}
         self._end = places[-1].position
         for place in places:

@@ -65,6 +65,8 @@ class TextSource:
     one with a split of its own.
     """
 
+    in_bytes = True
+
     def __init__(self, spec: DataSpec) -> None:
         self._spec = spec
         self._reading = Reading()

@@ -14,16 +14,19 @@ def make_source(spec: DataSpec) -> Source:
     return SOURCES[spec.source](spec)
 
 
-def _slimpajama(spec: DataSpec) -> Source:
-    if spec.path:
-        return TextSource(spec)
+def _hub(spec: DataSpec) -> Source:
     from data.sources.hub import HubSource
 
     return HubSource(spec)
 
 
+def _slimpajama(spec: DataSpec) -> Source:
+    return TextSource(spec) if spec.path else _hub(spec)
+
+
 SOURCES: dict[str, Callable[[DataSpec], Source]] = {
     "stdlib": StdlibSource,
     "slimpajama": _slimpajama,
+    "hub": _hub,
     "text": TextSource,
 }

@@ -28,6 +28,8 @@ from data.sources.base import DataSpec, Overview, Part
 class StdlibSource:
     """The running Python's standard library: sources, help topics, docstrings of C modules."""
 
+    in_bytes = False  # the sizes of two parts are estimates
+
     def __init__(self, spec: DataSpec) -> None:
         self.identity = identity()
         self.consumed = 0

@@ -55,7 +55,7 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
         ("schedule.shape=cosin", "schedule.shape=cosin"),
         ("wandb.mode=of", "wandb.mode=of"),
         ("data.source=text", "data.path"),
-        ("data.source=pile", "allowed: stdlib, slimpajama, text"),
+        ("data.source=pile", "allowed: stdlib, slimpajama, hub, text"),
         ("data.max_bytes=0", "data.max_bytes=0 is out of range"),
         ("optim.name=lion", "allowed: auto, adamw, muon"),
         ("name=../x", "not a folder name"),

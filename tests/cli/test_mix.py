@@ -86,7 +86,7 @@ def test_a_source_is_prepared_as_it_is_alone(here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["data.mix={slimpajam: 1}"], "'slimpajam' is neither a data preset (slimpajama, stdlib"),
+        (["data.mix={slimpajam: 1}"], "'slimpajam' is neither a data preset (hub, slimpajama, stdlib"),
         (["data.mix={slimpajam: 1}"], "did you mean slimpajama?"),
         (["data.mix={texts/c.txt: 1}"], "nor the path of a file, folder or glob that exists"),
         (["data.mix={text: 1}"], "data.mix: 'text': data.source=text needs data.path"),

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import MachineError
 from data.prepare import PreparedInfo
 from data.record import read_notes
 from data.shards import open_corpus
-from data.sources import hub, stdlib
+from data.sources import stdlib
 from data.sources.base import DataSpec
 from data.sources.registry import make_source
-from tests.data.helpers import added_documents, make, refused, texts, write_jsonl
+from tests.data.helpers import make, refused, texts, write_jsonl
 
 LISTING = """
 import hashlib, json
@@ -246,35 +245,6 @@ def test_a_hub_dataset_equals_its_folder(tmp_path: Path, local_hub: Path) -> Non
     assert streamed.manifest["origin"] == {"repo": str(local_hub), "revision": None, "gone": []}
 
 
-def test_a_gone_repository_falls_back_and_says_so(
-    tmp_path: Path, local_hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "_check_network", lambda repo: None)
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
-
-    real = datasets.load_dataset_builder
-
-    def load(repo: str, **options: Any) -> Any:
-        if repo == "gone/away":
-            raise DatasetNotFoundError("Dataset 'gone/away' doesn't exist on the Hub")
-        return real(repo, **options)
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    spec = DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away", fallbacks=(str(local_hub),))
-    messages: list[str] = []
-    source = make_source(spec)
-    origin = source.open(None, messages.append)
-    assert origin["repo"] == str(local_hub)
-    assert len(messages) == 1
-    assert "gone/away" in messages[0]
-    assert messages[0].startswith("warning: ")
-    assert source.open(json.loads(json.dumps(origin)), messages.append) == origin
-    assert len(messages) == 1
-    lost = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo="gone/away"))
-    refused(lambda: lost.open(None, messages.append), "gone/away", "data.repo", "data.path")
-
-
 def test_the_original_has_its_re_upload_as_fallback() -> None:
     source = make_source(DataSpec(source="slimpajama", tokenizer="bytes", repo="cerebras/SlimPajama-627B"))
     assert source.identity["candidates"][1][0] == "gmongaras/SlimPajama-627B_Reupload"
@@ -303,25 +273,3 @@ def test_without_a_network_it_says_so_at_once(
     )
     assert all(word in run.stdout for word in words)
     assert run.stdout.count("\n") == 1
-
-
-def test_a_broken_connection_keeps_what_was_read(
-    tmp_path: Path, local_hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = make(tmp_path, source="slimpajama", repo=str(local_hub), cache_dir=str(tmp_path / "whole"))
-    real, reads = hub.record_of, []
-
-    def breaking(*arguments: Any) -> Any:
-        reads.append(1)
-        if len(reads) == 60:
-            raise ConnectionResetError("peer went away")
-        return real(*arguments)
-
-    monkeypatch.setattr("data.prepare.BATCH_BYTES", 1000)
-    monkeypatch.setattr(hub, "record_of", breaking)
-    with pytest.raises(MachineError, match=r"peer went away.*run the same command again"):
-        make(tmp_path, source="slimpajama", repo=str(local_hub))
-    added = added_documents(monkeypatch)
-    resumed = make(tmp_path, source="slimpajama", repo=str(local_hub))
-    assert resumed.manifest == whole.manifest
-    assert sum(added) < 80
