@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.format import format_bytes
 from data.prepare import prepare
 from data.shards import Corpus, open_corpus
 from data.sources.base import DataSpec
@@ -25,6 +26,8 @@ def load_corpus(spec: DataSpec, log: Callable[[str], None] = print) -> LoadedCor
     notes = []
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):
         notes.append(f"documents left out: {left_out}")
-    if prepared.cut:
-        notes.append(f"stopped at data.max_bytes={spec.max_bytes:,} of text; data.max_bytes=null takes all of it")
+    if prepared.cut and spec.max_bytes is not None:
+        notes.append(
+            f"stopped at data.max_bytes={format_bytes(spec.max_bytes)} of text; data.max_bytes=null takes all of it"
+        )
     return LoadedCorpus(open_corpus(prepared.folder), prepared.fresh, tuple(notes))
