@@ -101,7 +101,7 @@ def show_figures(figures: dict[str, Any]) -> None:
 
     columns = ["source", "tokens", "loss", "perplexity", "bits per byte", "accuracy"]
     rows = [row(name, part) for name, part in figures["by_source"].items()]
-    console = Console()
+    console = Console(required=True)
     console.table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
     if figures["left_out"]:
         console.say(f"left out: {', '.join(f'{n:,} {reason} documents' for reason, n in figures['left_out'].items())}")
@@ -112,6 +112,7 @@ def shown(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
+# Hydra's completion for fish works for scripts that contain "@hydra.main".
 if __name__ == "__main__":
     launch(main, "evaluate")
     leave()
