@@ -34,7 +34,9 @@ class Option:
         help: One phrase with the unit, the choices and the meaning of null.
         choices: Allowed values; empty if any value in the range is allowed.
         range: The allowed numbers as an interval, e.g. "(0, 1]"; empty if any number is allowed.
-        path: Whether the value is the path of a file or folder.
+        path: Whether the value is the path of a file or folder. `~` in it is expanded.
+        unit: hours | seconds | count | bytes for a number that may also be written as in common/units.py, e.g. 3h or 10B.
+        literal: Whether the value is a text that may be typed without the quotes and brackets of Hydra's grammar.
         identity: Whether the option affects training. If so, it is part of the hash in the name of a run's folder.
         added_later: Whether the option is newer than existing runs; see the function `identity`.
         common: Whether `--help` lists the option on its first page.
@@ -44,6 +46,8 @@ class Option:
     choices: tuple[str, ...] = ()
     range: str = ""
     path: bool = False
+    unit: str = ""
+    literal: bool = False
     identity: bool = True
     added_later: bool = False
     common: bool = False
@@ -81,15 +85,22 @@ class BudgetConfig:
     """The limits of a run. The first limit that is reached ends it; at least one must be set."""
 
     hours: float | None = option(
-        None, "wall-clock limit of the whole process, hours; null: no limit", range="(0, 1e+06]", common=True
+        None,
+        "wall-clock limit of the whole process, hours (or e.g. 3h, 90m, 45s, 1h30m, 2d); null: no limit",
+        range="(0, 1e+06]",
+        unit="hours",
+        common=True,
     )
     flops: float | None = option(
         None,
-        "training FLOPs, counted as 6N + 12 n_layer n_embd block_size per token; null: no limit",
+        "training FLOPs, counted as 6N + 12 n_layer n_embd block_size per token (or e.g. 1e18, 500T); null: no limit",
         range="(0, 1e+30]",
+        unit="count",
     )
-    tokens: float | None = option(None, "training tokens; null: no limit", range="(0, 1e+18]")
-    steps: int | None = option(None, "optimizer steps; null: no limit", range="[1, 1e+12]")
+    tokens: float | None = option(
+        None, "training tokens (or e.g. 500M, 10B, 1e9); null: no limit", range="(0, 1e+18]", unit="count"
+    )
+    steps: int | None = option(None, "optimizer steps (or e.g. 20k); null: no limit", range="[1, 1e+12]", unit="count")
     counts: str = option(
         "all",
         "what counts towards budget.hours: all (from process start to exit) | training (optimizer steps only)",
@@ -97,8 +108,9 @@ class BudgetConfig:
     )
     extend_hours: float = option(
         0.0,
-        "hours to add to budget.hours of an existing run; recorded in its ledger",
+        "hours (or e.g. 30m) to add to budget.hours of an existing run; recorded in its ledger",
         range="[0, 1e+06]",
+        unit="hours",
         identity=False,
     )
 
@@ -132,7 +144,10 @@ class TrainingDeviceConfig(DeviceConfig):
         choices=("auto", "on", "off", "regional"),
     )
     peak_flops: float | None = option(
-        None, "peak FLOP/s that MFU is relative to; null: from the device table, else measured", range="[1e+06, 1e+20]"
+        None,
+        "peak FLOP/s that MFU is relative to (or e.g. 312T); null: from the device table, else measured",
+        range="[1e+06, 1e+20]",
+        unit="count",
     )
 
 
@@ -237,7 +252,12 @@ class DataConfig:
     split: str = option("train", "hub: split of data.repo to train on", added_later=True)
     revision: str | None = option(None, "commit, tag or branch of data.repo; null: the newest commit")
     fallbacks: list[str] = option([], "REPO or REPO@REVISION to try, in this order, if data.repo is gone")
-    max_bytes: int | None = option(None, "bytes of text to prepare; null: the whole corpus", range="[1, 1e+18]")
+    max_bytes: int | None = option(
+        None,
+        "bytes of text to prepare (or e.g. 500MB, 1GB, 1GiB); null: the whole corpus",
+        range="[1, 1e+18]",
+        unit="bytes",
+    )
     bad_documents: str = option(
         "refuse",
         "records without text, or that are not valid UTF-8 or JSON: refuse (stop) | skip (and count)",
@@ -298,6 +318,7 @@ class OptimConfig:
         None,
         "tokens per optimizer step, a multiple of model.block_size; null: chosen by the plan",
         range="[1, 1e+12]",
+        unit="count",
         common=True,
     )
     micro_batch: int | None = option(
@@ -327,11 +348,14 @@ class EvalConfig:
         262144,
         "validation tokens of the final evaluation; halved until it takes at most eval.max_fraction of budget.hours",
         range="[1, 1e+15]",
+        unit="count",
     )
     every: float = option(
         0.1, "share of the budget between interim evaluations; 0: no interim evaluations", range="[0, 1]"
     )
-    interim_tokens: int = option(16384, "validation tokens of each interim evaluation", range="[1, 1e+15]")
+    interim_tokens: int = option(
+        16384, "validation tokens of each interim evaluation", range="[1, 1e+15]", unit="count"
+    )
     max_fraction: float = option(
         0.05,
         "maximum share of budget.hours for the final evaluation, and for all interim evaluations together",
@@ -364,7 +388,11 @@ class PlanConfig:
         range="(0, 1e+09]",
     )
     corpus_tokens: float | None = option(
-        None, "plan.py: training tokens in the corpus; null: unlimited", range="[1, 1e+15]", identity=False
+        None,
+        "plan.py: training tokens in the corpus (or e.g. 6B); null: unlimited",
+        range="[1, 1e+15]",
+        unit="count",
+        identity=False,
     )
     folder: str | None = option(
         None, "plan.py: folder for plan.json and plan.png; null: write no files", path=True, identity=False
@@ -380,8 +408,10 @@ class CheckpointConfig:
     )
     every_s: float | None = option(
         None,
-        "seconds between checkpoints; null: 2 % of budget.hours, between 2 and 600, or 60 without budget.hours",
+        "seconds between checkpoints (or e.g. 10m); null: 2 % of budget.hours, between 2 and 600, or 60 without"
+        " budget.hours",
         range="(0, 1e+09]",
+        unit="seconds",
     )
 
 
@@ -399,7 +429,9 @@ class WandbConfig:
     entity: str | None = option(None, "wandb team or user; null: your default")
     group: str | None = option(None, "wandb group; null: the name of the sweep, or none outside a sweep")
     tags: list[str] = option([], "wandb tags; jobs of a sweep also get its name and their own overrides")
-    timeout_s: float = option(8.0, "maximum wait for wandb at the start and at the end, seconds", range="(0, 60]")
+    timeout_s: float = option(
+        8.0, "maximum wait for wandb at the start and at the end, seconds (or e.g. 1m)", range="(0, 60]", unit="seconds"
+    )
 
 
 @dataclass
@@ -414,8 +446,10 @@ class SweepConfig:
     on_error: str = option("continue", "after a failed job: continue | stop", choices=("continue", "stop"))
     hours: float | None = option(
         None,
-        "device hours of the whole sweep, shared by all jobs; hours left over extend the best job; null: no limit",
+        "device hours (or e.g. 90m, 2d) of the whole sweep, shared by all jobs; hours left over extend the best job;"
+        " null: no limit",
         range="(0, 1e+06]",
+        unit="hours",
     )
     prune: str = option(
         "none",
@@ -434,7 +468,7 @@ class Config:
     """Train the best language model that a compute budget buys. plan.py shows the plan without training.
 
     PROGRAM budget.hours=0.05
-    PROGRAM budget.hours=3 data=slimpajama model=llama
+    PROGRAM budget.hours=3h data=slimpajama model=llama
     PROGRAM -m budget.hours=0.05 model.dropout=0,0.1
     """
 
@@ -508,7 +542,9 @@ class EvaluateConfig:
     checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
     data: EvaluateDataConfig = group(EvaluateDataConfig)
     device: DeviceConfig = group(DeviceConfig)
-    tokens: int | None = option(None, "score only the first N tokens; null: all tokens", range="[1, 1e+15]")
+    tokens: int | None = option(
+        None, "score only the first N tokens (or e.g. 1M); null: all tokens", range="[1, 1e+15]", unit="count"
+    )
     micro_batch: int = option(
         16, "sequences per forward pass; affects speed and memory, not the result", range="[1, 1e+09]"
     )
@@ -520,16 +556,23 @@ class SampleConfig:
     """Generate text with a finished model.
 
     PROGRAM checkpoint=outputs/NAME
-    PROGRAM checkpoint=outputs/NAME prompts='["def ","The "]' samples=3 temperature=0.7
+    PROGRAM checkpoint=outputs/NAME prompts="Once upon a time" samples=3 temperature=0.7
+    PROGRAM checkpoint=outputs/NAME prompts=FILE:prompts.txt output=json
     """
 
     checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
     prompts: list[str] = option(
-        [""], 'prompts to continue, e.g. prompts=\'["def ","The "]\'; an empty prompt starts a new document'
+        [""],
+        'prompts to continue: one text, a list, e.g. prompts=\'["def ","The "]\', or prompts=FILE:PATH (one per line, or'
+        ' .json and .jsonl with strings or {"prompt": ...}); outside files, \\n, \\t and \\\\ are a line end, a tab and a'
+        " backslash; an empty prompt starts a new document",
+        literal=True,
     )
     device: DeviceConfig = group(DeviceConfig)
     samples: int = option(1, "samples per prompt", range="[1, 1e+06]")
-    tokens: int = option(200, "maximum length of a sample, tokens; end-of-text ends it earlier", range="[1, 1e+15]")
+    tokens: int = option(
+        200, "maximum length of a sample, tokens; end-of-text ends it earlier", range="[1, 1e+15]", unit="count"
+    )
     temperature: float = option(0.8, "sampling temperature; 0: always the most likely token", range="[0, 100]")
     top_k: int | None = option(None, "sample from the k most likely tokens; null: from all", range="[1, 1e+09]")
     top_p: float | None = option(
@@ -664,6 +707,10 @@ def optim_settings(config: Config) -> OptimSettings:
 
 
 def closest(value: Any, allowed: Any) -> str:
-    """The end of an error message: "; did you mean X?" if one of `allowed` resembles `value`, else an empty string."""
-    near = difflib.get_close_matches(str(value), [str(each) for each in allowed], n=1, cutoff=0.6)
+    """The end of an error message: "; did you mean X?" if one of `allowed` resembles `value`, else an empty string.
+
+    A name that differs only in case is preferred."""
+    names = [str(each) for each in allowed]
+    same = [name for name in names if name.casefold() == str(value).casefold()]
+    near = same or difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""

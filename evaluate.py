@@ -105,7 +105,7 @@ def show_figures(figures: dict[str, Any]) -> None:
 
     columns = ["source", "tokens", "loss", "perplexity", "bits per byte", "accuracy"]
     rows = [row(name, part) for name, part in figures["by_source"].items()]
-    console = Console()
+    console = Console(required=True)
     console.table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
     if figures["not_read"]:
         console.say(describe_not_read(figures["not_read"]))
@@ -118,6 +118,7 @@ def shown(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
+# Hydra's completion for fish works for scripts that contain "@hydra.main".
 if __name__ == "__main__":
     launch(main, "evaluate")
     leave()

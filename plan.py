@@ -86,7 +86,7 @@ def show_one(config: Config) -> None:
     if config.output == "json":
         print(json.dumps(significant(plan.to_dict()), indent=1))
         return
-    show_plan(plan, Console(), limits)
+    show_plan(plan, Console(required=True), limits)
     if config.explain:
         from data.tokenizer import short_name
 
@@ -121,14 +121,21 @@ def main() -> None:
             *arguments[first:],
         ]  # overrides stay together
         launch(one_of_many, "config")
+    with reported():
+        show_several(plans, as_json)
+
+
+def show_several(plans: list[tuple[Plan, Limits]], as_json: bool) -> None:
+    """Print several plans as a table, or as JSON."""
     if as_json:
         print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))
         return
     columns = ["budget", "layers x width", "parameters", "within 1 %", "tokens", "FLOPs", "batch", "rate", "loss"]
-    Console().table("Plans", columns, [row_of(plan, limits) for plan, limits in plans])
+    Console(required=True).table("Plans", columns, [row_of(plan, limits) for plan, limits in plans])
     for note in dict.fromkeys(note for plan, _ in plans for note in plan.notes if "FLOPs;" not in note):
         print(f"note: {note}")
 
 
+# Hydra's completion for fish works for scripts that contain "@hydra.main".
 if __name__ == "__main__":
     main()

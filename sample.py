@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from cli.launch import launch
+from common.errors import UserError
+from common.paths import user_path
+from common.safe_read import parse_json, read_bytes
 from config import SampleConfig
 from run.report.console import Console
+
+FROM_FILE = "FILE:"
+LARGEST_FILE = 64 << 20  # bytes of a file of prompts
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
 def main(config: SampleConfig) -> None:
@@ -15,12 +26,13 @@ def main(config: SampleConfig) -> None:
     from model.generate import generate
     from run.load_model import load_model
 
+    prompts = prompts_of(config)
     wanted = config.device
     device = open_device(wanted.name, wanted.threads, wanted.precision, 1.0)  # no MFU is shown, so no peak is measured
     assert config.checkpoint is not None
     loaded = load_model(config.checkpoint, device.torch_device)
     tokenizer, written = loaded.tokenizer, []
-    for prompt in config.prompts:
+    for prompt in prompts:
         ids = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]
         for number in range(config.samples):
             with device.autocast():
@@ -36,17 +48,76 @@ def main(config: SampleConfig) -> None:
                     eot=tokenizer.eot,
                     n_vocab=tokenizer.n_vocab,
                 )
-            written.append(
-                {"prompt": prompt, "text": tokenizer.decode(continuation, after=ids[1:]), "tokens": len(continuation)}
-            )
+            text, seed = tokenizer.decode(continuation, after=ids[1:]), config.seed + number
+            written.append({"prompt": prompt, "text": text, "tokens": len(continuation), "seed": seed})
     if config.output == "json":
         print(json.dumps(written, indent=1))
         return
-    console = Console()
+    console = Console(required=True)
     for number, entry in enumerate(written):
         console.say(f"{'' if number == 0 else chr(10)}--- {entry['prompt']!r}, {entry['tokens']} tokens")
         console.say(f"{entry['prompt']}{entry['text']}")
 
 
+def prompts_of(config: SampleConfig) -> list[str]:
+    """The prompts, with those of files in place of FILE:PATH. Raises UserError for a file without prompts."""
+    prompts: list[str] = []
+    for entry in config.prompts:
+        if entry.startswith(FROM_FILE):
+            prompts += prompts_in(user_path(entry.removeprefix(FROM_FILE)))
+        else:
+            prompts.append(re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], entry))
+    return prompts
+
+
+def prompts_in(path: Path) -> list[str]:
+    """The prompts of a file, as they are: a JSON list, a JSON value per line (.jsonl), or one prompt per line (any other).
+
+    Empty lines are left out. A JSON value is a string or an object with "prompt". Raises UserError for a file that cannot be
+    read, has another content, or no prompt.
+    """
+    try:
+        text = read_bytes(path, LARGEST_FILE).decode("utf-8-sig")
+        prompts = READERS.get(path.suffix.lower(), _lines)(text)
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"prompts=FILE:{path} cannot be read: {reason}") from None
+    if not prompts:
+        raise UserError(f"prompts=FILE:{path} has no prompt; write one per line, or a .json or .jsonl file")
+    return prompts
+
+
+def _lines(text: str) -> list[str]:
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    return [line for line in lines if line]
+
+
+def _from_json(text: str) -> list[str]:
+    values = parse_json(text)
+    if not isinstance(values, list):
+        raise ValueError(f'it holds a JSON {_kind(values)}; write a list of strings or of objects with "prompt"')
+    return [_prompt(value) for value in values]
+
+
+def _from_jsonl(text: str) -> list[str]:
+    return [_prompt(parse_json(line)) for line in _lines(text)]
+
+
+def _prompt(value: Any) -> str:
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise ValueError(f'a JSON {_kind(value)} without a text; write a string or an object with "prompt"')
+    return prompt
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+READERS: dict[str, Callable[[str], list[str]]] = {".json": _from_json, ".jsonl": _from_jsonl, ".ndjson": _from_jsonl}
+
+
+# Hydra's completion for fish works for scripts that contain "@hydra.main".
 if __name__ == "__main__":
     launch(main, "sample")

@@ -138,5 +138,6 @@ def command() -> None:
     leave(status)
 
 
+# Hydra's completion for fish works for scripts that contain "@hydra.main".
 if __name__ == "__main__":
     command()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from cli.hints import unknown_option
 from cli.mix import resolve_mix
 from cli.validate import find_problems
 from common.errors import UserError
 from common.redaction import find_leaked_secrets
-from config import CONF, SCRIPTS, Config, leaves, removal_message
+from config import SCRIPTS, Config, leaves, removal_message
 from device.specs import BY_NAME
+
+FILE = re.compile(r"In '([^']+)': ")
 
 
 def checked_config(composed: Any) -> Any:
@@ -35,17 +39,27 @@ def checked_config(composed: Any) -> Any:
 def as_user_error(error: BaseException) -> UserError:
     """An error of Hydra or OmegaConf as one line.
 
-    If its cause is a UserError of one of our resolvers, or an option that was removed, that message is used instead.
+    If its cause is a UserError of one of our resolvers, an unknown or removed option, or a quantity in a wrong unit, the
+    message says that instead.
     """
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+    from cli.nodes import BadQuantity, first_line
+
+    place = FILE.match(str(error))  # Hydra's message begins with the file that it was merging
+    head = f"{place[1]}.yaml: " if place else ""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
             return cause
-        unknown_key = isinstance(cause, ConfigKeyError | ConfigAttributeError)
-        if unknown_key and (message := removal_message(str(getattr(cause, "full_key", "")))):
-            return UserError(message)
+        key = str(getattr(cause, "full_key", ""))
+        if isinstance(cause, BadQuantity):
+            return UserError(f"{head}{key}={cause.value}: {first_line(cause)}")
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
+            if message := removal_message(key):
+                return UserError(message)
+            if place:
+                return UserError(f"{head}{unknown_option(SCRIPTS['config'], key)[0]}")
         cause = cause.__cause__ or cause.__context__  # OmegaConf clears __cause__
     return UserError(" ".join(str(error).split()))
 
@@ -55,31 +69,16 @@ def register_schemas() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    from cli.nodes import structured
+
     store = ConfigStore.instance()
     for name, schema in SCRIPTS.items():
-        node = OmegaConf.structured(schema)
+        node = structured(schema)
         if schema is Config:
             OmegaConf.set_struct(node.data.mix, False)  # its keys are the user's
         store.store(name=f"{name}_schema", node=node)
     for device in BY_NAME:
         store.store(group="device", name=device, node={"name": device})
-
-
-def groups() -> set[str]:
-    """Config groups under conf/, without conf/hydra/, which configures Hydra itself."""
-    return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
-
-
-def package_of(group: str) -> str:
-    """The group of options that a config group sets: the one of the same name unless its files name another package."""
-    first = min((CONF / group).glob("*.yaml")).read_text().partition("\n")[0]
-    return first.removeprefix("# @package ") if first.startswith("# @package ") else group
-
-
-def group_choices(group: str) -> list[str]:
-    """Named choices of a config group: the files in conf/GROUP, and for `device` also the device table."""
-    files = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
 
 
 def as_yaml(config: Any) -> str:

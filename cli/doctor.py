@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli.doctor_checks import CHECKS, NOTE, PROBLEM, Check, Finding
+from common.errors import reported
 from common.monotonic import now
+from common.paths import user_path
 from common.redaction import redacted
 
 LIMIT_S = 18.0  # for all checks together
@@ -82,7 +84,11 @@ def _has_problem(findings: dict[str, Finding]) -> bool:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m cli.doctor", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=Path(), help="folder for runs and corpora (default: the current folder)"
+        "folder",
+        nargs="?",
+        type=user_path,
+        default=Path(),
+        help="folder for runs and corpora (default: the current folder)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
@@ -92,6 +98,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
+    with reported():
+        status = main(sys.argv[1:])
     os._exit(status)  # a check that hangs must not keep the process alive

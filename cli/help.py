@@ -6,16 +6,16 @@ import textwrap
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from cli.compose import group_choices, groups, package_of
+from cli.groups import group_choices, groups, package_of
 from common.errors import UserError
-from config import SCRIPTS, Config, Option, closest, leaves
+from config import CONF, SCRIPTS, Config, Option, closest, leaves
 
 GENERAL, ALL = "general", "all"  # topics of `--help` besides the groups
 WIDTH = 110  # columns of a help page
 PLAN_SENTENCE = "Plan the best model for a budget, without training it."
 PLAN_EXAMPLES = (
     "budget.hours=3 device=a100",
-    "budget.hours=0.5,1,3 device=a100",
+    "budget.hours=30m,1h,3h device=a100",
     "budget.flops=3.4e18 explain=true",
 )
 NO_BREAK = ",\N{NO-BREAK SPACE}"  # in an interval, so that textwrap keeps it on one line
@@ -81,6 +81,10 @@ def _overview(schema: type, common: list[tuple[str, Option, Any]], program: str)
         for group in sorted(groups()):
             if package_of(group) == topic:
                 lines += _columns("", f"{group}= {' | '.join(group_choices(group))}", 12)
+    others = [group for group in sorted(groups()) if package_of(group) not in _topics(schema) and schema is Config]
+    if own := [group for group in others if not (CONF / group).is_dir()]:
+        lines += ["", "Groups of your own folder:"]
+        lines += [line for group in own for line in _columns("", f"+{group}= {' | '.join(group_choices(group))}", 12)]
     lines += ["", f"`{program} --help GROUP` shows the options of one group, `{program} --help all` every option."]
     return [*lines, "`--cfg job` prints the configuration without running; `--hydra-help` lists Hydra's own flags."]
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from cli.compose import as_user_error, checked_config, register_schemas
 from cli.help import asked_for_help, help_page
-from cli.overrides import check_command_line
-from common.errors import MachineError, reported
+from cli.overrides import check_command_line, readable, refuse_secrets
+from common.errors import MachineError, UserError, reported
 from common.signals import Interrupted
 from config import CONF, SCRIPTS, Config
 
@@ -20,6 +20,12 @@ from config import CONF, SCRIPTS, Config
 # down several times on a busy machine, 0 costs a third on an idle one; 3000, about 10 microseconds, is close to the better of
 # both (docs/performance.md). The runtime reads the variable when it is loaded.
 BEFORE_TORCH = {"GOMP_SPINCOUNT": "3000"}
+
+STORAGES = (
+    "sqlalchemy",
+    "sqlite3",
+    "alembic",
+)  # the packages of Optuna's storage, whose exceptions have no common class
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ def _launch(task: Task) -> None:
     register_schemas()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, do not print a traceback and exit with status 1
+    refuse_secrets()
+    sys.argv[1:] = readable(task.script, sys.argv[1:])
     check_command_line(task.script)
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=task.script)(task)()
@@ -113,6 +121,13 @@ def _launch(task: Task) -> None:
         if "No trials are completed" not in str(error):  # Optuna's message once every trial has failed
             raise
         raise MachineError("no trial of the study has finished; the table shows why") from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in STORAGES:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"hydra.sweeper.storage cannot be used: {reason}; give e.g. hydra.sweeper.storage=sqlite:///study.db"
+        ) from None
     except Interrupted as stop:
         print(f"sweep   stopped by {stop.name}; run the same command again to continue", flush=True)
         sys.exit(stop.exit_status)

@@ -1,19 +1,124 @@
-"""Checks the command line before Hydra parses it, so that all problems are reported together."""
+"""Checks the command line before Hydra parses it, so that all problems are reported together.
+
+`readable` first rewrites what Hydra's grammar would refuse, or would not take as it is meant.
+"""
 
 from __future__ import annotations
 
-import difflib
 import os
+import re
+import shlex
 import sys
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn
 
-from cli.compose import group_choices, groups
-from cli.validate import find_problems
+from cli.groups import config_folders, group_choices, groups
+from cli.hints import unknown_choice, unknown_option
+from cli.plugins import PLUGINS, plugin_problem
+from cli.validate import find_problems, without_combinations_of
 from common.errors import UserError
 from common.redaction import find_leaked_secrets
-from config import CONF, SCRIPTS, closest, leaves, removal_message
+from common.units import parse_unit
+from config import CONF, SCRIPTS, Option, leaves, removal_message
+
+KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:]*")
+SHELLS = ("bash", "zsh", "fish")  # that Hydra completes for
+# Characters with a meaning of their own in Hydra's grammar. A value with one of them is never quoted for the user.
+GRAMMAR = set("[](){}'\"")
+
+
+def refuse_secrets() -> None:
+    """Raise UserError for a command line that holds a password or token."""
+    if secrets := find_leaked_secrets((argument.split("=")[0], argument) for argument in sys.argv[1:]):
+        raise UserError(*secrets)
+
+
+def readable(script: str, arguments: Sequence[str]) -> list[str]:
+    """The command line as Hydra can read it.
+
+    Units become numbers (budget.hours=90m is the same sweep as 1.5). Paths and names that Hydra's grammar would refuse, such
+    as ~/a.txt and non-ASCII ones, are quoted; a value with commas is a list of such values. An option that takes a list gets
+    its brackets where a single value is given.
+    """
+    flags = flags_of(list(arguments))
+    if flags.shell_completion:
+        return list(arguments)
+    schema = SCRIPTS[script]
+    lists = {name for name, _, value in leaves(schema()) if isinstance(value, list)}
+    options = {name: option for name, option, _ in leaves(schema)}
+
+    def rewritten(text: str) -> str:
+        key, equals, value = text.partition("=")
+        option = options.get(key)
+        if not equals or option is None or "${" in value:
+            return text
+        if key in lists and (value or option.literal):
+            return text if flags.multirun else f"{key}={_bracketed(value, option)}"
+        if GRAMMAR & set(value):
+            return text
+        if option.unit:
+            return f"{key}={','.join(_as_number(part, option.unit) for part in value.split(','))}"
+        if _is_text(schema, key):
+            return f"{key}={','.join(part if _parsed(part) else _quoted(part) for part in value.split(','))}"
+        return text
+
+    return [rewritten(argument) if argument in flags.overrides else argument for argument in arguments]
+
+
+def _bracketed(value: str, option: Option) -> str:
+    """A value for an option that takes a list, in brackets. A `literal` option takes the value as one text."""
+    from hydra.core.override_parser.types import QuotedString
+
+    if value.startswith("["):
+        return value
+    override = _parsed(value)
+    if override is not None and isinstance(override._value, QuotedString):
+        return f"[{value}]"
+    if option.literal:
+        return f"[{_quoted(value)}]"
+    single = override is not None and not override.is_sweep_override() and not isinstance(override._value, dict)
+    return f"[{value}]" if single else value
+
+
+def _as_number(text: str, unit: str) -> str:
+    """A quantity as a plain number; anything else as it is."""
+    try:
+        float(text)
+    except ValueError:
+        try:
+            number = parse_unit(text, unit)
+        except ValueError:
+            return text
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    return text
+
+
+def _parsed(value: str) -> Any | None:
+    """The override that Hydra's grammar makes of a value; None if it refuses the value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(f"key={value}")
+    except (HydraException, ValueError, RecursionError):  # ValueError: a number with thousands of digits
+        return None
+
+
+def _quoted(value: str) -> str:
+    """A value that Hydra reads as this very text."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(value, Quote.double).with_quotes()
+
+
+def _is_text(schema: type, key: str) -> bool:
+    from omegaconf import OmegaConf
+    from omegaconf.nodes import StringNode
+
+    group, _, leaf = key.rpartition(".")
+    whole = _structured(schema)
+    return isinstance((OmegaConf.select(whole, group) if group else whole)._get_node(leaf), StringNode)
 
 
 def check_command_line(script: str) -> None:
@@ -21,40 +126,91 @@ def check_command_line(script: str) -> None:
 
     Problems are unknown options, values of the wrong type and invalid values of the other options.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if secrets := find_leaked_secrets((argument.split("=")[0], argument) for argument in sys.argv[1:]):
-        raise UserError(*secrets)
     arguments = flags_of(sys.argv[1:])
     _check_flags(arguments)
     if arguments.shell_completion:  # its arguments, install=SHELL and query=SHELL, are not options
-        if "COMP_LINE" not in os.environ and any(each.startswith("query=") for each in arguments.overrides):
-            raise UserError(
-                "--shell-completion query= is for the shell to call; write install=bash (zsh, fish) or uninstall="
-            )
+        _check_completion(arguments.overrides)
         return
-    parser = OverridesParser.create()
+    single = not _is_sweep(arguments)
     valid: list[str] = []
     problems: list[str] = []
+    tried: set[str] = set()  # options that the user meant to set
     for text in arguments.overrides:
-        try:
-            override = parser.parse_override(text)
-        except (HydraException, ValueError, RecursionError):  # ValueError: a number with thousands of digits
-            example = "'data.path=\"a=b.txt\"'"
-            problems.append(f"{text!r} is not KEY=VALUE; quote values with special characters, e.g. {example}")
-            continue
-        key = str(override.key_or_group)
-        if key.startswith("hydra"):
-            continue
-        if problem := _override_problem(SCRIPTS[script], text, override, key):
+        problem, meant = _problem_with(script, text, single)
+        if problem:
             problems.append(problem)
-        else:
+            tried |= meant
+        elif not text.startswith(("hydra.", "hydra/", "+", "~")):
             valid.append(text)
     if problems and arguments.config_name is None and arguments.config_dir is None:
-        problems += _problems_in_values(script, valid)
+        problems += without_combinations_of(tried, _problems_in_values(script, valid))
     if problems:
         raise UserError(*problems)
+
+
+def _check_completion(words: list[str]) -> None:
+    """Raise UserError for words after --shell-completion that make Hydra fail with a traceback."""
+    action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    if action not in ("install", "uninstall", "query") or shell not in SHELLS:
+        wanted = f"one of install=SHELL and uninstall=SHELL, where SHELL is {', '.join(SHELLS)}"
+        raise UserError(f"--shell-completion {' '.join(words)}: give {wanted}")
+    if action == "query" and "COMP_LINE" not in os.environ:
+        raise UserError("--shell-completion query= is for the shell to call; write install= or uninstall=")
+
+
+def _problem_with(script: str, text: str, single: bool) -> tuple[str | None, set[str]]:
+    """The problem with one override, or None, and the options or groups that it was meant to set."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    key, equals, value = text.partition("=")
+    if key.startswith(("hydra.", "hydra/")):
+        return _hydra_problem(key, value, single), set()
+    if not key:
+        return f"{text!r} is not KEY=VALUE; `--help` lists the options", set()
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError, RecursionError):  # ValueError: a number with thousands of digits
+        return _unreadable(SCRIPTS[script], text, key, value if equals else None), {key}
+    chosen = override.value()
+    several = single and isinstance(chosen, ChoiceSweep) and chosen.simple_form
+    if several and (problem := _several_values(SCRIPTS[script], text, key, value)):
+        return problem, {key}
+    return _override_problem(SCRIPTS[script], text, override, str(override.key_or_group))
+
+
+def _several_values(schema: type, text: str, key: str, value: str) -> str | None:
+    """The message for an option with several values outside a sweep, or None if `key` is no option."""
+    defaults = {name: default for name, _, default in leaves(schema())}
+    if key not in defaults:
+        return None
+    if isinstance(defaults[key], list):
+        return f"{text!r} gives several values; for a list, type {shlex.quote(f'{key}=[{value}]')}"
+    one = f"; for one text with commas, type {shlex.quote(f'{key}={_quoted(value)}')}" if _is_text(schema, key) else ""
+    return f"{text!r} gives several values; to sweep over them, add -m{one}"
+
+
+def _hydra_problem(key: str, value: str, single: bool) -> str | None:
+    """The problem with an option of Hydra itself that would have no effect, or that needs a plugin."""
+    if key == "hydra.run.dir" or (key == "hydra.sweep.dir" and single):
+        return f"{key}={value} has no effect on a run; choose the folder for runs with output_dir={value or 'FOLDER'}"
+    return plugin_problem(key, value) if key in PLUGINS else None
+
+
+def _unreadable(schema: type, text: str, key: str, value: str | None) -> str:
+    """The message for an override that Hydra's grammar refuses; for an option, with the words to type instead."""
+    options = {name for name, _, _ in leaves(schema)}
+    lists = {name for name, _, default in leaves(schema()) if isinstance(default, list)}
+    if value is None or not KEY.fullmatch(key):
+        return f"{text!r} is not KEY=VALUE; `--help` lists the options"
+    if key not in options:
+        return unknown_option(schema, key, value)[0] if key not in groups() else unknown_choice(key, value)
+    if key in lists:
+        return f"{text!r} cannot be read as a list; type {shlex.quote(f'{key}=[{_quoted(value)}]')}"
+    if _is_text(schema, key):
+        return f"{text!r} has characters that Hydra reads in its own way; type {shlex.quote(f'{key}={_quoted(value)}')}"
+    return _value_problem(schema, key, value) or f"{key}={value} cannot be read"
 
 
 def flags_of(arguments: list[str]) -> Any:
@@ -68,7 +224,12 @@ def flags_of(arguments: list[str]) -> Any:
 
 def names_several(flags: Any) -> bool:
     """Whether a command line asks for more than one plan: by -m, a list of budgets, or the file of a sweep."""
-    if flags.multirun or any(text.startswith("budget.") and "," in text for text in flags.overrides):
+    return _is_sweep(flags) or any(text.startswith("budget.") and "," in text for text in flags.overrides)
+
+
+def _is_sweep(flags: Any) -> bool:
+    """Whether a command line starts a sweep: by -m, or by the file of one."""
+    if flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides:
         return True
     if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
         return False
@@ -76,7 +237,8 @@ def names_several(flags: Any) -> bool:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    path = Path(flags.config_dir or CONF) / f"{flags.config_name.removesuffix('.yaml')}.yaml"
+    name = f"{flags.config_name.removesuffix('.yaml')}.yaml"
+    path = next((folder / name for folder in config_folders() if (folder / name).exists()), CONF / name)
     try:
         return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
     except (OSError, YAMLError, OmegaConfBaseException):
@@ -118,28 +280,33 @@ def _problems_in_values(script: str, overrides: list[str]) -> list[str]:
         return []
 
 
-def _override_problem(schema: type, text: str, override: Any, key: str) -> str | None:
-    """The problem with one override, or None."""
+def _override_problem(schema: type, text: str, override: Any, key: str) -> tuple[str | None, set[str]]:
+    """The problem with one override, or None, and the options or groups that it was meant to set."""
     named = groups() if schema is SCRIPTS["config"] else set()  # the other scripts have no config groups
-    options = {name: option for name, option, _ in leaves(schema)}
+    options = {name for name, _, _ in leaves(schema)}
     values = [_unquoted(value) for value in _values_of(override)]
-    if override.is_add() or override.is_delete() or override.is_force_add():
-        return f"{text!r} adds or removes an option; options can only be set: write {key}=VALUE"
-    if key in named and key not in options:
-        choices = group_choices(key)
+    shown = text.partition("=")[2]
+    if key in named and key not in options and not override.is_delete():
+        choices, own = group_choices(key), not (CONF / key).is_dir()
+        if own != (override.is_add() or override.is_force_add()):
+            return f"{text!r}: write {'+' if own else ''}{key}={shown}", {key}
         unknown = [value for value in values if str(value) not in choices]
-        if unknown:
-            return f"{key}={unknown[0]} is not known; allowed: {', '.join(choices)}{closest(unknown[0], choices)}"
-        return None
+        return (unknown_choice(key, unknown[0]), {key}) if unknown and not _has_searchpath() else (None, set())
     if key not in options and (message := removal_message(key)):
-        return message
+        return message, {key}
     if key not in options:
-        near = difflib.get_close_matches(key, [*named, *options], n=1) or [n for n in options if n.endswith(f".{key}")]
-        return f"{key} is not an option{f'; did you mean {near[0]}?' if near else ''}; `--help all` lists them"
-    for value in values:
-        if not _fits(schema, key, value):
-            return f"{key}={value} has the wrong type ({options[key].help})"
-    return None
+        return unknown_option(schema, key, shown)
+    if override.is_delete():
+        return f"{text!r} removes an option; options can only be set: write {key}=VALUE", {key}
+    if override.is_add() or override.is_force_add():
+        return f"{text!r} adds an option that exists; leave out the +: {key}={shown}", {key}
+    problems = (_value_problem(schema, key, value) for value in values)
+    return next((problem for problem in problems if problem), None), {key}
+
+
+def _has_searchpath() -> bool:
+    """Whether the command line gives Hydra more folders to find the choices of groups in."""
+    return any(argument.startswith("hydra.searchpath") for argument in sys.argv)
 
 
 def _values_of(override: Any) -> list[Any]:
@@ -154,26 +321,31 @@ def _values_of(override: Any) -> list[Any]:
     return [value]
 
 
-def _fits(schema: type, key: str, value: Any) -> bool:
-    """Whether `value` has the type of the option `key`."""
+def _value_problem(schema: type, key: str, value: Any) -> str | None:
+    """The problem with a value that does not have the type of the option `key`, or None."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from cli.nodes import BadQuantity, first_line
+
     if isinstance(value, str) and "${" in value:
-        return True  # an interpolation, which Hydra resolves and checks
+        return None  # an interpolation, which Hydra resolves and checks
     try:
         OmegaConf.update(_structured(schema), key, value)
+    except BadQuantity as error:
+        return f"{key}={value}: {first_line(error)}"
     except (OmegaConfBaseException, ValueError, OverflowError):  # OverflowError: too large for a float
-        return False
-    return True
+        option = {name: option for name, option, _ in leaves(schema)}[key]
+        return f"{key}={value} has the wrong type ({option.help})"
+    return None
 
 
 @cache
 def _structured(schema: type) -> Any:
-    """The schema as an OmegaConf object, which takes tens of milliseconds; `_fits` tries values on it."""
-    from omegaconf import OmegaConf
+    """The schema as an OmegaConf object, which takes tens of milliseconds; `_value_problem` tries values on it."""
+    from cli.nodes import structured
 
-    return OmegaConf.structured(schema)
+    return structured(schema)
 
 
 def _unquoted(value: Any) -> Any:

@@ -17,6 +17,8 @@ from run.directory import run_name
 
 CUDA = re.compile(r"cuda(:\d{1,4})?")
 LONGEST_NAME = 100  # characters; file systems allow 255 bytes, and a hash and suffixes such as ".old-1" are added
+# Seconds by budget.counts: no machine starts a process with torch, or takes a step, in less.
+LEAST_SECONDS = {"all": 1.0, "training": 1e-3}
 MOST_EVALUATIONS = 10_000  # interim evaluations per run
 
 
@@ -34,12 +36,24 @@ def find_problems(config: Any) -> list[str]:
             near = closest(value, option.choices)
             problems.append(f"{name}={value} is not known; allowed: {', '.join(option.choices)}{near}")
         elif option.range and not option.in_range(value):
-            problems.append(f"{name}={value} is out of range; allowed: {option.range} ({option.help})")
-    problems += _run_problems(config) if isinstance(config, Config) else _model_problems(config)
+            shown = str(value).removesuffix(".0")
+            problems.append(f"{name}={shown} is out of range; allowed: {option.range} ({option.help})")
+    invalid = {line.partition("=")[0] for line in problems}
+    combined = _run_problems(config) if isinstance(config, Config) else _model_problems(config)
+    problems += without_combinations_of(invalid, combined)
     by_option: dict[str, str] = {}
     for line in problems:  # of several problems with one option, report the first
         by_option.setdefault(line.partition("=")[0], line)
     return list(by_option.values())
+
+
+def without_combinations_of(names: set[str], problems: list[str]) -> list[str]:
+    """The problems that name none of these options or groups of options.
+
+    What a combination of options lacks is not known where the value of one of them is invalid.
+    """
+    invalid = [rf"{re.escape(name)}(?=[=.])" if "." not in name else rf"{re.escape(name)}(?![\w.])" for name in names]
+    return [line for line in problems if not any(re.search(rf"(?<![\w.]){name}", line) for name in invalid)]
 
 
 def _text_problem(value: str) -> str | None:
@@ -83,6 +97,12 @@ def _run_problems(config: Config) -> list[str]:
     if budget.hours is None and budget.flops is None and budget.tokens is None and budget.steps is None:
         problems.append(
             "no budget is set: give budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05"
+        )
+    least = LEAST_SECONDS.get(budget.counts, 0.0)
+    if budget.hours is not None and 0 < 3600 * budget.hours < least:
+        takes = "the start of a run" if budget.counts == "all" else "one step"
+        problems.append(
+            f"budget.hours={budget.hours:g} is less than {takes} takes; allowed: at least {least:g}s, e.g. budget.hours=3m"
         )
     if budget.extend_hours and budget.hours is None:
         problems.append(f"budget.extend_hours={budget.extend_hours} has no effect without budget.hours")

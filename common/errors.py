@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from common.redaction import redacted
 from common.safe_read import strip_escapes
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or an exhausted quota
+LOST_OUTPUT = (*FULL_DISK, errno.EIO)  # EIO: the terminal is gone
 GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # the message of cudaErrorDevicesUnavailable
 LONGEST_LINE = 2000  # characters; values in a message can be as long as a file
 
@@ -38,29 +40,74 @@ class MachineError(Exception):
 def reported() -> Iterator[None]:
     """Print UserError and MachineError as one line each on standard error, and exit with their status.
 
-    The same holds for CUDA's error that another process has the GPU, which a script meets at its first use of the GPU.
+    The same holds for CUDA's error that another process has the GPU, which a script meets at its first use of the GPU, and
+    for a standard output that cannot be written. Where its reader is gone (`| head`), the exit is silent and the status is
+    that of SIGPIPE, 141.
     """
+    open_closed_streams()
     try:
-        yield
+        try:
+            yield
+        finally:
+            if sys.exc_info()[0] in (None, SystemExit):
+                sys.stdout.flush()  # here, and not at the interpreter's exit, which would print a traceback
     except UserError as error:
         for message in error.messages:
-            print(f"error: {_line(message)}", file=sys.stderr)
+            _say(_line(message))
         sys.exit(2)
     except MachineError as error:
-        print(f"error: {_line(str(error))}", file=sys.stderr)
+        _say(_line(str(error)))
         sys.exit(1)
     except RuntimeError as error:
         if GPU_TAKEN not in str(error):
             raise
         hint = "a GPU in exclusive mode takes one process only, and trials are a second one: add probe=false"
-        print(
-            f"error: {GPU_TAKEN}; end the other process that uses the GPU, then run the command again; {hint}",
-            file=sys.stderr,
+        _say(f"{GPU_TAKEN}; end the other process that uses the GPU, then run the command again; {hint}")
+        sys.exit(1)
+    except BrokenPipeError:
+        discard_output()
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in LOST_OUTPUT or error.filename is not None:
+            raise
+        discard_output()
+        _say(
+            f"output cannot be written ({error.strerror}); free some space, or redirect standard output to another disk"
         )
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our standard output is gone, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+
+
+def discard_output() -> None:
+    """Send what is printed from now on, and what is still buffered, to the null device.
+
+    Otherwise Python would write the buffer again at exit, fail, and print a traceback.
+    """
+    with suppress(OSError):  # a standard output that is no file
+        number = sys.stdout.fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of standard streams that were closed before the start, as by `>&-`.
+
+    Python has None for them, and the next file to be opened would get their number, and with it the output of libraries
+    and of child processes.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _say(message: str) -> None:
+    with suppress(OSError):  # a full disk must not hide the exit status
+        print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def _line(message: str) -> str:

@@ -37,6 +37,11 @@ def format_count(number: float) -> str:
     return f"{rounded:.3g}"
 
 
+def format_bytes(size: float) -> str:
+    """Format a size to three significant digits in powers of 1000: "512B", "24.3kB", "1GB", "9.5TB"."""
+    return f"{format_count(size).replace('B', 'G')}B"
+
+
 def format_percent(share: float) -> str:
     """Format a share in [0, 1] as whole percents, rounded down so that "100 %" means done."""
     return f"{math.floor(share * 100 + 1e-9)} %" if math.isfinite(share) else "? %"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from common.format import format_bytes
 from data.mix import join, mix_tokenizer
 from data.prepare import prepare, prepared_fingerprint
 from data.record import read_notes
@@ -58,6 +59,8 @@ def _load_one(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer |
     notes = read_notes(prepared.read)
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):
         notes.append(f"documents left out: {left_out}")
-    if prepared.cut:
-        notes.append(f"stopped at data.max_bytes={spec.max_bytes:,} of text; data.max_bytes=null takes all of it")
+    if prepared.cut and spec.max_bytes is not None:
+        notes.append(
+            f"stopped at data.max_bytes={format_bytes(spec.max_bytes)} of text; data.max_bytes=null takes all of it"
+        )
     return LoadedCorpus(open_corpus(prepared.folder), prepared.fresh, tuple(notes))

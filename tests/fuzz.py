@@ -16,7 +16,7 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from cli.compose import group_choices
+from cli.groups import group_choices
 from config import CONF, SCRIPTS, Option, leaves
 from model.config import LARGEST
 

@@ -31,6 +31,7 @@ from budget.laws.fit import Fit, Point, fit
 from budget.laws.published import LAWS, effective_tokens, law_range, save_law
 from common.errors import MachineError, UserError, reported
 from common.json_io import mapping
+from common.paths import user_path
 from common.safe_read import JSON_BYTES, is_amount, parse_json, read_bytes
 from model.config import PLAIN
 
@@ -334,13 +335,13 @@ def save(fitted: Fit, runs: Sequence[FinishedRun], metric: str, path: Path) -> N
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs, e.g. outputs/*")
+    parser.add_argument("folders", nargs="+", type=user_path, help="folders of finished runs, e.g. outputs/*")
     parser.add_argument("--metric", choices=METRICS, default="loss", help="the metric to fit (default: loss)")
     parser.add_argument(
-        "--output", type=Path, default=DEFAULT_OUTPUT, help=f"the file for the law (default: {DEFAULT_OUTPUT})"
+        "--output", type=user_path, default=DEFAULT_OUTPUT, help=f"the file for the law (default: {DEFAULT_OUTPUT})"
     )
-    options = parser.parse_args()
     with reported():
+        options = parser.parse_args()
         check_output(options.output)
         runs, left_out = read_runs(options.folders, options.metric)
         for line in left_out:

@@ -124,10 +124,13 @@ def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
 
 
 class Console:
-    """Writes to standard output and log.txt. Thread-safe; never raises if a line cannot be written."""
+    """Writes to standard output and log.txt. Thread-safe; never raises if a line cannot be written.
 
-    def __init__(self, log_path: Path | None = None, stream: IO[str] | None = None) -> None:
-        self._stdout = _Stdout(stream or sys.stdout)
+    With `required`, for a command that makes nothing but its output, an OSError of standard output is raised.
+    """
+
+    def __init__(self, log_path: Path | None = None, stream: IO[str] | None = None, *, required: bool = False) -> None:
+        self._stdout = _Stdout(stream or sys.stdout, required)
         self._log_path = log_path
         self._log_failed = False
         self._lock = threading.RLock()
@@ -255,10 +258,14 @@ class Progress:
 
 
 class _Stdout:
-    """Standard output that ignores a closed reader: `train.py | head` or a closed terminal must not end a run."""
+    """Standard output that ignores a closed reader: `train.py | head` or a closed terminal must not end a run.
 
-    def __init__(self, stream: IO[str]) -> None:
+    If it is `required`, the error is raised instead.
+    """
+
+    def __init__(self, stream: IO[str], required: bool = False) -> None:
         self._stream = stream
+        self._required = required
         self._gone = False
 
     def write(self, text: str) -> int:
@@ -267,6 +274,8 @@ class _Stdout:
                 self._stream.write(self._encodable(text))
                 self._stream.flush()
             except (OSError, ValueError):  # ValueError: the stream was closed
+                if self._required:
+                    raise
                 self._go_quiet()
         return len(text)
 

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import reported
 from common.format import format_count, format_seconds
 from common.json_io import is_number, listing, mapping, number, write_text
+from common.paths import user_path
 from run.history import Records, Run, column, finite, median, read_metrics, read_run
 from run.report import html as page
 from run.report import plots as curves
@@ -382,7 +384,7 @@ def _value(value: Any) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the report of each folder named on the command line."""
-    folders = [Path(argument) for argument in arguments]
+    folders = [user_path(argument) for argument in arguments]
     missing = [folder for folder in folders if not folder.is_dir()]
     if missing or not folders:
         for folder in missing:
@@ -395,4 +397,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with reported():
+        sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common.errors import MachineError, UserError, reported
 from common.file_lock import try_lock
+from common.paths import user_path
 from run.tracking.logger import load_wandb, no_account, synced_marker, tear_down, why_not_online
 
 SEND_LIMIT_S = 600.0  # per file; wandb retries for hours if the network fails meanwhile
@@ -27,7 +28,7 @@ HEADER_BYTES = 7  # size of a file without points, left by a process that was ki
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit status 2 for a folder that is not a run or a missing account, 1 if the server is unreachable."""
     parser = argparse.ArgumentParser(prog="python -m run.tracking.sync", description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="outputs/NAME", help="folders of runs")
+    parser.add_argument("folders", nargs="+", type=user_path, metavar="outputs/NAME", help="folders of runs")
     with reported():
         sync_all(parser.parse_args(arguments).folders)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budget.clock import ACCOUNTS
 from common.errors import MachineError, UserError, reported
+from common.paths import user_path
 from run.tracking.logger import DEFAULT_AXIS, no_account, tear_down, why_not_online
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--project", default="stint", help="wandb project, as in wandb.project")
     parser.add_argument("--entity", help="wandb team or user (default: your default entity)")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the view to FILE instead of saving it on wandb"
+        "--json", type=user_path, metavar="FILE", help="write the view to FILE instead of saving it on wandb"
     )
     options = parser.parse_args(arguments)
     with reported():

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from cli.compose import as_yaml, checked_config
+from cli.plugins import require_storage
 from common.errors import UserError, reported
 from common.json_io import read_json, write_json
 from config import NOT_IDENTITY
@@ -105,6 +106,8 @@ class SweepStart(Callback):
         with reported():  # Hydra swallows exceptions of a callback, but not the exit that `reported` turns them into
             if problems := unsupported_options(config):
                 raise UserError(*problems)
+            if config.hydra.sweeper.get("storage"):
+                require_storage()
             content = {"command": single_run_command(), "swept": swept_keys(config)}
             CURRENT = open_sweep(Path(config.hydra.sweep.dir).absolute(), sweep_definition(config), content)
         # The processes of other launchers import the task.

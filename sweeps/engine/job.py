@@ -21,7 +21,7 @@ from cli.compose import as_yaml
 from common.errors import MachineError, UserError
 from common.file_lock import try_lock
 from common.json_io import mapping, read_json, write_json
-from config import Config, identity
+from config import Config, identity, leaves
 from run.directory import lock, requeued, run_name, set_aside
 from run.history import final_status, read_result
 from sweeps.engine.device_lock import DeviceLock
@@ -40,6 +40,8 @@ OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|DefaultCPUAllocator", re.I
 )
 CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
+QUANTITIES = {name for name, option, _ in leaves(Config) if option.unit}
+PLAIN_NUMBER = re.compile(r"[-+.\d]+(e[-+]?\d+)?|null", re.I)
 TAIL_BYTES = 8_000  # read from the end of a job's log to find the reason of a failure
 GOOD = ("finished", "pruned", "paused", "not started")
 # Outcomes that may change on a retry. The others would fail in the same way again, or were intended.
@@ -138,9 +140,11 @@ def make_job(config: Config, number: int, overrides: list[str], sweep_dir: str) 
 
 
 def _resolved(config: Config, override: str) -> str:
-    """Replace an interpolation in an override by its value, so that the job's label and command show the value."""
+    """Replace an interpolation or a quantity such as 30m in an override by its value, so that the job's label and command
+    show the same value however it was written."""
     key, _, value = override.partition("=")
-    if not value.startswith(("${", "$\\{")):  # the second is how Hydra's basic sweeper escapes it
+    interpolation = value.startswith(("${", "$\\{"))  # the second is how Hydra's basic sweeper escapes it
+    if not interpolation and (key not in QUANTITIES or PLAIN_NUMBER.fullmatch(value)):
         return override
     group, _, leaf = key.partition(".")
     return f"{key}={getattr(getattr(config, group), leaf) if leaf else getattr(config, group)}"

@@ -21,6 +21,7 @@ import numpy as np
 from common.errors import UserError, reported
 from common.format import format_count, format_seconds
 from common.json_io import write_text
+from common.paths import user_path
 from run.history import column, evaluations, finite, read_metrics
 from run.report import html as page
 from run.report import plots as curves
@@ -247,7 +248,7 @@ def _parallel_pictures(sweep: Sweep) -> list[curves.Picture]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="+", help="outputs/sweeps/NAME")
+    parser.add_argument("folder", type=user_path, nargs="+", help="outputs/sweeps/NAME")
     parser.add_argument(
         "--force", action="store_true", help="rank jobs by hours although they ran on different devices"
     )
@@ -256,7 +257,7 @@ def main() -> None:
         sweep = read_sweep(folder)
         if not sweep.rows:
             raise UserError(f"{folder} has no job that has ended; wait for the first one")
-        show_sweep(sweep, Console(), options.force)
+        show_sweep(sweep, Console(required=True), options.force)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from common.errors import discard_output
 from common.format import format_seconds
 from common.json_io import mapping, read_json
 from common.monotonic import now
@@ -244,7 +245,7 @@ class Queue:
                 f"#{running.job.number} of {self.total}: {(last_lines(running.job, running.log_from) or [''])[-1]}"
                 for running in self.running
             ]
-            print(f"\r\x1b[K{' | '.join(lines)[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            _print(f"\r\x1b[K{' | '.join(lines)[: shutil.get_terminal_size().columns - 1]}")
 
     def _forward(self) -> None:
         """Pass the stopping signal on to each running job, once. No more jobs start."""
@@ -266,7 +267,15 @@ def record_not_started(job: Job, why: str) -> Outcome:
 def say(line: str) -> None:
     """Print a line of the sweep's output, over the status line of a terminal."""
     start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
-    print(f"{start_of_line}sweep   {line}", flush=True)
+    _print(f"{start_of_line}sweep   {line}\n")
+
+
+def _print(text: str) -> None:
+    """Print; an output whose reader is gone, or whose disk is full, must not end a sweep."""
+    try:
+        print(text, end="", flush=True)
+    except OSError:
+        discard_output()
 
 
 def sweeper_value(job: Job, outcome: Outcome | None) -> float | Exception | None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.compose import checked_config, group_choices, groups, register_schemas
+from cli.compose import checked_config, register_schemas
+from cli.groups import group_choices, groups
 from cli.validate import find_problems
 from config import CONF, REMOVED_OPTIONS, Config, EvaluateConfig, SampleConfig, identity, leaves, option
 from model.config import PRESETS
@@ -43,10 +44,10 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
     [
         ("budget.hour=3", "did you mean budget.hours"),
         ("n_layer=3", "did you mean model.n_layer"),
-        ("budget.hours=three", "wrong type"),
-        ("budget.steps=1.5", "wrong type"),
-        ("+model.foo=1", "adds or removes"),
-        ("~model.dropout", "adds or removes"),
+        ("budget.hours=three", "budget.hours=three: not a duration; write hours as a number, or e.g. 3h, 90m, 45s"),
+        ("budget.steps=1.5", "budget.steps=1.5: not a whole number"),
+        ("+model.foo=1", "model.foo is not an option"),
+        ("~model.dropout", "removes an option"),
         ("data=slimpijama", "did you mean slimpajama"),
         ("device=a10000", "did you mean a100"),
         ("budget.hours=0", "out of range"),
@@ -59,7 +60,8 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
         ("data.max_bytes=0", "data.max_bytes=0 is out of range"),
         ("optim.name=lion", "allowed: auto, adamw, muon"),
         ("name=../x", "not a folder name"),
-        ("a=b=c", "not KEY=VALUE"),
+        ("a=b=c", "a is not an option"),
+        ("=3", "not KEY=VALUE"),
         ("budget.hours=nan", "out of range"),
         ("law=local", "law=local: outputs/law.json"),
     ],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -279,3 +281,13 @@ def test_a_stopping_signal_never_waits_for_a_lock(tmp_path: Path, acting: Acting
         sys.settrace(None)
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_an_output_whose_reader_is_gone_does_not_end_a_sweep() -> None:
+    code = "from sweeps.engine.scheduler import say\nfor n in range(3): say('job')\nimport sys; sys.exit(7)"
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    os.close(write)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -313,7 +313,7 @@ def test_output_json_prints_only_the_result(place: Path) -> None:
 
 
 def test_a_budget_too_small_for_one_step_is_an_error_and_leaves_no_run(place: Path) -> None:
-    answer = train(place, "budget.hours=0.0001", name="short", status=2)
+    answer = train(place, "budget.hours=1.1s", name="short", status=2)
     assert "is too small for one step" in answer.stderr
     assert "budget.hours=" in answer.stderr.split("give it at least")[1]
     assert not list((place / "outputs").glob("short-*"))

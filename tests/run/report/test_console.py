@@ -247,3 +247,12 @@ def test_rich_is_imported_only_when_something_is_drawn(script: str) -> None:
     code = f"import sys, {script}; print([name for name in sys.modules if name.split('.')[0] == 'rich'])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert answer.stdout.strip() == "[]", answer.stderr
+
+
+def test_a_required_output_that_cannot_be_written_is_an_error() -> None:
+    """plan.py, evaluate.py and sample.py make nothing else; a run goes on."""
+    gone = io.StringIO()
+    gone.close()
+    Console(stream=gone).say("into the void")
+    with pytest.raises(ValueError, match="closed file"):
+        Console(stream=gone, required=True).say("into the void")
