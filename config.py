@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from budget.extension import UNITS, Extension, parse_extension
 from budget.laws.published import LAWS, LOCAL
 from budget.planner.plan import ASPECT, MAX_EPOCHS
+from common.errors import UserError
 from model.config import PLAIN, PRESETS, Shape
 from model.optim.settings import AUTO, OPTIMIZERS, OptimSettings
 
@@ -94,6 +96,12 @@ class BudgetConfig:
         "all",
         "what counts towards budget.hours: all (from process start to exit) | training (optimizer steps only)",
         choices=("all", "training"),
+    )
+    extend: str | None = option(
+        None,
+        "more budget for an existing run, finished or not, in the unit of its limit or a named one: 100, 100steps,"
+        " 10Btokens, 1e15flops, 1h, 30m; recorded in its ledger; null: none",
+        identity=False,
     )
     extend_hours: float = option(
         0.0,
@@ -584,6 +592,24 @@ def identity(config: Config) -> dict[str, Any]:
         group, _, leaf = name.rpartition(".")
         (nested.setdefault(group, {}) if group else nested)[leaf] = value
     return nested
+
+
+def extension_of(budget: BudgetConfig) -> Extension:
+    """What budget.extend and budget.extend_hours add to the limits. Raises UserError in one line for anything else."""
+    limits = {unit: amount for unit in UNITS if (amount := getattr(budget, unit)) is not None}
+    if budget.extend is None:
+        return Extension(hours=budget.extend_hours)
+    added, rules = parse_extension(budget.extend, list(limits)), {name: rule for name, rule, _ in leaves(budget)}
+    if added.hours and budget.extend_hours:
+        raise UserError(
+            f"budget.extend={budget.extend} and budget.extend_hours={budget.extend_hours:g}: give one of them"
+        )
+    for unit, amount in added.to_dict().items():
+        if not rules[unit].in_range(limits[unit] + amount):
+            raise UserError(
+                f"budget.extend={budget.extend} makes budget.{unit} {limits[unit] + amount:g}; allowed: {rules[unit].range}"
+            )
+    return replace(added, hours=added.hours + budget.extend_hours)
 
 
 def template(config: Config) -> Shape:

@@ -9,7 +9,7 @@ from typing import Any
 
 from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
-from config import HALVING_RUNGS, Config, EvaluateConfig, closest, identity, leaves, template
+from config import HALVING_RUNGS, Config, EvaluateConfig, closest, extension_of, identity, leaves, template
 from device.specs import BY_NAME
 from model.optim.lr_schedule import schedule_problems
 from run.directory import run_name
@@ -85,6 +85,11 @@ def _run_problems(config: Config) -> list[str]:
         )
     if budget.extend_hours and budget.hours is None:
         problems.append(f"budget.extend_hours={budget.extend_hours} has no effect without budget.hours")
+    elif budget.extend is not None:
+        try:
+            extension_of(budget)
+        except UserError as error:
+            problems += error.messages
     if data.source == "text" and data.path is None:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
     if data.source == "stdlib" and data.path:

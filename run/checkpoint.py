@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ FOLDER = re.compile(r"step-(\d{9})(\.old)?")
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 # What reading a damaged or crafted checkpoint can raise. Any other OSError may be temporary.
 DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
-RETIRED = ("correction", "moved_at")  # keys of the state that only earlier versions wrote
+RETIRED = ("correction", "moved_at", "limit_s")  # keys of the state that only earlier versions wrote
 
 
 @dataclass
@@ -41,7 +41,7 @@ class TrainingState:
     """The state of a run, besides its tensors.
 
     Attributes:
-        limit_s: The time budget of the run, seconds.
+        limits: The limits of the run by unit (hours, flops, tokens, steps), under which it reached `progress`.
         loss_scale: The loss scale of float16 training.
         setback: Where and why the run diverged and was rolled back, after which it trains at half the learning rate.
         machine: The device that it was last trained on.
@@ -53,7 +53,7 @@ class TrainingState:
     flops: float = 0.0
     progress: float = 0.0
     loss: float | None = None
-    limit_s: float | None = None
+    limits: dict[str, float] = field(default_factory=dict)
     loss_scale: float | None = None
     setback: dict[str, Any] | None = None
     machine: str | None = None
@@ -229,13 +229,18 @@ def _state(content: dict[str, Any]) -> TrainingState:
     Raises ValueError for impossible values: the checksum detects damage, but anyone can compute it for a crafted file.
     """
     state = TrainingState(**{name: value for name, value in content.items() if name not in RETIRED})
-    optional = (state.loss, state.limit_s, state.loss_scale, state.micro_batch)
+    limit_s = content.get("limit_s")  # earlier versions kept the limit of hours alone
+    if limit_s is not None:
+        state.limits = {"hours": limit_s / 3600 if is_amount(limit_s) else limit_s}
+    optional = (state.loss, state.loss_scale, state.micro_batch)
     valid = (
         is_count(state.step)
         and is_count(state.tokens)
         and is_amount(state.flops, 1e40)
         and is_amount(state.progress)
         and all(value is None or is_amount(value) for value in optional)
+        and isinstance(state.limits, dict)
+        and all(is_amount(limit) and limit > 0 for limit in state.limits.values())
         and isinstance(state.setback, dict | None)
         and isinstance(state.machine, str | None)
     )

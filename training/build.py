@@ -67,7 +67,7 @@ def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: G
             partial(objective, model), optimizer, device.scaler(), device.autocast, optim.grad_clip
         ),
         loader=loader,
-        state=TrainingState(limit_s=session.clock.limits.seconds),
+        state=TrainingState(limits=session.clock.limits.amounts),
         metrics=Metrics(run.metrics, session.console.warn),
         cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
         micro_batch=session.world.broadcast(

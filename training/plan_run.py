@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budget.clock import Limits
+from budget.extension import UNITS
 from budget.flops import flops_per_token
 from budget.laws.published import LAWS, LOCAL, Law, load_law
 from budget.planner.hyperparameters import block_for, block_size_for
@@ -18,7 +19,7 @@ from budget.planner.trial_search import measured_plan
 from common.errors import UserError
 from common.format import format_number_of
 from common.json_io import significant, write_json
-from config import Config, open_block, optim_settings, template, with_eot
+from config import Config, extension_of, open_block, optim_settings, template, with_eot
 from device.compile_cost import first_that_pays
 from device.specs import BY_NAME, DeviceSpec
 from model.config import Shape, padded_vocab
@@ -40,8 +41,11 @@ CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0
 
 
 def limits_of(config: Config) -> Limits:
-    """The limits of the budget, for the clock and the planner."""
-    return Limits(**asdict(config.budget))
+    """The limits of the budget, extension included, for the clock and the planner."""
+    budget, added = config.budget, extension_of(config.budget)
+    amounts = {unit: getattr(budget, unit) for unit in UNITS}
+    totals = {unit: amount and amount + getattr(added, unit) for unit, amount in amounts.items()}
+    return Limits(**totals, counts=budget.counts, added=added)
 
 
 @dataclass(frozen=True)

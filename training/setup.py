@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from budget.extension import EXAMPLES, UNITS, Extension
 from budget.planner.plan import Plan
-from common.errors import MachineError
+from common.errors import MachineError, UserError
 from common.format import format_count, format_seconds
-from config import Config
+from config import Config, extension_of
 from data.corpus import load_corpus
 from run.directory import RunDirectory
-from run.history import final_status
+from run.history import extension_of_run, final_status, read_result
 from run.report.console import Console
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
@@ -25,18 +26,45 @@ if TYPE_CHECKING:
 
 
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
-    """Whether the run is finished and its hours were not extended since; if so, print it.
+    """Whether the run is finished and its budget was not extended since; if so, print it.
 
-    Raises MachineError for a run that diverged: it would diverge again.
+    Raises MachineError for a run that diverged: it would diverge again. Raises UserError if budget.extend adds less than
+    was added before, or nothing to the limit at which the run ended.
     """
-    status = final_status(run.folder, config.budget.extend_hours)
+    wanted, recorded = extension_of(config.budget), extension_of_run(run.folder)
+    status = final_status(run.folder, wanted)
     if status is None:
+        check_extension(run, wanted, recorded)
         return False
     message = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
     if status["status"] == "diverged":
         raise MachineError(message)
-    console.say(f"{message}, budget.extend_hours=H continues it for H more hours")
+    so_far = f" (so far {recorded.as_options})" if recorded.to_dict() else ""
+    console.say(f"{message}, budget.extend=N continues it for N more {limit_reached(run)}{so_far}")
     return True
+
+
+def limit_reached(run: RunDirectory) -> str:
+    """The limit that ended a finished run: hours, flops, tokens or steps; "hours" if its result is lost."""
+    limit = str(read_result(run.folder).get("stopped_by"))
+    return limit if limit in UNITS else "hours"
+
+
+def check_extension(run: RunDirectory, wanted: Extension, recorded: Extension) -> None:
+    """Raise UserError if an existing run cannot continue with the extension `wanted`, where `recorded` is its present one."""
+    if recorded.exceeds(wanted):
+        raise UserError(
+            f"the budget of {run.folder} was extended by {recorded}; add at least as much to continue:"
+            f" {recorded.as_options}"
+        )
+    if not read_result(run.folder) or not wanted.exceeds(recorded):
+        return
+    limit = limit_reached(run)
+    if getattr(wanted, limit) <= getattr(recorded, limit):
+        raise UserError(
+            f"{run.folder} ended at its limit of {limit}, and {wanted.as_options} adds none;"
+            f" add {limit}, e.g. budget.extend={EXAMPLES[limit]}"
+        )
 
 
 def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
@@ -49,6 +77,8 @@ def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
     plan = saved_plan(session)
     if plan is None:
         check_early(config)
+        if session.clock.limits.added.to_dict():
+            console.say(f"budget  this run is new: {session.clock.limits.added} count as part of its budget")
     # Rank 0 measures and plans for all processes.
     needs_trials = plan is None and world.rank == 0 and wants_trials(config, session.clock.limits)
     with trial_process(config.device.name, needs_trials, console.warn) as trials:
