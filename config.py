@@ -468,13 +468,13 @@ class EvaluateDataConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Score text with a finished model.
+    """Score text with a trained model.
 
     PROGRAM checkpoint=outputs/NAME data.path=my.jsonl.zst
     PROGRAM checkpoint=outputs/NAME data.path=texts/ output=json
     """
 
-    checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
+    checkpoint: str | None = option(None, "folder of a run, finished or not, e.g. outputs/NAME; required", path=True)
     data: EvaluateDataConfig = group(EvaluateDataConfig)
     device: DeviceConfig = group(DeviceConfig)
     tokens: int | None = option(None, "score only the first N tokens; null: all tokens", range="[1, 1e+15]")
@@ -486,13 +486,13 @@ class EvaluateConfig:
 
 @dataclass
 class SampleConfig:
-    """Generate text with a finished model.
+    """Generate text with a trained model.
 
     PROGRAM checkpoint=outputs/NAME
     PROGRAM checkpoint=outputs/NAME prompts='["def ","The "]' samples=3 temperature=0.7
     """
 
-    checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
+    checkpoint: str | None = option(None, "folder of a run, finished or not, e.g. outputs/NAME; required", path=True)
     prompts: list[str] = option(
         [""], 'prompts to continue, e.g. prompts=\'["def ","The "]\'; an empty prompt starts a new document'
     )

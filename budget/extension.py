@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
@@ -83,7 +83,8 @@ def parse_extension(text: str, limited: Sequence[str]) -> Extension:
         raise UserError(
             f"{given} must add {'a whole number' if unit == 'steps' else 'at least 0'}; write e.g. {allowed}"
         )
-    return replace(NOTHING, **{unit: int(amount) if unit == "steps" else amount})
+    added: dict[str, Any] = {unit: int(amount) if unit == "steps" else amount}
+    return Extension(**added)
 
 
 def amount_in_words(unit: str, amount: float) -> str:

@@ -15,6 +15,7 @@ from budget.planner.plan import Plan
 from config import optim_settings, template, with_eot
 from run.metrics import Metrics
 from training.context import Session, Trainer
+from training.start import record_start
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -34,7 +35,9 @@ def initialize_model(session: Session, corpus: Corpus, device: Device, plan: Pla
     shape = with_eot(config, shape, corpus.tokenizer.eot)
     # 4 bytes each for weights and two moments; two checkpoints, one being written, and the finished weights.
     session.run.require_space(4 * 3 * shape.parameters() * 4)
-    return WEIGHT_SOURCES["scratch"](shape, config.seed, device.torch_device)
+    model = WEIGHT_SOURCES["scratch"](shape, config.seed, device.torch_device)
+    record_start(session, corpus, shape, None)
+    return model
 
 
 def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: GPT) -> Trainer:

@@ -18,6 +18,7 @@ from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
 from training.plan_run import check_early, make_run_plan, saved_plan, spec_of, wants_trials
+from training.start import check_same_corpus
 from training.trial_client import TrialProcess, trial_process
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
     needs_trials = plan is None and world.rank == 0 and wants_trials(config, session.clock.limits)
     with trial_process(config.device.name, needs_trials, console.warn) as trials:
         corpus = prepare_corpus(session)
+        check_same_corpus(session, corpus)
         device = open_run_device(session, trials)
         plan = plan or make_run_plan(session, corpus, device, trials)
     return corpus, device, plan
