@@ -192,6 +192,22 @@ class ModelConfig:
 
 
 @dataclass
+class InitConfig:
+    """The first weights: random, or those of a model that exists already."""
+
+    source: str = option(
+        "scratch",
+        "scratch (random) | run (the weights of init.checkpoint, whose architecture and tokenizer are kept; the schedule and"
+        " the optimizer start anew)",
+        choices=("scratch", "run"),
+        added_later=True,
+    )
+    checkpoint: str | None = option(
+        None, "init=run: folder of a run, finished or not, e.g. outputs/NAME", path=True, added_later=True
+    )
+
+
+@dataclass
 class DataConfig:
     """The corpus, its tokenizer and its validation split."""
 
@@ -413,6 +429,7 @@ class Config:
     budget: BudgetConfig = group(BudgetConfig)
     device: TrainingDeviceConfig = group(TrainingDeviceConfig)
     model: ModelConfig = group(ModelConfig)
+    init: InitConfig = group(InitConfig)
     data: DataConfig = group(DataConfig)
     optim: OptimConfig = group(OptimConfig)
     schedule: ScheduleConfig = group(ScheduleConfig)
@@ -587,6 +604,8 @@ def identity(config: Config) -> dict[str, Any]:
             options[name] = value
     if config.data.path is not None:
         options["data.path"] = str(Path(config.data.path).resolve())
+    if config.init.checkpoint is not None:
+        options["init.checkpoint"] = str(Path(config.init.checkpoint).expanduser().resolve())
     nested: dict[str, Any] = {}
     for name, value in options.items():
         group, _, leaf = name.rpartition(".")

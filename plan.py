@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from budget.clock import Limits
 from budget.laws.published import LOCAL
@@ -24,26 +25,45 @@ from config import Config, template
 from device.specs import BY_NAME
 from run.report.console import Console
 from run.report.plan_report import budget_of, explain_plan, show_plan, write_picture
-from training.plan_run import Text, law_of, limits_of, plan_here, plan_without_device, spec_of, wants_trials
+from training.plan_run import (
+    Text,
+    law_of,
+    limits_of,
+    plan_here,
+    plan_without_device,
+    spec_of,
+    vocab_size_for,
+    wants_trials,
+)
 from training.trial_client import trial_process
 
+if TYPE_CHECKING:
+    from training.initial_model import InitialModel
 
-def fingerprint_of(config: Config) -> str | None:
+
+def adopted(config: Config) -> tuple[Config, InitialModel | None]:
+    """The configuration with the architecture and tokenizer of the model that the run starts from, and that model."""
+    if config.init.source == "scratch":  # the tokenizers' libraries take half a second
+        return config, None
+    from training.initial_model import initial_model, with_model
+
+    initial = initial_model(config)
+    return with_model(config, initial), initial
+
+
+def fingerprint_of(config: Config, initial: InitialModel | None) -> str | None:
     """The fingerprint of the corpus if law=local needs it and the corpus is prepared."""
     if config.law != LOCAL:
         return None
     from data.prepare import prepared_fingerprint
 
-    return prepared_fingerprint(spec_of(config))
+    return prepared_fingerprint(spec_of(config), initial.tokenizer if initial else None)
 
 
-def plan_for(config: Config) -> Plan:
+def plan_for(config: Config, initial: InitialModel | None) -> Plan:
     """The plan for a configuration. This device is measured with probe=true, or if a time limit is planned for it."""
-    from data.tokenizer import check_name, vocab_size_of
-
-    check_name(config.data.tokenizer)
-    n_vocab = vocab_size_of(config.data.tokenizer)
-    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config))
+    n_vocab = vocab_size_for(config, initial)
+    text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config, initial))
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)
@@ -91,7 +111,8 @@ def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
 
 def show_one(config: Config) -> None:
     """Print the plan of one budget in full."""
-    plan, limits = plan_for(config), limits_of(config)
+    config, initial = adopted(config)
+    plan, limits = plan_for(config, initial), limits_of(config)
     if config.plan.folder:
         write_files(plan, limits, Path(config.plan.folder))
     if config.output == "json":
@@ -119,7 +140,7 @@ def main() -> None:
     def one_of_many(config: Config) -> None:
         if config.explain or config.plan.folder:
             raise UserError("explain=true and plan.folder are for one budget; give a single one instead of a list")
-        plans.append((plan_for(config), limits_of(config)))
+        plans.append((plan_for(*adopted(config)), limits_of(config)))
 
     with tempfile.TemporaryDirectory() as folder:  # Hydra writes a file about every sweep
         first = arguments.index(flags.overrides[0]) if flags.overrides else len(arguments)

@@ -90,6 +90,10 @@ def _run_problems(config: Config) -> list[str]:
             extension_of(budget)
         except UserError as error:
             problems += error.messages
+    if config.init.source != "scratch" and config.init.checkpoint is None:
+        problems.append(f"init.source={config.init.source} needs init.checkpoint, e.g. init.checkpoint=outputs/NAME")
+    if config.init.source == "scratch" and config.init.checkpoint is not None:
+        problems.append(f"init.checkpoint={config.init.checkpoint} has no effect with init=scratch; add init=run")
     if data.source == "text" and data.path is None:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
     if data.source == "stdlib" and data.path:

@@ -32,7 +32,7 @@ from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources.base import DataSpec, Part, Source
 from data.sources.registry import make_source
 from data.splits import split_and_digest
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, valid_text
+from data.tokenizer import Tokenizer, check_name, get_tokenizer, is_published, valid_text
 from data.tokenizer_sample import sample_texts
 
 # Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
@@ -96,16 +96,24 @@ class _Batch:
         self.size += size
 
 
-def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = print) -> PreparedInfo:
+def prepare(
+    spec: DataSpec,
+    progress: bool = True,
+    log: Callable[[str], None] = print,
+    tokenizer: Tokenizer | None = None,
+) -> PreparedInfo:
     """Return the corpus that `spec` describes: prepare it, continue an interrupted preparation, or verify a finished corpus.
 
     It lies in a folder below `spec.cache_dir`. After a kill at any moment the same call continues, and the result is the
-    same to the byte. A finished corpus needs no network. Raises UserError for problems of `spec` or of the text, and
+    same to the byte. A finished corpus needs no network. `tokenizer` is used instead of one that would be trained on the
+    text; its name is `spec.tokenizer`. Raises UserError for problems of `spec` or of the text, and
     MachineError for a full disk or a failing network; the work committed before is kept.
     """
-    check_name(spec.tokenizer)
+    tokenizer = None if tokenizer is not None and is_published(spec.tokenizer) else tokenizer
+    if tokenizer is None:
+        check_name(spec.tokenizer)
     source = make_source(spec)
-    folder = _folder(spec, source)
+    folder = _folder(spec, source, tokenizer)
     if (folder / MANIFEST).exists():
         return _open_finished(folder)
     with _disk_errors(folder), _locked(folder, log):
@@ -114,22 +122,38 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
             log(f"continuing the preparation of {folder}")
-        tokenizer = _prepare(spec, source, folder, progress, log)
-    return PreparedInfo(folder, True, shards.read_manifest(folder), tokenizer)
+        used = _prepare(spec, source, folder, progress, log, tokenizer)
+    return PreparedInfo(folder, True, shards.read_manifest(folder), used)
 
 
-def prepared_fingerprint(spec: DataSpec) -> str | None:
+def prepared_fingerprint(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
     """Return the fingerprint of the corpus that `spec` describes, or None if it has not been prepared."""
+    tokenizer = None if is_published(spec.tokenizer) else tokenizer
     try:
-        fingerprint: str | None = shards.read_manifest(_folder(spec, make_source(spec))).get("fingerprint")
+        manifest = shards.read_manifest(_folder(spec, make_source(spec), tokenizer))
     except UserError:
         return None
+    fingerprint: str | None = manifest.get("fingerprint")
     return fingerprint
 
 
-def _folder(spec: DataSpec, source: Source) -> Path:
-    key = _short_hash([shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)])
-    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-{key}"
+def _folder(spec: DataSpec, source: Source, tokenizer: Tokenizer | None = None) -> Path:
+    """Return the folder of a corpus. With a given `tokenizer` it is another one, unless that one was trained on this text."""
+    content = [shards.FORMAT, spec.source, source.identity, spec.tokenizer, _options(spec)]
+    start = Path(spec.cache_dir).expanduser() / f"{spec.source}-{spec.tokenizer}-"
+    own = start.with_name(start.name + _short_hash(content))
+    if tokenizer is None or _tokenizer_of(own) == tokenizer.fingerprint:
+        return own
+    return start.with_name(start.name + _short_hash([*content, tokenizer.fingerprint]))
+
+
+def _tokenizer_of(folder: Path) -> str | None:
+    """Return the fingerprint of the tokenizer of a finished corpus; None for one that is not finished."""
+    try:
+        fingerprint: str = shards.read_manifest(folder)["tokenizer"]["fingerprint"]
+    except UserError:
+        return None
+    return fingerprint
 
 
 def _open_finished(folder: Path) -> PreparedInfo:
@@ -185,11 +209,20 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder / STATE}: damaged ({reason}); {shards.prepare_again_hint(folder)}") from error
 
 
-def _prepare(spec: DataSpec, source: Source, folder: Path, progress: bool, log: Callable[[str], None]) -> Tokenizer:
-    """Do the remaining work in `folder`, whose lock is held, and return the tokenizer."""
+def _prepare(
+    spec: DataSpec,
+    source: Source,
+    folder: Path,
+    progress: bool,
+    log: Callable[[str], None],
+    given: Tokenizer | None,
+) -> Tokenizer:
+    """Do the remaining work in `folder`, whose lock is held, and return the tokenizer: the given one, if any."""
     state = _committed_state(folder)
     origin = source.open(state.origin, log)
     parts = source.parts()
+    if given is not None and not (folder / TOKENIZER).exists():
+        given.save(folder / TOKENIZER)
     tokenizer = _tokenizer(spec, source, parts, folder, log)
     writer = Writer(folder, tokenizer, SHARD_TOKENS)
     try:

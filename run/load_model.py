@@ -91,7 +91,7 @@ def _loaded(saved: SavedModel, device: torch.device) -> LoadedModel:
 
 def _checked_shape(saved: SavedModel, tensors: dict[str, torch.Tensor]) -> Shape:
     """The recorded shape. It is checked against the tensors before the model is built, as it could ask for terabytes."""
-    shape = shape_of(saved)
+    shape = shape_of(saved.about)
     if shape.n_layer > len(tensors):
         raise ValueError("its shape does not match the weights")
     with torch.device("meta"):

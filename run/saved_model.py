@@ -163,9 +163,9 @@ def saved_model(place: ModelPlace) -> SavedModel:
     return found
 
 
-def shape_of(saved: SavedModel) -> Shape:
-    """The shape of a saved model. Raises ValueError, KeyError, TypeError or UserError for an impossible one."""
-    shape = Shape.from_dict(saved.about["shape"])
+def shape_of(about: dict[str, Any]) -> Shape:
+    """The shape in model.json or start.json. Raises ValueError, KeyError, TypeError or UserError for an impossible one."""
+    shape = Shape.from_dict(about["shape"])
     sizes = (shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.bigram_rows, shape.ffn_hidden or 0)
     if not all(map(is_count, sizes)) or not is_count(shape.block_size, LONGEST_BLOCK):
         raise ValueError("its shape holds an impossible size")

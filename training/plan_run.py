@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from data.shards import Corpus
     from data.sources.base import DataSpec
     from device.device import Device
+    from training.initial_model import InitialModel
 
 # Model FLOPs utilization (MFU) assumed on a GPU to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
@@ -108,6 +109,13 @@ def corpus_notes(config: Config, fingerprint: str | None) -> tuple[str, ...]:
     )
 
 
+def init_notes(config: Config) -> tuple[str, ...]:
+    """A note of the plan if the first weights are not random, which the scaling law assumes."""
+    if config.init.source == "scratch":
+        return ()
+    return ("the first weights are those of a trained model; the law holds for training from random weights",)
+
+
 def max_epochs_of(config: Config) -> float:
     """How often the corpus may be repeated.
 
@@ -164,7 +172,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         max_epochs=max_epochs_of(config),
         table_flops=flops if model.bigram_rows is None else None,
         block_by_compute=bool(by_compute),
-        notes=corpus_notes(config, text.fingerprint),
+        notes=(*init_notes(config), *corpus_notes(config, text.fingerprint)),
     )
 
 
@@ -187,12 +195,22 @@ def size_problems(config: Config, n_vocab: int | None, block_size: int | None) -
     return problems
 
 
-def check_early(config: Config) -> None:
-    """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
+def vocab_size_for(config: Config, initial: InitialModel | None) -> int | None:
+    """The vocabulary size of data.tokenizer, or of the initial model's tokenizer; None if it is not known without a file.
+
+    Raises UserError for a name that is no tokenizer.
+    """
     from data.tokenizer import check_name, vocab_size_of
 
+    if initial is not None:
+        return initial.tokenizer.n_vocab
     check_name(config.data.tokenizer)
-    n_vocab, limits = vocab_size_of(config.data.tokenizer), limits_of(config)
+    return vocab_size_of(config.data.tokenizer)
+
+
+def check_early(config: Config, initial: InitialModel | None = None) -> None:
+    """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
+    n_vocab, limits = vocab_size_for(config, initial), limits_of(config)
     if n_vocab is None:  # a tokenizer of tiktoken whose size is not in our table; its file has it
         return
     if problems := size_problems(config, n_vocab, config.model.block_size):

@@ -19,6 +19,7 @@ from run.report.format_figures import formatted
 from training.checkpointing import retry_once
 from training.context import Session, Trainer
 from training.speed_monitor import slowdowns
+from training.start import init_of
 
 SAMPLE_WIDTH = 100  # characters of a sample on the console; log.txt and the report hold all of each
 
@@ -102,6 +103,7 @@ def record(
             "train_tokens": trainer.corpus.train.n_tokens,
             "epochs": state.tokens / trainer.corpus.train.n_tokens,
         },
+        "init": init_of(session.run),
         "setback": state.setback,
         "standstill_s": clock.standstill_s,
         "samples": session.samples,

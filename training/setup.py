@@ -17,6 +17,7 @@ from run.report.console import Console
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
+from training.initial_model import initial_model, with_model
 from training.plan_run import check_early, make_run_plan, saved_plan, spec_of, wants_trials
 from training.start import check_same_corpus
 from training.trial_client import TrialProcess, trial_process
@@ -71,13 +72,16 @@ def check_extension(run: RunDirectory, wanted: Extension, recorded: Extension) -
 def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
     """Prepare the corpus, open the device, and make the plan, or read the plan of a resumed run.
 
-    The worker process for trials starts first, so that it loads its libraries while the corpus is prepared.
+    With init=run, the options of the session become those of the initial model. The worker process for trials starts
+    first, so that it loads its libraries while the corpus is prepared.
     """
     config, console, world = session.config, session.console, session.world
     console.say(f"run     {session.run.folder}")
+    session.initial = initial_model(config, session.run)
+    session.config = config = with_model(config, session.initial)
     plan = saved_plan(session)
     if plan is None:
-        check_early(config)
+        check_early(config, session.initial)
         if session.clock.limits.added.to_dict():
             console.say(f"budget  this run is new: {session.clock.limits.added} count as part of its budget")
     # Rank 0 measures and plans for all processes.
@@ -97,7 +101,8 @@ def prepare_corpus(session: Session) -> Corpus:
     """
     data = session.config.data
     with session.clock.off_budget():
-        loaded = load_corpus(spec_of(session.config), session.console.say)
+        tokenizer = session.initial.tokenizer if session.initial else None
+        loaded = load_corpus(spec_of(session.config), session.console.say, tokenizer)
     corpus = loaded.corpus
     session.console.say(
         f"data    {data.source}, {data.tokenizer}: {format_count(corpus.train.n_tokens)} training and"

@@ -7,11 +7,13 @@ with the weights of another one no longer needs that one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.checksum import verify_checksum
 from common.errors import UserError
-from common.json_io import mapping, write_json
+from common.format import format_count
+from common.json_io import is_number, mapping, write_json
 from common.safe_read import load_json
 from run.checkpoint_state import checkpoints
 from run.directory import RunDirectory
@@ -33,13 +35,11 @@ def read_start(run: RunDirectory) -> dict[str, Any]:
 def record_start(session: Session, corpus: Corpus, shape: Shape, init: dict[str, Any] | None) -> None:
     """Write tokenizer.json and start.json, unless a resumed run has them.
 
-    `init` tells where the first weights are from; None: they are random.
+    `init` tells where the first weights are from; None: they are random, or the run's own checkpoint replaces them.
     """
-    run, tokenizer = session.run, corpus.tokenizer
-    if not run.tokenizer.exists():
-        tokenizer.save(run.tokenizer)
-    if read_start(run).get("data_fingerprint") == corpus.fingerprint:
-        return
+    run, tokenizer, asked = session.run, corpus.tokenizer, session.config.init
+    if init is None and asked.source != "scratch":
+        init = init_of(run) or {"source": asked.source, "checkpoint": asked.checkpoint}
     content = {
         "format": 1,
         "shape": shape.to_dict(),
@@ -49,12 +49,22 @@ def record_start(session: Session, corpus: Corpus, shape: Shape, init: dict[str,
         "data_fingerprint": corpus.fingerprint,
         "init": init,
     }
-    write_json(run.start, content, checksummed=True)
+    changed = read_start(run) != content
+    if changed or not run.tokenizer.exists():
+        tokenizer.save(run.tokenizer)
+    if changed:
+        write_json(run.start, content, checksummed=True)
 
 
 def init_of(run: RunDirectory) -> dict[str, Any] | None:
     """Where the first weights of the run are from, as in result.json; None: they are random."""
     return mapping(read_start(run).get("init")) or None
+
+
+def weights_in_words(init: Mapping[str, Any]) -> str:
+    """Where the first weights are from, e.g. "the weights of outputs/NAME (300 steps, 76.8k tokens)"."""
+    spent = ", ".join(f"{format_count(init[unit])} {unit}" for unit in ("steps", "tokens") if is_number(init.get(unit)))
+    return f"the weights of {init.get('checkpoint')}{f' ({spent})' if spent else ''}"
 
 
 def check_same_corpus(session: Session, corpus: Corpus) -> None:

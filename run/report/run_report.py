@@ -124,6 +124,9 @@ def _remarks(run: Run) -> list[str]:
         hours_added = [format_seconds(3600 * added.pop("hours"))] if "hours" in added else []
         amounts = [*hours_added, *(amount_in_words(unit, amount) for unit, amount in added.items())]
         remarks.append(f"The budget was extended by {' and '.join(amounts)} after the start.")
+    if init := run.part("init"):
+        had = f" ({format_count(init['tokens'])} tokens)" if is_number(init.get("tokens")) else ""
+        remarks.append(f"The run started from the weights of {init.get('checkpoint')}{had}.")
     evaluated = run.part("eval")
     if evaluated.get("tokens"):
         remarks.append(f"Evaluated on {format_count(number(evaluated['tokens'], 0))} tokens of the validation split.")

@@ -173,3 +173,119 @@ def test_text_that_was_changed_is_refused(place: Path, copy: Path) -> None:
         kept.rename(place / "texts")
     again(place, copy, "budget.extend=2")
     assert read(copy, "result.json")["spent"]["steps"] == 32
+
+
+# ----------------------------------------------------------------------------------------- a new run from a finished model
+
+FROM = ("budget.steps=4", "eval.every=0", "init=run")
+
+
+def untrained(place: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, name: str) -> tuple[Any, Any]:
+    """The session and the trainer of a run as they are before its first step."""
+    import train
+
+    seen: list[tuple[Any, Any]] = []
+    compile_model = train.compile_model
+
+    def compiled(session: Any, trainer: Any) -> None:
+        seen.append((session, trainer))
+        trainer.model.eval()
+        with torch.no_grad():
+            trainer.first_logits = trainer.model(torch.arange(32).view(1, 32))
+        trainer.model.train()
+        compile_model(session, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "compile_model", compiled)
+        run_here(place, *arguments, name=name)
+    return seen[0]
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    place: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other text, budget and schedule; sizes and tokenizer are the model's. Then its source is deleted."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(30):
+        (other / f"{number}.txt").write_text(f"{number} other text\n" * 40)
+    with torch.no_grad():
+        expected = load_model(str(copy), CPU).model(torch.arange(32).view(1, 32))
+    sizes = [f"model.{size}=null" for size in ("n_layer", "n_embd", "n_head", "bigram_rows")]
+    places = (f"init.checkpoint={copy}", f"data.path={other}", f"output_dir={tmp_path / 'new'}")
+    arguments = (*FROM, *places, *sizes, "schedule=cosine", "optim.batch_tokens=128", "data.tokenizer=bpe-4096")
+    session, trainer = untrained(place, monkeypatch, *arguments, name="tuned")
+    assert torch.equal(trainer.first_logits, expected), "the first loss is the model's"
+    folder = session.run.folder
+    result, about = read(folder, "result.json"), read(copy, "model.json")
+    assert result["init"] == {
+        "source": "run",
+        "checkpoint": str(copy),
+        "fingerprint": about["sha256"],
+        "steps": 30,
+        "tokens": 30 * 256,
+    }
+    assert (result["spent"]["steps"], result["data"]["tokenizer"]) == (4, "bytes")
+    assert result["learning_rate_last"] == pytest.approx(0.1 * 3e-3), (
+        "its own schedule: a tenth of the peak is the floor"
+    )
+    shown = capsys.readouterr().out
+    assert f"init    the weights of {copy} (30 steps, 7.68k tokens)" in shown
+    assert "the law holds for training from random weights" in shown
+    assert f"The run started from the weights of {copy} (7.68k tokens)." in write_report(folder).read_text()
+
+    shutil.rmtree(copy)
+    weights = (folder / "model.safetensors").read_bytes()
+    run_here(place, *arguments, "budget.extend=2", name="tuned")
+    assert read(folder, "result.json")["spent"]["steps"] == 6
+    assert read(folder, "result.json")["init"] == result["init"]
+    assert (folder / "model.safetensors").read_bytes() != weights
+
+
+def test_an_unfinished_run_and_another_context_are_a_start_too(
+    place: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "model.json").unlink()
+    shutil.rmtree(checkpoints(copy / "checkpoint")[0])
+    arguments = (*FROM, f"init.checkpoint={copy}", f"output_dir={tmp_path / 'new'}")
+    session, trainer = untrained(place, monkeypatch, *arguments, "model.block_size=64", name="longer")
+    assert trainer.shape.block_size == 64
+    assert 0 < read(session.run.folder, "result.json")["init"]["steps"] < 30
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("model.n_embd=128", ["model.n_embd=128, but the model of init.checkpoint=", "has 64; leave the option out"]),
+        ("model.bias=true", ["model.bias=True", "has False"]),
+        ("model.document_mask=true", ["model.document_mask=True", "has False"]),
+        ("data.tokenizer=gpt2", ["data.tokenizer=gpt2", "has bytes", "prepared with the tokenizer of the model"]),
+        ("init.checkpoint=nowhere", ["init.checkpoint=nowhere: no such folder"]),
+    ],
+)
+def test_what_contradicts_the_model_is_refused_in_one_line(
+    place: Path, finished: Path, tmp_path: Path, argument: str, parts: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run_here(place, *FROM, f"init.checkpoint={finished}", f"output_dir={tmp_path}", argument, name="refused")
+    (message,) = caught.value.messages
+    assert all(part in message for part in parts), message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_was_trained_on_other_text_is_kept(place: Path, tmp_path: Path) -> None:
+    """The same name, bpe-300, would mean other ids on another text."""
+    first = run_here(place, "budget.steps=2", "data.tokenizer=bpe-300", f"output_dir={tmp_path / 'a'}", name="bpe")
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(30):
+        (other / f"{number}.txt").write_text(f"{number} zebras quiz jackdaws\n" * 40)
+    common = ("budget.steps=2", f"data.path={other}", f"output_dir={tmp_path / 'b'}")
+    own = run_here(place, *common, "data.tokenizer=bpe-300", name="own")
+    tuned = run_here(place, *common, "data.tokenizer=bpe-4096", "init=run", f"init.checkpoint={first}", name="tuned")
+    fingerprints = [read(folder, "model.json")["tokenizer_fingerprint"] for folder in (first, own, tuned)]
+    assert fingerprints[2] == fingerprints[0] != fingerprints[1]
+    more = ("budget.steps=3", f"output_dir={tmp_path / 'c'}", "data.tokenizer=bpe-300", "init=run")
+    same = run_here(place, *more, f"init.checkpoint={first}", name="same")
+    corpora = [read(folder, "model.json")["data_fingerprint"] for folder in (first, same)]
+    assert corpora[0] == corpora[1], "on the same text, the corpus that is prepared already is used"
