@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budget.extension import EXAMPLES, UNITS, Extension
 from budget.planner.plan import Plan
 from common.errors import MachineError, UserError
 from common.format import format_count, format_seconds
-from config import Config, extension_of
+from config import Config, extension_of, identity
 from data.corpus import load_corpus
 from run.directory import RunDirectory
 from run.history import extension_of_run, final_status, read_result
 from run.report.console import Console
+from run.same_options import earlier_run
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
@@ -77,13 +79,13 @@ def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
     """
     config, console, world = session.config, session.console, session.world
     console.say(f"run     {session.run.folder}")
+    as_typed = config
     session.initial = initial_model(config, session.run)
     session.config = config = with_model(config, session.initial)
     plan = saved_plan(session)
     if plan is None:
         check_early(config, session.initial)
-        if session.clock.limits.added.to_dict():
-            console.say(f"budget  this run is new: {session.clock.limits.added} count as part of its budget")
+        say_how_it_begins(session, as_typed)
     # Rank 0 measures and plans for all processes.
     needs_trials = plan is None and world.rank == 0 and wants_trials(config, session.clock.limits)
     with trial_process(config.device.name, needs_trials, console.warn) as trials:
@@ -92,6 +94,25 @@ def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
         device = open_run_device(session, trials)
         plan = plan or make_run_plan(session, corpus, device, trials)
     return corpus, device, plan
+
+
+def say_how_it_begins(session: Session, config: Config) -> None:
+    """Of a new run, print what its budget is, and that it starts from scratch where an earlier run could be continued.
+
+    `config` holds the options as they were typed. Jobs of a sweep, which have a wandb group, print nothing.
+    """
+    added = session.clock.limits.added
+    if added.to_dict():
+        session.console.say(f"budget  this run is new: {added} count as part of its budget")
+    if config.fresh or not session.run.created or config.init.source != "scratch" or config.wandb.group is not None:
+        return
+    found = earlier_run(Path(config.output_dir), config.name, identity(config))
+    if found is not None:
+        session.console.say(
+            f"budget  {found.folder} has the same options and {found.as_options}; this is a new run, from scratch. To"
+            f" continue that one instead: the same command with {found.as_options} {found.extend}; to start from its"
+            f" weights: init=run init.checkpoint={found.folder}"
+        )
 
 
 def prepare_corpus(session: Session) -> Corpus:

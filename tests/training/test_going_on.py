@@ -289,3 +289,18 @@ def test_a_tokenizer_that_was_trained_on_other_text_is_kept(place: Path, tmp_pat
     same = run_here(place, *more, f"init.checkpoint={first}", name="same")
     corpora = [read(folder, "model.json")["data_fingerprint"] for folder in (first, same)]
     assert corpora[0] == corpora[1], "on the same text, the corpus that is prepared already is used"
+
+
+def test_the_same_command_with_a_larger_budget_says_what_it_will_do(
+    place: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("eval.every=0", "checkpoint.every_s=0.001", "checkpoint.max_fraction=1.0", f"output_dir={copy.parent}")
+    ways = (
+        f"budget  {copy} has the same options and budget.steps=30; this is a new run, from scratch.",
+        "budget.steps=30 budget.extend=2;",
+        f"init=run init.checkpoint={copy}",
+    )
+    for steps, group, expected in ((32, "null", True), (32, "null", False), (33, "sweep", False)):
+        run_here(place, f"budget.steps={steps}", f"wandb.group={group}", *arguments, name="base")
+        shown = capsys.readouterr().out
+        assert [way in shown for way in ways] == [expected] * 3, shown
