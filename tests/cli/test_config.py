@@ -62,6 +62,9 @@ def refused(tmp_path: Path, *arguments: str, script: str = "train.py") -> list[s
         ("a=b=c", "not KEY=VALUE"),
         ("budget.hours=nan", "out of range"),
         ("law=local", "law=local: outputs/law.json"),
+        ("budget.extend=5steps", "budget.extend=5steps adds steps, but budget.steps is not set"),
+        ("init=run", "init.source=run needs init.checkpoint"),
+        ("init.checkpoint=outputs/x", "add init=run"),
     ],
 )
 def test_an_error_is_one_line_with_its_fix(tmp_path: Path, argument: str, expected: str) -> None:

@@ -18,7 +18,8 @@ from run.checkpoint_state import checkpoints
 from run.history import read_metrics
 from run.load_model import load_model
 from run.report.run_report import write_report
-from tests.conftest import run_here
+from tests.conftest import ROOT, run_here
+from tests.copies import copied
 
 CPU = torch.device("cpu")
 BASE = ("budget.steps=30", "eval.every=0", "checkpoint.every_s=0.001", "checkpoint.max_fraction=1.0")
@@ -304,3 +305,22 @@ def test_the_same_command_with_a_larger_budget_says_what_it_will_do(
         run_here(place, f"budget.steps={steps}", f"wandb.group={group}", *arguments, name="base")
         shown = capsys.readouterr().out
         assert [way in shown for way in ways] == [expected] * 3, shown
+
+
+def test_the_commands_take_an_unfinished_run_and_plan_for_a_model(copy: Path, tmp_path: Path) -> None:
+    def script(name: str, *arguments: str) -> tuple[str, str]:
+        answer = copied([str(ROOT / f"{name}.py"), *arguments], tmp_path, 60)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout, answer.stderr
+
+    out, _ = script("plan", "init=run", f"init.checkpoint={copy}", "budget.flops=1e12", "output=json")
+    plan = json.loads(out)
+    assert (plan["n_layer"], plan["n_embd"], plan["vocab_size"]) == (1, 64, 320)
+    assert any("training from random weights" in note for note in plan["notes"])
+    (copy / "model.json").unlink()
+    (tmp_path / "t.txt").write_text("some text\n" * 20)
+    expected = "not finished: checkpoint of step 30, 100 % of its budget\n"
+    out, error = script("sample", f"checkpoint={copy}", "tokens=3", "output=json")
+    assert (json.loads(out)[0]["prompt"], error) == ("", expected)
+    out, error = script("evaluate", f"checkpoint={copy}", "data.path=t.txt", "output=json", "device.threads=1")
+    assert (json.loads(out)["note"], error) == (expected.strip(), expected)
