@@ -77,7 +77,7 @@ def earlier_run(output_dir: Path, name: str, options: Mapping[str, Any]) -> Earl
 
 
 def _limits(budget: Mapping[str, Any]) -> dict[str, float]:
-    return {unit: amount for unit in UNITS if is_amount(amount := budget.get(unit))}
+    return {unit: budget[unit] for unit in UNITS if is_amount(budget.get(unit))}
 
 
 def _budgets(output_dir: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:

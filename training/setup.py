@@ -38,23 +38,24 @@ def already_finished(config: Config, run: RunDirectory, console: Console) -> boo
     wanted, recorded = extension_of(config.budget), extension_of_run(run.folder)
     status = final_status(run.folder, wanted)
     if status is None:
-        check_extension(run, wanted, recorded)
+        check_extension(config, run, wanted, recorded)
         return False
     message = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
     if status["status"] == "diverged":
         raise MachineError(message)
     so_far = f" (so far {recorded.as_options})" if recorded.to_dict() else ""
-    console.say(f"{message}, budget.extend=N continues it for N more {limit_reached(run)}{so_far}")
+    console.say(f"{message}, budget.extend=N continues it for N more {limit_reached(config, run)}{so_far}")
     return True
 
 
-def limit_reached(run: RunDirectory) -> str:
-    """The limit that ended a finished run: hours, flops, tokens or steps; "hours" if its result is lost."""
+def limit_reached(config: Config, run: RunDirectory) -> str:
+    """The limit that ended a finished run: hours, flops, tokens or steps; the first one of the run if its result is lost."""
+    limits = [unit for unit in UNITS if getattr(config.budget, unit) is not None]
     limit = str(read_result(run.folder).get("stopped_by"))
-    return limit if limit in UNITS else "hours"
+    return limit if limit in limits else limits[0]
 
 
-def check_extension(run: RunDirectory, wanted: Extension, recorded: Extension) -> None:
+def check_extension(config: Config, run: RunDirectory, wanted: Extension, recorded: Extension) -> None:
     """Raise UserError if an existing run cannot continue with the extension `wanted`, where `recorded` is its present one."""
     if recorded.exceeds(wanted):
         raise UserError(
@@ -63,7 +64,7 @@ def check_extension(run: RunDirectory, wanted: Extension, recorded: Extension) -
         )
     if not read_result(run.folder) or not wanted.exceeds(recorded):
         return
-    limit = limit_reached(run)
+    limit = limit_reached(config, run)
     if getattr(wanted, limit) <= getattr(recorded, limit):
         raise UserError(
             f"{run.folder} ended at its limit of {limit}, and {wanted.as_options} adds none;"
