@@ -60,8 +60,9 @@ def fingerprint_of(config: Config, initial: InitialModel | None) -> str | None:
     return prepared_fingerprint(spec_of(config), initial.tokenizer if initial else None)
 
 
-def plan_for(config: Config, initial: InitialModel | None) -> Plan:
+def plan_for(config: Config) -> Plan:
     """The plan for a configuration. This device is measured with probe=true, or if a time limit is planned for it."""
+    config, initial = adopted(config)
     n_vocab = vocab_size_for(config, initial)
     text = Text(n_vocab, config.data.tokenizer, config.plan.corpus_tokens, fingerprint_of(config, initial))
     limits = limits_of(config)
@@ -111,8 +112,7 @@ def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
 
 def show_one(config: Config) -> None:
     """Print the plan of one budget in full."""
-    config, initial = adopted(config)
-    plan, limits = plan_for(config, initial), limits_of(config)
+    plan, limits = plan_for(config), limits_of(config)
     if config.plan.folder:
         write_files(plan, limits, Path(config.plan.folder))
     if config.output == "json":
@@ -120,6 +120,7 @@ def show_one(config: Config) -> None:
         return
     show_plan(plan, Console(), limits)
     if config.explain:
+        config, _ = adopted(config)
         law, shape = law_of(config, config.data.tokenizer), plan.sized(template(config))
         print("\n" + "\n".join(explain_plan(plan, shape, law, limits, config.plan.corpus_tokens)))
     if config.plan.folder:
@@ -140,7 +141,7 @@ def main() -> None:
     def one_of_many(config: Config) -> None:
         if config.explain or config.plan.folder:
             raise UserError("explain=true and plan.folder are for one budget; give a single one instead of a list")
-        plans.append((plan_for(*adopted(config)), limits_of(config)))
+        plans.append((plan_for(config), limits_of(config)))
 
     with tempfile.TemporaryDirectory() as folder:  # Hydra writes a file about every sweep
         first = arguments.index(flags.overrides[0]) if flags.overrides else len(arguments)

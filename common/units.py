@@ -38,7 +38,8 @@ def parse_duration(text: str, unit: str = "hours") -> float:
         return _finite(Fraction(lower), unit)
     if not (whole := DURATION.fullmatch(lower)):
         raise ValueError(ALLOWED[unit])
-    seconds = sum(Fraction(number) * SECONDS[letter] for number, letter in PART.findall(whole[2]))
+    parts = PART.findall(whole[2])
+    seconds = sum((Fraction(number) * SECONDS[letter] for number, letter in parts), Fraction(0))
     return _finite((-seconds if whole[1] else seconds) / (SECONDS["h"] if unit == "hours" else 1), unit)
 
 
