@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from budget.extension import UNITS, Extension, parse_extension
 from budget.laws.published import LAWS, LOCAL
 from budget.planner.plan import ASPECT, MAX_EPOCHS
+from common.errors import UserError
 from model.config import PLAIN, PRESETS, Shape
 from model.optim.settings import AUTO, OPTIMIZERS, OptimSettings
 
@@ -105,6 +107,12 @@ class BudgetConfig:
         "all",
         "what counts towards budget.hours: all (from process start to exit) | training (optimizer steps only)",
         choices=("all", "training"),
+    )
+    extend: str | None = option(
+        None,
+        "more budget for an existing run, finished or not, in the unit of its limit or a named one: 100, 100steps,"
+        " 10Btokens, 1e15flops, 1h, 30m; recorded in its ledger; null: none",
+        identity=False,
     )
     extend_hours: float = option(
         0.0,
@@ -196,6 +204,22 @@ class ModelConfig:
     )
     softcap: float = option(0.0, "cap c on the logits, as c tanh(logits / c); 0: off")
     document_mask: bool = option(False, "restrict attention to tokens of the same document")
+
+
+@dataclass
+class InitConfig:
+    """The first weights: random, or those of a model that exists already."""
+
+    source: str = option(
+        "scratch",
+        "scratch (random) | run (the weights of init.checkpoint, whose architecture and tokenizer are kept; the schedule and"
+        " the optimizer start anew)",
+        choices=("scratch", "run"),
+        added_later=True,
+    )
+    checkpoint: str | None = option(
+        None, "init=run: folder of a run, finished or not, e.g. outputs/NAME", path=True, added_later=True
+    )
 
 
 @dataclass
@@ -475,6 +499,7 @@ class Config:
     budget: BudgetConfig = group(BudgetConfig)
     device: TrainingDeviceConfig = group(TrainingDeviceConfig)
     model: ModelConfig = group(ModelConfig)
+    init: InitConfig = group(InitConfig)
     data: DataConfig = group(DataConfig)
     optim: OptimConfig = group(OptimConfig)
     schedule: ScheduleConfig = group(ScheduleConfig)
@@ -533,13 +558,13 @@ class EvaluateDataConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Score text with a finished model.
+    """Score text with a trained model.
 
     PROGRAM checkpoint=outputs/NAME data.path=my.jsonl.zst
     PROGRAM checkpoint=outputs/NAME data.path=texts/ output=json
     """
 
-    checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
+    checkpoint: str | None = option(None, "folder of a run, finished or not, e.g. outputs/NAME; required", path=True)
     data: EvaluateDataConfig = group(EvaluateDataConfig)
     device: DeviceConfig = group(DeviceConfig)
     tokens: int | None = option(
@@ -553,14 +578,14 @@ class EvaluateConfig:
 
 @dataclass
 class SampleConfig:
-    """Generate text with a finished model.
+    """Generate text with a trained model.
 
     PROGRAM checkpoint=outputs/NAME
     PROGRAM checkpoint=outputs/NAME prompts="Once upon a time" samples=3 temperature=0.7
     PROGRAM checkpoint=outputs/NAME prompts=FILE:prompts.txt output=json
     """
 
-    checkpoint: str | None = option(None, "folder of a finished run, e.g. outputs/NAME; required", path=True)
+    checkpoint: str | None = option(None, "folder of a run, finished or not, e.g. outputs/NAME; required", path=True)
     prompts: list[str] = option(
         [""],
         'prompts to continue: one text, a list, e.g. prompts=\'["def ","The "]\', or prompts=FILE:PATH (one per line, or'
@@ -665,6 +690,8 @@ def identity(config: Config) -> dict[str, Any]:
     if "/" in config.data.tokenizer or config.data.tokenizer.endswith(".json"):  # a file, or a name on the Hub
         file = Path(config.data.tokenizer).expanduser()
         options["data.tokenizer"] = str(file.resolve()) if file.exists() else config.data.tokenizer
+    if config.init.checkpoint is not None:
+        options["init.checkpoint"] = str(Path(config.init.checkpoint).expanduser().resolve())
     if config.data.mix:
         options["data.mix"] = {name: _mix_identity(entry) for name, entry in config.data.mix.items()}
     nested: dict[str, Any] = {}
@@ -679,6 +706,24 @@ def _mix_identity(entry: Any) -> Any:
     if not isinstance(entry, dict) or entry.get("path") is None:
         return entry
     return {**entry, "path": str(Path(entry["path"]).expanduser().resolve())}
+
+
+def extension_of(budget: BudgetConfig) -> Extension:
+    """What budget.extend and budget.extend_hours add to the limits. Raises UserError in one line for anything else."""
+    limits = {unit: amount for unit in UNITS if (amount := getattr(budget, unit)) is not None}
+    if budget.extend is None:
+        return Extension(hours=budget.extend_hours)
+    added, rules = parse_extension(budget.extend, list(limits)), {name: rule for name, rule, _ in leaves(budget)}
+    if added.hours and budget.extend_hours:
+        raise UserError(
+            f"budget.extend={budget.extend} and budget.extend_hours={budget.extend_hours:g}: give one of them"
+        )
+    for unit, amount in added.to_dict().items():
+        if not rules[unit].in_range(limits[unit] + amount):
+            raise UserError(
+                f"budget.extend={budget.extend} makes budget.{unit} {limits[unit] + amount:g}; allowed: {rules[unit].range}"
+            )
+    return replace(added, hours=added.hours + budget.extend_hours)
 
 
 def template(config: Config) -> Shape:

@@ -7,12 +7,14 @@ source. Under torchrun, every process scores its share of the text.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from cli.launch import launch, leave
+from common.errors import MachineError
 from common.format import format_count
 from common.json_io import significant
 from config import EvaluateConfig
@@ -33,13 +35,23 @@ def main(config: EvaluateConfig) -> None:
     # A peak of 1 FLOP/s, so that none is measured: no MFU is shown.
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
     figures = score(config, device)
+    note = world.broadcast(figures["note"])
+    if note != figures["note"]:  # the run is training
+        raise MachineError(
+            f"the processes read different checkpoints of {config.checkpoint}; name one, .../checkpoint/step-N"
+        )
     leave_world(world)
     if world.rank == 0:
+        if note:
+            print(note, file=sys.stderr)
         print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show_figures(figures)
 
 
 def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
-    """The figures of `evals.language_model.evaluate`, with checkpoint, data, and what was not read or left out."""
+    """The figures of `evals.language_model.evaluate`, with checkpoint, data, and what was not read or left out.
+
+    `note` says how far the run of the model was; it is empty for a finished one.
+    """
     from evals.language_model import evaluate
     from run.load_model import load_model
 
@@ -59,8 +71,13 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
         device.torch_device,
         device.autocast,
     )
-    not_read = find_files(config.data.path).names_not_read
-    about = {"checkpoint": config.checkpoint, "data": config.data.path, "not_read": not_read, "left_out": left_out}
+    about = {
+        "checkpoint": config.checkpoint,
+        "note": loaded.note,
+        "data": config.data.path,
+        "not_read": find_files(config.data.path).names_not_read,
+        "left_out": left_out,
+    }
     return {**about, **figures}
 
 

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from budget.clock import Limits
 from budget.planner.plan import Plan
@@ -23,16 +24,35 @@ from config import Config, template
 from device.specs import BY_NAME
 from run.report.console import Console
 from run.report.plan_report import budget_of, explain_plan, show_plan, write_picture
-from training.plan_run import law_of, limits_of, plan_here, plan_without_device, prepared_text, wants_trials
+from training.plan_run import (
+    law_of,
+    limits_of,
+    plan_here,
+    plan_without_device,
+    prepared_text,
+    vocab_size_for,
+    wants_trials,
+)
 from training.trial_client import trial_process
+
+if TYPE_CHECKING:
+    from training.initial_model import InitialModel
+
+
+def adopted(config: Config) -> tuple[Config, InitialModel | None]:
+    """The configuration with the architecture and tokenizer of the model that the run starts from, and that model."""
+    if config.init.source == "scratch":  # the tokenizers' libraries take half a second
+        return config, None
+    from training.initial_model import initial_model, with_model
+
+    initial = initial_model(config)
+    return with_model(config, initial), initial
 
 
 def plan_for(config: Config) -> Plan:
     """The plan for a configuration. This device is measured with probe=true, or if a time limit is planned for it."""
-    from data.tokenizer import check_name, vocab_size_of
-
-    check_name(config.data.tokenizer)
-    text = prepared_text(config, vocab_size_of(config.data.tokenizer))
+    config, initial = adopted(config)
+    text = prepared_text(config, vocab_size_for(config, initial), initial.tokenizer if initial else None)
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
         return plan_without_device(config, text)
@@ -90,6 +110,7 @@ def show_one(config: Config) -> None:
     if config.explain:
         from data.tokenizer import short_name
 
+        config, _ = adopted(config)
         law, shape = law_of(config, short_name(config.data.tokenizer)), plan.sized(template(config))
         print("\n" + "\n".join(explain_plan(plan, shape, law, limits, config.plan.corpus_tokens)))
     if config.plan.folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def main(config: SampleConfig) -> None:
     device = open_device(wanted.name, wanted.threads, wanted.precision, 1.0)  # no MFU is shown, so no peak is measured
     assert config.checkpoint is not None
     loaded = load_model(config.checkpoint, device.torch_device)
+    if loaded.note:
+        print(loaded.note, file=sys.stderr)
     tokenizer, written = loaded.tokenizer, []
     for prompt in prompts:
         ids = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]

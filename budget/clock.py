@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from budget.extension import NOTHING, UNITS, Extension
 from common.monotonic import now, run_start
 
 ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
@@ -53,7 +54,7 @@ class Limits:
 
     hours: wall time of the whole process (counts="all"), or of the training steps only (counts="training", as in
     speed-run contests). flops: as counted by budget/flops.py. tokens: training tokens. steps: optimizer steps.
-    extend_hours: added to the hours of a run that is continued.
+    added: how much of these limits was added after the start of the run.
     """
 
     hours: float | None = None
@@ -61,11 +62,21 @@ class Limits:
     tokens: float | None = None
     steps: int | None = None
     counts: str = "all"
-    extend_hours: float = 0.0
+    added: Extension = NOTHING
 
     @property
     def seconds(self) -> float | None:
-        return None if self.hours is None else (self.hours + self.extend_hours) * 3600
+        return None if self.hours is None else self.hours * 3600
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """The limits that are set, by unit."""
+        return {unit: amount for unit in UNITS if (amount := getattr(self, unit)) is not None}
+
+    @property
+    def first_amounts(self) -> dict[str, float]:
+        """The same, without what was added."""
+        return {unit: amount - getattr(self.added, unit) for unit, amount in self.amounts.items()}
 
 
 @dataclass(frozen=True)
@@ -217,6 +228,20 @@ class BudgetClock:
             fits["steps"] = self.limits.steps - step
         tightest = min(fits, key=lambda name: fits[name])
         return max(0, fits[tightest]), tightest
+
+    def rescale(self, before: dict[str, float], step: int, tokens: int, flops: float) -> None:
+        """Set `progress` for the limits of now, where it was reached under the limits `before` (by unit).
+
+        Progress is the spent share of the tightest limit, so it changes by the ratio of that share: after 300 of 300
+        steps and with 100 more, from 1 to 300/400.
+        """
+        spent = {"hours": self.counted_s() / 3600, "flops": flops, "tokens": tokens, "steps": step}
+
+        def share(limits: dict[str, float]) -> float:
+            return max(spent[unit] / limits[unit] for unit in self.limits.amounts)
+
+        if share(before):
+            self.progress = min(1.0, self.progress * share(self.limits.amounts) / share(before))
 
     def advance(self, steps_left: int) -> float:
         """Add one step's share of what is left to `progress`, and return it for the schedules of this step."""

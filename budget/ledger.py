@@ -65,7 +65,8 @@ class Heartbeat:
                 "ledger_s": {name: round(seconds, 4) for name, seconds in self.clock.accounts().items()},
                 "standstill_s": round(self.clock.standstill_s, 4),
                 "prepare_s": round(self.clock.prepare_s, 4),
-                "extended_hours": self.clock.limits.extend_hours,
+                "extended_hours": self.clock.limits.added.hours,
+                "extended": self.clock.limits.added.to_dict(),
                 "clean": clean,
                 "updated": timestamp(),
             }

@@ -9,7 +9,17 @@ from typing import Any
 
 from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
-from config import HALVING_RUNGS, Config, DataConfig, EvaluateConfig, closest, identity, leaves, template
+from config import (
+    HALVING_RUNGS,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    closest,
+    extension_of,
+    identity,
+    leaves,
+    template,
+)
 from data.sources.hub import DEFAULT
 from device.specs import BY_NAME
 from model.optim.lr_schedule import schedule_problems
@@ -106,6 +116,15 @@ def _run_problems(config: Config) -> list[str]:
         )
     if budget.extend_hours and budget.hours is None:
         problems.append(f"budget.extend_hours={budget.extend_hours} has no effect without budget.hours")
+    elif budget.extend is not None:
+        try:
+            extension_of(budget)
+        except UserError as error:
+            problems += error.messages
+    if config.init.source != "scratch" and config.init.checkpoint is None:
+        problems.append(f"init.source={config.init.source} needs init.checkpoint, e.g. init.checkpoint=outputs/NAME")
+    if config.init.source == "scratch" and config.init.checkpoint is not None:
+        problems.append(f"init.checkpoint={config.init.checkpoint} has no effect with init=scratch; add init=run")
     if data.source == "text" and data.path is None:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
     if data.source == "tokens":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from common.errors import UserError
 from common.format import format_bytes
 from data.mix import join, mix_tokenizer
 from data.prepare import prepare, prepared_fingerprint
@@ -24,28 +25,35 @@ class LoadedCorpus:
     notes: tuple[str, ...]
 
 
-def load_corpus(spec: DataSpec, log: Callable[[str], None] = print) -> LoadedCorpus:
+def load_corpus(spec: DataSpec, log: Callable[[str], None] = print, tokenizer: Tokenizer | None = None) -> LoadedCorpus:
     """Prepare the corpus that `spec` describes, or find it prepared, and open it.
 
-    Raises like `data.prepare.prepare` and `data.token_files.open_token_files`.
+    Its ids are those of `tokenizer`, if given. Raises like `data.prepare.prepare` and `data.token_files.open_token_files`,
+    and UserError if the text cannot have the given tokenizer.
     """
-    loaded = _load_mix(spec, log) if spec.mix else _load_one(spec, log)
-    if loaded.corpus.tokenizer.exact:
+    loaded = _load_mix(spec, log, tokenizer) if spec.mix else _load_one(spec, log, tokenizer)
+    used = loaded.corpus.tokenizer
+    if tokenizer is not None and used.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"the tokenizer of the initial model, {tokenizer.name}, is not the {used.name} of the text; give text instead of"
+            " token files, or restore the model's tokenizer.json from a copy"
+        )
+    if used.exact:
         return loaded
     note = (
-        f"data.tokenizer={loaded.corpus.tokenizer.name} does not keep all text (case, spaces or unknown characters), so bits"
-        " per byte are approximate"
+        f"data.tokenizer={used.name} does not keep all text (case, spaces or unknown characters), so bits per byte are"
+        " approximate"
     )
     return replace(loaded, notes=(*loaded.notes, note))
 
 
-def corpus_fingerprint_of(spec: DataSpec) -> str | None:
-    """Return the fingerprint of a corpus that is no mix, or None if it has not been prepared."""
-    return checked_fingerprint(spec) if spec.source == "tokens" else prepared_fingerprint(spec)
+def corpus_fingerprint_of(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
+    """Return the fingerprint of a corpus that is no mix, or None if it has not been prepared; `tokenizer` as above."""
+    return checked_fingerprint(spec) if spec.source == "tokens" else prepared_fingerprint(spec, tokenizer)
 
 
-def _load_mix(spec: DataSpec, log: Callable[[str], None]) -> LoadedCorpus:
-    tokenizer = mix_tokenizer(spec, log)
+def _load_mix(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer | None) -> LoadedCorpus:
+    tokenizer = tokenizer or mix_tokenizer(spec, log)
     loaded = [_load_one(each.spec, log, tokenizer) for each in spec.mix]
     notes = [f"{each.name}: {note}" for each, one in zip(spec.mix, loaded, strict=True) for note in one.notes]
     return LoadedCorpus(join(spec, [one.corpus for one in loaded]), any(one.fresh for one in loaded), tuple(notes))

@@ -119,11 +119,13 @@ class PreparedMix:
     components: tuple[Component, ...]
 
 
-def prepared_mix(spec: DataSpec) -> PreparedMix | None:
-    """Return what is known of a mix, or None if one of its sources has not been prepared."""
+def prepared_mix(spec: DataSpec, tokenizer: Tokenizer | None = None) -> PreparedMix | None:
+    """Return what is known of a mix, or None if one of its sources has not been prepared.
+
+    `tokenizer` is the one that is used instead of a trained one, if any.
+    """
     try:
-        tokenizer = None
-        if is_trained(spec.tokenizer):
+        if tokenizer is None and is_trained(spec.tokenizer):
             place = tokenizer_place(spec, _key(spec, [make_source(each.spec) for each in spec.mix]))
             tokenizer = get_tokenizer(spec.tokenizer, None, *place)
     except UserError:

@@ -34,7 +34,15 @@ from data.sources.base import DataSpec, Part, Source
 from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
 from data.splits import split_and_digest
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, short_name, tokenizer_key, valid_text
+from data.tokenizer import (
+    Tokenizer,
+    check_name,
+    get_tokenizer,
+    is_published,
+    short_name,
+    tokenizer_key,
+    valid_text,
+)
 from data.tokenizer_sample import sample_texts
 
 # Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
@@ -105,12 +113,14 @@ def prepare(
 ) -> PreparedInfo:
     """Return the corpus that `spec` describes: prepare it, continue an interrupted preparation, or verify a finished corpus.
 
-    It lies in a folder below `spec.cache_dir`. `tokenizer` replaces the one that `spec` names, such as a BPE trained on a
-    whole mix; its fingerprint is then part of the folder's name. After a kill at any moment the same call continues, and the
-    result is the same to the byte. A finished corpus needs no network. Raises UserError for problems of `spec` or of the text,
-    and MachineError for a full disk or a failing network; the work committed before is kept.
+    It lies in a folder below `spec.cache_dir`. `tokenizer` is used instead of one that would be trained on the text, such as
+    that of a whole mix or of another run. After a kill at any moment the same call continues, and the result is the same to
+    the byte. A finished corpus needs no network. Raises UserError for problems of `spec` or of the text, and MachineError for
+    a full disk or a failing network; the work committed before is kept.
     """
-    check_name(spec.tokenizer)
+    tokenizer = None if tokenizer is not None and is_published(spec.tokenizer) else tokenizer
+    if tokenizer is None:
+        check_name(spec.tokenizer)
     source = make_source(spec)
     folder = _folder(spec, source, tokenizer)
     if (folder / MANIFEST).exists():
@@ -121,19 +131,20 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
             log(f"continuing the preparation of {folder}")
-        tokenizer = _prepare(spec, source, folder, progress, log, tokenizer)
+        used = _prepare(spec, source, folder, progress, log, tokenizer)
     manifest = shards.read_manifest(folder)
-    return PreparedInfo(folder, True, manifest, tokenizer, manifest["read"])
+    return PreparedInfo(folder, True, manifest, used, manifest["read"])
 
 
-def prepared_fingerprint(spec: DataSpec) -> str | None:
+def prepared_fingerprint(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
     """Return the fingerprint of the corpus that `spec` describes, or None if it has not been prepared."""
-    manifest = prepared_manifest(spec)
+    manifest = prepared_manifest(spec, tokenizer)
     return None if manifest is None else manifest.get("fingerprint")
 
 
 def prepared_manifest(spec: DataSpec, tokenizer: Tokenizer | None = None) -> dict[str, Any] | None:
     """Return the manifest of the corpus that `prepare` with these arguments makes, or None if it has not been prepared."""
+    tokenizer = None if is_published(spec.tokenizer) else tokenizer
     try:
         return shards.read_manifest(_folder(spec, make_source(spec), tokenizer))
     except UserError:
@@ -141,9 +152,22 @@ def prepared_manifest(spec: DataSpec, tokenizer: Tokenizer | None = None) -> dic
 
 
 def _folder(spec: DataSpec, source: Source, tokenizer: Tokenizer | None) -> Path:
+    """Return the folder of a corpus. With a given `tokenizer` it is another one, unless that one was trained on this text."""
     content = [shards.FORMAT, spec.source, source.identity, tokenizer_key(spec.tokenizer), _options(spec)]
-    key = short_hash(content if tokenizer is None else [*content, tokenizer.fingerprint])
-    return Path(spec.cache_dir).expanduser() / f"{spec.source}-{short_name(spec.tokenizer)}-{key}"
+    start = Path(spec.cache_dir).expanduser() / f"{spec.source}-{short_name(spec.tokenizer)}-"
+    own = start.with_name(start.name + short_hash(content))
+    if tokenizer is None or _tokenizer_of(own) == tokenizer.fingerprint:
+        return own
+    return start.with_name(start.name + short_hash([*content, tokenizer.fingerprint]))
+
+
+def _tokenizer_of(folder: Path) -> str | None:
+    """Return the fingerprint of the tokenizer of a finished corpus; None for one that is not finished."""
+    try:
+        fingerprint: str = shards.read_manifest(folder)["tokenizer"]["fingerprint"]
+    except UserError:
+        return None
+    return fingerprint
 
 
 def _open_finished(folder: Path, source: Source) -> PreparedInfo:
@@ -211,19 +235,18 @@ def _prepare(
     folder: Path,
     progress: bool,
     log: Callable[[str], None],
-    tokenizer: Tokenizer | None,
+    given: Tokenizer | None,
 ) -> Tokenizer:
-    """Do the remaining work in `folder`, whose lock is held, and return the tokenizer."""
+    """Do the remaining work in `folder`, whose lock is held, and return the tokenizer: the given one, if any."""
     state = _committed_state(folder)
     origin = source.open(state.origin, log)
     parts = source.parts()
     reading = spec
     if placed := split_by_place(spec, source, parts):
         source, reading = placed, replace(spec, max_bytes=None)  # it ends at max_bytes by itself
-    if tokenizer is None:
-        tokenizer = _tokenizer(spec, source, parts, folder, log)
-    else:
-        tokenizer.save(folder / TOKENIZER)
+    if given is not None and not (folder / TOKENIZER).exists():
+        given.save(folder / TOKENIZER)
+    tokenizer = _tokenizer(spec, source, parts, folder, log)
     writer = Writer(folder, tokenizer, SHARD_TOKENS)
     try:
         writer.state.origin = origin

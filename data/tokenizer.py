@@ -335,6 +335,11 @@ def _bpe_size(name: str) -> int:
     return int(digits)
 
 
+def is_published(name: str) -> bool:
+    """Return whether the name alone determines the tokenizer, so that it is not trained on a text."""
+    return name == "bytes" or name in tiktoken.list_encoding_names()
+
+
 def check_name(name: str) -> None:
     """Raise UserError, with close matches, if `name` is not a tokenizer. A name on the Hub is not looked up."""
     known = ["bytes", *tiktoken.list_encoding_names()]

@@ -7,10 +7,8 @@ renamed, so a folder with its final name is complete. Nothing is pickled or unpi
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,42 +20,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.checksum import verify_checksum
 from common.errors import MachineError, UserError
 from common.json_io import sync_folder, write_json
-from common.safe_read import is_amount, is_count, load_json, member
+from common.safe_read import is_amount, member
+from run.checkpoint_state import (
+    FORMAT,
+    TENSORS,
+    TrainingState,
+    checkpoints,
+    file_hash,
+    read_state,
+    state_of,
+    step_of,
+)
 
 KEPT = 2
-FORMAT = 1
-FOLDER = re.compile(r"step-(\d{9})(\.old)?")
-TENSORS = ("model.safetensors", "optimizer.safetensors")
 # What reading a damaged or crafted checkpoint can raise. Any other OSError may be temporary.
 DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
-RETIRED = ("correction", "moved_at")  # keys of the state that only earlier versions wrote
-
-
-@dataclass
-class TrainingState:
-    """The state of a run, besides its tensors.
-
-    Attributes:
-        limit_s: The time budget of the run, seconds.
-        loss_scale: The loss scale of float16 training.
-        setback: Where and why the run diverged and was rolled back, after which it trains at half the learning rate.
-        machine: The device that it was last trained on.
-        micro_batch: Sequences per forward pass, if the planned number did not fit in memory.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    flops: float = 0.0
-    progress: float = 0.0
-    loss: float | None = None
-    limit_s: float | None = None
-    loss_scale: float | None = None
-    setback: dict[str, Any] | None = None
-    machine: str | None = None
-    micro_batch: int | None = None
 
 
 def named_optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -124,17 +103,6 @@ def save_checkpoint(
     return final
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
-    matches = [(match, path) for path in folder.glob("step-*") if (match := FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(matches, key=lambda pair: (-step_of(pair[1]), pair[0][2] is not None))]
-
-
-def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(path.name.split("-")[1].removesuffix(".old"))
-
-
 @dataclass
 class Checkpoint:
     """A checkpoint that was read and verified.
@@ -187,19 +155,8 @@ def latest_accounts(folder: Path) -> dict[str, float]:
     """The ledger (seconds per account) of the newest checkpoint with an intact state.json; empty without one."""
     for path in checkpoints(folder):
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            return _ledger_in(_read_state(path))
+            return _ledger_in(read_state(path))
     return {}
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """The verified content of state.json. Raises ValueError or OSError if it is damaged."""
-    stored = load_json(path / "state.json")
-    content = verify_checksum(stored)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"format {content.get('format')}, expected {FORMAT}")
-    if len(content) == len(stored):
-        raise ValueError("state.json has no checksum")
-    return content
 
 
 def _ledger_in(content: dict[str, Any]) -> dict[str, float]:
@@ -211,7 +168,7 @@ def _ledger_in(content: dict[str, Any]) -> dict[str, float]:
 
 
 def _read(path: Path) -> Checkpoint:
-    content = _read_state(path)
+    content = read_state(path)
     if set(content["sha256"]) != set(TENSORS):
         raise ValueError(f"state.json does not list exactly {' and '.join(TENSORS)}")
     for name in TENSORS:
@@ -220,28 +177,7 @@ def _read(path: Path) -> Checkpoint:
     model, optimizer = (load_file(path / name) for name in TENSORS)
     correction = content["state"].get("correction")
     corrected = correction is not None and correction["changed"] is True
-    return Checkpoint(_state(content["state"]), _ledger_in(content), model, optimizer, corrected)
-
-
-def _state(content: dict[str, Any]) -> TrainingState:
-    """The training state in state.json.
-
-    Raises ValueError for impossible values: the checksum detects damage, but anyone can compute it for a crafted file.
-    """
-    state = TrainingState(**{name: value for name, value in content.items() if name not in RETIRED})
-    optional = (state.loss, state.limit_s, state.loss_scale, state.micro_batch)
-    valid = (
-        is_count(state.step)
-        and is_count(state.tokens)
-        and is_amount(state.flops, 1e40)
-        and is_amount(state.progress)
-        and all(value is None or is_amount(value) for value in optional)
-        and isinstance(state.setback, dict | None)
-        and isinstance(state.machine, str | None)
-    )
-    if not valid:
-        raise ValueError("state.json holds an impossible state")
-    return state
+    return Checkpoint(state_of(content["state"]), _ledger_in(content), model, optimizer, corrected)
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], origin: str) -> None:
@@ -286,9 +222,3 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     except SafetensorError as error:  # e.g. "No space left on device"
         raise OSError(str(error)) from error
     return file_hash(path)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

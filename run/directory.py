@@ -34,6 +34,7 @@ class RunDirectory:
         """
         self.folder = output_dir / name
         self.config = self.folder / "config.yaml"
+        self.start = self.folder / "start.json"
         self.plan = self.folder / "plan.json"
         self.metrics = self.folder / "metrics.jsonl"
         self.ledger = self.folder / "ledger.json"

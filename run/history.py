@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from budget.extension import Extension, recorded_extension
 from budget.ledger import read_ledger
 from common.json_io import is_number, mapping, number
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
@@ -147,16 +148,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     return _read_json(folder / "result.json")
 
 
-def final_status(folder: Path, extend_hours: float) -> dict[str, Any] | None:
+def extension_of_run(folder: Path) -> Extension:
+    """What was added to the budget of the run so far."""
+    return recorded_extension(read_ledger(folder / "ledger.json") or read_result(folder))
+
+
+def final_status(folder: Path, extension: Extension) -> dict[str, Any] | None:
     """The content of status.json if the run is finished or diverged and nothing is left to do, else None.
 
-    A finished run continues if `extend_hours` (budget.extend_hours) is more than it was extended by before.
+    A finished run continues if `extension` adds more to its budget than was added before.
     """
     status = _read_json(folder / "status.json")
     if status.get("status") not in ("finished", "diverged"):
         return None
-    spent = read_ledger(folder / "ledger.json") or read_result(folder)
-    extended = extend_hours > number(spent.get("extended_hours"), 0.0)
+    extended = extension.exceeds(extension_of_run(folder))
     return None if status["status"] == "finished" and extended else status
 
 

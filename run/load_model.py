@@ -1,78 +1,99 @@
-"""Loads the model of a finished run, for evaluate.py and sample.py."""
+"""Loads the model of a run, finished or not: for evaluate.py and sample.py, and as the start of another run."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.checksum import verify_checksum
 from common.errors import UserError
-from common.json_io import read_json
-from common.safe_read import is_count, member
+from common.safe_read import member
 from data.tokenizer import Tokenizer
 from model.config import Shape
 from model.gpt import GPT
-from run.checkpoint import check_shapes, file_hash, load_weights
+from run.checkpoint import check_shapes, load_weights
+from run.checkpoint_state import file_hash
+from run.saved_model import ModelPlace, SavedModel, checkpointed_models, final_model, find_model, shape_of
 
-# Tokens. No tensor of a rotary model shows its context length, which sets the size of its tables.
-LONGEST_BLOCK = 1 << 20
+# A run that is training replaces its checkpoints, perhaps just while one is read.
+ATTEMPTS, WAIT_S = 5, 0.2
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode with its tokenizer; `about` is the content of model.json."""
+    """A model in eval mode with its tokenizer.
+
+    Attributes:
+        about: The content of model.json, or the same keys for a checkpoint.
+        note: One line that says how far the run was; empty for a finished model.
+    """
 
     model: GPT
     tokenizer: Tokenizer
     about: dict[str, Any]
+    note: str
 
 
-def load_model(folder: str, device: torch.device) -> LoadedModel:
-    """Load the model in `folder` (outputs/NAME, or a file in it) onto `device`.
+def load_model(folder: str, device: torch.device, option: str = "checkpoint") -> LoadedModel:
+    """Load the model of the run in `folder` (outputs/NAME, or a checkpoint or file in it) onto `device`.
 
-    Raises UserError in one line for anything but a complete, undamaged model.
+    Of a run that is not finished, the newest intact checkpoint is loaded. `option` names the option in messages. Raises
+    UserError in one line for anything but a complete, undamaged model.
     """
-    path = Path(folder)
-    path = path.parent if path.is_file() else path
-    weights, about = path / "model.safetensors", read_json(path / "model.json")
-    if not weights.exists() or not isinstance(about, dict):
-        hint = "; its run is not finished, repeat its command" if (path / "checkpoint").exists() else ""
-        raise UserError(f"checkpoint={folder} holds no finished model (model.safetensors and model.json){hint}")
+    place = find_model(folder, option)
+    return _loaded(final_model(place), device) if place.finished else _newest_intact(place, device)
+
+
+def _newest_intact(place: ModelPlace, device: torch.device) -> LoadedModel:
+    """The model of the newest checkpoint that can be read."""
+    problem = UserError(f"{place.given} has no intact checkpoint; repeat the run's command")
+    for _ in range(ATTEMPTS):
+        listed = place.checkpoints
+        for saved in checkpointed_models(place):
+            try:
+                return _loaded(saved, device)
+            except UserError as error:
+                problem = error
+        if listed == place.checkpoints:  # nothing was replaced meanwhile: what is left is damaged
+            break
+        threading.Event().wait(WAIT_S)
+    raise problem
+
+
+def _loaded(saved: SavedModel, device: torch.device) -> LoadedModel:
+    """Verify and load a saved model."""
+    weights, about = saved.weights, saved.about
     try:
-        about = verify_checksum(about)
-    except ValueError as error:
-        raise UserError(f"{path / 'model.json'} is damaged ({error}); restore it from a copy") from None
-    try:
-        if about.get("sha256") != file_hash(member(path, weights.name)):
-            raise UserError(f"{weights} is damaged: its checksum is not the one in model.json; restore it from a copy")
+        if about.get("sha256") != file_hash(member(weights.parent, weights.name)):
+            raise UserError(
+                f"{weights} is damaged: its checksum is not the one recorded with it; restore it from a copy"
+            )
         tensors = load_file(weights, device=str(device))
-        shape = _shape(about["shape"], tensors, str(weights))
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as a model ({error})") from None
-    tokenizer = Tokenizer.load(path / "tokenizer.json")
+        shape = _checked_shape(saved, tensors)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{weights.parent} cannot be read as a model ({error})") from None
+    tokenizer = Tokenizer.load(saved.tokenizer)
     if about.get("tokenizer_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
-        raise UserError(f"{path / 'tokenizer.json'} is not the tokenizer of this model; restore it from a copy")
+        raise UserError(f"{saved.tokenizer} is not the tokenizer of this model; restore it from a copy")
     if tokenizer.n_vocab > shape.vocab_size:
-        raise UserError(f"{path} holds a tokenizer of {tokenizer.n_vocab} ids and a model of {shape.vocab_size}")
+        raise UserError(
+            f"{saved.tokenizer.parent} holds a tokenizer of {tokenizer.n_vocab} ids and a model of {shape.vocab_size}"
+        )
     with device:
         model = GPT(shape)
     load_weights(model, tensors, str(weights))
-    return LoadedModel(model.eval(), tokenizer, about)
+    return LoadedModel(model.eval(), tokenizer, about, saved.note)
 
 
-def _shape(content: Any, tensors: dict[str, torch.Tensor], origin: str) -> Shape:
-    """The shape in model.json. It is checked against the tensors before the model is built, as it could ask for terabytes."""
-    shape = Shape.from_dict(content)
-    sizes = (shape.n_layer, shape.n_head, shape.n_embd, shape.vocab_size, shape.bigram_rows, shape.ffn_hidden or 0)
-    if not all(map(is_count, sizes)) or shape.n_layer > len(tensors) or not is_count(shape.block_size, LONGEST_BLOCK):
-        raise ValueError("the shape in model.json does not match the weights")
-    if problems := shape.problems():
-        raise ValueError(problems[0])
+def _checked_shape(saved: SavedModel, tensors: dict[str, torch.Tensor]) -> Shape:
+    """The recorded shape. It is checked against the tensors before the model is built, as it could ask for terabytes."""
+    shape = shape_of(saved.about)
+    if shape.n_layer > len(tensors):
+        raise ValueError("its shape does not match the weights")
     with torch.device("meta"):
-        check_shapes(GPT(shape), tensors, origin)
+        check_shapes(GPT(shape), tensors, str(saved.weights))
     return shape

@@ -15,6 +15,7 @@ from budget.planner.plan import Plan
 from config import optim_settings, template, with_eot
 from run.metrics import Metrics
 from training.context import Session, Trainer
+from training.start import record_start, weights_in_words
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -29,12 +30,30 @@ def initialize_model(session: Session, corpus: Corpus, device: Device, plan: Pla
     """
     from training.initialize import WEIGHT_SOURCES
 
-    config = session.config
+    console, config = session.console, session.config
     shape = replace(plan.sized(template(config)), dropout=plan.dropout)
     shape = with_eot(config, shape, corpus.tokenizer.eot)
     # 4 bytes each for weights and two moments; two checkpoints, one being written, and the finished weights.
     session.run.require_space(4 * 3 * shape.parameters() * 4)
-    return WEIGHT_SOURCES["scratch"](shape, config.seed, device.torch_device)
+    source = weight_source(session)
+    first = WEIGHT_SOURCES[source](shape, config, device.torch_device)
+    if first.about:
+        console.say(f"init    {weights_in_words(first.about)}")
+    record_start(session, corpus, shape, first.about)
+    return first.model
+
+
+def weight_source(session: Session) -> str:
+    """The source of the first weights: random ones if a checkpoint of the run will replace them.
+
+    The model that the run started from may then be gone.
+    """
+    from run.checkpoint import latest_checkpoint
+
+    source = session.config.init.source
+    if source == "scratch" or latest_checkpoint(session.run.checkpoints, session.console.warn) is None:
+        return source
+    return "scratch"
 
 
 def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: GPT) -> Trainer:
@@ -67,7 +86,7 @@ def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: G
             partial(objective, model), optimizer, device.scaler(), device.autocast, optim.grad_clip
         ),
         loader=loader,
-        state=TrainingState(limit_s=session.clock.limits.seconds),
+        state=TrainingState(limits=session.clock.limits.amounts),
         metrics=Metrics(run.metrics, session.console.warn),
         cost=StepCost(plan.batch_tokens, plan.batch_tokens * flops_per_token(shape)),
         micro_batch=session.world.broadcast(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from model.gpt import GPT
     from run.checkpoint import TrainingState
     from training.divergence import SpikeDetector
+    from training.initial_model import InitialModel
     from training.objectives import Objective
     from training.step import TrainingStep
 
@@ -45,6 +46,7 @@ class Session:
         world: The processes that share the run; decisions that all of them must take alike go through it. train.py runs
             one process today (supervise.require_one_process).
         dashboard: The wandb run; one that does nothing until it is opened.
+        initial: The model that the run starts from; None if its first weights are random.
         samples: Texts of the finished model, with the keys `prompt` and `text`.
     """
 
@@ -55,6 +57,7 @@ class Session:
     console: Console
     world: World = field(default_factory=World)
     dashboard: Dashboard = field(default_factory=Dashboard)
+    initial: InitialModel | None = None
     samples: list[dict[str, str]] = field(default_factory=list)
 
     def check_signals(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budget.clock import Limits
+from budget.extension import UNITS
 from budget.flops import flops_per_token
 from budget.laws.published import LAWS, LOCAL, Law, load_law
 from budget.planner.hyperparameters import block_for, block_size_for
@@ -18,7 +19,16 @@ from budget.planner.trial_search import measured_plan
 from common.errors import UserError
 from common.format import format_number_of
 from common.json_io import significant, write_json
-from config import Config, DataConfig, mixed_sources, open_block, optim_settings, template, with_eot
+from config import (
+    Config,
+    DataConfig,
+    extension_of,
+    mixed_sources,
+    open_block,
+    optim_settings,
+    template,
+    with_eot,
+)
 from device.compile_cost import first_that_pays
 from device.specs import BY_NAME, DeviceSpec
 from model.config import Shape, padded_vocab
@@ -30,7 +40,9 @@ from training.trial_client import DeviceTrialClient, TrialProcess
 if TYPE_CHECKING:
     from data.shards import Corpus
     from data.sources.base import DataSpec
+    from data.tokenizer import Tokenizer
     from device.device import Device
+    from training.initial_model import InitialModel
 
 # Model FLOPs utilization (MFU) assumed on a GPU to find candidates worth measuring; the measurement replaces it.
 FIRST_GUESS_MFU = 0.3
@@ -40,8 +52,11 @@ CPU_GUESS_MFU, CPU_HALF_WIDTH = 0.65, 80.0
 
 
 def limits_of(config: Config) -> Limits:
-    """The limits of the budget, for the clock and the planner."""
-    return Limits(**asdict(config.budget))
+    """The limits of the budget, extension included, for the clock and the planner."""
+    budget, added = config.budget, extension_of(config.budget)
+    amounts = {unit: getattr(budget, unit) for unit in UNITS}
+    totals = {unit: amount and amount + getattr(added, unit) for unit, amount in amounts.items()}
+    return Limits(**totals, counts=budget.counts, added=added)
 
 
 @dataclass(frozen=True)
@@ -89,22 +104,25 @@ def text_of(corpus: Corpus) -> Text:
     return Text(tokenizer.n_vocab, tokenizer.name, corpus.train.epoch_tokens, corpus.fingerprint, name)
 
 
-def prepared_text(config: Config, n_vocab: int | None) -> Text:
-    """What a plan depends on in the corpus that the options name, as far as it is known without preparing it."""
+def prepared_text(config: Config, n_vocab: int | None, tokenizer: Tokenizer | None = None) -> Text:
+    """What a plan depends on in the corpus that the options name, as far as it is known without preparing it.
+
+    `tokenizer` is that of the initial model, if any.
+    """
     from data.corpus import corpus_fingerprint_of
     from data.mix import prepared_mix
     from data.tokenizer import short_name
 
-    tokenizer, tokens = short_name(config.data.tokenizer), config.plan.corpus_tokens
+    name, tokens = short_name(config.data.tokenizer), config.plan.corpus_tokens
     if not config.data.mix:
-        fingerprint = corpus_fingerprint_of(spec_of(config)) if config.law == LOCAL else None
-        return Text(n_vocab, tokenizer, tokens, fingerprint)
-    if (mix := prepared_mix(spec_of(config))) is None:
-        return Text(n_vocab, tokenizer, tokens)
+        fingerprint = corpus_fingerprint_of(spec_of(config), tokenizer) if config.law == LOCAL else None
+        return Text(n_vocab, name, tokens, fingerprint)
+    if (mix := prepared_mix(spec_of(config), tokenizer)) is None:
+        return Text(n_vocab, name, tokens)
     repeated = min(mix.components, key=lambda component: component.epoch_tokens)
     if tokens is not None:
-        return Text(n_vocab, tokenizer, tokens, mix.fingerprint)
-    return Text(n_vocab, tokenizer, repeated.epoch_tokens, mix.fingerprint, repeated.name)
+        return Text(n_vocab, name, tokens, mix.fingerprint)
+    return Text(n_vocab, name, repeated.epoch_tokens, mix.fingerprint, repeated.name)
 
 
 def law_of(config: Config, tokenizer: str) -> Law:
@@ -141,6 +159,13 @@ def corpus_notes(config: Config, fingerprint: str | None) -> tuple[str, ...]:
         f"law=local was fitted on another corpus ({fitted_on}) than this one ({fingerprint[:8]}); size and loss may be"
         " wrong; fit a law to runs on this corpus: make law",
     )
+
+
+def init_notes(config: Config) -> tuple[str, ...]:
+    """A note of the plan if the first weights are not random, which the scaling law assumes."""
+    if config.init.source == "scratch":
+        return ()
+    return ("the first weights are those of a trained model; the law holds for training from random weights",)
 
 
 def max_epochs_of(config: Config) -> float:
@@ -200,7 +225,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         max_epochs=max_epochs_of(config),
         table_flops=flops if model.bigram_rows is None else None,
         block_by_compute=bool(by_compute),
-        notes=corpus_notes(config, text.fingerprint),
+        notes=(*init_notes(config), *corpus_notes(config, text.fingerprint)),
     )
 
 
@@ -223,12 +248,24 @@ def size_problems(config: Config, n_vocab: int | None, block_size: int | None) -
     return problems
 
 
-def check_early(config: Config) -> None:
-    """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
-    from data.tokenizer import check_name, short_name, vocab_size_of
+def vocab_size_for(config: Config, initial: InitialModel | None) -> int | None:
+    """The vocabulary size of data.tokenizer, or of the initial model's tokenizer; None if it is not known without a file.
 
+    Raises UserError for a name that is no tokenizer.
+    """
+    from data.tokenizer import check_name, vocab_size_of
+
+    if initial is not None:
+        return initial.tokenizer.n_vocab
     check_name(config.data.tokenizer)
-    n_vocab, limits = vocab_size_of(config.data.tokenizer), limits_of(config)
+    return vocab_size_of(config.data.tokenizer)
+
+
+def check_early(config: Config, initial: InitialModel | None = None) -> None:
+    """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
+    from data.tokenizer import short_name
+
+    n_vocab, limits = vocab_size_for(config, initial), limits_of(config)
     if n_vocab is None:  # a tokenizer of tiktoken whose size is not in our table; its file has it
         return
     if problems := size_problems(config, n_vocab, config.model.block_size):

@@ -20,6 +20,7 @@ from run.report.format_figures import formatted
 from training.checkpointing import retry_once
 from training.context import Session, Trainer
 from training.speed_monitor import slowdowns
+from training.start import init_of
 
 SHOWN_SOURCES = 8  # sources of a mix on the console
 SAMPLE_WIDTH = 100  # characters of a sample on the console; log.txt and the report hold all of each
@@ -67,7 +68,8 @@ def record(
         "spent": spent,
         "ledger_s": ledger,
         "prepare_s": clock.prepare_s,
-        "extended_hours": config.budget.extend_hours,
+        "extended_hours": clock.limits.added.hours,
+        "extended": clock.limits.added.to_dict(),
         "progress": clock.progress,
         "learning_rate_last": trainer.optimizer.param_groups[0]["lr"],
         "model": {
@@ -105,6 +107,7 @@ def record(
             **corpus_record(trainer.corpus.manifest),
             **mix_figures(trainer),
         },
+        "init": init_of(session.run),
         "setback": state.setback,
         "standstill_s": clock.standstill_s,
         "samples": session.samples,
@@ -214,7 +217,9 @@ TOLERATED = 0.05  # relative difference of tokens that needs no explanation
 def why_off(
     plan: Plan, spent: dict[str, Any], ledger: dict[str, float], limits: Limits, rates: list[float]
 ) -> list[str]:
-    """The reasons why a run limited by time trained on more or fewer tokens than planned; empty within TOLERATED.
+    """The reasons why a run trained on more or fewer tokens than planned; empty within TOLERATED.
+
+    Without a limit of time, the only reason is budget that was added.
 
     Args:
         spent: `spent` of result.json.
@@ -222,13 +227,14 @@ def why_off(
         rates: Tokens per second during the run, as they were logged.
     """
     planned = plan.tokens_per_second
-    if not planned or plan.hours is None or limits.hours is None or abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
+    if abs(spent["tokens"] / plan.tokens - 1) <= TOLERATED:
         return []
+    extended = [f"{limits.added} were added to the budget"] if limits.added.to_dict() else []
+    if not planned or plan.hours is None or limits.hours is None:
+        return extended
     training_s, planned_s = spent["training_hours"] * 3600, plan.hours * 3600
     rate = median(rates) if rates else spent["tokens"] / max(training_s, 1e-9)
-    reasons = []
-    if limits.extend_hours:
-        reasons.append(f"{limits.extend_hours:g} hours were added to the budget")
+    reasons = extended.copy()
     if abs(rate / planned - 1) > TOLERATED / 2:
         how = "measured" if plan.source["tokens_per_second"] == "measured" else "assumed"
         reasons.append(
@@ -244,7 +250,7 @@ def why_off(
     slow_s = training_s - spent["tokens"] / rate
     if slow_s > TOLERATED / 2 * planned_s:
         reasons.append(f"{slow_s:.1f} s of training were slower than usual, or repeated after a killed process")
-    if limits.counts == "all" and abs(training_s / planned_s - 1) > TOLERATED / 2 and not limits.extend_hours:
+    if limits.counts == "all" and abs(training_s / planned_s - 1) > TOLERATED / 2 and not limits.added.hours:
         accounts = ", ".join(f"{name} {ledger[name]:.1f} s" for name in OTHER_ACCOUNTS if ledger.get(name, 0.0) >= 0.05)
         reasons.append(f"{accounts}; {limits.hours * 3600 - planned_s:.1f} s were planned for everything but training")
     return reasons or ["several small differences"]

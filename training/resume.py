@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from budget.extension import amount_in_words
 from budget.ledger import read_ledger
 from common.format import format_seconds
 from common.json_io import number
@@ -11,7 +13,7 @@ from run.history import read_metrics
 from training.context import Session, Trainer
 
 if TYPE_CHECKING:
-    from run.checkpoint import Checkpoint
+    from run.checkpoint import Checkpoint, TrainingState
 
 
 def restore_spent_budget(session: Session) -> None:
@@ -82,24 +84,34 @@ def restore_newest(session: Session, trainer: Trainer) -> None:
 def restore(session: Session, trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Set model, optimizer, state, progress and loss scale from a checkpoint.
 
-    If the limit of hours has changed since, progress is scaled to the new limit.
+    If the budget was extended since, progress is scaled to the new limits.
     """
     from run.checkpoint import load_weights, restore_optimizer
 
     load_weights(trainer.model, checkpoint.model, "the checkpoint")
     restore_optimizer(trainer.model, trainer.optimizer, checkpoint.optimizer)
-    clock, state, limit_s = session.clock, checkpoint.state, session.clock.limits.seconds
-    trainer.state, clock.progress = state, state.progress
-    if limit_s is not None and state.limit_s and limit_s != state.limit_s:
-        clock.progress *= state.limit_s / limit_s  # seconds spent stay the same
-        session.console.say(f"the budget was {state.limit_s / 3600:g} hours and is now {limit_s / 3600:g}")
-        state.limit_s = limit_s
+    state = checkpoint.state
+    trainer.state, session.clock.progress = state, state.progress
+    follow_new_limits(session, state)
     trainer.training_step.scaler = trainer.device.scaler(state.loss_scale)
     if checkpoint.corrected:
         session.console.warn(
             "an earlier version of the code changed this run's batch size and learning rate during the run; it continues as"
             " planned, and some windows of the corpus may be repeated or skipped in this epoch"
         )
+
+
+def follow_new_limits(session: Session, state: TrainingState) -> None:
+    """Scale progress if the limits are not those under which it was reached, and keep the new ones in `state`."""
+    clock, limits = session.clock, session.clock.limits
+    before = limits.first_amounts | state.limits  # earlier versions recorded hours alone, and could extend nothing else
+    changed = [unit for unit, amount in limits.amounts.items() if not math.isclose(amount, before[unit])]
+    if changed:
+        clock.rescale(before, state.step, state.tokens, state.flops)
+    for unit in changed:
+        was, now = (amount_in_words(unit, amounts[unit]) for amounts in (before, limits.amounts))
+        session.console.say(f"the budget was {was} and is now {now}")
+    state.limits = limits.amounts
 
 
 def handle_device_change(session: Session, trainer: Trainer, previous_device: str) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from budget.extension import EXAMPLES, UNITS, Extension
 from budget.planner.plan import Plan
-from common.errors import MachineError
+from common.errors import MachineError, UserError
 from common.format import format_count, format_seconds
-from config import Config, DataConfig
+from config import Config, DataConfig, extension_of, identity
 from data.corpus import load_corpus
 from run.directory import RunDirectory
-from run.history import final_status
+from run.history import extension_of_run, final_status, read_result
 from run.report.console import Console
+from run.same_options import earlier_run
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
+from training.initial_model import initial_model, with_model
 from training.plan_run import check_early, make_run_plan, saved_plan, spec_of, wants_trials
+from training.start import check_same_corpus
 from training.trial_client import TrialProcess, trial_process
 
 if TYPE_CHECKING:
@@ -25,37 +30,90 @@ if TYPE_CHECKING:
 
 
 def already_finished(config: Config, run: RunDirectory, console: Console) -> bool:
-    """Whether the run is finished and its hours were not extended since; if so, print it.
+    """Whether the run is finished and its budget was not extended since; if so, print it.
 
-    Raises MachineError for a run that diverged: it would diverge again.
+    Raises MachineError for a run that diverged: it would diverge again. Raises UserError if budget.extend adds less than
+    was added before, or nothing to the limit at which the run ended.
     """
-    status = final_status(run.folder, config.budget.extend_hours)
+    wanted, recorded = extension_of(config.budget), extension_of_run(run.folder)
+    status = final_status(run.folder, wanted)
     if status is None:
+        check_extension(config, run, wanted, recorded)
         return False
     message = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
     if status["status"] == "diverged":
         raise MachineError(message)
-    console.say(f"{message}, budget.extend_hours=H continues it for H more hours")
+    so_far = f" (so far {recorded.as_options})" if recorded.to_dict() else ""
+    console.say(f"{message}, budget.extend=N continues it for N more {limit_reached(config, run)}{so_far}")
     return True
+
+
+def limit_reached(config: Config, run: RunDirectory) -> str:
+    """The limit that ended a finished run: hours, flops, tokens or steps; the first one of the run if its result is lost."""
+    limits = [unit for unit in UNITS if getattr(config.budget, unit) is not None]
+    limit = str(read_result(run.folder).get("stopped_by"))
+    return limit if limit in limits else limits[0]
+
+
+def check_extension(config: Config, run: RunDirectory, wanted: Extension, recorded: Extension) -> None:
+    """Raise UserError if an existing run cannot continue with the extension `wanted`, where `recorded` is its present one."""
+    if recorded.exceeds(wanted):
+        raise UserError(
+            f"the budget of {run.folder} was extended by {recorded}; add at least as much to continue:"
+            f" {recorded.as_options}"
+        )
+    if not read_result(run.folder) or not wanted.exceeds(recorded):
+        return
+    limit = limit_reached(config, run)
+    if getattr(wanted, limit) <= getattr(recorded, limit):
+        raise UserError(
+            f"{run.folder} ended at its limit of {limit}, and {wanted.as_options} adds none;"
+            f" add {limit}, e.g. budget.extend={EXAMPLES[limit]}"
+        )
 
 
 def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
     """Prepare the corpus, open the device, and make the plan, or read the plan of a resumed run.
 
-    The worker process for trials starts first, so that it loads its libraries while the corpus is prepared.
+    With init=run, the options of the session become those of the initial model. The worker process for trials starts
+    first, so that it loads its libraries while the corpus is prepared.
     """
     config, console, world = session.config, session.console, session.world
     console.say(f"run     {session.run.folder}")
+    as_typed = config
+    session.initial = initial_model(config, session.run)
+    session.config = config = with_model(config, session.initial)
     plan = saved_plan(session)
     if plan is None:
-        check_early(config)
+        check_early(config, session.initial)
+        say_how_it_begins(session, as_typed)
     # Rank 0 measures and plans for all processes.
     needs_trials = plan is None and world.rank == 0 and wants_trials(config, session.clock.limits)
     with trial_process(config.device.name, needs_trials, console.warn) as trials:
         corpus = prepare_corpus(session)
+        check_same_corpus(session, corpus)
         device = open_run_device(session, trials)
         plan = plan or make_run_plan(session, corpus, device, trials)
     return corpus, device, plan
+
+
+def say_how_it_begins(session: Session, config: Config) -> None:
+    """Of a new run, print what its budget is, and that it starts from scratch where an earlier run could be continued.
+
+    `config` holds the options as they were typed. Jobs of a sweep, which have a wandb group, print nothing.
+    """
+    added = session.clock.limits.added
+    if added.to_dict():
+        session.console.say(f"budget  this run is new: {added} count as part of its budget")
+    if config.fresh or not session.run.created or config.init.source != "scratch" or config.wandb.group is not None:
+        return
+    found = earlier_run(Path(config.output_dir), config.name, identity(config))
+    if found is not None:
+        session.console.say(
+            f"budget  {found.folder} has the same options and {found.as_options}; this is a new run, from scratch. To"
+            f" continue that one instead: the same command with {found.as_options} {found.extend}; to start from its"
+            f" weights: init=run init.checkpoint={found.folder}"
+        )
 
 
 def prepare_corpus(session: Session) -> Corpus:
@@ -65,7 +123,8 @@ def prepare_corpus(session: Session) -> Corpus:
     """
     data = session.config.data
     with session.clock.off_budget():
-        loaded = load_corpus(spec_of(session.config), session.console.say)
+        tokenizer = session.initial.tokenizer if session.initial else None
+        loaded = load_corpus(spec_of(session.config), session.console.say, tokenizer)
     corpus = loaded.corpus
     session.console.say(
         f"data    {_described(data, corpus)}, {corpus.tokenizer.name}: {format_count(corpus.train.n_tokens)} training and"

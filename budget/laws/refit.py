@@ -46,7 +46,7 @@ YAML_BYTES = 1 << 16  # ten times the config.yaml of a run; parsing deeply neste
 # Options that may differ between repetitions of a run: the seed, and options that do not affect the training.
 NOT_SETUP = (
     *("seed", "name", "output_dir", "fresh", "output", "explain", "wandb", "checkpoint", "plan.folder"),
-    *("plan.corpus_tokens", "data.cache_dir", "data.workers", "budget.extend_hours"),
+    *("plan.corpus_tokens", "data.cache_dir", "data.workers", "budget.extend", "budget.extend_hours"),
 )
 
 

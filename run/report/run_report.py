@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from budget.extension import amount_in_words, recorded_extension
 from common.errors import reported
 from common.format import format_count, format_seconds
 from common.json_io import is_number, listing, mapping, number, write_text
@@ -122,9 +123,13 @@ def _remarks(run: Run) -> list[str]:
         bad = np.flatnonzero(~np.isfinite(loss))
         step = run.points[int(bad[0])].get("step")
         remarks.append(f"The training loss was NaN or infinite at {len(bad)} logged steps, first at step {step}.")
-    extended = number(run.result.get("extended_hours"), 0)
-    if extended:
-        remarks.append(f"The budget was extended by {format_seconds(extended * 3600)} after the start.")
+    if added := recorded_extension(run.result).to_dict():
+        hours_added = [format_seconds(3600 * added.pop("hours"))] if "hours" in added else []
+        amounts = [*hours_added, *(amount_in_words(unit, amount) for unit, amount in added.items())]
+        remarks.append(f"The budget was extended by {' and '.join(amounts)} after the start.")
+    if init := run.part("init"):
+        had = f" ({format_count(init['tokens'])} tokens)" if is_number(init.get("tokens")) else ""
+        remarks.append(f"The run started from the weights of {init.get('checkpoint')}{had}.")
     evaluated = run.part("eval")
     if evaluated.get("tokens"):
         remarks.append(f"Evaluated on {format_count(number(evaluated['tokens'], 0))} tokens of the validation split.")

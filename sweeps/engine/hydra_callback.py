@@ -21,7 +21,7 @@ from cli.compose import as_yaml, checked_config
 from cli.plugins import require_storage
 from common.errors import UserError, reported
 from common.json_io import read_json, write_json
-from config import NOT_IDENTITY
+from config import NOT_IDENTITY, Config, leaves
 from run.directory import lock, set_aside
 from sweeps.engine.job import ROOT
 from sweeps.engine.plan_relative import FIXED, VALUES, make_plan
@@ -151,6 +151,13 @@ def settings_digest(config: DictConfig) -> str:
     shared = {str(key): value for key, value in plain.items() if key != "hydra" and not _is_not_identity(str(key))}
     for group, leaf in (name.split(".") for name in NOT_IDENTITY if "." in name):
         shared[group].pop(leaf, None)
+    for name, rules, default in leaves(Config()):  # a sweep of an earlier version stays the same one, as a run does
+        group, _, leaf = name.rpartition(".")
+        place = shared.get(group) if group else shared
+        if rules.added_later and place and leaf in place and place[leaf] == default:
+            del place[leaf]
+            if group and not place:
+                del shared[group]
     return hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -21,7 +21,7 @@ from cli.compose import as_yaml
 from common.errors import MachineError, UserError
 from common.file_lock import try_lock
 from common.json_io import mapping, read_json, write_json
-from config import Config, identity, leaves
+from config import Config, extension_of, identity, leaves
 from run.directory import lock, requeued, run_name, set_aside
 from run.history import final_status, read_result
 from sweeps.engine.device_lock import DeviceLock
@@ -214,12 +214,12 @@ def start_process(job: Job, device_lock: DeviceLock) -> subprocess.Popen[bytes]:
 def earlier_outcome(job: Job) -> Outcome | None:
     """The outcome of a job that does not have to run again, else None.
 
-    That is a job that has diverged, one that has finished and got no more hours since and, if the sweep still prunes, one that
+    That is a job that has diverged, one that has finished and got no more budget since and, if the sweep still prunes, one that
     was pruned."""
     record = mapping(read_json(job.record))
     if record.get("status") == "pruned" and job.options.sweep.prune != "none":
         return Outcome("pruned", str(record.get("why", "")), record.get("value"))
-    return read_outcome(job, 0) if final_status(job.run, job.options.budget.extend_hours) else None
+    return read_outcome(job, 0) if final_status(job.run, extension_of(job.options.budget)) else None
 
 
 def read_outcome(job: Job, code: int, log_from: int = 0) -> Outcome:

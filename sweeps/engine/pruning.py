@@ -20,7 +20,7 @@ import numpy as np
 from common.errors import UserError
 from common.format import format_seconds
 from common.json_io import is_number, mapping, read_json
-from config import HALVING_RUNGS
+from config import HALVING_RUNGS, extension_of
 from run.history import evaluations, read_metrics
 from sweeps.engine.job import (
     Job,
@@ -230,7 +230,7 @@ class HoursPool:
         if self.hours is None:
             return None
         spent = hours_spent(job.run)
-        needed = (job.options.budget.hours or 0.0) + job.options.budget.extend_hours - spent
+        needed = (job.options.budget.hours or 0.0) + extension_of(job.options.budget).hours - spent
         if needed > self.left() + SLACK_HOURS:
             return f"it needs {needed:.3g} hours and sweep.hours={self.hours:g} has {max(0.0, self.left()):.3g} left"
         self.reserved[job.run] = needed + spent
@@ -283,7 +283,7 @@ def longer_records(folder: Path) -> list[dict[str, Any]]:
 
 def longer_run(job: Job, number: int, hours: float) -> Job:
     """A copy of `job` with `hours` as its budget."""
-    options = replace(job.options, budget=replace(job.options.budget, hours=hours, extend_hours=0.0))
+    options = replace(job.options, budget=replace(job.options.budget, hours=hours, extend=None, extend_hours=0.0))
     overrides = [text for text in job.overrides if not text.startswith("budget.hours=")]
     return Job(number, (*overrides, f"budget.hours={hours:g}"), job.folder, options, longer=True)
 

@@ -88,7 +88,7 @@ def test_evaluate_shows_a_table_by_source(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("checkpoint=nowhere", "data.path=x"), "no finished model"),
+        (("checkpoint=nowhere", "data.path=x"), "no such folder"),
         (("checkpoint={model}", "data.path=nowhere.txt"), "nowhere.txt"),
         (("checkpoint={model}",), "data.path is missing"),
         (("checkpoint={model}", "data.path=x", "device=cpu"), "did you mean device.name?"),

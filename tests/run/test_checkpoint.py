@@ -83,7 +83,7 @@ def rewritten(folder: Path, **changes: object) -> None:
 
 def test_a_restored_checkpoint_continues_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = trained()
-    state = TrainingState(step=7, tokens=70, flops=1e9, progress=0.1 + 0.2, loss=3.5, limit_s=10.0)
+    state = TrainingState(step=7, tokens=70, flops=1e9, progress=0.1 + 0.2, loss=3.5, limits={"hours": 0.5, "steps": 9})
     save_checkpoint(tmp_path, model, optimizer, state, {"train": 1.5})
     found = latest_checkpoint(tmp_path, silent)
     assert found is not None
@@ -269,6 +269,9 @@ def test_a_hostile_safetensors_header_is_refused(tmp_path: Path, content: bytes)
         {"progress": -0.5},
         {"flops": True},
         {"limit_s": "9"},
+        {"limits": {"steps": 0}},
+        {"limits": {"steps": "9"}},
+        {"limits": [9]},
         {"correction": [1]},
         {"more": 1},
     ],

@@ -108,3 +108,41 @@ def test_a_tokenizer_with_more_ids_than_the_model(folder: Path, tmp_path: Path) 
     content["specials"]["<|endoftext|>"] = 100_000
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert "100001 ids" in refused(folder)
+
+
+def message_for(path: Path | str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_model(str(path), torch.device("cpu"))
+    (message,) = caught.value.messages
+    assert message.startswith(f"checkpoint={path}")
+    return message.removeprefix(f"checkpoint={path}")
+
+
+def test_a_folder_that_does_not_exist_is_called_so_with_the_closest_names(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    for name in ("run-92ca6783", "mine-00112233", "other"):
+        (outputs / name).mkdir(parents=True)
+        (outputs / name / "config.yaml").touch()
+    (outputs / "zz").mkdir()
+    assert message_for(outputs / "run") == f": no such folder; did you mean {outputs}/run-92ca6783?"
+    assert message_for(outputs / "mine-00112234") == f": no such folder; did you mean {outputs}/mine-00112233?"
+    every = " or ".join(f"{outputs}/{name}" for name in ("mine-00112233", "other", "run-92ca6783"))
+    assert message_for(outputs / "zzz") == f": no such folder; did you mean {every}?"
+    assert message_for(outputs / "no" / "zzz") == f": no such folder; {outputs / 'no'} does not exist either"
+    assert message_for(outputs / "other" / "zzz") == f": no such folder; {outputs / 'other'} holds no run"
+
+
+def test_a_folder_without_a_model_says_what_it_is(tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "run-1"
+    run.mkdir(parents=True)
+    assert message_for(run).startswith(" holds no model (model.safetensors and model.json) and no checkpoint")
+    (run / "config.yaml").write_text("seed: 1\n")
+    assert message_for(run) == " has no checkpoint yet: the run has not begun to train; repeat its command"
+    (run / "checkpoint" / "step-000000003").mkdir(parents=True)
+    assert message_for(run.parent).endswith("; it holds runs, e.g. run-1")
+    assert "checkpoints of an earlier version" in message_for(run)
+    (run / "start.json").write_text("{")
+    with pytest.raises(UserError, match=r"start\.json is damaged"):
+        load_model(str(run), torch.device("cpu"))
+    (run / "start.json").write_text("{}")
+    assert message_for(run) == " has no intact checkpoint; repeat the run's command"

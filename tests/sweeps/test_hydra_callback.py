@@ -53,6 +53,10 @@ def test_changed_files_or_defaults_make_another_sweep(tmp_path: Path) -> None:
     content |= {"output_dir": "b", "hydra": {"mode": "MULTIRUN"}, "plan": {"folder": "c"}}
     assert record.settings_digest(OmegaConf.create(content)) == first
     assert record.settings_digest(OmegaConf.create(content | {"schedule": {"warmup": 0.1}})) != first
+    added_later = {"init": {"source": "scratch", "checkpoint": None}}
+    assert record.settings_digest(OmegaConf.create(content | added_later)) == first
+    added_later["init"]["source"] = "run"
+    assert record.settings_digest(OmegaConf.create(content | added_later)) != first
 
 
 def test_slurm_needs_a_named_device_for_plan_relative_values() -> None:

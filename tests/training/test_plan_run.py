@@ -14,6 +14,7 @@ import torch
 
 import training.plan_run
 from budget.clock import Limits
+from budget.extension import Extension
 from budget.flops import flops_per_token
 from budget.laws.published import LAWS
 from budget.planner.plan import Plan, Request
@@ -92,7 +93,9 @@ def test_added_hours_are_a_separate_reason() -> None:
     plan = hours_plan()
     assert plan.hours is not None
     spent = {"tokens": 2 * plan.tokens, "training_hours": 2 * plan.hours}
-    reasons = why_off(plan, spent, LEDGER, Limits(hours=1.0, extend_hours=1.0), [plan.tokens_per_second or 0.0] * 10)
+    reasons = why_off(
+        plan, spent, LEDGER, Limits(hours=2.0, added=Extension(hours=1.0)), [plan.tokens_per_second or 0.0] * 10
+    )
     assert reasons == ["1 hours were added to the budget"]
 
 
