@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from data.documents import Document
 
@@ -23,6 +24,16 @@ def digest_of(raw: bytes) -> bytes:
 def split_of(digest: bytes, validation_fraction: float) -> str:
     """Return "train" or "val" by the hash of a text, so that the split of a document does not depend on other documents."""
     return "val" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
+
+
+def chained(fingerprint: str, digests: Iterable[bytes]) -> str:
+    """Return the fingerprint of a text that is extended by documents with these digests; that of an empty text is "".
+
+    It depends on the documents and their order, and not on their tokens.
+    """
+    for digest in digests:
+        fingerprint = hashlib.sha256(fingerprint.encode() + digest).hexdigest()
+    return fingerprint
 
 
 def split_and_digest(document: Document, raw: bytes, validation_fraction: float) -> tuple[str, bytes]:
