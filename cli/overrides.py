@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from cli.compose import group_choices, groups
 from cli.validate import find_problems
 from common.errors import UserError
+from common.json_io import mapping
 from common.redaction import find_leaked_secrets
 from config import CONF, SCRIPTS, closest, leaves, removal_message
 
@@ -72,15 +73,32 @@ def names_several(flags: Any) -> bool:
         return True
     if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
         return False
+    return str(mapping(_primary_config(flags).get("hydra")).get("mode")) == "MULTIRUN"
+
+
+def chooses_corpus(flags: Any) -> bool:
+    """Whether the file that -cn names sets an option of the corpus or chooses a corpus. It is not read with its defaults."""
+    if flags.config_name is None:
+        return False
+    content = _primary_config(flags)
+    params = mapping(mapping(mapping(content.get("hydra")).get("sweeper")).get("params"))
+    chosen = [key for each in content.get("defaults") or [] if isinstance(each, dict) for key in each]
+    options = [*content, *params, *(str(key).removeprefix("override ").removeprefix("/") for key in chosen)]
+    return any(str(key) == "data" or str(key).startswith("data.") for key in options)
+
+
+def _primary_config(flags: Any) -> dict[Any, Any]:
+    """The content of the file that -cn names; empty if it cannot be read, because Hydra reports the error."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     path = Path(flags.config_dir or CONF) / f"{flags.config_name.removesuffix('.yaml')}.yaml"
     try:
-        return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, YAMLError, OmegaConfBaseException):
-        return False  # Hydra reports the error
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _raise_for_flags(message: str) -> NoReturn:

@@ -120,11 +120,16 @@ def prepare(spec: DataSpec, progress: bool = True, log: Callable[[str], None] = 
 
 def prepared_fingerprint(spec: DataSpec) -> str | None:
     """Return the fingerprint of the corpus that `spec` describes, or None if it has not been prepared."""
+    manifest = prepared_manifest(spec)
+    return None if manifest is None else str(manifest["fingerprint"])
+
+
+def prepared_manifest(spec: DataSpec) -> dict[str, Any] | None:
+    """Return the manifest of the corpus that `spec` describes, or None if it has not been prepared."""
     try:
-        fingerprint: str | None = shards.read_manifest(_folder(spec, make_source(spec))).get("fingerprint")
+        return shards.read_manifest(_folder(spec, make_source(spec)))
     except UserError:
         return None
-    return fingerprint
 
 
 def _folder(spec: DataSpec, source: Source) -> Path:

@@ -12,11 +12,12 @@ from budget.clock import Limits
 from budget.flops import flops_per_token
 from budget.laws.published import LAWS, LOCAL, Law, load_law
 from budget.planner.hyperparameters import block_for, block_size_for
+from budget.planner.messages import REPEAT_WARNING
 from budget.planner.plan import MAX_EPOCHS, Plan, Request, load_plan
 from budget.planner.planner import choose, make_plan, overhead_estimate
 from budget.planner.trial_search import measured_plan
 from common.errors import UserError
-from common.format import format_number_of
+from common.format import format_count, format_number_of
 from common.json_io import significant, write_json
 from config import Config, open_block, optim_settings, template, with_eot
 from device.compile_cost import first_that_pays
@@ -52,6 +53,7 @@ class Text:
         n_vocab: Number of token ids; None if the tokenizer's file was not loaded.
         tokenizer: Name of the tokenizer.
         train_tokens: Number of training tokens; None if not known.
+        size_source: Where that number is from, as `Request.corpus_source`.
         fingerprint: Fingerprint of the prepared corpus; None if it is not prepared.
     """
 
@@ -59,6 +61,7 @@ class Text:
     tokenizer: str
     train_tokens: float | None
     fingerprint: str | None = None
+    size_source: str = "unknown"
 
 
 def spec_of(config: Config) -> DataSpec:
@@ -102,6 +105,29 @@ def corpus_notes(config: Config, fingerprint: str | None) -> tuple[str, ...]:
         f"law=local was fitted on another corpus ({fitted_on}) than this one ({fingerprint[:8]}); size and loss may be"
         " wrong; fit a law to runs on this corpus: make law",
     )
+
+
+def size_notes(config: Config, plan: Plan) -> list[str]:
+    """Notes of a plan for a corpus that is not prepared, about its size."""
+    from data.corpus_size import SLIMPAJAMA_6B, SLIMPAJAMA_627B, bytes_for
+
+    data, epochs = config.data, plan.epochs
+    if epochs is None:
+        return [
+            "the size of the corpus is not known before it is prepared, so its epochs are not; set plan.corpus_tokens=N"
+        ]
+    if data.source == "stdlib" and plan.source["corpus"] != "fixed" and epochs > REPEAT_WARNING:
+        return [
+            f"{epochs:,.0f} epochs of the {format_count(plan.corpus_tokens or 0)}-token default corpus only show that"
+            " everything works; data=slimpajama plans for 5.9B tokens"
+        ]
+    size = bytes_for(plan.tokens, data.tokenizer)
+    if data.source == "slimpajama" and not data.path and data.repo == SLIMPAJAMA_6B and epochs > 1 and size:
+        return [
+            f"{epochs:.1f} epochs of SlimPajama's 6B sample; for the original with 627B tokens: data.repo={SLIMPAJAMA_627B}"
+            f" data.revision=null data.max_bytes={10**9 * math.ceil(1.1e-9 * size)}"
+        ]
+    return []
 
 
 def max_epochs_of(config: Config) -> float:
@@ -156,6 +182,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         dropout=model.dropout,
         optimizer=None if config.optim.name == AUTO else config.optim.name,
         corpus_tokens=text.train_tokens,
+        corpus_source=text.size_source,
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
         max_epochs=max_epochs_of(config),
         table_flops=flops if model.bigram_rows is None else None,
@@ -323,7 +350,8 @@ def make_run_plan(session: Session, corpus: Corpus, device: Device, trials: Tria
     if limits.seconds is not None and limits.counts == "all":
         ending_s = 4.0 + 0.05 * limits.seconds  # a guess: evaluations, saving and report are not measured yet
         overhead_s = session.clock.counted_s() + probe_seconds(limits) + min(60.0, ending_s)
-    text = Text(corpus.tokenizer.n_vocab, corpus.tokenizer.name, corpus.train.n_tokens, corpus.fingerprint)
+    tokenizer = corpus.tokenizer
+    text = Text(tokenizer.n_vocab, tokenizer.name, corpus.train.n_tokens, corpus.fingerprint, "prepared")
     block_size = first_request(session.config, text, device, overhead_s).template.block_size
     Loader(corpus.train, block_size, 1, 0)  # raises UserError if the corpus is too short, before anything is measured
     console = session.console

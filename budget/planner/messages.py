@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from budget.laws.published import LAWS, support
 from budget.planner.candidates import least_memory
-from common.format import format_number_of
+from common.format import format_count, format_number_of
 from model.config import Shape
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ def does_not_fit(shape: Shape, memory: float) -> str:
 
 def too_many_epochs(tokens: float, request: Request, epochs: float) -> str:
     """Return the error for a budget that repeats the corpus more often than `request.max_epochs`."""
+    corpus_tokens = request.corpus_tokens or 0.0
+    rough = request.corpus_source in ("known", "estimate")
+    corpus = f"about {format_count(corpus_tokens)}" if rough else f"{corpus_tokens:,.0f}"
     return (
-        f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of the corpus ({request.corpus_tokens:,.0f}"
+        f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of the corpus ({corpus}"
         f" tokens); at most {request.max_epochs:g} epochs are allowed, because repeated text lowers the loss less"
         f" with each epoch: add text with data.path=, lower the budget, or allow it with plan.max_epochs={math.ceil(epochs)}"
     )

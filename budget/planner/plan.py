@@ -29,6 +29,7 @@ class Request:
     measured_batch: the tokens per step at which the speeds were measured. It fixes the plan's batch, whatever the
     optimizer.
     corpus_tokens: the training tokens of the corpus; None where they are unknown.
+    corpus_source: where that number is from: prepared | known | estimate | fixed | unknown.
     aspect: the smallest and largest n_embd / n_layer.
     max_epochs: a plan with more epochs over the corpus is refused.
     memory: the bytes of an absent device, which a shape has to fit into; None for no check.
@@ -55,6 +56,7 @@ class Request:
     optimizer: str | None = None
     measured_batch: int | None = None
     corpus_tokens: float | None = None
+    corpus_source: str = "unknown"
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
     memory: float | None = None
@@ -106,6 +108,7 @@ class Plan:
     compile_cache: the state of the compiler's cache before the trial, cold | warm.
     block: the shape's options that the compute may decide (hyperparameters.block_for); empty in plans of earlier
     versions.
+    corpus_tokens: the training tokens of the corpus; None where they are unknown, and in plans of earlier versions.
     """
 
     n_layer: int
@@ -153,6 +156,7 @@ class Plan:
     regional: bool = False
     compile_cache: str | None = None
     block: dict[str, Any] = field(default_factory=dict)
+    corpus_tokens: float | None = None
 
     @property
     def compiling(self) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.checksum import add_checksum
 from common.errors import MachineError
 from data import prepare as module
-from data.shard_writer import Writer
+from data.shard_writer import State, Writer, load_state
 from data.shards import open_corpus, validation_text
 from data.sources.base import DataSpec
 from data.splits import digest_of, split_of
@@ -117,6 +118,15 @@ def test_a_corpus_of_an_earlier_version_has_no_fingerprint_of_its_text(tmp_path:
     now = validation_text(manifest)
     del manifest["text_fingerprints"]
     assert validation_text(manifest) == now | {"text_fingerprint": None}
+
+
+def test_a_preparation_that_an_earlier_version_began_has_no_fingerprint_of_its_text(tmp_path: Path) -> None:
+    """It would be of the rest of the documents."""
+    db = sqlite3.connect(tmp_path / "state.sqlite")
+    db.execute("CREATE TABLE state (id INTEGER PRIMARY KEY, content TEXT)")
+    content = {key: value for key, value in vars(State()).items() if key != "texts"}
+    db.execute("INSERT INTO state VALUES (0, ?)", (json.dumps(add_checksum(content)),))
+    assert load_state(db).texts == {}
 
 
 def test_no_temporary_files_are_left(tmp_path: Path, small: None) -> None:
