@@ -328,7 +328,10 @@ class PlanConfig:
         range="(0, 1e+09]",
     )
     corpus_tokens: float | None = option(
-        None, "plan.py: training tokens in the corpus; null: unlimited", range="[1, 1e+15]", identity=False
+        None,
+        "plan.py: training tokens in the corpus; null: its own number if it is prepared or known",
+        range="[1, 1e+15]",
+        identity=False,
     )
     folder: str | None = option(
         None, "plan.py: folder for plan.json and plan.png; null: write no files", path=True, identity=False

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from budget.clock import Limits
 from budget.laws.published import LOCAL
-from budget.planner.plan import Plan
+from budget.planner.plan import MAX_EPOCHS, Plan
 from budget.planner.planner import overhead_estimate
 from cli.launch import launch
 from cli.overrides import chooses_corpus, flags_of, names_several
@@ -30,6 +31,7 @@ from training.plan_run import (
     Text,
     law_of,
     limits_of,
+    max_epochs_of,
     plan_here,
     plan_without_device,
     size_notes,
@@ -70,11 +72,26 @@ def plan_for(config: Config) -> Plan:
     return replace(plan, notes=[*size_notes(config, plan), *plan.notes])
 
 
+def plan_unmeasured(config: Config, text: Text) -> Plan:
+    """The plan from the device table, or from FLOPs, tokens or steps alone.
+
+    If the corpus may be repeated without limit (data=stdlib) and the plan repeats it more often than it was ever measured, all
+    shapes would be about equal. The text then counts as new.
+    """
+    plan = plan_without_device(config, text)
+    if not plan.epochs or plan.epochs <= MAX_EPOCHS or math.isfinite(max_epochs_of(config)):
+        return plan
+    plan = plan_without_device(config, replace(text, train_tokens=None))
+    epochs, source = plan.tokens / (text.train_tokens or math.inf), plan.source | {"corpus": text.size_source}
+    note = f"the value of text repeated more than {MAX_EPOCHS:g} times is not known, so the plan takes the text as new"
+    return replace(plan, corpus_tokens=text.train_tokens, epochs=epochs, source=source, notes=[note, *plan.notes])
+
+
 def planned(config: Config, text: Text) -> Plan:
     """The plan for a configuration and its text. With probe=true, or a time limit on this device, the device is measured."""
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
-        return plan_without_device(config, text)
+        return plan_unmeasured(config, text)
 
     def say(line: str) -> None:  # standard output holds only the plan
         print(line, file=sys.stderr)

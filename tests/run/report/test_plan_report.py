@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def test_a_plan_says_how_often_it_repeats_its_corpus() -> None:
     assert (
         "1.5 epochs of SlimPajama's 6B sample; for the original with 627B tokens: data.repo=cerebras/SlimPajama" in day
     )
-    toy = plan("budget.flops=1e17")
+    toy = plan("budget.flops=3.4e18")
+    assert re.search(r"note: 3\d\d epochs of the .*M-token default corpus", toy)
+    assert "takes the text as new" in toy
     assert "default corpus only show that everything works; data=slimpajama plans for 5.9B tokens" in toy
     assert "estimate" in next(line for line in toy.splitlines() if line.startswith("corpus "))
     unknown = plan("budget.flops=1e17", "data=text", "data.path=/nowhere")
