@@ -60,8 +60,9 @@ $(DEV): $(RUN) requirements-dev.lock
 train: $(RUN)  ## plan, train for HOURS, evaluate and report
 	@$(PY) train.py budget.hours=$(HOURS) data=$(DATA) model=$(MODEL) device=$(DEVICE) wandb.mode=$(WANDB) name=$(NAME) $(ARGS)
 
+# Without DATA, plan.py chooses the corpus: DATA's default is for training on this machine.
 plan: $(RUN)  ## show the plan for HOURS on DEVICE
-	@$(PY) plan.py budget.hours=$(HOURS) data=$(DATA) model=$(MODEL) device=$(DEVICE) $(ARGS)
+	@$(PY) plan.py budget.hours=$(HOURS) $(if $(filter-out file,$(origin DATA)),data=$(DATA)) model=$(MODEL) device=$(DEVICE) $(ARGS)
 
 law: $(RUN)  ## fit a scaling law to your own runs, for law=local: RUNS="outputs/*"
 	@$(PY) -m budget.laws.refit $(RUNS) $(ARGS)

@@ -413,7 +413,7 @@ class PlanConfig:
     )
     corpus_tokens: float | None = option(
         None,
-        "plan.py: training tokens in the corpus (or e.g. 6B); null: unlimited",
+        "plan.py: training tokens in the corpus (or e.g. 6B); null: its own number if it is prepared or known",
         range="[1, 1e+15]",
         unit="count",
         identity=False,

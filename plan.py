@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from budget.clock import Limits
-from budget.planner.plan import Plan
+from budget.planner.plan import MAX_EPOCHS, Plan
 from budget.planner.planner import overhead_estimate
 from cli.launch import launch
-from cli.overrides import flags_of, names_several
+from cli.overrides import chooses_corpus, flags_of, names_several
 from common.errors import UserError, reported
 from common.format import format_count
 from common.json_io import significant, write_json
@@ -27,9 +30,11 @@ from run.report.plan_report import budget_of, explain_plan, show_plan, write_pic
 from training.plan_run import (
     law_of,
     limits_of,
+    max_epochs_of,
     plan_here,
     plan_without_device,
     prepared_text,
+    size_notes,
     vocab_size_for,
     wants_trials,
 )
@@ -37,6 +42,12 @@ from training.trial_client import trial_process
 
 if TYPE_CHECKING:
     from training.initial_model import InitialModel
+    from training.plan_run import Text
+
+ASSUMED_CORPUS = (
+    "this plan is for SlimPajama with GPT-2's tokens, because device= names a GPU and no data= is given; data=stdlib plans for"
+    " the default corpus of train.py"
+)
 
 
 def adopted(config: Config) -> tuple[Config, InitialModel | None]:
@@ -50,12 +61,33 @@ def adopted(config: Config) -> tuple[Config, InitialModel | None]:
 
 
 def plan_for(config: Config) -> Plan:
-    """The plan for a configuration. This device is measured with probe=true, or if a time limit is planned for it."""
+    """The plan for a configuration, with notes on the size of its corpus."""
     config, initial = adopted(config)
     text = prepared_text(config, vocab_size_for(config, initial), initial.tokenizer if initial else None)
+    plan = planned(config, text)
+    return replace(plan, notes=[*size_notes(config, plan), *plan.notes])
+
+
+def plan_unmeasured(config: Config, text: Text) -> Plan:
+    """The plan from the device table, or from FLOPs, tokens or steps alone.
+
+    If the corpus may be repeated without limit (data=stdlib) and the plan repeats it more often than it was ever measured, all
+    shapes would be about equal. The text then counts as new.
+    """
+    plan = plan_without_device(config, text)
+    if not plan.epochs or plan.epochs <= MAX_EPOCHS or math.isfinite(max_epochs_of(config)):
+        return plan
+    plan = plan_without_device(config, replace(text, train_tokens=None))
+    epochs, source = plan.tokens / (text.train_tokens or math.inf), plan.source | {"corpus": text.size_source}
+    note = f"the value of text repeated more than {MAX_EPOCHS:g} times is not known, so the plan takes the text as new"
+    return replace(plan, corpus_tokens=text.train_tokens, epochs=epochs, source=source, notes=[note, *plan.notes])
+
+
+def planned(config: Config, text: Text) -> Plan:
+    """The plan for a configuration and its text. With probe=true, or a time limit on this device, the device is measured."""
     limits = limits_of(config)
     if not config.probe and (limits.seconds is None or config.device.name in BY_NAME):
-        return plan_without_device(config, text)
+        return plan_unmeasured(config, text)
 
     def say(line: str) -> None:  # standard output holds only the plan
         print(line, file=sys.stderr)
@@ -80,6 +112,7 @@ def row_of(plan: Plan, limits: Limits) -> tuple[str, ...]:
         format_count(plan.parameters),
         " to ".join(format_count(size) for size in plan.flat),
         format_count(plan.tokens),
+        f"{plan.epochs:.2f}" if plan.epochs else "-",
         f"{plan.flops:.3g}",
         f"{plan.batch_tokens:,}",
         f"{plan.learning_rate:g}",
@@ -98,9 +131,22 @@ def write_files(plan: Plan, limits: Limits, folder: Path) -> None:
         raise UserError(f"plan.folder={folder} cannot be written ({error.strerror}); choose another folder") from error
 
 
-def show_one(config: Config) -> None:
+def lacks_corpus(overrides: list[str]) -> bool:
+    """Whether the overrides name only devices of the table, which are rarely for the default corpus, and no corpus."""
+    values_of = {key: value.split(",") for key, _, value in (text.partition("=") for text in overrides)}
+    devices = values_of.get("device", values_of.get("device.name", []))
+    corpus = [key for key in values_of if key == "data" or key.startswith("data.")]
+    return bool(devices) and all(device in BY_NAME for device in devices) and not corpus
+
+
+def with_note(plan: Plan, note: str) -> Plan:
+    """The plan with one more note, the first."""
+    return replace(plan, notes=[note, *plan.notes]) if note else plan
+
+
+def show_one(config: Config, note: str) -> None:
     """Print the plan of one budget in full."""
-    plan, limits = plan_for(config), limits_of(config)
+    plan, limits = with_note(plan_for(config), note), limits_of(config)
     if config.plan.folder:
         write_files(plan, limits, Path(config.plan.folder))
     if config.output == "json":
@@ -112,7 +158,7 @@ def show_one(config: Config) -> None:
 
         config, _ = adopted(config)
         law, shape = law_of(config, short_name(config.data.tokenizer)), plan.sized(template(config))
-        print("\n" + "\n".join(explain_plan(plan, shape, law, limits, config.plan.corpus_tokens)))
+        print("\n" + "\n".join(explain_plan(plan, shape, law, limits)))
     if config.plan.folder:
         print(f"written: plan.json and plan.png in {config.plan.folder}")
 
@@ -122,8 +168,16 @@ def main() -> None:
     arguments = sys.argv[1:]
     with reported():
         flags = flags_of(arguments)
-    if flags.help or not names_several(flags):
-        launch(show_one, "config")
+        several = names_several(flags)
+    note = ""
+    if lacks_corpus(flags.overrides) and not chooses_corpus(flags):
+        note = ASSUMED_CORPUS
+        first = arguments.index(flags.overrides[0])
+        arguments.insert(first, "data=slimpajama")  # beside the other overrides
+        flags.overrides.insert(0, "data=slimpajama")
+    if flags.help or not several:
+        sys.argv[1:] = arguments
+        launch(partial(show_one, note=note), "config")
         return
     plans: list[tuple[Plan, Limits]] = []
     as_json = "output=json" in arguments
@@ -131,7 +185,7 @@ def main() -> None:
     def one_of_many(config: Config) -> None:
         if config.explain or config.plan.folder:
             raise UserError("explain=true and plan.folder are for one budget; give a single one instead of a list")
-        plans.append((plan_for(config), limits_of(config)))
+        plans.append((with_note(plan_for(config), note), limits_of(config)))
 
     with tempfile.TemporaryDirectory() as folder:  # Hydra writes a file about every sweep
         first = arguments.index(flags.overrides[0]) if flags.overrides else len(arguments)
@@ -151,7 +205,18 @@ def show_several(plans: list[tuple[Plan, Limits]], as_json: bool) -> None:
     if as_json:
         print(json.dumps([significant(plan.to_dict()) for plan, _ in plans], indent=1))
         return
-    columns = ["budget", "layers x width", "parameters", "within 1 %", "tokens", "FLOPs", "batch", "rate", "loss"]
+    columns = [
+        "budget",
+        "layers x width",
+        "parameters",
+        "within 1 %",
+        "tokens",
+        "epochs",
+        "FLOPs",
+        "batch",
+        "rate",
+        "loss",
+    ]
     Console(required=True).table("Plans", columns, [row_of(plan, limits) for plan, limits in plans])
     for note in dict.fromkeys(note for plan, _ in plans for note in plan.notes if "FLOPs;" not in note):
         print(f"note: {note}")

@@ -18,6 +18,7 @@ from cli.hints import unknown_choice, unknown_option
 from cli.plugins import PLUGINS, plugin_problem
 from cli.validate import find_problems, without_combinations_of
 from common.errors import UserError
+from common.json_io import mapping
 from common.redaction import find_leaked_secrets
 from common.units import parse_unit
 from config import CONF, SCRIPTS, Option, leaves, removal_message
@@ -233,6 +234,22 @@ def _is_sweep(flags: Any) -> bool:
         return True
     if flags.config_name is None or "hydra.mode=RUN" in flags.overrides:
         return False
+    return str(mapping(_primary_config(flags).get("hydra")).get("mode")) == "MULTIRUN"
+
+
+def chooses_corpus(flags: Any) -> bool:
+    """Whether the file that -cn names sets an option of the corpus or chooses a corpus. It is not read with its defaults."""
+    if flags.config_name is None:
+        return False
+    content = _primary_config(flags)
+    params = mapping(mapping(mapping(content.get("hydra")).get("sweeper")).get("params"))
+    chosen = [key for each in content.get("defaults") or [] if isinstance(each, dict) for key in each]
+    options = [*content, *params, *(str(key).removeprefix("override ").removeprefix("/") for key in chosen)]
+    return any(str(key) == "data" or str(key).startswith("data.") for key in options)
+
+
+def _primary_config(flags: Any) -> dict[Any, Any]:
+    """The content of the file that -cn names; empty if it cannot be read, because Hydra reports the error."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -240,9 +257,10 @@ def _is_sweep(flags: Any) -> bool:
     name = f"{flags.config_name.removesuffix('.yaml')}.yaml"
     path = next((folder / name for folder in config_folders() if (folder / name).exists()), CONF / name)
     try:
-        return str(OmegaConf.select(OmegaConf.load(path), "hydra.mode")) == "MULTIRUN"
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (OSError, YAMLError, OmegaConfBaseException):
-        return False  # Hydra reports the error
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _raise_for_flags(message: str) -> NoReturn:

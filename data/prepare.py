@@ -33,7 +33,7 @@ from data.shards import MANIFEST, SPLITS, TOKENIZER
 from data.sources.base import DataSpec, Part, Source
 from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
-from data.splits import split_and_digest
+from data.splits import chained, split_and_digest
 from data.tokenizer import (
     Tokenizer,
     check_name,
@@ -91,7 +91,7 @@ class _Batch:
     part: int = 0
     record: int = 0
     size: int = 0
-    digests: list[bytes] = field(default_factory=list)
+    digests: dict[str, list[bytes]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     dropped: Counter[str] = field(default_factory=Counter)
     splits: dict[str, _Documents] = field(default_factory=lambda: {split: _Documents() for split in SPLITS})
 
@@ -101,7 +101,7 @@ class _Batch:
         documents.texts.append(text)
         documents.bytes.append(size)
         documents.sources.append(label)
-        self.digests.append(digest)
+        self.digests[split].append(digest)
         self.size += size
 
 
@@ -404,7 +404,7 @@ def _batches(
                 break
         batch.part, batch.record = number + 1, 0
     shown.begin(len(parts))
-    if batch.part > first or batch.digests:
+    if batch.part > first or any(batch.digests.values()):
         yield batch
 
 
@@ -438,8 +438,10 @@ def _write(writer: Writer, batch: _Batch, encoded: dict[str, Encoded]) -> int:
     """Write a batch and advance the writer's state past it. Return the number of tokens."""
     for split, documents in encoded.items():
         writer.add(split, documents)
-    writer.remember(batch.digests)
+    writer.remember([digest for digests in batch.digests.values() for digest in digests])
     state = writer.state
+    for split, fingerprint in state.texts.items():
+        state.texts[split] = chained(fingerprint, batch.digests[split])
     state.part, state.record = batch.part, batch.record
     for reason, number in batch.dropped.items():
         state.dropped[reason] += number
@@ -501,6 +503,7 @@ def _manifest(spec: DataSpec, source: Source, state: State, tokenizer: Tokenizer
         "options": _options(spec),
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab},
         "splits": splits,
+        "text_fingerprints": state.texts,
         "duplicates_dropped": state.dropped["duplicate"],
         "bad_documents_skipped": state.dropped["bad"],
         "empty_documents_dropped": state.dropped["empty"],

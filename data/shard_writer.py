@@ -60,6 +60,8 @@ class State:
     # Per split and source: documents, tokens, bytes.
     counts: dict[str, dict[str, list[int]]] = field(default_factory=lambda: {split: {} for split in SPLITS})
     shards: list[dict[str, Any]] = field(default_factory=list)
+    # Per split, the fingerprint of its documents; empty if an earlier version began the preparation and did not count it.
+    texts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(SPLITS, ""))
     # Per split, the unfinished shard.
     open: dict[str, dict[str, int]] = field(default_factory=lambda: {split: _empty(0) for split in SPLITS})
 
@@ -218,6 +220,6 @@ def load_state(db: sqlite3.Connection) -> State:
     """Return the last committed state, or an initial one. Raises sqlite3.DatabaseError if it is damaged."""
     try:
         row = db.execute("SELECT content FROM state").fetchone()  # invalid UTF-8 raises ValueError as well
-        return State(**verify_checksum(json.loads(row[0]))) if row else State()
+        return State(**{"texts": {}} | verify_checksum(json.loads(row[0]))) if row else State()
     except (ValueError, TypeError) as error:
         raise sqlite3.DatabaseError(f"invalid state: {error}") from error

@@ -8,6 +8,7 @@ and the index of its source in the manifest's `sources`. A folder is complete if
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -200,8 +201,39 @@ def _check(folder: Path, manifest: dict[str, Any]) -> None:
         if not all(is_count(shard[key], 2**48) for key in ("tokens", "documents", "bytes", "largest_id")):
             raise ValueError(f"a count of {name} is not a whole number from 0 to 2^48")
     texts = [manifest["fingerprint"], manifest["tokenizer"]["fingerprint"], *(s["hash"] for s in manifest["shards"])]
+    texts += manifest.get("text_fingerprints", {}).values()
     if not all(isinstance(text, str) for text in [*texts, *manifest["sources"]]):
         raise ValueError("a name or a hash is not a string")
+
+
+def validation_text(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies the validation text of a corpus, whatever its tokenizer, and its size.
+
+    - text_fingerprint: of its documents; None for a corpus prepared by an earlier version
+    - text_source: of the files that it was read from, the options with which they were read, and its size
+    - validation_bytes, validation_tokens: its size
+
+    The text of a mix is that of all its sources.
+    """
+    if "mix" in manifest:
+        sources = [validation_text(source) for source in manifest["mix"].values()]
+        together = {key: [source[key] for source in sources] for key in sources[0]}
+        return {key: _of_mix(values) for key, values in together.items()}
+    split = manifest["splits"]["val"]
+    read = [manifest["source"], manifest["identity"], manifest["options"], split["documents"], split["bytes"]]
+    return {
+        "text_fingerprint": manifest.get("text_fingerprints", {}).get("val") or None,
+        "text_source": hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest(),
+        "validation_bytes": split["bytes"],
+        "validation_tokens": split["tokens"],
+    }
+
+
+def _of_mix(values: list[Any]) -> Any:
+    """Return the sum of sizes, or one hash for several; None if one of them is missing."""
+    if None in values:
+        return None
+    return sum(values) if isinstance(values[0], int) else hashlib.sha256(" ".join(values).encode()).hexdigest()
 
 
 def open_corpus(folder: str | Path) -> Corpus:

@@ -36,6 +36,16 @@ def split_of(digest: bytes, validation_fraction: float) -> str:
     return "val" if int.from_bytes(digest[:8], "big") < validation_fraction * 2**64 else "train"
 
 
+def chained(fingerprint: str, digests: Iterable[bytes]) -> str:
+    """Return the fingerprint of a text that is extended by documents with these digests; that of an empty text is "".
+
+    It depends on the documents and their order, and not on their tokens.
+    """
+    for digest in digests:
+        fingerprint = hashlib.sha256(fingerprint.encode() + digest).hexdigest()
+    return fingerprint
+
+
 def split_and_digest(document: Document, raw: bytes, validation_fraction: float) -> tuple[str, bytes]:
     """Return the split of a document and the digest of its text; `raw` is its `valid_text` in UTF-8."""
     digest = digest_of(raw)

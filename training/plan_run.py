@@ -13,11 +13,12 @@ from budget.extension import UNITS
 from budget.flops import flops_per_token
 from budget.laws.published import LAWS, LOCAL, Law, load_law
 from budget.planner.hyperparameters import block_for, block_size_for
+from budget.planner.messages import REPEAT_WARNING
 from budget.planner.plan import MAX_EPOCHS, Plan, Request, load_plan
 from budget.planner.planner import choose, make_plan, overhead_estimate
 from budget.planner.trial_search import measured_plan
 from common.errors import UserError
-from common.format import format_number_of
+from common.format import format_count, format_number_of
 from common.json_io import significant, write_json
 from config import (
     Config,
@@ -67,6 +68,7 @@ class Text:
         n_vocab: Number of token ids; None if the tokenizer's file was not loaded.
         tokenizer: Name of the tokenizer.
         train_tokens: Training tokens of one epoch; of a mix, that of its most repeated source. None if not known.
+        size_source: Where that number is from, as `Request.corpus_source`.
         fingerprint: Fingerprint of the prepared corpus; None if it is not prepared.
         most_repeated: The source of a mix that determines `train_tokens`; None without a mix.
     """
@@ -75,6 +77,7 @@ class Text:
     tokenizer: str
     train_tokens: float | None
     fingerprint: str | None = None
+    size_source: str = "unknown"
     most_repeated: str | None = None
 
 
@@ -101,7 +104,7 @@ def text_of(corpus: Corpus) -> Text:
     """What a plan depends on in an open corpus."""
     tokenizer, repeated = corpus.tokenizer, corpus.train.most_repeated
     name = None if repeated is None else repeated.name
-    return Text(tokenizer.n_vocab, tokenizer.name, corpus.train.epoch_tokens, corpus.fingerprint, name)
+    return Text(tokenizer.n_vocab, tokenizer.name, corpus.train.epoch_tokens, corpus.fingerprint, "prepared", name)
 
 
 def prepared_text(config: Config, n_vocab: int | None, tokenizer: Tokenizer | None = None) -> Text:
@@ -109,20 +112,35 @@ def prepared_text(config: Config, n_vocab: int | None, tokenizer: Tokenizer | No
 
     `tokenizer` is that of the initial model, if any.
     """
-    from data.corpus import corpus_fingerprint_of
-    from data.mix import prepared_mix
+    from data.corpus_size import CorpusSize, corpus_size
     from data.tokenizer import short_name
 
-    name, tokens = short_name(config.data.tokenizer), config.plan.corpus_tokens
-    if not config.data.mix:
-        fingerprint = corpus_fingerprint_of(spec_of(config), tokenizer) if config.law == LOCAL else None
-        return Text(n_vocab, name, tokens, fingerprint)
-    if (mix := prepared_mix(spec_of(config), tokenizer)) is None:
-        return Text(n_vocab, name, tokens)
+    spec, given = spec_of(config), config.plan.corpus_tokens
+    text = Text(n_vocab, short_name(config.data.tokenizer), None)
+    if config.data.mix:
+        text = _prepared_mix_text(text, spec, tokenizer)
+    else:
+        from data.corpus import corpus_fingerprint_of
+
+        size = corpus_size(spec, tokenizer) if given is None else CorpusSize(given, "fixed")
+        fingerprint = corpus_fingerprint_of(spec, tokenizer) if config.law == LOCAL else None
+        text = replace(text, train_tokens=size.tokens, size_source=size.source, fingerprint=fingerprint)
+    return text if given is None else replace(text, train_tokens=given, size_source="fixed", most_repeated=None)
+
+
+def _prepared_mix_text(text: Text, spec: DataSpec, tokenizer: Tokenizer | None) -> Text:
+    from data.mix import prepared_mix
+
+    if (mix := prepared_mix(spec, tokenizer)) is None:
+        return text
     repeated = min(mix.components, key=lambda component: component.epoch_tokens)
-    if tokens is not None:
-        return Text(n_vocab, name, tokens, mix.fingerprint)
-    return Text(n_vocab, name, repeated.epoch_tokens, mix.fingerprint, repeated.name)
+    return replace(
+        text,
+        train_tokens=repeated.epoch_tokens,
+        size_source="prepared",
+        fingerprint=mix.fingerprint,
+        most_repeated=repeated.name,
+    )
 
 
 def law_of(config: Config, tokenizer: str) -> Law:
@@ -166,6 +184,29 @@ def init_notes(config: Config) -> tuple[str, ...]:
     if config.init.source == "scratch":
         return ()
     return ("the first weights are those of a trained model; the law holds for training from random weights",)
+
+
+def size_notes(config: Config, plan: Plan) -> list[str]:
+    """Notes of a plan for a corpus that is not prepared, about its size."""
+    from data.corpus_size import SLIMPAJAMA_6B, SLIMPAJAMA_627B, bytes_for
+
+    data, epochs = config.data, plan.epochs
+    if epochs is None:
+        return [
+            "the size of the corpus is not known before it is prepared, so its epochs are not; set plan.corpus_tokens=N"
+        ]
+    if data.source == "stdlib" and plan.source["corpus"] != "fixed" and epochs > REPEAT_WARNING:
+        return [
+            f"{epochs:,.0f} epochs of the {format_count(plan.corpus_tokens or 0)}-token default corpus only show that"
+            " everything works; data=slimpajama plans for 5.9B tokens"
+        ]
+    size = bytes_for(plan.tokens, data.tokenizer)
+    if data.source == "slimpajama" and not data.path and data.repo == SLIMPAJAMA_6B and epochs > 1 and size:
+        return [
+            f"{epochs:.1f} epochs of SlimPajama's 6B sample; for the original with 627B tokens: data.repo={SLIMPAJAMA_627B}"
+            f" data.revision=null data.max_bytes={10**9 * math.ceil(1.1e-9 * size)}"
+        ]
+    return []
 
 
 def max_epochs_of(config: Config) -> float:
@@ -220,6 +261,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
         dropout=model.dropout,
         optimizer=None if config.optim.name == AUTO else config.optim.name,
         corpus_tokens=text.train_tokens,
+        corpus_source=text.size_source,
         most_repeated=text.most_repeated,
         aspect=(config.plan.aspect_min, config.plan.aspect_max),
         max_epochs=max_epochs_of(config),

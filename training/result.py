@@ -13,6 +13,7 @@ from budget.planner.plan import Plan
 from common.format import format_count, format_seconds
 from common.json_io import significant, write_json
 from data.record import corpus_record
+from data.shards import validation_text
 from run.environment import environment
 from run.history import Records, read_metrics
 from run.metrics import SCHEMA
@@ -102,6 +103,8 @@ def record(
             "source": config.data.source,
             "fingerprint": trainer.corpus.fingerprint,
             "tokenizer": trainer.corpus.tokenizer.name,
+            "tokenizer_fingerprint": trainer.corpus.tokenizer.fingerprint,
+            **validation_text(trainer.corpus.manifest),
             "train_tokens": trainer.corpus.train.n_tokens,
             "epochs": state.tokens / trainer.corpus.train.epoch_tokens,
             **corpus_record(trainer.corpus.manifest),

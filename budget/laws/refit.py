@@ -59,6 +59,7 @@ class FinishedRun:
     tokenizer: str
     corpus: str  # fingerprint of the prepared corpus
     scored: str  # fingerprint of the tokens that were predicted
+    text: str | None  # fingerprint of the validation text; None in records of earlier versions
     block_size: int
     optimizer: str
     bigram_rows: int
@@ -163,6 +164,7 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
             result.text("data.tokenizer"),
             corpus,
             result.text("eval.fingerprint"),
+            result.content["data"].get("text_fingerprint"),
             int(result.number("model.block_size")),
             # Records of earlier versions lack these keys: AdamW without a bigram embedding was the only choice.
             str(result.content.get("plan", {}).get("optimizer", "adamw")),
@@ -198,9 +200,17 @@ def check_comparable(runs: Sequence[FinishedRun], metric: str) -> list[str]:
             f"the runs were evaluated on different tokens ({_format_counts(scored)}), so their corpus or eval.tokens differ;"
             " name runs with the same evaluation (short budgets shorten it: set eval.tokens low enough for the shortest)"
         )
+    texts = Counter(run.text[:8] for run in runs if run.text)
+    if len(texts) > 1:
+        raise UserError(
+            f"the runs were evaluated on different text ({_format_counts(texts)}), whose {metric} cannot be compared; name runs"
+            " with the same corpus"
+        )
     notes = []
     for property_name, counts in (
-        ("corpora", Counter(run.corpus[:8] for run in runs)),
+        ("tokenizers", tokenizers),
+        # With another tokenizer, a corpus of the same text has another fingerprint.
+        ("corpora", Counter(run.corpus[:8] for run in runs if run.tokenizer == runs[0].tokenizer)),
         ("block sizes", Counter(str(run.block_size) for run in runs)),
         ("optimizers", Counter(run.optimizer for run in runs)),
         ("bigram embeddings", Counter(f"{run.bigram_rows} rows" for run in runs)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from budget.laws.published import LAWS, support
 from budget.planner.candidates import least_memory
-from common.format import format_number_of
+from common.format import format_count, format_number_of
 from model.config import Shape
 
 if TYPE_CHECKING:
@@ -39,10 +39,13 @@ def does_not_fit(shape: Shape, memory: float) -> str:
 
 def too_many_epochs(tokens: float, request: Request, epochs: float) -> str:
     """Return the error for a budget that repeats the corpus more often than `request.max_epochs`."""
-    corpus, remedy = f"the corpus ({request.corpus_tokens:,.0f} tokens)", "add text with data.path="
+    corpus_tokens = request.corpus_tokens or 0.0
+    rough = request.corpus_source in ("known", "estimate")
+    size = f"about {format_count(corpus_tokens)}" if rough else f"{corpus_tokens:,.0f}"
+    corpus, remedy = f"the corpus ({size} tokens)", "add text with data.path="
     if request.most_repeated is not None:
         name = request.most_repeated
-        corpus = f"{name}, the most repeated source of data.mix (all of it in {request.corpus_tokens:,.0f} tokens of the mix)"
+        corpus = f"{name}, the most repeated source of data.mix (all of it in {size} tokens of the mix)"
         remedy = f"give {name} more text or a smaller weight"
     return (
         f"the budget trains on {tokens:,.0f} tokens, {epochs:.1f} epochs of {corpus}; at most {request.max_epochs:g}"

@@ -30,6 +30,7 @@ class Request:
     optimizer.
     corpus_tokens: the training tokens of one epoch of the corpus, or of the most repeated source of a mix; None where they
     are unknown.
+    corpus_source: where that number is from: prepared | known | estimate | fixed | unknown.
     most_repeated: the name of that source of a mix; None for one corpus.
     aspect: the smallest and largest n_embd / n_layer.
     max_epochs: a plan with more epochs over the corpus is refused.
@@ -57,6 +58,7 @@ class Request:
     optimizer: str | None = None
     measured_batch: int | None = None
     corpus_tokens: float | None = None
+    corpus_source: str = "unknown"
     most_repeated: str | None = None
     aspect: tuple[float, float] = ASPECT
     max_epochs: float = MAX_EPOCHS
@@ -109,6 +111,7 @@ class Plan:
     compile_cache: the state of the compiler's cache before the trial, cold | warm.
     block: the shape's options that the compute may decide (hyperparameters.block_for); empty in plans of earlier
     versions.
+    corpus_tokens: the training tokens of the corpus; None where they are unknown, and in plans of earlier versions.
     """
 
     n_layer: int
@@ -156,6 +159,7 @@ class Plan:
     regional: bool = False
     compile_cache: str | None = None
     block: dict[str, Any] = field(default_factory=dict)
+    corpus_tokens: float | None = None
 
     @property
     def compiling(self) -> str:

@@ -245,10 +245,12 @@ def make_plan(
                 request.batch_tokens, "saturation" if choice.batch_tokens <= saturation else "step-law+deepseek"
             ),
             "optimizer": _source(request.optimizer, "overhead"),
+            "corpus": request.corpus_source if request.corpus_tokens else "unknown",
             "flat": law.name if law.curve else curve_source(compute),
             **setting_sources,
         },
         notes=notes(request, shape, compute, choice.epochs, choice.steps),
+        corpus_tokens=request.corpus_tokens,
     )
 
 

@@ -99,7 +99,7 @@ def _brief_alternatives(plan: Plan) -> str:
     texts = []
     for row in shown:
         rate = f", {format_count(row.tokens_per_second)} tokens/s" if row.tokens_per_second else ""
-        texts.append(f"{row.n_layer} x {row.n_embd} (loss +{row.worse:.2%}{rate})")
+        texts.append(f"{row.n_layer} x {row.n_embd} (loss +{max(row.worse, 0.0):.2%}{rate})")
     more = len(plan.alternatives) - len(shown)
     return f"{', '.join(texts)}{f' and {more} more' if more else ''} (layers x width)"
 
@@ -126,7 +126,7 @@ def _others(plan: Plan) -> list[tuple[object, ...]]:
             format_count(row.parameters),
             format_count(row.tokens),
             format_count(row.tokens_per_second) if row.tokens_per_second else "-",
-            f"+{row.worse:.2%}",
+            f"+{max(row.worse, 0.0):.2%}",
             row.reason,
         )
         for row in _shown(plan)
@@ -171,6 +171,7 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
         *([("block", block_in_words(plan.block), plan.source["block"])] if plan.block else []),
         ("context", f"{plan.block_size} tokens, vocabulary {plan.vocab_size}", ""),
         ("training tokens", f"{format_count(plan.tokens)}{epochs}", ""),
+        *_corpus_row(plan),
         ("compute", f"{plan.flops:.3g} FLOPs ({plan.flops_6nd:.3g} as 6ND)", ""),
         ("batch", f"{plan.batch_tokens:,} tokens, {plan.steps:,} steps", plan.source["batch_tokens"]),
         ("optimizer", plan.optimizer, plan.source["optimizer"]),
@@ -204,6 +205,17 @@ def _rows(plan: Plan, limits: Limits) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _corpus_row(plan: Plan) -> list[tuple[str, str, str]]:
+    """The row with the size of the corpus; none for a plan of an earlier version."""
+    source = plan.source.get("corpus")
+    if source is None:
+        return []
+    if plan.corpus_tokens is None:
+        return [("corpus", "of unknown size", source)]
+    about = "about " if source in ("known", "estimate") else ""
+    return [("corpus", f"{about}{format_count(plan.corpus_tokens)} training tokens", source)]
+
+
 def _expected_loss(plan: Plan) -> str | None:
     """The expected loss with its 80 % interval; None if the law has none."""
     if plan.predicted_loss is None or plan.predicted_loss_interval is None:
@@ -212,7 +224,7 @@ def _expected_loss(plan: Plan) -> str | None:
     return f"{plan.predicted_loss:.4f} ({low:.4f} to {high:.4f}, 80 %)"
 
 
-def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_tokens: float | None) -> list[str]:
+def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits) -> list[str]:
     """How each number of the plan is derived, one line each."""
     tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
     attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
@@ -237,8 +249,8 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits, corpus_toke
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
         f"FLOPs per token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
-        f"effective tokens: {effective_tokens(tokens, corpus_tokens) / tokens:.1%} of the tokens count as new"
-        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size not given'}; Muennighoff et al. 2023)",
+        f"effective tokens: {effective_tokens(tokens, plan.corpus_tokens) / tokens:.1%} of the tokens count as new"
+        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size unknown'}; Muennighoff et al. 2023)",
     ]
     return lines + _explain_rules(plan, shape, limits)
 
@@ -247,7 +259,7 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     """How batch size, optimizer and rates are derived; values that the user fixed have no rule."""
     tokens, parameters = plan.tokens, plan.parameters_law
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
-    epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size not given"
+    epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size unknown"
     rule = step_rule(limits, plan.optimizer)
     lowest, highest = weight_decay_range(parameters)
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)

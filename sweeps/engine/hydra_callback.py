@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from cli.compose import as_yaml, checked_config
 from cli.plugins import require_storage
 from common.errors import UserError, reported
 from common.json_io import read_json, write_json
+from common.scored_text import BITS_PER_BYTE, changes_text, changes_tokenizer
 from config import NOT_IDENTITY, Config, leaves
 from run.directory import lock, set_aside
 from sweeps.engine.job import ROOT
@@ -104,11 +106,12 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global CURRENT
         with reported():  # Hydra swallows exceptions of a callback, but not the exit that `reported` turns them into
-            if problems := unsupported_options(config):
+            swept = swept_keys(config)
+            if problems := unsupported_options(config) + incomparable_jobs(config, swept):
                 raise UserError(*problems)
             if config.hydra.sweeper.get("storage"):
                 require_storage()
-            content = {"command": single_run_command(), "swept": swept_keys(config)}
+            content = {"command": single_run_command(), "swept": swept}
             CURRENT = open_sweep(Path(config.hydra.sweep.dir).absolute(), sweep_definition(config), content)
         # The processes of other launchers import the task.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -141,6 +144,29 @@ def unsupported_options(config: DictConfig) -> list[str]:
         problems.append(f"sweep.prune={prune} {why}")
     if not hydra.launcher._target_.endswith(".IsolatedLauncher") and sweep.get("on_error") == "stop":
         problems.append(f"sweep.on_error=stop {why}")
+    return problems
+
+
+def incomparable_jobs(config: DictConfig, swept: Sequence[str]) -> list[str]:
+    """List, one line each, the options that compare jobs while they run, if the `swept` options make that impossible.
+
+    The table at the end compares what can be compared (table.py). Pruning and a sweeper that searches cannot wait for it."""
+    text = [] if config.get("data", {}).get("validation_path") else [key for key in swept if changes_text(key)]
+    tokenizer = [key for key in swept if changes_tokenizer(key)]
+    hydra, sweep = config.hydra, config.get("sweep", {})
+    params = hydra.sweeper.get("params") or {}
+    metric, prune = (params.get(f"sweep.{key}", sweep.get(key)) for key in ("metric", "prune"))
+    searches = not hydra.sweeper._target_.endswith(".BasicSweeper")
+    problems = []
+    why = "changes the text that jobs are scored on, so they cannot be compared"
+    if text and prune not in (None, "none"):
+        problems.append(f"sweep.prune={prune}: {text[0]} {why}; leave out one of the two")
+    if text and searches:
+        problems.append(f"{text[0]} {why}, and this sweeper looks for the best; use hydra/sweeper=basic")
+    elif tokenizer and searches and metric != BITS_PER_BYTE:
+        problems.append(
+            f"sweep.metric={metric} is per token, and {tokenizer[0]} changes the tokenizer; set sweep.metric={BITS_PER_BYTE}"
+        )
     return problems
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from common.errors import UserError
 from common.format import format_seconds
 from common.json_io import is_number, mapping, read_json
+from common.scored_text import BITS_PER_BYTE, metric_for, texts_of
 from config import HALVING_RUNGS, extension_of
-from run.history import evaluations, read_metrics
+from run.history import evaluations, read_metrics, read_result
 from sweeps.engine.job import (
     Job,
     Outcome,
@@ -33,7 +34,7 @@ from sweeps.engine.job import (
     write_record,
 )
 from sweeps.engine.scheduler import Queue, Watch, say, sweeper_value
-from sweeps.engine.table import HIGHER_IS_BETTER
+from sweeps.engine.table import HIGHER_IS_BETTER, in_words
 
 # As a share of the budget. An evaluation comes with the first step after each tenth of the budget, so the shares of two runs
 # are never exactly equal.
@@ -71,10 +72,18 @@ def apply_fresh_to_all(jobs: Sequence[Job]) -> list[Job]:
 # -- pruning -----------------------------------------------------------------------------------------------------------
 
 
-def read_losses(run: Path) -> list[tuple[float, float]]:
-    """(share of the budget, validation loss) of a run's interim evaluations."""
-    points = evaluations(read_metrics(run))
-    return [(p["progress"], p["val_loss"]) for p in points if is_number(p["val_loss"]) and is_number(p.get("progress"))]
+def read_losses(run: Path, metric: str = "loss") -> list[tuple[float, float]]:
+    """(share of the budget, validation loss) of a run's interim evaluations, or another metric instead of the loss."""
+    points, key = evaluations(read_metrics(run)), f"val_{metric}"
+    return [(p["progress"], p[key]) for p in points if is_number(p.get(key)) and is_number(p.get("progress"))]
+
+
+def interim_metric(jobs: Sequence[Job]) -> str:
+    """The metric by which running jobs are compared: the loss, or bits per byte if they may have different tokenizers.
+
+    Tokenizers of one name differ as well if they are trained on different text."""
+    one_tokenizer = len({repr(job.options.data) for job in jobs}) == 1
+    return "loss" if one_tokenizer and jobs[0].options.sweep.metric != BITS_PER_BYTE else BITS_PER_BYTE
 
 
 def loss_at(losses: Sequence[tuple[float, float]], share: float) -> float | None:
@@ -86,11 +95,13 @@ def loss_at(losses: Sequence[tuple[float, float]], share: float) -> float | None
     return float(np.interp(share, shares, values))
 
 
-def median_stopping(job: Job, others: Sequence[Sequence[tuple[float, float]]]) -> Outcome | None:
+def median_stopping(job: Job, others: Sequence[Sequence[tuple[float, float]]], metric: str = "loss") -> Outcome | None:
     """The outcome "pruned" if the job's best loss so far is above the median loss of the others at the same share, else None.
 
+    `others` are the results of `read_losses` for the same metric.
+
     This is median stopping (Golovin et al. 2017, Vizier)."""
-    losses = read_losses(job.run)
+    losses = read_losses(job.run, metric)
     if not losses or losses[-1][0] < job.options.sweep.prune_from:
         return None
     share = losses[-1][0]
@@ -100,7 +111,7 @@ def median_stopping(job: Job, others: Sequence[Sequence[tuple[float, float]]]) -
     median, best = statistics.median(known), min(loss for _, loss in losses)
     if best <= median:
         return None
-    why = f"loss {best:.3f} at {share:.0%} of its budget, median of {len(known)} others {median:.3f}"
+    why = f"{in_words(metric)} {best:.3f} at {share:.0%} of its budget, median of {len(known)} others {median:.3f}"
     return Outcome("pruned", why, losses[-1][1])
 
 
@@ -108,12 +119,13 @@ def median_watch(jobs: Sequence[Job]) -> Watch:
     """A watch that applies `median_stopping` to a job and the runs of the sweep that have ended."""
     # Each is read once, because this process shares the CPU with timed jobs.
     ended: dict[Path, list[tuple[float, float]]] = {}
+    metric = interim_metric(jobs)
 
     def watch(job: Job) -> Outcome | None:
         for path in ended_runs(jobs[0].folder):
             if path not in ended:
-                ended[path] = read_losses(path)
-        return median_stopping(job, [losses for path, losses in ended.items() if path != job.run])
+                ended[path] = read_losses(path, metric)
+        return median_stopping(job, [losses for path, losses in ended.items() if path != job.run], metric)
 
     return watch
 
@@ -123,14 +135,16 @@ def ended_runs(folder: Path) -> list[Path]:
     return [Path(record["run"]) for record in read_records(folder) if record.get("status") in ("finished", "pruned")]
 
 
-def rung_watch(rung: float) -> Watch:
+def rung_watch(rung: float, metric: str) -> Watch:
     """A watch that pauses every job after its first evaluation at or after `rung`, a share of the budget."""
 
     def watch(job: Job) -> Outcome | None:
-        losses = read_losses(job.run)
+        losses = read_losses(job.run, metric)
         if not losses or losses[-1][0] < rung:
             return None
-        return Outcome("paused", f"at {losses[-1][0]:.0%} of its budget, loss {losses[-1][1]:.3f}", losses[-1][1])
+        return Outcome(
+            "paused", f"at {losses[-1][0]:.0%} of its budget, {in_words(metric)} {losses[-1][1]:.3f}", losses[-1][1]
+        )
 
     return watch
 
@@ -152,9 +166,9 @@ def run_with_halving(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]
     """
     outcomes: dict[int, Outcome] = {}
     had_finished = [job for job in jobs if (job.run / "result.json").exists()]
-    going = list(jobs)
+    going, metric = list(jobs), interim_metric(jobs)
     for rung in HALVING_RUNGS:
-        watch = rung_watch(rung)
+        watch = rung_watch(rung, metric)
         # Jobs that passed the rung in an earlier start need not run now.
         passed = {job.number: paused for job in going if not has_failed(job) and (paused := watch(job)) is not None}
         to_run = [job for job in going if job.number not in passed and job not in had_finished]
@@ -164,7 +178,7 @@ def run_with_halving(jobs: Sequence[Job], pool: HoursPool) -> dict[int, Outcome]
             return outcomes
         paused_jobs = [job for job in going if job.number in at_rung and at_rung[job.number].status == "paused"]
         keep = max(1, math.ceil(len(paused_jobs) / 2))
-        ranked = sorted(paused_jobs, key=lambda job: loss_at_rung(read_losses(job.run), rung))
+        ranked = sorted(paused_jobs, key=lambda job: loss_at_rung(read_losses(job.run, metric), rung))
         for job in ranked[keep:]:
             if job not in had_finished:
                 why = f"{keep} of {len(paused_jobs)} jobs were ahead at {rung:.0%} of the budget"
@@ -259,13 +273,24 @@ class HoursPool:
 
     def _new_longer_run(self, outcomes: dict[int, Outcome]) -> Job | None:
         """A longer run of the best job, or None if the hours left do not exceed those of every run before."""
-        ends = {number: outcome.value for number, outcome in outcomes.items() if outcome.status == "finished"}
-        values = {number: value for number, value in ends.items() if value is not None}
-        done = [job for job in self.jobs if job.number in values]
-        if not done:
+        done = [job for job in self.jobs if job.number in outcomes and outcomes[job.number].status == "finished"]
+        results = [read_result(job.run) for job in done]
+        if len(set(texts_of(results, [dict(text.split("=", 1) for text in job.overrides) for job in done]))) > 1:
+            say(
+                "hours are left, but no longer run is started: the jobs were scored on different text, so none is the best"
+            )
             return None
-        choose = max if done[0].options.sweep.metric in HIGHER_IS_BETTER else min
-        best = choose(done, key=lambda job: values[job.number])
+        wanted = self.jobs[0].options.sweep.metric
+        metric = metric_for(results, wanted)
+        ends = {
+            job.number: outcomes[job.number].value if metric == wanted else mapping(result.get("eval")).get(metric)
+            for job, result in zip(done, results, strict=True)
+        }
+        values = {number: value for number, value in ends.items() if value is not None}
+        if not values:
+            return None
+        choose = max if metric in HIGHER_IS_BETTER else min
+        best = choose((job for job in done if job.number in values), key=lambda job: values[job.number])
         longest = max([float(best.options.budget.hours or 0.0), *(record["hours"] for record in self.longer)])
         hours = round_hours_down(self.left())
         if hours <= longest:

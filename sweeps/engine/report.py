@@ -22,6 +22,7 @@ from common.errors import UserError, reported
 from common.format import format_count, format_seconds
 from common.json_io import write_text
 from common.paths import user_path
+from common.scored_text import BITS_PER_BYTE, changes_text
 from run.history import column, evaluations, finite, read_metrics
 from run.report import html as page
 from run.report import plots as curves
@@ -32,6 +33,7 @@ from sweeps.engine.table import (
     Sweep,
     as_csv,
     hours_by_kind,
+    in_words,
     ranked_groups,
     read_sweep,
     short_label,
@@ -92,7 +94,7 @@ def render(sweep: Sweep, force: bool = False) -> str:
     tiles = [("Jobs finished", f"{done} of {len(planned)}"), ("Hours spent", f"{hours:.3g}")]
     best = ranked_groups(sweep, force)
     if best:
-        tiles.append((f"Best {sweep.metric}", f"{best[0].mean:.4f}"))
+        tiles.append((f"Best {in_words(sweep.metric)}", f"{best[0].mean:.4f}"))
     if sweep.noise is not None:
         tiles.append(("Noise (std between seeds)", f"{sweep.noise:.4f}"))
     with_result = [row for row in sweep.rows if row.result]
@@ -103,9 +105,9 @@ def render(sweep: Sweep, force: bool = False) -> str:
         tiles=tiles,
         verdict=verdict(sweep, force),
         best_command=sweep.command_of(best[0].rows[0]) if best else "",
-        metric=sweep.metric,
+        metric=in_words(sweep.metric),
         knob_pictures=_option_pictures(sweep),
-        curve_pictures=_curve_pictures(with_result[:MOST_CURVES]),
+        curve_pictures=_curve_pictures(with_result[:MOST_CURVES], sweep.metric),
         legend=[(colour, row.short) for colour, row in zip(COLOURS, with_result, strict=False)],
         jobs_with_result=len(with_result),
         parallel_pictures=_parallel_pictures(sweep),
@@ -124,6 +126,8 @@ def render(sweep: Sweep, force: bool = False) -> str:
 
 def _option_pictures(sweep: Sweep) -> list[curves.Picture]:
     keys = [key for key in sweep.keys if key != "seed"] or sweep.keys
+    if len(sweep.texts) > 1:  # scores on different text are not drawn on one axis
+        keys = [key for key in keys if not changes_text(key)]
     return [_against(sweep, key) for key in keys] if sweep.groups else []
 
 
@@ -176,14 +180,18 @@ def _against(sweep: Sweep, key: str) -> curves.Picture:
         else:
             axes.set_xticks(list(positions.values()), [value.rsplit("/", 1)[-1] for value in positions])
 
-    return curves.picture(f"{sweep.metric} against {key}", key, draw, ticks)
+    return curves.picture(f"{in_words(sweep.metric)} against {key}", key, draw, ticks)
 
 
 # -- curves ------------------------------------------------------------------------------------------------------------
 
 
-def _curve_pictures(rows: list[Row]) -> list[curves.Picture]:
-    """Validation loss of the interim evaluations of each run, against hours, FLOPs and tokens."""
+def _curve_pictures(rows: list[Row], metric: str) -> list[curves.Picture]:
+    """Validation loss of the interim evaluations of each run, against hours, FLOPs and tokens.
+
+    If the sweep's metric is bits per byte, that is drawn instead of the loss.
+    """
+    key, name = ("val_bits_per_byte", "bits per byte") if metric == BITS_PER_BYTE else ("val_loss", "loss")
     curves_by_run = {row.name: points for row in rows if len(points := evaluations(read_metrics(row.run))) > 1}
     if not curves_by_run:
         return []
@@ -192,18 +200,19 @@ def _curve_pictures(rows: list[Row]) -> list[curves.Picture]:
         def draw(axes: Axes) -> None:
             for colour, row in zip(COLOURS, rows, strict=False):
                 points = curves_by_run.get(row.name, [])
-                x, y = finite(column(points, axis), column(points, "val_loss"))
+                x, y = finite(column(points, axis), column(points, key))
                 if len(x):
                     axes.plot(x, y, color=colour, lw=1.3)
-            axes.set_ylabel("validation loss")
-            losses = np.concatenate([column(points, "val_loss") for points in curves_by_run.values()])
-            _crop_initial_fall(axes, losses[np.isfinite(losses)])
+            axes.set_ylabel(f"validation {name}")
+            values = np.concatenate([column(points, key) for points in curves_by_run.values()])
+            if np.isfinite(values).any():
+                _crop_initial_fall(axes, values[np.isfinite(values)])
 
         return draw
 
     return [
         curves.picture(
-            f"Validation loss against {label}", label, drawing(axis), curves.axis(form) if form else curves.time_axis
+            f"Validation {name} against {label}", label, drawing(axis), curves.axis(form) if form else curves.time_axis
         )
         for axis, label, form in AXES
     ]
@@ -219,8 +228,8 @@ def _crop_initial_fall(axes: Axes, losses: np.ndarray) -> None:
 def _parallel_pictures(sweep: Sweep) -> list[curves.Picture]:
     """Parallel coordinates of the options and the metric, if more than two options vary."""
     keys = [key for key in sweep.keys if key != "seed"]
-    rows = [row for row in sweep.rows if row.finished]
-    if len(keys) < 3 or len(rows) < 2:
+    rows = sweep.finished
+    if len(keys) < 3 or len(rows) < 2 or len(sweep.texts) > 1:
         return []
     scales = [_axis_positions(sweep, key)[0] for key in keys]
     values = np.array([float(row.value or 0.0) for row in rows])
@@ -241,16 +250,18 @@ def _parallel_pictures(sweep: Sweep) -> list[curves.Picture]:
         axes.set_yticks([0, 1], ["low", "high"])
 
     def ticks(axes: Axes) -> None:
-        axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), sweep.metric])
+        axes.set_xticks(range(len(keys) + 1), [*(key.split(".")[-1] for key in keys), in_words(sweep.metric)])
 
-    return [curves.picture(f"The options of every run and its {sweep.metric}", "", draw, ticks)]
+    return [curves.picture(f"The options of every run and its {in_words(sweep.metric)}", "", draw, ticks)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=user_path, nargs="+", help="outputs/sweeps/NAME")
     parser.add_argument(
-        "--force", action="store_true", help="rank jobs by hours although they ran on different devices"
+        "--force",
+        action="store_true",
+        help="rank jobs although they ran on different devices or were scored on different text",
     )
     options = parser.parse_args()
     for folder in options.folder:

@@ -9,6 +9,7 @@ import re
 import shlex
 import statistics
 from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 from common.errors import UserError
 from common.json_io import mapping, read_json
 from common.noise import squares_within
+from common.scored_text import BITS_PER_BYTE, metric_for, text_options, texts_of, tokenizers_of
 from run.history import read_result
 from sweeps.engine.job import read_records
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)
-BUDGET_RATIO_ALLOWED = 2.0  # the noise of another sweep is used if its median hours differ by at most this factor
+BUDGET_RATIO_ALLOWED = 2.0  # the noise of another sweep is used if its median budget differs by at most this factor
 SPEED_RATIO_WARNED = 1.2  # warn if jobs of the same shape differ in tokens per second by this factor or more
 
 
@@ -35,7 +37,7 @@ class Row:
     """One job.
 
     Attributes:
-        value: The sweep's metric, None without a result.
+        value: The metric by which the sweep is ranked, None without a result.
         settings: The options that vary in the sweep, as on the command line.
         hours: The job's budget.
         longer: Whether it is a longer run of the best job, on hours that were left over.
@@ -97,6 +99,8 @@ class Sweep:
     """A sweep, read from its folder.
 
     Attributes:
+        metric: The metric by which the jobs are ranked: sweep.metric, or bits per byte if their tokenizers differ.
+        wanted_metric: sweep.metric.
         command: The command of a single job, without overrides.
         noise: Standard deviation of the metric between seeds; None if unknown.
         noise_from: The source of the noise, or the reason why it is unknown.
@@ -107,6 +111,7 @@ class Sweep:
     folder: Path
     name: str
     metric: str
+    wanted_metric: str
     command: list[str]
     rows: list[Row]
     noise: float | None
@@ -115,15 +120,31 @@ class Sweep:
     keys: list[str]
 
     @property
+    def finished(self) -> list[Row]:
+        """The rows that can be ranked."""
+        return [row for row in self.rows if row.finished]
+
+    @property
+    def texts(self) -> dict[Hashable, list[Row]]:
+        """The finished rows by the text that they were scored on."""
+        rows_by_text = defaultdict[Hashable, list[Row]](list)
+        for text, row in zip(_texts_of(self.finished), self.finished, strict=True):
+            rows_by_text[text].append(row)
+        return rows_by_text
+
+    @property
     def groups(self) -> list[Group]:
         """The groups of finished rows, best first."""
+        return self.groups_of(self.finished)
+
+    def groups_of(self, rows: Sequence[Row]) -> list[Group]:
+        """The groups of some finished rows, best first."""
         rows_by_settings: dict[tuple[tuple[str, str], ...], list[Row]] = {}
-        for row in self.rows:
-            if row.finished:
-                rows_by_settings.setdefault(row.group, []).append(row)
+        for row in rows:
+            rows_by_settings.setdefault(row.group, []).append(row)
         groups = [
-            Group(dict(settings), rows, statistics.mean(float(row.value or 0.0) for row in rows))
-            for settings, rows in rows_by_settings.items()
+            Group(dict(settings), same, statistics.mean(float(row.value or 0.0) for row in same))
+            for settings, same in rows_by_settings.items()
         ]
         return sorted(groups, key=lambda group: group.mean, reverse=self.metric in HIGHER_IS_BETTER)
 
@@ -171,10 +192,19 @@ def read_sweep(folder: Path) -> Sweep:
         _row(record, {key: given.get(key, "-") for key in keys}, metric)
         for record, given in zip(records, overrides, strict=True)
     ]
+    wanted, metric = metric, metric_for([row.result for row in rows if row.finished], metric)
+    if metric != wanted:
+        rows = [replace(row, value=row.of("eval", metric)) for row in rows]
     noise, noise_from, freedom = estimate_noise(rows)
     if noise is None:
         noise, noise_from, freedom = noise_of_seeds_sweep(folder, metric, rows)
-    return Sweep(folder, about["name"], metric, about["command"], rows, noise, noise_from, freedom, keys)
+    return Sweep(folder, about["name"], metric, wanted, about["command"], rows, noise, noise_from, freedom, keys)
+
+
+def _texts_of(rows: Sequence[Row]) -> list[Hashable]:
+    """What identifies the text that each row was scored on."""
+    options = [dict(_split_override(text) for text in row.overrides) for row in rows]
+    return texts_of([row.result for row in rows], options)
 
 
 def _split_override(override: str) -> tuple[str, str]:
@@ -236,7 +266,7 @@ def noise_of_seeds_sweep(folder: Path, metric: str, rows: list[Row]) -> tuple[fl
     noise, _, freedom = estimate_noise(seeds)
     if noise is None:
         return None, "", 0
-    if difference := _difference(rows, seeds):
+    if difference := _difference(rows, seeds, metric):
         return None, f"the sweep `seeds` had {difference}, so its noise does not apply", 0
     values, seed_values = ([row.value for row in part if row.finished and row.value] for part in (rows, seeds))
     if metric == "perplexity" and values:  # its noise is proportional to its level: perplexity = exp(loss)
@@ -244,21 +274,42 @@ def noise_of_seeds_sweep(folder: Path, metric: str, rows: list[Row]) -> tuple[fl
     return noise, "the sweep `seeds`", freedom
 
 
-def _difference(rows: list[Row], seeds: list[Row]) -> str:
-    """What makes the finished runs of two sweeps incomparable; an empty string if they are comparable."""
+def _difference(rows: list[Row], seeds: list[Row], metric: str) -> str:
+    """What makes the noise of one sweep's finished runs inapplicable to another's; an empty string if it applies."""
     ours, theirs = ([row for row in part if row.finished] for part in (rows, seeds))
-    for name, part, key in (("another text", "data", "fingerprint"), ("another device", "environment", "device")):
-        if {row.of(part, key) for row in ours} - {row.of(part, key) for row in theirs}:
-            return name
     if not ours:
         return ""
-    hours, seeds_hours = (statistics.median(row.hours_spent for row in part) for part in (ours, theirs))
-    return "another budget" if max(hours, seeds_hours) > BUDGET_RATIO_ALLOWED * min(hours, seeds_hours) else ""
+    texts, devices = _texts_of(ours + theirs), [row.of("environment", "device") for row in ours + theirs]
+    tokenizers = tokenizers_of([row.result for row in ours + theirs])
+    properties = [("another text", texts), ("another device", devices)]
+    if metric != BITS_PER_BYTE:
+        properties.append(("another tokenizer", tokenizers))
+    for name, values in properties:
+        if set(values[: len(ours)]) - set(values[len(ours) :]):
+            return name
+    budget, seeds_budget = _median_budgets(ours, theirs)
+    return "another budget" if max(budget, seeds_budget) > BUDGET_RATIO_ALLOWED * min(budget, seeds_budget) else ""
+
+
+def _median_budgets(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[float, float]:
+    """The median budgets of two sweeps, by the first limit that all runs have; if there is none, the hours that they spent.
+
+    The budget that was set is compared where possible: on a busy machine a run limited by steps may take twice as long."""
+    for limit in ("hours", "flops", "tokens", "steps"):
+        if all(row.of("budget", limit) for row in (*ours, *theirs)):
+            return _median([row.of("budget", limit) for row in ours]), _median(
+                [row.of("budget", limit) for row in theirs]
+            )
+    return _median([row.hours_spent for row in ours]), _median([row.hours_spent for row in theirs])
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(statistics.median(values))
 
 
 def table_columns(sweep: Sweep) -> list[str]:
     """The column titles of the table."""
-    figures = (sweep.metric, "bits/byte", "layers x width", "tokens", "hours", "tokens/s")
+    figures = (sweep.wanted_metric, "bits/byte", "layers x width", "tokens", "hours", "tokens/s")
     return ["#", *sweep.keys, "status", *figures, "why"]
 
 
@@ -269,7 +320,7 @@ def table_cells(sweep: Sweep, row: Row) -> list[str]:
         str(row.number),
         *row.settings.values(),
         row.status,
-        _format(row.value, ".4f"),
+        _format(row.value if sweep.metric == sweep.wanted_metric else row.of("eval", sweep.wanted_metric), ".4f"),
         _format(row.of("eval", "bits_per_byte"), ".4f"),
         f"{layers} x {width}" if layers else "-",
         _format(row.of("spent", "tokens"), ",.0f"),
@@ -305,9 +356,52 @@ def as_csv(sweep: Sweep) -> str:
 
 
 def ranked_groups(sweep: Sweep, force: bool = False) -> list[Group]:
-    """The groups, best first. Empty, unless `force`, if runs with a budget in hours were on different devices."""
-    incomparable = len(sweep.devices) > 1 and any(row.of("budget", "hours") for row in sweep.rows)
-    return [] if incomparable and not force else sweep.groups
+    """The groups, best first. Empty if `incomparable` gives a reason, unless `force`."""
+    return [] if incomparable(sweep) and not force else sweep.groups
+
+
+def incomparable(sweep: Sweep) -> str:
+    """The reason why the jobs are not ranked, as a sentence; an empty string if they are."""
+    if len(sweep.texts) > 1:
+        return (
+            f"The jobs were scored on different text ({'; '.join(_text_labels(sweep))}), so they are not ranked: a lower"
+            f" {in_words(sweep.metric)} may only mean that a text is easier; --force ranks them anyway."
+        )
+    if len(sweep.devices) > 1 and any(row.of("budget", "hours") for row in sweep.rows):
+        return (
+            f"The jobs ran on different devices ({', '.join(sweep.devices)}). Equal hours are not equal budgets there, so the"
+            " jobs are not ranked; --force ranks them anyway."
+        )
+    return ""
+
+
+def in_words(metric: str) -> str:
+    """A metric's name as text, e.g. "bits per byte"."""
+    return metric.replace("_", " ")
+
+
+def _text_labels(sweep: Sweep) -> list[str]:
+    """A label for each text: the options that led to it, or a number."""
+    labels = [
+        ", ".join(f"{key}={value}" for key, value in text_options(rows[0].settings).items())
+        for rows in sweep.texts.values()
+    ]
+    if len({*labels}) == len(labels):
+        return labels
+    return [f"text {number}" for number in range(1, len(labels) + 1)]
+
+
+def _best_by_text(sweep: Sweep) -> list[str]:
+    """The best settings on each text with which several were tried, a sentence each."""
+    lines = []
+    for label, rows in zip(_text_labels(sweep), sweep.texts.values(), strict=True):
+        groups = sweep.groups_of(rows)
+        if len(groups) > 1:
+            text = text_options(groups[0].settings)
+            settings = {key: value for key, value in groups[0].settings.items() if key not in text}
+            name = ", ".join(f"{key}={value}" for key, value in settings.items()) or groups[0].label
+            lines.append(f"Best on {label}: {name} with {in_words(sweep.metric)} {groups[0].mean:.4f}.")
+    return lines
 
 
 def verdict(sweep: Sweep, force: bool = False) -> list[str]:
@@ -316,14 +410,11 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
     if not sweep.groups:
         return ["No job has finished, so there is nothing to compare."]
     if not groups:
-        return [
-            f"The jobs ran on different devices ({', '.join(sweep.devices)}). Equal hours are not equal budgets there, so the"
-            " jobs are not ranked; --force ranks them anyway."
-        ]
+        return [incomparable(sweep), *(_best_by_text(sweep) if len(sweep.texts) > 1 else [])]
     best = groups[0]
     runs = f" (mean of {len(best.rows)} runs)" if len(best.rows) > 1 else ""
     name = f"Best: {best.label} with" if len(groups) > 1 else f"{best.label}:"
-    lines = [f"{name} {sweep.metric} {best.mean:.4f}{runs}."]
+    lines = [f"{name} {in_words(sweep.metric)} {best.mean:.4f}{runs}.", *_other_metric(sweep)]
     unfair = _unequal_speeds(sweep) + _cut_short(sweep)
     lines += _unequal_scores(sweep) + unfair
     if sweep.noise is None:
@@ -342,14 +433,36 @@ def verdict(sweep: Sweep, force: bool = False) -> list[str]:
     return lines
 
 
-def _unequal_scores(sweep: Sweep) -> list[str]:
-    """A warning if the final evaluations, which are shortened to fit into the hours, were on different numbers of tokens."""
-    sizes = sorted({row.of("eval", "tokens") for row in sweep.rows if row.finished and row.of("eval", "tokens")})
-    if len(sizes) < 2:
+def _other_metric(sweep: Sweep) -> list[str]:
+    """A sentence if the jobs are not ranked by the metric that was asked for."""
+    if sweep.metric == sweep.wanted_metric:
         return []
     return [
-        f"The jobs were scored on different amounts of text, {sizes[0]:,} to {sizes[-1]:,} validation tokens, as their time"
-        f" allowed; eval.tokens={sizes[0]} or a larger eval.max_fraction makes them comparable."
+        f"The jobs have different tokenizers, so they are ranked by {in_words(sweep.metric)}; {sweep.wanted_metric} is per"
+        " token and cannot be compared between them."
+    ]
+
+
+def _unequal_scores(sweep: Sweep) -> list[str]:
+    """A warning if the final evaluations were on different amounts of text.
+
+    They are limited by eval.tokens, and shortened to fit into the hours. A number of tokens is another amount of text for
+    another tokenizer, so tokenizers are compared on the whole validation text.
+    """
+    tokenizers = tokenizers_of([row.result for row in sweep.finished])
+    unit = "tokens" if len(set(tokenizers)) < 2 else "bytes"
+    sizes = sorted({size for row in sweep.finished if (size := row.of("eval", unit))})
+    if len(sizes) < 2 or len(sweep.texts) > 1:
+        return []
+    advice = f"eval.tokens={sizes[0]} or a larger eval.max_fraction makes them comparable"
+    if unit == "bytes":
+        whole = max((row.of("data", "validation_tokens") or 0 for row in sweep.finished), default=0)
+        tokens = f"eval.tokens={whole}" if whole else "a larger eval.tokens"
+        advice = (
+            f"{tokens}, with a larger eval.max_fraction where hours cut it, scores the whole text with each tokenizer"
+        )
+    return [
+        f"The jobs were scored on different amounts of text, {sizes[0]:,} to {sizes[-1]:,} validation {unit}; {advice}."
     ]
 
 

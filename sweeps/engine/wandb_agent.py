@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 import sweeps.engine.hydra_callback  # noqa: F401 (registers the resolvers of sweeps/*.yaml)
 from cli.compose import as_user_error, register_schemas
 from common.errors import UserError, reported
+from common.scored_text import BITS_PER_BYTE, changes_tokenizer
 from config import CONF, closest
 from sweeps.engine.table import HIGHER_IS_BETTER
 
@@ -56,6 +57,7 @@ def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     parameters = {key: {"values": [parse_scalar(value) for value in values]} for key, values in swept.items()}
     if not parameters:
         raise UserError(f"sweep {name} sweeps nothing; give an option several values, e.g. seed=1,2,3")
+    metric = BITS_PER_BYTE if any(map(changes_tokenizer, swept)) else config["sweep"]["metric"]
     # A single job; online, so that wandb learns that it has run.
     given = ["hydra.mode=RUN", "wandb.mode=online", *single_values(values_of)]
     file = {
@@ -65,8 +67,8 @@ def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         "entity": config["wandb"]["entity"],
         "method": "grid",
         "metric": {
-            "name": f"eval_{config['sweep']['metric']}",
-            "goal": "maximize" if config["sweep"]["metric"] in HIGHER_IS_BETTER else "minimize",
+            "name": f"eval_{metric}",
+            "goal": "maximize" if metric in HIGHER_IS_BETTER else "minimize",
         },
         "parameters": parameters,
         "command": ["${env}", "python", "train.py", "-cd", "sweeps", "-cn", name, *given, "${args_no_hyphens}"],

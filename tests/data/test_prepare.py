@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -18,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.checksum import add_checksum
 from common.errors import MachineError
 from data import prepare as module
-from data.shard_writer import Writer
-from data.shards import open_corpus
+from data.shard_writer import State, Writer, load_state
+from data.shards import open_corpus, validation_text
 from data.sources import by_place
 from data.sources.base import DataSpec
 from data.splits import digest_of, split_of
@@ -95,6 +97,38 @@ def test_a_finished_corpus_is_reused_and_options_separate_corpora(tmp_path: Path
     assert len({make(tmp_path, path, **options).folder for options in others} | {first.folder}) == 5
     write_jsonl(path / "0.jsonl.zst", ["changed"])
     assert make(tmp_path, path).folder != first.folder
+
+
+def test_the_fingerprint_of_a_text_is_the_same_for_every_tokenizer(tmp_path: Path, small: None) -> None:
+    path = corpus_of(tmp_path)
+    held_out = [t for n in range(4) for t in texts(80, seed=n // 2) + texts(20, seed=n)]
+    expected = ""
+    for text in dict.fromkeys(held_out):
+        if split_of(digest_of(text.encode()), 0.1) == "val":
+            expected = hashlib.sha256(expected.encode() + digest_of(text.encode())).hexdigest()
+    records = [
+        validation_text(make(tmp_path, path, **options).manifest)
+        for options in ({"tokenizer": "bytes"}, {"tokenizer": "bpe-300", "workers": 1}, {"validation_fraction": 0.2})
+    ]
+    assert [record["text_fingerprint"] == expected for record in records] == [True, True, False]
+    assert [record["text_source"] == records[0]["text_source"] for record in records] == [True, True, False]
+    assert records[0]["validation_bytes"] == records[1]["validation_bytes"]
+
+
+def test_a_corpus_of_an_earlier_version_has_no_fingerprint_of_its_text(tmp_path: Path) -> None:
+    manifest = make(tmp_path, corpus_of(tmp_path)).manifest
+    now = validation_text(manifest)
+    del manifest["text_fingerprints"]
+    assert validation_text(manifest) == now | {"text_fingerprint": None}
+
+
+def test_a_preparation_that_an_earlier_version_began_has_no_fingerprint_of_its_text(tmp_path: Path) -> None:
+    """It would be of the rest of the documents."""
+    db = sqlite3.connect(tmp_path / "state.sqlite")
+    db.execute("CREATE TABLE state (id INTEGER PRIMARY KEY, content TEXT)")
+    content = {key: value for key, value in vars(State()).items() if key != "texts"}
+    db.execute("INSERT INTO state VALUES (0, ?)", (json.dumps(add_checksum(content)),))
+    assert load_state(db).texts == {}
 
 
 def test_no_temporary_files_are_left(tmp_path: Path, small: None) -> None:

@@ -118,3 +118,26 @@ def test_unsupported_hours_and_pruning_are_refused(
     lines = record.unsupported_options(OmegaConf.create(content))
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "sweep", "swept", "said"),
+    [
+        (BASIC, {"prune": "median"}, ["data.tokenizer", "seed"], ""),
+        (BASIC, {"prune": "median"}, ["data.path"], "sweep.prune=median: data.path changes the text"),
+        (BASIC | {"params": {"sweep.prune": "halving"}}, {}, ["data"], "sweep.prune=halving: data changes the text"),
+        (BASIC, {}, ["data.path"], ""),
+        (OPTUNA, {}, ["data.path"], "data.path changes the text"),
+        (OPTUNA, {"metric": "loss"}, ["data.tokenizer"], "set sweep.metric=bits_per_byte"),
+        (OPTUNA, {"metric": "accuracy"}, ["data.tokenizer"], "set sweep.metric=bits_per_byte"),
+        (OPTUNA, {"metric": "bits_per_byte"}, ["data.tokenizer"], ""),
+        (OPTUNA, {}, ["optim.learning_rate", "data.workers"], ""),
+    ],
+)
+def test_jobs_that_cannot_be_compared_while_they_run_are_refused(
+    sweeper: dict[str, object], sweep: dict[str, object], swept: list[str], said: str
+) -> None:
+    content = {"hydra": {"sweeper": sweeper}, "sweep": {"metric": "loss", "prune": "none"} | sweep, "data": {}}
+    lines = record.incomparable_jobs(OmegaConf.create(content), swept)
+    assert len(lines) == bool(said)
+    assert said in " ".join(lines)

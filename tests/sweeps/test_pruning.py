@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,51 @@ def test_a_job_above_the_median_of_three_is_pruned(tmp_path: Path) -> None:
     assert median_stopping(fast, others) is None
     assert median_stopping(early, others) is None, "no job is stopped before sweep.prune_from"
     assert median_stopping(slow, others[:2]) is None, "a median of two is not used"
+
+
+def tokenizer_job(place: Path, number: int, tokenizer: str, prune: str = "none", **options: Any) -> Job:
+    """A job of a sweep over data.tokenizer, in a file of its own."""
+    one = job(place, number, prune=prune, **options)
+    config = replace(one.options, data=replace(one.options.data, tokenizer=tokenizer))
+    return make_job(config, number, [f"data.tokenizer={tokenizer}"], str(place / "outputs" / "sweeps" / "s"))
+
+
+def left_bits(job: Job, loss: float, bits: float, status: str = "stopped") -> None:
+    """Write a run's evaluations with a loss and bits per byte that do not change."""
+    left_behind(job, [loss] * 5, 0.5, status)
+    points = [{"progress": 0.1 * i, "val_loss": loss, "val_bits_per_byte": bits} for i in range(1, 6)]
+    (job.run / "metrics.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+
+
+# Loss and bits per byte of four tokenizers: the lowest loss has the most bits per byte.
+TOKENIZERS = (("bpe-4096", 7.42, 3.16), ("bpe-1024", 5.5, 3.3), ("bpe-512", 4.70, 3.41), ("bytes", 2.93, 4.23))
+
+
+def test_tokenizers_are_pruned_by_bits_per_byte(tmp_path: Path) -> None:
+    jobs = [tokenizer_job(tmp_path, number, name, "median") for number, (name, _, _) in enumerate(TOKENIZERS)]
+    for each, (_, loss, bits) in zip(jobs, TOKENIZERS, strict=True):
+        left_bits(each, loss, bits)
+        write_record(each, Outcome("finished", "", loss), 1, 1.0)
+    watch = pool.median_watch(jobs)
+    found = [watch(each) for each in jobs]
+    assert [outcome is not None for outcome in found] == [False, False, True, True]
+    assert found[3] is not None
+    assert found[3].why.startswith("bits per byte 4.230")
+
+
+def test_halving_keeps_the_tokenizers_with_the_fewest_bits_per_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [tokenizer_job(tmp_path, number, name, "halving") for number, (name, _, _) in enumerate(TOKENIZERS)]
+
+    def ran(some: list[Job], watch: pool.Watch | None, hours: HoursPool) -> dict[int, Outcome]:
+        for each in some:
+            left_bits(each, *TOKENIZERS[each.number][1:])
+        return {each.number: (watch and watch(each)) or Outcome("finished", "", 4.0) for each in some}
+
+    monkeypatch.setattr(pool, "run_queue", ran)
+    outcomes = run_with_halving(jobs, HoursPool(None, jobs))
+    assert [outcomes[number].status for number in range(4)] == ["finished", "pruned", "pruned", "pruned"]
 
 
 def test_evaluations_that_a_resume_rolled_back_are_ignored(tmp_path: Path) -> None:
@@ -245,6 +291,20 @@ def test_hours_left_over_are_used_for_one_longer_run(tmp_path: Path, line: Line)
     ]  # 0.8 more hours are fewer than the best job had
     run_all(jobs)
     assert len(line.ran) == 3
+
+
+@pytest.mark.parametrize(("texts", "longer"), [(("t", "t"), ["data.tokenizer=bpe-512"]), (("t", "u"), [])])
+def test_a_longer_run_is_of_the_best_job_by_bits_per_byte_and_only_on_one_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: tuple[str, str], longer: list[str]
+) -> None:
+    jobs = [tokenizer_job(tmp_path, n, name, pool_hours=9.0) for n, name in enumerate(("bpe-512", "bytes"))]
+    for each, loss, bits, text in zip(jobs, (4.7, 2.9), (3.4, 4.2), texts, strict=True):
+        left_bits(each, loss, bits, "finished")
+        data = {"tokenizer": each.options.data.tokenizer, "text_fingerprint": text}
+        (each.run / "result.json").write_text(json.dumps({"eval": {"loss": loss, "bits_per_byte": bits}, "data": data}))
+    outcomes = {0: Outcome("finished", "", 4.7), 1: Outcome("finished", "", 2.9)}
+    runs = HoursPool(9.0, jobs).longer_runs(outcomes)
+    assert [each.overrides[0] for each in runs] == longer
 
 
 def test_a_stopped_longer_run_is_continued(tmp_path: Path, line: Line) -> None:

@@ -12,8 +12,17 @@ from typing import Any
 
 import pytest
 
-from sweeps.engine.report import render
-from sweeps.engine.table import as_csv, hours_by_kind, read_sweep, t_quantile, table_columns, verdict
+from run.report.console import Console
+from sweeps.engine.report import render, show_sweep
+from sweeps.engine.table import (
+    as_csv,
+    hours_by_kind,
+    read_sweep,
+    t_quantile,
+    table_cells,
+    table_columns,
+    verdict,
+)
 from tests.run.report.test_run_report import HOSTILE, Page
 
 
@@ -84,22 +93,29 @@ def test_without_seeds_the_verdict_says_that_noise_is_unknown(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("changes", "hours", "reason"),
+    ("changes", "reason"),
     [
-        ({"data": {"fingerprint": "another"}}, 0.0199, "another text"),
-        ({"environment": {"device": "NVIDIA A100"}}, 0.0199, "another device"),
-        ({}, 0.005, "another budget"),
+        ({"data": {"fingerprint": "another"}}, "another text"),
+        ({"data": {"tokenizer": "bytes"}}, "another tokenizer"),
+        ({"environment": {"device": "NVIDIA A100"}}, "another device"),
+        ({"budget": {"hours": 0.005}}, "another budget"),
     ],
 )
-def test_noise_of_incomparable_runs_is_not_used(
-    tmp_path: Path, changes: dict[str, Any], hours: float, reason: str
-) -> None:
+def test_noise_of_incomparable_runs_is_not_used(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     seeds = {f"job{n}": changes for n in range(3)}
-    folder = sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
-    change_records(folder, hours_spent=hours)
+    sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
     sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)]))
     assert sweep.noise is None
     assert reason in verdict(sweep)[1]
+
+
+def test_noise_applies_to_jobs_with_the_same_budget_on_a_slow_day(tmp_path: Path) -> None:
+    seeds = {f"job{n}": {"budget": {"hours": None, "steps": 100}} for n in range(3)}
+    folder = sweep_folder(tmp_path, [([f"seed={n}"], 4.0 + n) for n in range(3)], name="seeds", **seeds)  # type: ignore[arg-type]
+    change_records(folder, hours_spent=0.1)
+    jobs = {f"job{n}": {"budget": {"hours": None, "steps": 100}} for n in range(2)}
+    sweep = read_sweep(sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.1)], **jobs))  # type: ignore[arg-type]
+    assert sweep.noise == pytest.approx(1.0)
 
 
 def test_fewer_seeds_need_a_larger_difference(tmp_path: Path) -> None:
@@ -159,6 +175,119 @@ def test_verdict_warns_about_scores_on_different_text(tmp_path: Path) -> None:
     jobs = [(["a=1"], 4.0), (["a=2"], 4.1)]
     folder = sweep_folder(tmp_path, jobs, job0={"eval": {"tokens": 4096}}, job1={"eval": {"tokens": 8192}})  # type: ignore[arg-type]
     assert any("4,096 to 8,192 validation tokens" in line for line in verdict(read_sweep(folder)))
+
+
+# The figures of `-m data.tokenizer=bpe-4096,bpe-512,bytes` on one text: the lowest loss has the most bits per byte.
+TOKENIZERS = (("bpe-4096", 7.42, 3.16), ("bpe-512", 4.70, 3.41), ("bytes", 2.93, 4.23))
+
+
+def tokenizer_sweep(place: Path, metric: str = "loss", **changes: Any) -> Path:
+    """A sweep over tokenizers, all scored on the same 60,000 bytes."""
+    results = {}
+    for number, (name, loss, bits) in enumerate(TOKENIZERS):
+        scores = {"loss": loss, "bits_per_byte": bits, "perplexity": math.exp(loss), "accuracy": 0.1 * number}
+        scores |= {"tokens": 20_000 * (number + 1), "bytes": 60_000}
+        data = {"tokenizer": name, "fingerprint": name, "text_fingerprint": "t", "validation_tokens": scores["tokens"]}
+        results[f"job{number}"] = {"eval": scores, "data": data}
+    for part, content in changes.items():
+        for number, each in enumerate(content):
+            results[f"job{number}"][part] |= each
+    jobs = [([f"data.tokenizer={name}"], loss) for name, loss, _ in TOKENIZERS]
+    folder = sweep_folder(place, jobs, **results)  # type: ignore[arg-type]
+    for number in range(3):
+        change_records(folder, f"s-{number}.json", metric=metric, value=results[f"job{number}"]["eval"][metric])
+    return folder
+
+
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "accuracy"])
+def test_different_tokenizers_are_ranked_by_bits_per_byte(tmp_path: Path, metric: str) -> None:
+    sweep = read_sweep(tokenizer_sweep(tmp_path, metric))
+    lines = verdict(sweep)
+    assert lines[0] == "Best: data.tokenizer=bpe-4096 with bits per byte 3.1600."
+    assert lines[1].startswith("The jobs have different tokenizers, so they are ranked by bits per byte")
+    assert not any("different amounts" in line or "different text" in line for line in lines)
+    page = Page(render(sweep)).text
+    assert "Best bits per byte" in page
+    assert "python train.py data.tokenizer=bpe-4096" in page
+    assert metric in table_columns(sweep)
+    value = sweep.rows[2].of("eval", metric)
+    assert f"{value:.4f}" in table_cells(sweep, sweep.rows[2])
+
+
+def test_bits_per_byte_as_the_metric_needs_no_explanation(tmp_path: Path) -> None:
+    lines = verdict(read_sweep(tokenizer_sweep(tmp_path, "bits_per_byte")))
+    assert lines[0] == "Best: data.tokenizer=bpe-4096 with bits per byte 3.1600."
+    assert not any("different tokenizers" in line for line in lines)
+
+
+def test_results_without_fingerprints_are_compared_by_their_options(tmp_path: Path) -> None:
+    """As earlier versions wrote them: the corpus has one fingerprint for each tokenizer, although the text is the same."""
+    sweep = read_sweep(tokenizer_sweep(tmp_path, data=[{"text_fingerprint": None}] * 3))
+    assert verdict(sweep)[0].startswith("Best: data.tokenizer=bpe-4096")
+
+
+def test_two_trained_tokenizers_of_one_name_are_different(tmp_path: Path) -> None:
+    data = [{"tokenizer": "bpe-512", "tokenizer_fingerprint": str(number)} for number in range(3)]
+    assert read_sweep(tokenizer_sweep(tmp_path, data=data)).metric == "bits_per_byte"
+
+
+def test_ties_between_tokenizers_are_in_bits_per_byte(tmp_path: Path) -> None:
+    jobs, results = [], {}
+    for number, (name, loss, bits) in enumerate(
+        [("a", 3.0, 2.00), ("a", 3.5, 2.02), ("b", 2.0, 2.01), ("b", 2.1, 2.03)]
+    ):
+        jobs.append(([f"data.tokenizer={name}", f"seed={number}"], loss))
+        results[f"job{number}"] = {"eval": {"bits_per_byte": bits}, "data": {"tokenizer": name}}
+    sweep = read_sweep(sweep_folder(tmp_path, jobs, **results))  # type: ignore[arg-type]
+    assert sweep.noise == pytest.approx(statistics.stdev([2.00, 2.02]))
+    assert "Within noise of the best: data.tokenizer=b (2.0200)." in verdict(sweep)
+
+
+def test_tokenizers_that_saw_different_bytes_are_named_with_a_value_that_helps(tmp_path: Path) -> None:
+    cut = [{"bytes": 60_000}, {"bytes": 51_000}, {"bytes": 20_000}]
+    sizes = [{"validation_tokens": 20_000}, {"validation_tokens": 40_000}, {"validation_tokens": 61_000}]
+    lines = verdict(read_sweep(tokenizer_sweep(tmp_path, eval=cut, data=sizes)))
+    (warning,) = (line for line in lines if "different amounts" in line)
+    assert "20,000 to 60,000 validation bytes" in warning
+    assert "eval.tokens=61000" in warning
+
+
+def corpora_sweep(place: Path, known: bool = True) -> Path:
+    """Two corpora with two settings each; the second corpus has the easier text."""
+    jobs, results = [], {}
+    for number, (path, dropout, loss) in enumerate(
+        [("a.txt", 0, 3.2), ("a.txt", 0.1, 3.1), ("b.txt", 0, 2.0), ("b.txt", 0.1, 2.5)]
+    ):
+        jobs.append(([f"data.path={path}", f"model.dropout={dropout}"], loss))
+        data = {"tokenizer": "bytes", "fingerprint": path} | ({"text_fingerprint": path} if known else {})
+        results[f"job{number}"] = {"data": data}
+    return sweep_folder(place, jobs, **results)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_there_is_no_winner_across_corpora(tmp_path: Path, capsys: pytest.CaptureFixture[str], known: bool) -> None:
+    sweep = read_sweep(corpora_sweep(tmp_path, known))
+    first, *rest = verdict(sweep)
+    assert first.startswith(
+        "The jobs were scored on different text (data.path=a.txt; data.path=b.txt), so they are not"
+    )
+    assert rest == [
+        "Best on data.path=a.txt: model.dropout=0.1 with loss 3.1000.",
+        "Best on data.path=b.txt: model.dropout=0 with loss 2.0000.",
+    ]
+    show_sweep(sweep, Console())
+    shown = capsys.readouterr().out
+    assert "best    " not in shown
+    assert "Within noise" not in shown
+    assert "Best loss" not in (tmp_path / "outputs/sweeps/s/report.html").read_text()
+    assert verdict(sweep, force=True)[0].startswith("Best: data.path=b.txt, model.dropout=0")
+
+
+def test_corpora_with_the_same_validation_text_are_ranked(tmp_path: Path) -> None:
+    data = [{"fingerprint": path, "text_fingerprint": "same", "tokenizer": "bytes"} for path in ("a", "b")]
+    results = {f"job{number}": {"data": content} for number, content in enumerate(data)}
+    jobs = [(["data.path=a"], 4.0), (["data.path=b"], 3.9)]
+    assert verdict(read_sweep(sweep_folder(tmp_path, jobs, **results)))[0] == "Best: data.path=b with loss 3.9000."  # type: ignore[arg-type]
 
 
 def test_verdict_warns_about_unequal_speeds(tmp_path: Path) -> None:

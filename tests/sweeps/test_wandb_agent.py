@@ -135,6 +135,8 @@ def test_the_agent_uses_the_metric_of_the_sweep() -> None:
     assert agent_file("seeds", [BUDGET])["metric"] == {"name": "eval_loss", "goal": "minimize"}
     metric = agent_file("seeds", [BUDGET, "sweep.metric=accuracy"])["metric"]
     assert metric == {"name": "eval_accuracy", "goal": "maximize"}
+    tokenizers = agent_file("seeds", [BUDGET, "sweep.metric=accuracy", "data.tokenizer=bytes,bpe-512"])["metric"]
+    assert tokenizers == {"name": "eval_bits_per_byte", "goal": "minimize"}
     assert metric["name"] in figures({"eval": {"accuracy": 0.4}})
 
 

@@ -43,6 +43,7 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
             "fingerprint": changes.get("corpus", "c" * 64),
             "train_tokens": changes.get("train_tokens", tokens),
             **changes.get("data", {}),
+            "text_fingerprint": changes.get("text"),
         },
     }
     (folder / "result.json").write_text(json.dumps(result))
@@ -163,7 +164,15 @@ def test_different_tokenizers_are_refused_with_a_hint_at_bits_per_byte(tmp_path:
     assert not left_out
     with pytest.raises(UserError, match=r"bytes in 1, gpt2 in 1.*--metric bits_per_byte"):
         check_comparable(found, "loss")
-    assert check_comparable(read_runs(folders, "bits_per_byte")[0], "bits_per_byte") == []
+    (note,) = check_comparable(read_runs(folders, "bits_per_byte")[0], "bits_per_byte")
+    assert "different tokenizers (bytes in 1, gpt2 in 1)" in note
+
+
+@pytest.mark.parametrize("metric", ["loss", "bits_per_byte"])
+def test_different_text_is_refused_for_every_metric(tmp_path: Path, metric: str) -> None:
+    folders = [write_run(tmp_path / text, 1e5, 1e8, 3.0, corpus=text, text=text) for text in "ab"]
+    with pytest.raises(UserError, match="evaluated on different text"):
+        check_comparable(read_runs(folders, metric)[0], metric)
 
 
 def test_different_evaluations_are_refused_and_different_block_sizes_noted(tmp_path: Path) -> None:

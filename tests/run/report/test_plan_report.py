@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -120,3 +123,72 @@ def test_errors_are_one_line(argument: str, words: str) -> None:
     shown = plan("budget.flops=1e17", argument, "plan.law_file=nowhere/law.json", status=2)
     assert words in shown
     assert len(shown.splitlines()) == 1
+
+
+GPU = ("budget.hours=3", "device=a100", "output=json")
+ASSUMED = "this plan is for SlimPajama with GPT-2's tokens"
+
+
+def test_a_plan_for_a_gpu_is_for_slimpajama_unless_a_corpus_is_named() -> None:
+    assumed = json.loads(plan(*GPU))
+    assert (assumed["vocab_size"], assumed["source"]["corpus"]) == (50304, "known")
+    assert assumed["corpus_tokens"] == pytest.approx(5.9e9, rel=0.01)
+    assert assumed["epochs"] == pytest.approx(assumed["tokens"] / 5.9e9, rel=0.01)
+    assert assumed["notes"][0].startswith(ASSUMED)
+    named = json.loads(plan(*GPU, "data=stdlib"))
+    assert named["vocab_size"] == 4096
+    assert not any(note.startswith(ASSUMED) for note in named["notes"])
+    assert json.loads(plan(*GPU, "data.tokenizer=bytes"))["vocab_size"] == 320
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("budget.hours=1,3", "device=a100"),
+        ("-m", "device=a100,h100", "budget.hours=3"),
+        ("-cd", str(ROOT / "sweeps"), "-cn", "size", "budget.hours=3", "device=a100"),
+    ],
+)
+def test_lists_and_sweeps_for_a_gpu_are_for_slimpajama(arguments: tuple[str, ...]) -> None:
+    plans = json.loads(plan(*arguments, "output=json"))
+    assert {each["vocab_size"] for each in plans} == {50304}
+    assert plan(*arguments).count(ASSUMED) == 1
+
+
+def test_the_corpus_of_a_sweeps_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\ndata: {tokenizer: bytes}\n")
+    shown = plan("-cd", str(tmp_path), "-cn", "mine", *GPU, cwd=tmp_path)
+    assert json.loads(shown)["vocab_size"] == 320
+
+
+def test_a_plan_says_how_often_it_repeats_its_corpus() -> None:
+    day = plan("budget.hours=24", "device=h100")
+    assert "(1.49 epochs)" in day
+    assert (
+        "1.5 epochs of SlimPajama's 6B sample; for the original with 627B tokens: data.repo=cerebras/SlimPajama" in day
+    )
+    toy = plan("budget.flops=3.4e18")
+    assert re.search(r"note: 3\d\d epochs of the .*M-token default corpus", toy)
+    assert "takes the text as new" in toy
+    assert "default corpus only show that everything works; data=slimpajama plans for 5.9B tokens" in toy
+    assert "estimate" in next(line for line in toy.splitlines() if line.startswith("corpus "))
+    unknown = plan("budget.flops=1e17", "data=text", "data.path=/nowhere")
+    assert "the size of the corpus is not known" in unknown
+
+
+def test_a_plan_refuses_as_many_epochs_as_training_does() -> None:
+    said = plan("device=h100", "budget.tokens=1e12", status=2)
+    assert "169.5 epochs of the corpus (about 5.9B tokens); at most 16 epochs are allowed" in said
+    assert "plan.max_epochs=170" in said
+    assert "169.49 epochs" in plan(
+        "device=h100", "budget.tokens=1e12", "plan.corpus_tokens=5.9e9", "plan.max_epochs=170"
+    )
+
+
+@pytest.mark.parametrize(("variables", "data"), [(["DEVICE=a100"], None), (["DEVICE=a100", "DATA=stdlib"], "stdlib")])
+def test_make_plan_names_a_corpus_only_if_the_user_does(variables: list[str], data: str | None) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in ("DATA", "MAKEFLAGS", "MFLAGS")}
+    command = ["make", "-n", "plan", *variables]
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in printed.splitlines() if "plan.py" in line)
+    assert [word for word in line.split() if word.startswith("data=")] == ([f"data={data}"] if data else [])
