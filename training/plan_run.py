@@ -203,8 +203,8 @@ def size_notes(config: Config, plan: Plan) -> list[str]:
     size = bytes_for(plan.tokens, data.tokenizer)
     if data.source == "slimpajama" and not data.path and data.repo == SLIMPAJAMA_6B and epochs > 1 and size:
         return [
-            f"{epochs:.1f} epochs of SlimPajama's 6B sample; for the original with 627B tokens: data.repo={SLIMPAJAMA_627B}"
-            f" data.revision=null data.max_bytes={10**9 * math.ceil(1.1e-9 * size)}"
+            f"{epochs:.1f} epochs of SlimPajama's 6B sample; for the original with 627B tokens: data=slimpajama"
+            f" data.repo={SLIMPAJAMA_627B} data.max_bytes={math.ceil(1.1e-9 * size)}GB"
         ]
     return []
 
