@@ -364,6 +364,9 @@ def _data_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
             facts.append(("documents left out", counts or "none"))
         elif key == "not_read":
             facts.append(("not read", ", ".join(map(str, listing(value))) or "none"))
+        elif key == "files_not_read":
+            if number(value, 0) > len(listing(data.get("not_read"))):  # the list is cut
+                facts.append(("files not read", _value(value)))
         elif key not in ("mix", "sources"):
             facts.append((key, _value(value)))
     return facts
