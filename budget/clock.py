@@ -20,6 +20,7 @@ ACCOUNTS = ("setup", "compile", "data", "train", "eval", "checkpoint", "idle")
 # Accounts in which no suspension is detected: "prepare" is off the budget, and in "setup" imports block every thread
 # while they wait for the disk.
 UNWATCHED = ("prepare", "setup")
+TRAINING = ("train", "data")  # what counts with counts="training"
 HEARTBEAT_S = 1.0  # the ledger on disk is at most this old, so a killed run loses at most this much
 RECENT_STEPS = 64  # window of the step-time estimate
 STANDSTILL_S = 5.0  # if not even the heartbeat read the clock for so long, the whole process was suspended
@@ -113,7 +114,7 @@ class BudgetClock:
         self.pace = Pace()
         self._carried = dict.fromkeys(ACCOUNTS, 0.0)
         self._gap_s = 0.0
-        self._stepped_s: float | None = None  # training time after the last step of this process
+        self._stepped: dict[str, float] | None = None  # accounts of training after the last step of this process
         self._account = "setup"
         self._since = self._awake_s = self.started
         self._lock = threading.Lock()
@@ -194,7 +195,7 @@ class BudgetClock:
     def training_s(self) -> float:
         """Return the seconds in optimizer steps and in waiting for their data, as speed-run contests count."""
         accounts = self.accounts()
-        return accounts["train"] + accounts["data"]
+        return sum(accounts[account] for account in TRAINING)
 
     def counted_s(self) -> float:
         """Return the seconds that count towards the limit of hours."""
@@ -256,25 +257,30 @@ class BudgetClock:
         pace is that of the whole loop, or the schedule would end early.
         """
         with self.charge("train"):
-            began_s = self._spent_training_s() if self._stepped_s is None else self._stepped_s
+            began = self._booked_training() if self._stepped is None else self._stepped
             yield
-        self._step_done(self._spent_training_s() - began_s)
-        self._stepped_s = self._spent_training_s()
+        self._step_done({account: seconds - began[account] for account, seconds in self._booked_training().items()})
+        self._stepped = self._booked_training()
 
-    def _spent_training_s(self) -> float:
-        """Return the training time up to the last change of account."""
-        return self.ledger["train"] + self.ledger["data"]
+    def _booked_training(self) -> dict[str, float]:
+        """Return the seconds of the accounts of training up to the last change of account."""
+        return {account: self.ledger[account] for account in TRAINING}
 
-    def _step_done(self, seconds: float) -> None:
-        """Record a step's duration.
+    def _step_done(self, seconds: dict[str, float]) -> None:
+        """Record a step's duration, given by account.
 
-        The excess of a stall (a disk that hangs, a process that is stopped for a moment) moves from train to idle, so
-        that it affects neither the pace nor the training time.
+        The excess of a stall (a disk that hangs, a process that is stopped for a moment) moves to idle, so that it affects
+        neither the pace nor the training time.
         """
-        if len(self.pace) >= 8 and seconds > STALL_FACTOR * self.pace.typical + 1.0:
-            stalled = seconds - self.pace.typical
-            self.accounts()
-            self.ledger["train"] -= stalled
-            self.ledger["idle"] += stalled
+        total = sum(seconds.values())
+        if len(self.pace) >= 8 and total > STALL_FACTOR * self.pace.typical + 1.0:
+            stalled = total - self.pace.typical
+            with self._lock:
+                self.ledger["idle"] += stalled
+                for (
+                    account,
+                    share,
+                ) in seconds.items():  # taken from one of them, a wait for data could make train negative
+                    self.ledger[account] -= stalled * share / total
         else:
-            self.pace.add(seconds)
+            self.pace.add(total)

@@ -41,10 +41,5 @@ def group_choices(group: str) -> list[str]:
     return files + ([name for name in BY_NAME if name not in files] if group == "device" else [])
 
 
-def group_file(group: str, name: str) -> Path | None:
-    """The YAML file of a choice of a config group, in conf/ or in the user's own folder; None if there is none."""
-    return next((path for path in _group_files(group) if path.stem == name), None)
-
-
 def _group_files(group: str) -> list[Path]:
     return [path for folder in config_folders() for path in sorted((folder / group).glob("*.yaml"))]

@@ -192,12 +192,14 @@ def _validation_problems(data: DataConfig) -> list[str]:
 
 def _token_file_problems(config: Config) -> list[str]:
     """Options that cannot hold for token files, whose text and tokenizer are given."""
+    from data.tokenizer import is_trained  # tiktoken, which it imports, takes a quarter of a second
+
     problems, data = [], config.data
     if data.path is None:
         problems.append(
             "data.source=tokens needs data.path=FOLDER, FILE or GLOB of token files, e.g. train.bin and val.bin"
         )
-    if data.tokenizer.startswith("bpe-") and "/" not in data.tokenizer:
+    if is_trained(data.tokenizer):
         problems.append(
             f"data.tokenizer={data.tokenizer} would be trained on text, which data=tokens does not read; set the tokenizer"
             " that wrote the files, e.g. data.tokenizer=gpt2"

@@ -71,4 +71,7 @@ def _load_one(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer |
         notes.append(
             f"stopped at data.max_bytes={format_bytes(spec.max_bytes)} of text; data.max_bytes=null takes all of it"
         )
-    return LoadedCorpus(open_corpus(prepared.folder), prepared.fresh, tuple(notes))
+    corpus = open_corpus(prepared.folder)
+    # The record of a run lists the files that are not read today, like the notes.
+    manifest = {**corpus.manifest, "read": prepared.read} if prepared.read else corpus.manifest
+    return LoadedCorpus(replace(corpus, manifest=manifest), prepared.fresh, tuple(notes))

@@ -12,12 +12,10 @@ import numpy as np
 from common.errors import UserError
 from data.prepare import prepared_manifest
 from data.sources.base import DataSpec
+from data.sources.hub import SLIMPAJAMA_6B, SLIMPAJAMA_627B, SLIMPAJAMA_627B_COPY
 from data.sources.registry import make_source
 from data.token_files import find_token_files
-from data.tokenizer import Tokenizer, vocab_size_of
-
-SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
-SLIMPAJAMA_627B = "cerebras/SlimPajama-627B"
+from data.tokenizer import Tokenizer, is_trained, vocab_size_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Compression:
 
     def bytes_per_token(self, tokenizer: str) -> float | None:
         """Return the bytes per token of a tokenizer; None if it was not measured."""
-        if tokenizer.startswith("bpe-"):
+        if is_trained(tokenizer):
             sizes, ratios = np.log(list(self.by_size)), list(self.by_size.values())
             return float(np.interp(math.log(vocab_size_of(tokenizer) or 1), sizes, ratios))
         return self.by_name.get(tokenizer)
@@ -66,12 +64,9 @@ PYTHON = Compression({"bytes": 1.0, "gpt2": 2.08, "r50k_base": 2.08}, {512: 2.08
 HUB_BYTES = {
     SLIMPAJAMA_6B: 23.75e9,
     SLIMPAJAMA_627B: 627e9 * 4.025,
-    "gmongaras/SlimPajama-627B_Reupload": 627e9 * 4.025,
+    SLIMPAJAMA_627B_COPY: 627e9 * 4.025,
 }
-COUNTED = (
-    "gpt2",
-    "r50k_base",
-)  # tokenizers for which the number of tokens in the Hub's data sets is known, not estimated
+COUNTED = ("gpt2", "r50k_base")  # tokenizers whose number of tokens in these data sets is known, not estimated
 # Files whose size is about that of their text; compressed ones are not.
 PLAIN = ("", ".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 

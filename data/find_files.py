@@ -110,7 +110,8 @@ def describe_not_read(names: list[str]) -> str:
     return f"not read: {len(names):,} file{'s' * (len(names) > 1)} ({shown})"
 
 
-def _is_hidden(parts: tuple[str, ...]) -> bool:
+def is_hidden(parts: tuple[str, ...]) -> bool:
+    """Return whether a file with these parts of its path is hidden, or in a hidden folder."""
     return any(name.startswith(".") and name not in (".", "..") for name in parts)
 
 
@@ -124,7 +125,7 @@ def find_files(pattern: str) -> FoundFiles:
     allowed: tuple[str, ...] = PROSE + STRUCTURED + CODE
     if path.is_dir():
         base, allowed = path, PROSE + STRUCTURED
-        found = [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path).parts)]
+        found = [file for file in path.rglob("*") if file.is_file() and not is_hidden(file.relative_to(path).parts)]
         _refuse_outside_links(pattern, path, found)
     elif path.is_file():
         base, found = path.parent, [path]
@@ -154,7 +155,7 @@ def _listed(file: Path, base: Path, allowed: tuple[str, ...]) -> Iterator[tuple[
         return
     for member, size, is_readable in members(file):
         parts = PurePosixPath(member).parts
-        if not _is_hidden(parts):
+        if not is_hidden(parts):
             # Nothing is opened under this path. The member's name may lead anywhere.
             shown = file.parent.joinpath(*(part for part in parts if part not in ("/", "//", "..")))
             label = _label(shown if file.parent == base else file, base)[:LONGEST_LABEL]

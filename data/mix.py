@@ -23,13 +23,8 @@ from data.shards import Component, Corpus, Split
 from data.sources.base import DataSpec, Source
 from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
-from data.tokenizer import Tokenizer, get_tokenizer
+from data.tokenizer import Tokenizer, get_tokenizer, is_trained
 from data.tokenizer_sample import sample_texts
-
-
-def is_trained(tokenizer: str) -> bool:
-    """Return whether the tokenizer of this name depends on the text."""
-    return tokenizer.startswith("bpe-")
 
 
 def mix_tokenizer(spec: DataSpec, log: Callable[[str], None]) -> Tokenizer | None:

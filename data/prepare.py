@@ -39,6 +39,7 @@ from data.tokenizer import (
     check_name,
     get_tokenizer,
     is_published,
+    is_trained,
     short_name,
     tokenizer_key,
     valid_text,
@@ -311,7 +312,7 @@ def shared_tokenizer(
         return texts()
 
     shared, short = tokenizer_place(spec, key)
-    with locked(shared / short, log) if spec.tokenizer.startswith("bpe-") else nullcontext():
+    with locked(shared / short, log) if is_trained(spec.tokenizer) else nullcontext():
         return get_tokenizer(spec.tokenizer, logged_texts, shared, short)
 
 

@@ -33,7 +33,7 @@ from common.errors import UserError
 from common.json_io import write_json
 from common.safe_read import load_json
 from data import shards
-from data.find_files import allowed_folders, lies_within
+from data.find_files import allowed_folders, is_hidden, lies_within
 from data.prepare import disk_errors, locked, short_hash
 from data.shards import SPLITS, TOKENIZER, Corpus, Split, corpus_fingerprint
 from data.sources.base import DataSpec
@@ -163,12 +163,13 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
     """Return the folder and the sorted token files of a file, folder or glob."""
     path = Path(pattern).expanduser()
     if path.is_dir():
-        base, found = path, [file for file in path.rglob("*") if file.is_file()]
+        base = path
+        found = [file for file in path.rglob("*") if file.is_file() and not is_hidden(file.relative_to(path).parts)]
     else:
         matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
         found = [Path(match) for match in matches if Path(match).is_file()]
         base = Path(os.path.commonpath([file.parent for file in found])) if found else path.parent
-    files = sorted(file for file in found if file.suffix in SUFFIXES and not file.name.startswith("."))
+    files = sorted(file for file in found if file.suffix in SUFFIXES)
     if not files:
         what = f"found: {_listed(sorted(found))}" if found else "nothing there"
         raise UserError(

@@ -196,7 +196,7 @@ def vocab_size_of(name: str) -> int | None:
         return own.n_vocab
     if name == "bytes":
         return 257
-    if _is_trained(name):
+    if is_trained(name):
         return _bpe_size(name)
     return PUBLISHED[name][0] if name in PUBLISHED else None
 
@@ -223,7 +223,8 @@ def is_own(name: str) -> bool:
     return "/" in name or name.endswith(".json")
 
 
-def _is_trained(name: str) -> bool:
+def is_trained(name: str) -> bool:
+    """Return whether `name` is "bpe-N", a tokenizer that is trained on a text."""
     return name.startswith("bpe-") and not is_own(name)
 
 
@@ -343,7 +344,7 @@ def is_published(name: str) -> bool:
 def check_name(name: str) -> None:
     """Raise UserError, with close matches, if `name` is not a tokenizer. A name on the Hub is not looked up."""
     known = ["bytes", *tiktoken.list_encoding_names()]
-    if name in known or (_is_trained(name) and _bpe_size(name)):
+    if name in known or (is_trained(name) and _bpe_size(name)):
         return
     if is_own(name):
         if not _is_on_hub(name):
@@ -371,7 +372,7 @@ def get_tokenizer(
         return Tokenizer(name, ByteBpe({bytes([i]): i for i in range(256)}, r"[\s\S]", {END_OF_TEXT: 256}))
     if is_own(name):
         return own_tokenizer(name)
-    if not _is_trained(name):
+    if not is_trained(name):
         return _published(name)
     path = cache_dir / f"{name}-{cache_key}.json"
     if path.exists():

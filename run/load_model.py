@@ -29,7 +29,7 @@ class LoadedModel:
 
     Attributes:
         about: The content of model.json, or the same keys for a checkpoint.
-        note: One line that says how far the run was; empty for a finished model.
+        note: One line that says how far the run was; empty for the model of a finished run.
     """
 
     model: GPT

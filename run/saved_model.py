@@ -18,7 +18,7 @@ from common.format import format_percent
 from common.json_io import read_json
 from common.safe_read import is_count, load_json
 from model.config import Shape
-from run.checkpoint_state import FOLDER, TENSORS, checkpoints, read_state, state_of
+from run.checkpoint_state import FOLDER, TENSORS, checkpoints, read_state, state_of, step_of
 
 # Tokens. No tensor of a rotary model shows its context length, which sets the size of its tables.
 LONGEST_BLOCK = 1 << 20
@@ -61,7 +61,7 @@ class SavedModel:
         weights: The path of the weights.
         tokenizer: The path of the tokenizer.
         about: The content of model.json. For a checkpoint, the same keys from start.json and state.json.
-        note: One line that says how far the run was; empty for a finished model.
+        note: One line that says how far the run was; empty for the model of a finished run.
     """
 
     weights: Path
@@ -131,7 +131,15 @@ def final_model(place: ModelPlace) -> SavedModel:
         about = verify_checksum(read_json(path))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it from a copy") from None
-    return SavedModel(place.run / "model.safetensors", place.run / "tokenizer.json", about, "")
+    return SavedModel(place.run / "model.safetensors", place.run / "tokenizer.json", about, _went_on(place, about))
+
+
+def _went_on(place: ModelPlace, about: dict[str, Any]) -> str:
+    """A note on a finished model whose run was extended and has trained on since; else an empty string."""
+    steps, newest = about.get("steps"), next(iter(place.checkpoints), None)
+    if newest is None or steps is None or not is_count(steps) or step_of(newest) <= steps:
+        return ""
+    return f"finished model of step {steps:,}; the run was extended since: for its newest weights, name {newest.parent}/step-N"
 
 
 def checkpointed_models(place: ModelPlace) -> Iterator[SavedModel]:

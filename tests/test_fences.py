@@ -53,7 +53,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 WITHOUT_TORCH = (
     "budget/", "sweeps/", "device/specs.py", "device/compile_cost.py", "training/trial_client.py", "model/config.py",
-    "model/optim/settings.py",
+    "model/optim/settings.py", "run/checkpoint_state.py", "run/saved_model.py", "training/initial_model.py",
 )  # fmt: skip
 
 

@@ -188,7 +188,8 @@ def init_notes(config: Config) -> tuple[str, ...]:
 
 def size_notes(config: Config, plan: Plan) -> list[str]:
     """Notes of a plan for a corpus that is not prepared, about its size."""
-    from data.corpus_size import SLIMPAJAMA_6B, SLIMPAJAMA_627B, bytes_for
+    from data.corpus_size import bytes_for
+    from data.sources.hub import SLIMPAJAMA_6B, SLIMPAJAMA_627B
 
     data, epochs = config.data, plan.epochs
     if epochs is None:

@@ -10,7 +10,7 @@ from data.decompress import LONGEST_LINE, split_lines
 from data.documents import SHOWN_KEYS, Reading, Record
 
 LONGEST_FIELD = 32 << 20  # characters; the csv module takes 4 bytes of memory for each
-MOST_FIELDS = 4_000_000  # in a line; each takes up to 60 bytes of memory
+MOST_FIELDS = 4_000_000  # in a row, which may have many lines; each takes up to 60 bytes of memory
 
 
 def read_csv(name: str, chunks: Iterator[bytes], reading: Reading) -> Iterator[Record | None]:
@@ -30,7 +30,8 @@ def _column(name: str, chunks: Iterator[bytes], reading: Reading, delimiter: str
     record, except that further fields may be empty. Raises UserError if no column has the name.
     """
     csv.field_size_limit(LONGEST_FIELD)
-    rows = csv.reader(_lines(name, chunks, delimiter), delimiter=delimiter, strict=True)
+    lines = _Lines(name, chunks, delimiter)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         columns = next((row for row in rows if row), [])
     except csv.Error as error:
@@ -47,6 +48,7 @@ def _column(name: str, chunks: Iterator[bytes], reading: Reading, delimiter: str
     position = columns.index(reading.text_key)
     while True:
         place = f"{name}:{rows.line_num + 1}"
+        lines.delimiters = 0
         try:
             row = next(rows, None)
         except csv.Error as error:
@@ -73,11 +75,33 @@ def _record(row: list[str], n_columns: int, position: int, place: str, reading: 
     return Record(text, None)
 
 
-def _lines(name: str, chunks: Iterator[bytes], delimiter: str) -> Iterator[str]:
-    """Yield lines with their line ends; bytes that are not UTF-8 become lone surrogates, so that their row can be skipped."""
-    for number, line in enumerate(split_lines(chunks), start=1):
-        if line is None or line.count(delimiter.encode()) > MOST_FIELDS:
-            limit = f"{LONGEST_LINE >> 20} MiB" if line is None else f"{MOST_FIELDS:,} fields"
-            raise UserError(f"{name}:{number}: a line of more than {limit}; recreate the file")
+class _Lines:
+    """Lines with their line ends, for one row after the other; the csv module holds a row in memory, however long it is.
+
+    Bytes that are not UTF-8 become lone surrogates, so that their row can be skipped. Raises UserError for a line of more than
+    LONGEST_LINE bytes, and for a row of more than MOST_FIELDS fields.
+
+    Attributes:
+        delimiters: Number of delimiters since it was last set to 0, at the start of a row.
+    """
+
+    def __init__(self, name: str, chunks: Iterator[bytes], delimiter: str) -> None:
+        self._name, self._delimiter = name, delimiter.encode()
+        self._lines = enumerate(split_lines(chunks), start=1)
+        self.delimiters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self.delimiters += 0 if line is None else line.count(self._delimiter)
+        if line is None or self.delimiters > MOST_FIELDS:
+            limit = (
+                f"line of more than {LONGEST_LINE >> 20} MiB"
+                if line is None
+                else f"row of more than {MOST_FIELDS:,} fields"
+            )
+            raise UserError(f"{self._name}:{number}: a {limit}; recreate the file")
         text = line.decode("utf-8", "surrogateescape") + "\n"
-        yield text.removeprefix("\ufeff") if number == 1 else text
+        return text.removeprefix("\ufeff") if number == 1 else text

@@ -36,11 +36,14 @@ class PlacedSource:
     `data.max_bytes` of text, and no others.
     """
 
-    def __init__(self, source: Source, parts: list[Part], places: list[_Place], near: int) -> None:
-        """`places` are the distinct documents in order, and the cut is at about byte `near` of their text."""
+    def __init__(self, source: Source, parts: list[Part], places: list[_Place], near: int, ends: bool) -> None:
+        """`places` are the distinct documents in order, and the cut is at about byte `near` of their text.
+
+        With `ends`, the source ends after the last of them, because of `data.max_bytes`.
+        """
         self._source, self._parts, self.in_bytes = source, parts, source.in_bytes
         self._index = {part: number for number, part in enumerate(parts)}
-        self._end = places[-1].position
+        self._end = places[-1].position if ends else None
         for place in places:
             if near < place.size:
                 break
@@ -66,7 +69,7 @@ class PlacedSource:
         index = self._index[part]
         for record, document in enumerate(self._source.documents(part), start=1):
             place = index, record
-            if place > self._end:
+            if self._end and place > self._end:
                 return
             if document is None:
                 yield None
@@ -99,17 +102,18 @@ def split_by_place(spec: DataSpec, source: Source, parts: list[Part]) -> PlacedS
         return None
     places: list[_Place] = []
     splits: set[str] = set()
-    total = 0
+    total, ends = 0, False
     for place in _new_documents(source, parts):
         places.append(place)
         total += place.size
         splits.add(split_of(place.digest, spec.validation_fraction))
         if len(splits) == 2 or len(places) == MOST_DOCUMENTS:
             return None
-        if spec.max_bytes is not None and total >= spec.max_bytes:
+        ends = spec.max_bytes is not None and total >= spec.max_bytes
+        if ends:
             break
     near = total - max(1, round(total * spec.validation_fraction))
-    return PlacedSource(source, parts, places, near) if places else None
+    return PlacedSource(source, parts, places, near, ends) if places else None
 
 
 def _new_documents(source: Source, parts: list[Part]) -> Iterator[_Place]:

@@ -26,11 +26,11 @@ from data.sources.base import DataSpec, Overview, Part
 from data.splits import VALIDATION_NAMES
 
 # The repository, revision, fallback and limit of the preset slimpajama (conf/data/slimpajama.yaml). They belong together.
-DEFAULT = ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
-ORIGINAL = "cerebras/SlimPajama-627B"
-ORIGINAL_FALLBACK = "gmongaras/SlimPajama-627B_Reupload"
+SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
+SLIMPAJAMA_627B, SLIMPAJAMA_627B_COPY = "cerebras/SlimPajama-627B", "gmongaras/SlimPajama-627B_Reupload"
+DEFAULT = (SLIMPAJAMA_6B, "b5f90f419b7489cdba26fdbc8c022fcb5562f968")
 PRESET_MAX_BYTES = 25_000_000_000
-SLIMPAJAMA = (DEFAULT[0], ORIGINAL, ORIGINAL_FALLBACK)
+SLIMPAJAMA = (SLIMPAJAMA_6B, SLIMPAJAMA_627B, SLIMPAJAMA_627B_COPY)
 CONNECT_TIMEOUT_S = 3
 FORMATS = ("csv", "json", "parquet", "text")
 NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -65,8 +65,8 @@ class HubSource:
         self._found = _Found("", None)
         self._started_at = 0
         first = (_repository(spec.repo), spec.revision) if spec.repo else (DEFAULT[0], spec.revision or DEFAULT[1])
-        original = spec.source == "slimpajama" and first[0] == ORIGINAL
-        fallbacks = spec.fallbacks or ((ORIGINAL_FALLBACK,) if original else ())
+        original = spec.source == "slimpajama" and first[0] == SLIMPAJAMA_627B
+        fallbacks = spec.fallbacks or ((SLIMPAJAMA_627B_COPY,) if original else ())
         self._candidates = [first, *(_parsed(each) for each in fallbacks)]
         self.identity: dict[str, Any] = {"candidates": [list(each) for each in self._candidates]}
         if spec.config is not None:
@@ -244,7 +244,7 @@ def without_foreign_preset(spec: DataSpec) -> DataSpec:
     repo = _repository(spec.repo)
     other = repo != DEFAULT[0]
     chosen = other or spec.revision not in (None, DEFAULT[1]) or spec.config is not None or spec.split != "train"
-    preset_fallbacks = spec.fallbacks == (ORIGINAL_FALLBACK,)
+    preset_fallbacks = spec.fallbacks == (SLIMPAJAMA_627B_COPY,)
     return replace(
         spec,
         revision=None if other and spec.revision == DEFAULT[1] else spec.revision,

@@ -22,11 +22,11 @@ from cli.compose import as_yaml, checked_config
 from cli.plugins import require_storage
 from common.errors import UserError, reported
 from common.json_io import read_json, write_json
-from common.scored_text import BITS_PER_BYTE, changes_text, changes_tokenizer
 from config import NOT_IDENTITY, Config, leaves
 from run.directory import lock, set_aside
 from sweeps.engine.job import ROOT
 from sweeps.engine.plan_relative import FIXED, VALUES, make_plan
+from sweeps.engine.scored_text import BITS_PER_BYTE, changes_text, changes_tokenizer
 from sweeps.engine.table import HIGHER_IS_BETTER
 
 CURRENT: Path | None = None  # folder of the sweep that this process started

@@ -20,7 +20,6 @@ import numpy as np
 from common.errors import UserError
 from common.format import format_seconds
 from common.json_io import is_number, mapping, read_json
-from common.scored_text import BITS_PER_BYTE, metric_for, texts_of
 from config import HALVING_RUNGS, extension_of
 from run.history import evaluations, read_metrics, read_result
 from sweeps.engine.job import (
@@ -34,6 +33,7 @@ from sweeps.engine.job import (
     write_record,
 )
 from sweeps.engine.scheduler import Queue, Watch, say, sweeper_value
+from sweeps.engine.scored_text import BITS_PER_BYTE, metric_for, texts_of
 from sweeps.engine.table import HIGHER_IS_BETTER, in_words
 
 # As a share of the budget. An evaluation comes with the first step after each tenth of the budget, so the shares of two runs

@@ -22,12 +22,12 @@ from common.errors import UserError, reported
 from common.format import format_count, format_seconds
 from common.json_io import write_text
 from common.paths import user_path
-from common.scored_text import BITS_PER_BYTE, changes_text
 from run.history import column, evaluations, finite, read_metrics
 from run.report import html as page
 from run.report import plots as curves
 from run.report.console import Console
 from sweeps.engine.job import GOOD
+from sweeps.engine.scored_text import BITS_PER_BYTE, changes_text
 from sweeps.engine.table import (
     Row,
     Sweep,

@@ -17,9 +17,9 @@ from typing import Any
 from common.errors import UserError
 from common.json_io import mapping, read_json
 from common.noise import squares_within
-from common.scored_text import BITS_PER_BYTE, metric_for, text_options, texts_of, tokenizers_of
 from run.history import read_result
 from sweeps.engine.job import read_records
+from sweeps.engine.scored_text import BITS_PER_BYTE, metric_for, text_options, texts_of, tokenizers_of
 
 SEED = "seed"
 HIGHER_IS_BETTER = ("accuracy",)

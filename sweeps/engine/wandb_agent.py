@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 import sweeps.engine.hydra_callback  # noqa: F401 (registers the resolvers of sweeps/*.yaml)
 from cli.compose import as_user_error, register_schemas
 from common.errors import UserError, reported
-from common.scored_text import BITS_PER_BYTE, changes_tokenizer
 from config import CONF, closest
+from sweeps.engine.scored_text import BITS_PER_BYTE, changes_tokenizer
 from sweeps.engine.table import HIGHER_IS_BETTER
 
 SWEEPS = Path(__file__).parents[1]

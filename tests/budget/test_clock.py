@@ -181,6 +181,20 @@ def test_a_stall_is_idle_not_training() -> None:
     assert clock.pace.worst == 0.5
 
 
+def test_a_stalled_wait_for_data_is_idle_too() -> None:
+    clock, hand = make(Limits(hours=1))
+    for wait_s in (*[0.0] * 10, 60.0):
+        with clock.step():
+            hand.time += 0.5
+            with clock.charge("data"):
+                hand.time += wait_s
+    accounts = clock.accounts()
+    assert accounts["idle"] == pytest.approx(60)
+    assert 5 < accounts["train"] <= 5.5
+    assert accounts["train"] + accounts["data"] == clock.training_s() == pytest.approx(5.5)
+    assert clock.pace.worst == 0.5
+
+
 def test_a_suspension_is_booked_as_idle_in_any_account(tmp_path: Path) -> None:
     """If not even the heartbeat read the clock, the process was suspended: this counts, but not as evaluation time."""
     clock, hand = make(Limits(hours=1))

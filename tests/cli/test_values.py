@@ -12,7 +12,7 @@ import pytest
 
 import sample
 from cli.compose import checked_config, register_schemas
-from cli.groups import config_folders, group_choices, group_file, groups
+from cli.groups import config_folders, group_choices, groups
 from cli.help import help_page
 from cli.launch import launch
 from common.errors import UserError
@@ -265,9 +265,6 @@ def test_own_choices_are_listed(own: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={own}"])
     assert config_folders() == (CONF, own)
     assert "experiment" in groups()
-    assert group_file("model", "tiny") == own / "model" / "tiny.yaml"
-    assert group_file("model", "llama") == CONF / "model" / "llama.yaml"
-    assert group_file("model", "nothing") is None
     page = help_page("config", "train.py", ["--help"])
     assert "modern | tiny" in page
     assert "+experiment= one" in page

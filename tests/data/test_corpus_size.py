@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from data.corpus_size import SLIMPAJAMA_627B, CorpusSize, bytes_for, corpus_size
+from data.corpus_size import CorpusSize, bytes_for, corpus_size
 from data.sources.base import DataSpec
+from data.sources.hub import SLIMPAJAMA_627B
 from tests.data.helpers import make, texts, write_jsonl
 
 

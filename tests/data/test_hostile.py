@@ -28,7 +28,7 @@ from data import decompress, readers
 from data.decompress import read_chunks
 from data.documents import LONGEST_LABEL, Reading
 from data.find_files import find_files
-from data.formats import columnar, plain
+from data.formats import columnar, delimited, plain
 from data.prepare import prepare
 from data.readers import read_documents
 from data.shards import open_corpus, verify
@@ -142,6 +142,15 @@ def test_a_row_of_a_hundred_million_fields_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text\nx\n" + b"a," * 30 * MB, 1))
     with little_memory(400 * MB):
         refused(lambda: list(read_documents(tmp_path / "a.csv.gz")), "a.csv.gz", ":3", "fields")
+
+
+def test_a_row_over_many_lines_with_too_many_fields_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "MOST_FIELDS", 1000)
+    (tmp_path / "a.csv").write_text('text,b\n"a' + '\n","b' * 1500 + '"\n')
+    refused(lambda: list(read_documents(tmp_path / "a.csv")), "a.csv:1003", "row of more than 1,000 fields")
+    rows = ["a,b\nc"] * 600  # the fields of all rows together do not count
+    (tmp_path / "b.csv").write_text("text,b\n" + "".join(f'"{row}",x\n' for row in rows))
+    assert [document.text for document in read_documents(tmp_path / "b.csv")] == rows
 
 
 def test_text_that_compresses_well_is_not_a_bomb(tmp_path: Path) -> None:

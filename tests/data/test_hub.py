@@ -317,7 +317,7 @@ def preset(**options: Any) -> DataSpec:
 def test_the_preset_is_the_one_that_the_code_knows() -> None:
     spec = preset()
     assert (spec.repo, spec.revision) == hub_source.DEFAULT
-    assert spec.fallbacks == (hub_source.ORIGINAL_FALLBACK,)
+    assert spec.fallbacks == (hub_source.SLIMPAJAMA_627B_COPY,)
     assert spec.max_bytes == hub_source.PRESET_MAX_BYTES
 
 
@@ -364,8 +364,8 @@ def test_values_of_the_user_hold_for_any_repository() -> None:
 def test_corpora_of_earlier_versions_keep_their_identity(tmp_path: Path) -> None:
     fallback = ["gmongaras/SlimPajama-627B_Reupload", None]
     assert make_source(preset()).identity == {"candidates": [list(hub_source.DEFAULT), fallback]}
-    original = preset(repo=hub_source.ORIGINAL, revision=None)
-    assert make_source(original).identity == {"candidates": [[hub_source.ORIGINAL, None], fallback]}
+    original = preset(repo=hub_source.SLIMPAJAMA_627B, revision=None)
+    assert make_source(original).identity == {"candidates": [[hub_source.SLIMPAJAMA_627B, None], fallback]}
     assert original.max_bytes == hub_source.PRESET_MAX_BYTES
     plain = make_source(DataSpec(source="slimpajama", tokenizer="bytes"))
     assert plain.identity == {"candidates": [list(hub_source.DEFAULT)]}

@@ -394,13 +394,12 @@ def test_a_split_by_place_may_hold_out_whole_documents(tmp_path: Path) -> None:
     assert {split_of(digest_of(row.encode()), fraction) for row in rows} == {"train", "val"}
     assert make(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), validation_fraction=fraction).left_out == {}
     few = [row for row in rows if split_of(digest_of(row.encode()), fraction) == "train"][:10]
-    # 10 equal sizes: the last two are held out; a repeated and an empty document count for nothing
-    info = make(
-        tmp_path, write_jsonl(tmp_path / "b.jsonl", [*few[:9], "", few[0], few[9]]), validation_fraction=fraction
-    )
+    # 10 equal sizes: the last two are held out; repeated and empty documents count for nothing, also at the end
+    rows = [*few[:9], "", few[0], few[9], few[1], ""]
+    info = make(tmp_path, write_jsonl(tmp_path / "b.jsonl", rows), validation_fraction=fraction)
     corpus = open_corpus(info.folder)
     assert corpus.tokenizer.decode(np.concatenate(corpus.val.shards)) == "<|endoftext|>".join([*few[8:], ""])
-    assert info.left_out == {"duplicate": 1, "empty": 1}
+    assert info.left_out == {"duplicate": 2, "empty": 2}
 
 
 def test_a_document_that_is_cut_and_comes_again_is_not_in_both_splits(tmp_path: Path) -> None:

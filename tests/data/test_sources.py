@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.corpus import load_corpus
 from data.prepare import PreparedInfo
-from data.record import read_notes
+from data.record import corpus_record, read_notes
 from data.shards import open_corpus
 from data.sources import stdlib
 from data.sources.base import DataSpec
@@ -273,3 +274,20 @@ def test_without_a_network_it_says_so_at_once(
     )
     assert all(word in run.stdout for word in words)
     assert run.stdout.count("\n") == 1
+
+
+def test_a_file_that_is_added_to_a_prepared_corpus_and_not_read_is_recorded(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "docs" / "a.jsonl", [f"document {n}" for n in range(60)])
+    options: dict[str, Any] = {
+        "path": str(tmp_path / "docs"),
+        "cache_dir": str(tmp_path / "prepared"),
+        "validation_fraction": 0.2,
+    }
+    spec = DataSpec(source="text", tokenizer="bytes", **options)
+    assert corpus_record(load_corpus(spec, log=lambda line: None).corpus.manifest)["not_read"] == []
+    (tmp_path / "docs" / "b.pdf").write_bytes(b"%PDF-1")
+    loaded = load_corpus(spec)
+    assert not loaded.fresh
+    assert loaded.notes == ("not read: b.pdf",)
+    assert corpus_record(loaded.corpus.manifest)["not_read"] == ["b.pdf"]
+    assert corpus_record(loaded.corpus.manifest)["files"] == 1

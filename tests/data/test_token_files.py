@@ -140,6 +140,8 @@ def test_without_a_validation_file_the_end_is_held_out(tmp_path: Path, sizes: li
 def test_files_of_other_splits_and_names_are_reported_and_not_read(tmp_path: Path) -> None:
     for seed, name in enumerate(("train.bin", "val.bin", "test.bin", "extra.bin")):
         nanogpt(tmp_path / "data" / name, tokens_of(20, seed))
+    for name in (".train.bin", ".old/train.bin"):  # hidden files and folders are not listed either
+        nanogpt(tmp_path / "data" / name, tokens_of(20, 9))
     loaded = load(tmp_path / "data")
     assert joined(loaded.corpus, "train") == tokens_of(20, 0).tolist()
     assert joined(loaded.corpus, "val") == tokens_of(20, 1).tolist()

@@ -34,6 +34,7 @@ from data.tokenizer import (
     Tokenizer,
     check_name,
     get_tokenizer,
+    is_trained,
     split_text,
     tokenizer_key,
     train_bpe,
@@ -527,3 +528,8 @@ def test_a_corpus_whose_tokenizer_loses_text_says_so(tmp_path: Path) -> None:
         )
         notes = load_corpus(spec, log=lambda line: None).notes
         assert any("does not keep all text" in note for note in notes) == lossy
+
+
+def test_only_bpe_n_is_trained_on_the_text() -> None:
+    assert is_trained("bpe-4096")
+    assert not any(map(is_trained, ("gpt2", "bytes", "bpe-mine/tokenizer.json", "bpe-mine.json", "owner/bpe-512")))

@@ -50,6 +50,15 @@ def test_a_saved_model_loads_bit_for_bit(folder: Path) -> None:
     assert torch.equal(made.eval()(tokens), read(tokens))
 
 
+def test_a_finished_model_of_a_run_that_goes_on_says_so(folder: Path) -> None:
+    changed(folder, steps=300)
+    (folder / "checkpoint" / "step-000000300").mkdir(parents=True)
+    assert load_model(str(folder), torch.device("cpu")).note == ""
+    (folder / "checkpoint" / "step-000000400").mkdir()
+    note = load_model(str(folder), torch.device("cpu")).note
+    assert note.startswith("finished model of step 300; the run was extended since")
+
+
 @pytest.mark.parametrize(
     "sizes",
     [
