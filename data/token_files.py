@@ -33,14 +33,13 @@ from common.errors import UserError
 from common.json_io import write_json
 from common.safe_read import load_json
 from data import shards
-from data.find_files import allowed_folders, lies_within
+from data.find_files import TOKEN_FILES, allowed_folders, lies_within
 from data.prepare import disk_errors, locked, short_hash
 from data.shards import SPLITS, TOKENIZER, Corpus, Split, corpus_fingerprint
 from data.sources.base import DataSpec
 from data.splits import TRAIN_NAMES, VALIDATION_NAMES
 from data.tokenizer import Tokenizer, check_name, get_tokenizer, short_name, tokenizer_key
 
-SUFFIXES = (".bin", ".npy")
 HEADER_BYTES = 1024
 # The dtype of the tokens after a header with this magic number and version: GPT-2 and Llama 3 in llm.c.
 HEADERS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
@@ -168,11 +167,11 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
         matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
         found = [Path(match) for match in matches if Path(match).is_file()]
         base = Path(os.path.commonpath([file.parent for file in found])) if found else path.parent
-    files = sorted(file for file in found if file.suffix in SUFFIXES and not file.name.startswith("."))
+    files = sorted(file for file in found if file.suffix in TOKEN_FILES and not file.name.startswith("."))
     if not files:
         what = f"found: {_listed(sorted(found))}" if found else "nothing there"
         raise UserError(
-            f"data.path={pattern}: no token file ({what}); allowed: {' and '.join(SUFFIXES)}; text files: data=text"
+            f"data.path={pattern}: no token file ({what}); allowed: {' and '.join(TOKEN_FILES)}; text files: data=text"
         )
     if path.is_dir() and (outside := [file for file in files if not lies_within(file, allowed_folders(path))]):
         raise UserError(

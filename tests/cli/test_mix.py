@@ -102,6 +102,7 @@ def test_a_source_is_prepared_as_it_is_alone(here: Path) -> None:
         (["data.mix={texts: {weight: 1, tokenizer: bytes}}"], "set data.tokenizer="),
         (["data.mix={texts: 1}", "data.path=texts"], "data.mix does not use data.path=texts"),
         (["data.mix={texts: 1}", "data=slimpajama"], "data.mix does not use data.repo=DKYoon/SlimPajama-6B"),
+        (["data.mix={texts: 1}", "data.validation_path=texts"], "data.mix does not use data.validation_path=texts"),
         (["data=mix"], "data.source=mix needs data.mix"),
         (["data.mix={" + ", ".join(f"s{i}: 1" for i in range(65)) + "}"], "names 65 sources; allowed: at most 64"),
     ],
