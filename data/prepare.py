@@ -24,6 +24,7 @@ import numpy as np
 from common.cpu import usable_cores
 from common.errors import FULL_DISK, MachineError, UserError
 from common.file_lock import waiting_lock
+from common.format import format_bytes
 from common.json_io import mapping, sync_folder, write_json
 from data import shards
 from data.progress import PartsProgress
@@ -462,6 +463,11 @@ def _complete(writer: Writer, spec: DataSpec, source: Source) -> None:
     documents = sum(writer.state.total(split, 0) for split in SPLITS)
     for split in SPLITS:
         if not writer.state.total(split, 0):
+            if spec.max_bytes is not None and writer.state.total("val", 2) >= spec.max_bytes:
+                raise _WithoutText(
+                    f"data.max_bytes={format_bytes(spec.max_bytes)} is too little: the documents of the validation split,"
+                    f" {source.overview().validation}, take all of it; raise it, or set it to null"
+                )
             raise _without_text(spec, source, split, documents, writer.state.dropped["bad"])
     for split in SPLITS:
         writer.finish_shard(split)
