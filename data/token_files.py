@@ -35,10 +35,11 @@ from common.safe_read import load_json
 from data import shards
 from data.find_files import TOKEN_FILES, allowed_folders, lies_within
 from data.prepare import disk_errors, locked, short_hash
+from data.record import read_record
 from data.shards import SPLITS, TOKENIZER, Corpus, Split, corpus_fingerprint
-from data.sources.base import DataSpec
+from data.sources.base import DataSpec, Overview
 from data.splits import TRAIN_NAMES, VALIDATION_NAMES
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, short_name, tokenizer_key
+from data.tokenizer import Tokenizer, check_name, get_tokenizer, is_published, short_name, tokenizer_key
 
 HEADER_BYTES = 1024
 # The dtype of the tokens after a header with this magic number and version: GPT-2 and Llama 3 in llm.c.
@@ -84,25 +85,32 @@ class Section:
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """The sections of all files that are read, in order, and notes for the user on how they were chosen."""
+    """The sections of all files that are read, in order, notes for the user on how they were chosen, and what the record
+    says under "read"."""
 
     base: Path
     sections: list[Section]
     notes: tuple[str, ...]
+    read: dict[str, Any]
 
 
-def open_token_files(spec: DataSpec, log: Callable[[str], None] = print) -> tuple[Corpus, bool, tuple[str, ...]]:
+def open_token_files(
+    spec: DataSpec, log: Callable[[str], None] = print, tokenizer: Tokenizer | None = None
+) -> tuple[Corpus, bool, tuple[str, ...]]:
     """Open the token files that `spec.path` names, and check those that have changed since the last time.
 
-    Returns the corpus, whether any file was checked, and notes for the user on which files were read. Raises UserError for
-    files that are missing, in another format, or hold ids that the tokenizer does not have.
+    `tokenizer` is used instead of one that only another run has, as in `data.prepare.prepare`. Returns the corpus, whether
+    any file was checked, and notes for the user on which files were read. Raises UserError for files that are missing, in
+    another format, or hold ids that the tokenizer does not have.
     """
-    check_name(spec.tokenizer)
+    tokenizer = None if is_published(spec.tokenizer) else tokenizer
+    if tokenizer is None:
+        check_name(spec.tokenizer)
     found = find_token_files(spec)
-    folder = _folder(spec)
+    folder = _folder(spec, tokenizer)
     with disk_errors(folder), locked(folder, log):
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = _tokenizer(spec, folder)
+        tokenizer = _tokenizer(spec, folder, tokenizer)
         record, known = _record(folder), _checked(folder)
         fresh = [section for section in found.sections if section not in known]
         if record and fresh:
@@ -118,10 +126,11 @@ def open_token_files(spec: DataSpec, log: Callable[[str], None] = print) -> tupl
     return corpus, bool(fresh), found.notes
 
 
-def checked_fingerprint(spec: DataSpec) -> str | None:
+def checked_fingerprint(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
     """Return the fingerprint of the token files of `spec`, or None if they have not been checked as they are now."""
+    tokenizer = None if is_published(spec.tokenizer) else tokenizer
     try:
-        folder, sections = _folder(spec), find_token_files(spec).sections
+        folder, sections = _folder(spec, tokenizer), find_token_files(spec).sections
     except UserError:
         return None
     known = _checked(folder)
@@ -155,7 +164,9 @@ def find_token_files(spec: DataSpec) -> TokenFiles:
         notes.append(f"no file for validation: the last {share} of the tokens is held out")
     if left := [file for file in files if file not in (*train, *val)]:
         notes.append(f"not read: {_listed(left)}")
-    return TokenFiles(base, sections, tuple(notes))
+    not_read = tuple(file.relative_to(base).as_posix() for file in left)
+    overview = Overview(_listed(val) or "end of the tokens", len(train) + len(val), not_read, len(left))
+    return TokenFiles(base, sections, tuple(notes), read_record(overview))
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
@@ -281,18 +292,19 @@ def _held_out(sections: list[Section], fraction: float) -> list[Section]:
     return out
 
 
-def _folder(spec: DataSpec) -> Path:
+def _folder(spec: DataSpec, tokenizer: Tokenizer | None) -> Path:
     path = Path(str(spec.path)).expanduser().resolve()
-    key = short_hash([RECORD_FORMAT, spec.source, str(path), tokenizer_key(spec.tokenizer), spec.validation_fraction])
+    tokens_of = tokenizer.fingerprint if tokenizer else tokenizer_key(spec.tokenizer)
+    key = short_hash([RECORD_FORMAT, spec.source, str(path), tokens_of, spec.validation_fraction])
     return Path(spec.cache_dir).expanduser() / f"{spec.source}-{short_name(spec.tokenizer)}-{key}"
 
 
-def _tokenizer(spec: DataSpec, folder: Path) -> Tokenizer:
+def _tokenizer(spec: DataSpec, folder: Path, given: Tokenizer | None) -> Tokenizer:
     """Return the tokenizer saved in the folder, or save it, so that later runs need no network."""
     path = folder / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    tokenizer = get_tokenizer(spec.tokenizer, None, folder, "")
+    tokenizer = given or get_tokenizer(spec.tokenizer, None, folder, "")
     tokenizer.save(path)
     return tokenizer
 
@@ -398,6 +410,7 @@ def _manifest(
         "source": spec.source,
         "identity": {"path": str(found.base.resolve())},
         "origin": {},
+        "read": found.read,
         "options": {"validation_fraction": spec.validation_fraction, "max_bytes": None},
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab},
         "splits": splits,
