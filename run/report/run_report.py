@@ -344,6 +344,9 @@ def _events(run: Run) -> list[str]:
     ]
 
 
+READ_IN_WORDS = {"validation_from": "validation split from", "files": "files read", "files_not_read": "files not read"}
+
+
 def _facts(run: Run) -> list[tuple[str, str]]:
     """The rows about data and environment."""
     data = run.part("data")
@@ -365,7 +368,7 @@ def _data_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif key == "not_read":
             facts.append(("not read", ", ".join(map(str, listing(value))) or "none"))
         elif key not in ("mix", "sources"):
-            facts.append((key, _value(value)))
+            facts.append((READ_IN_WORDS.get(key, key), _value(value)))
     return facts
 
 
