@@ -26,7 +26,7 @@ from common.json_io import significant, write_json
 from config import Config, template
 from device.specs import BY_NAME
 from run.report.console import Console
-from run.report.plan_report import budget_of, explain_plan, show_plan, write_picture
+from run.report.plan_report import TAKEN_AS_NEW, budget_of, explain_plan, show_plan, write_picture
 from training.plan_run import (
     law_of,
     limits_of,
@@ -79,8 +79,8 @@ def plan_unmeasured(config: Config, text: Text) -> Plan:
         return plan
     plan = plan_without_device(config, replace(text, train_tokens=None))
     epochs, source = plan.tokens / (text.train_tokens or math.inf), plan.source | {"corpus": text.size_source}
-    note = f"the value of text repeated more than {MAX_EPOCHS:g} times is not known, so the plan takes the text as new"
-    return replace(plan, corpus_tokens=text.train_tokens, epochs=epochs, source=source, notes=[note, *plan.notes])
+    notes = [TAKEN_AS_NEW, *plan.notes]
+    return replace(plan, corpus_tokens=text.train_tokens, epochs=epochs, source=source, notes=notes)
 
 
 def planned(config: Config, text: Text) -> Plan:

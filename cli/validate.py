@@ -174,10 +174,11 @@ def _run_problems(config: Config) -> list[str]:
 def _validation_problems(data: DataConfig) -> list[str]:
     """Problems with data.validation_path, which needs training text in files and other files than those.
 
-    That data=text has no data.path, and that data=stdlib has one, is reported elsewhere.
+    That data=text has no data.path, that data=stdlib has one, and that data=mix does not use the option, is reported
+    elsewhere.
     """
     path = data.validation_path
-    if path is None or (data.path is None and data.source == "text"):
+    if path is None or data.source == "mix" or (data.path is None and data.source == "text"):
         return []
     if data.path is None:
         return [f"data.validation_path={path} needs training text in files: data=text data.path=FILE, FOLDER or GLOB"]

@@ -49,7 +49,8 @@ def load_corpus(spec: DataSpec, log: Callable[[str], None] = print, tokenizer: T
 
 def corpus_fingerprint_of(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
     """Return the fingerprint of a corpus that is no mix, or None if it has not been prepared; `tokenizer` as above."""
-    return checked_fingerprint(spec) if spec.source == "tokens" else prepared_fingerprint(spec, tokenizer)
+    find = checked_fingerprint if spec.source == "tokens" else prepared_fingerprint
+    return find(spec, tokenizer)
 
 
 def _load_mix(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer | None) -> LoadedCorpus:
@@ -62,7 +63,7 @@ def _load_mix(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer |
 def _load_one(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer | None = None) -> LoadedCorpus:
     """Load a corpus that is no mix; `tokenizer` as for `data.prepare.prepare`."""
     if spec.source == "tokens":
-        return LoadedCorpus(*open_token_files(spec, log))
+        return LoadedCorpus(*open_token_files(spec, log, tokenizer))
     prepared = prepare(spec, log=log, tokenizer=tokenizer)
     notes = read_notes(prepared.read)
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):

@@ -18,6 +18,7 @@ from data.documents import LONGEST_LABEL
 COLUMNAR = (".parquet", ".arrow", ".feather")  # with a compression of their own
 STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *COLUMNAR)
 PROSE = (".txt", ".md")
+TOKEN_FILES = (".bin", ".npy")  # read by data/token_files.py
 IN_ARCHIVES = tuple(suffix for suffix in PROSE + STRUCTURED if suffix not in COLUMNAR)  # read without seeking
 # Read only if a file name or a glob names them: a corpus folder often holds a script or a licence as well.
 # fmt: off
@@ -192,6 +193,8 @@ def _no_text(pattern: str, cards: list[Path], not_read: list[Path], found: list[
     about = ", ".join(name.name for name in cards[:SHOWN_FILES])
     but = f" but {about}, which is not text of the corpus" if cards else ""
     archive = "; unpack an archive that is encrypted or holds other files" if any(map(_is_archive, found)) else ""
+    if any(name.suffix in TOKEN_FILES for name in not_read):
+        archive += "; token files of another trainer: data=tokens"
     return (
         f"data.path={pattern}: no file of a known format{but} (found: {seen or 'no files'}); allowed:"
         f" {', '.join(PROSE + STRUCTURED)}, each but {', '.join(COLUMNAR)} also with {', '.join(COMPRESSED)} or in"

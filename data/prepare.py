@@ -24,6 +24,7 @@ import numpy as np
 from common.cpu import usable_cores
 from common.errors import FULL_DISK, MachineError, UserError
 from common.file_lock import waiting_lock
+from common.format import format_bytes
 from common.json_io import mapping, sync_folder, write_json
 from data import shards
 from data.progress import PartsProgress
@@ -76,6 +77,10 @@ class PreparedInfo:
         """Return whether `data.max_bytes` ended the corpus."""
         limit = self.manifest["options"]["max_bytes"]
         return limit is not None and sum(split["bytes"] for split in self.manifest["splits"].values()) >= limit
+
+
+class _WithoutText(UserError):
+    """A corpus of which a split has no document."""
 
 
 @dataclass
@@ -132,7 +137,11 @@ def prepare(
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).exists():
             log(f"continuing the preparation of {folder}")
-        used = _prepare(spec, source, folder, progress, log, tokenizer)
+        try:
+            used = _prepare(spec, source, folder, progress, log, tokenizer)
+        except _WithoutText:
+            shutil.rmtree(folder)  # nothing in it is worth continuing
+            raise
     manifest = shards.read_manifest(folder)
     return PreparedInfo(folder, True, manifest, used, manifest["read"])
 
@@ -255,7 +264,7 @@ def _prepare(
             workers = spec.workers or usable_cores()
             with PartsProgress(f"preparing {folder.name}", source, parts, progress, log) as shown:
                 _encode_all(reading, source, parts, tokenizer, writer, workers, shown)
-            _complete(writer, folder, spec, source)
+            _complete(writer, spec, source)
         manifest = _manifest(spec, source, writer.state, tokenizer)
     finally:
         writer.close()
@@ -379,7 +388,8 @@ def _batches(
     for number in range(first, len(parts)):
         part = parts[number]
         if part.split == "train" and number and parts[number - 1].split == "val" and not taken["val"]:
-            raise _without_text(spec, source, "val")  # before hours of work on the training text
+            bad = writer.state.dropped["bad"] + batch.dropped["bad"]
+            raise _without_text(spec, source, "val", 0, bad)  # before hours of work on the training text
         record = 0
         shown.begin(number)
         for document in () if _reached_max_bytes(spec, part, taken) else source.documents(part):
@@ -449,38 +459,51 @@ def _write(writer: Writer, batch: _Batch, encoded: dict[str, Encoded]) -> int:
     return sum(len(documents.tokens) for documents in encoded.values())
 
 
-def _complete(writer: Writer, folder: Path, spec: DataSpec, source: Source) -> None:
-    """Finish the last shards. Raises UserError, and deletes the folder, if train or val has no document."""
+def _complete(writer: Writer, spec: DataSpec, source: Source) -> None:
+    """Finish the last shards. Raises _WithoutText if train or val has no document."""
     documents = sum(writer.state.total(split, 0) for split in SPLITS)
     for split in SPLITS:
         if not writer.state.total(split, 0):
-            shutil.rmtree(folder)
-            raise _without_text(spec, source, split, documents)
+            if spec.max_bytes is not None and writer.state.total("val", 2) >= spec.max_bytes:
+                raise _WithoutText(
+                    f"data.max_bytes={format_bytes(spec.max_bytes)} is too little: the documents of the validation split,"
+                    f" {source.overview().validation}, take all of it; raise it, or set it to null"
+                )
+            raise _without_text(spec, source, split, documents, writer.state.dropped["bad"])
     for split in SPLITS:
         writer.finish_shard(split)
     writer.state.done = True
     writer.commit()
 
 
-def _without_text(spec: DataSpec, source: Source, split: str, documents: int = 0) -> UserError:
-    """Return the error for a split without a document, of a corpus with `documents` documents."""
-    named, own = f"data.source={spec.source} data.path={spec.path}", source.overview().validation
-    explicit = any(part.split for part in source.parts())
+def _without_text(spec: DataSpec, source: Source, split: str, documents: int, bad: int) -> _WithoutText:
+    """Return the error for a split without a document, of a corpus with `documents` documents.
+
+    `bad` is the number of bad records that were skipped.
+    """
+    option = "path" if spec.path else "repo"
+    named = f"data.source={spec.source}" + (f" data.{option}={value}" if (value := getattr(spec, option)) else "")
+    explicit, own = any(part.split for part in source.parts()), source.overview().validation
+    no_text = "no text"
+    if bad:
+        skipped = f"{bad:,} bad {'record was' if bad == 1 else 'records were'} skipped"
+        no_text += f" ({skipped}; data.bad_documents=refuse says what is wrong with the first)"
     if split == "val" and spec.validation_path:
-        return UserError(f"data.validation_path={spec.validation_path}: no text; give files with text")
+        return _WithoutText(f"data.validation_path={spec.validation_path}: {no_text}; give files with text")
     if split == "val" and explicit:
-        return UserError(
-            f"{named}: no text in the validation split, {own}; add text, rename it so that it is no split, or give other"
-            " text with data.validation_path="
+        change = "add text, rename it so that it is no split, or give other text with data.validation_path="
+        return _WithoutText(
+            f"{named}: {no_text} in the validation split, {own}; {change if spec.path else 'give another data.repo'}"
         )
     if not documents:
-        return UserError(f"{named}: no text; give another data.path")
+        return _WithoutText(f"{named}: {no_text}; give another data.{option}")
     if explicit:
-        return UserError(
-            f"{named}: no training text besides the {documents} documents of the validation split, {own}; add other text"
+        return _WithoutText(
+            f"{named}: no training text besides the {documents} documents of the validation split, {own};"
+            f" {'add other text' if spec.path else 'choose another data.split'}"
         )
     change = "a smaller" if split == "train" else "a larger"
-    return UserError(
+    return _WithoutText(
         f"{named}: none of {documents} documents is in {split}; set {change} data.validation_fraction"
         f" (now {spec.validation_fraction}) or give more text"
     )

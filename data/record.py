@@ -34,18 +34,20 @@ def left_out(manifest: Mapping[str, Any]) -> dict[str, int]:
 
 
 def corpus_record(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the counts of both splits and what was read, for result.json.
+    """Return the counts of both splits and what was read, for result.json; of a data set on the Hub also name and commit.
 
     For a mix, this is done for each of its sources. A corpus that was prepared by an earlier version does not say what was
     read.
     """
     if "mix" in manifest:
         return {"sources": {name: corpus_record(source) for name, source in manifest["mix"].items()}}
+    origin = mapping(manifest.get("origin"))
+    from_hub = {name: origin[name] for name in ("repo", "revision") if origin.get(name)}
     splits = {
         name: {column: split.get(column) for column in ("documents", "tokens", "bytes")}
         for name, split in manifest["splits"].items()
     }
-    return {"splits": splits, **mapping(manifest.get("read")), "left_out": left_out(manifest)}
+    return {**from_hub, "splits": splits, **mapping(manifest.get("read")), "left_out": left_out(manifest)}
 
 
 def read_notes(read: Mapping[str, Any]) -> list[str]:

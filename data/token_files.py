@@ -17,7 +17,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,14 +32,14 @@ from common.errors import UserError
 from common.json_io import write_json
 from common.safe_read import load_json
 from data import shards
-from data.find_files import allowed_folders, is_hidden, lies_within
+from data.find_files import TOKEN_FILES, allowed_folders, is_hidden, lies_within
 from data.prepare import disk_errors, locked, short_hash
+from data.record import read_record
 from data.shards import SPLITS, TOKENIZER, Corpus, Split, corpus_fingerprint
-from data.sources.base import DataSpec
-from data.splits import TRAIN_NAMES, VALIDATION_NAMES
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, short_name, tokenizer_key
+from data.sources.base import DataSpec, Overview
+from data.splits import roles_of, split_names
+from data.tokenizer import Tokenizer, check_name, get_tokenizer, is_published, short_name, tokenizer_key
 
-SUFFIXES = (".bin", ".npy")
 HEADER_BYTES = 1024
 # The dtype of the tokens after a header with this magic number and version: GPT-2 and Llama 3 in llm.c.
 HEADERS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
@@ -85,25 +84,32 @@ class Section:
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """The sections of all files that are read, in order, and notes for the user on how they were chosen."""
+    """The sections of all files that are read, in order, notes for the user on how they were chosen, and what the record
+    says under "read"."""
 
     base: Path
     sections: list[Section]
     notes: tuple[str, ...]
+    read: dict[str, Any]
 
 
-def open_token_files(spec: DataSpec, log: Callable[[str], None] = print) -> tuple[Corpus, bool, tuple[str, ...]]:
+def open_token_files(
+    spec: DataSpec, log: Callable[[str], None] = print, tokenizer: Tokenizer | None = None
+) -> tuple[Corpus, bool, tuple[str, ...]]:
     """Open the token files that `spec.path` names, and check those that have changed since the last time.
 
-    Returns the corpus, whether any file was checked, and notes for the user on which files were read. Raises UserError for
-    files that are missing, in another format, or hold ids that the tokenizer does not have.
+    `tokenizer` is used instead of one that only another run has, as in `data.prepare.prepare`. Returns the corpus, whether
+    any file was checked, and notes for the user on which files were read. Raises UserError for files that are missing, in
+    another format, or hold ids that the tokenizer does not have.
     """
-    check_name(spec.tokenizer)
+    tokenizer = None if is_published(spec.tokenizer) else tokenizer
+    if tokenizer is None:
+        check_name(spec.tokenizer)
     found = find_token_files(spec)
-    folder = _folder(spec)
+    folder = _folder(spec, tokenizer)
     with disk_errors(folder), locked(folder, log):
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = _tokenizer(spec, folder)
+        tokenizer = _tokenizer(spec, folder, tokenizer)
         record, known = _record(folder), _checked(folder)
         fresh = [section for section in found.sections if section not in known]
         if record and fresh:
@@ -119,10 +125,11 @@ def open_token_files(spec: DataSpec, log: Callable[[str], None] = print) -> tupl
     return corpus, bool(fresh), found.notes
 
 
-def checked_fingerprint(spec: DataSpec) -> str | None:
+def checked_fingerprint(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
     """Return the fingerprint of the token files of `spec`, or None if they have not been checked as they are now."""
+    tokenizer = None if is_published(spec.tokenizer) else tokenizer
     try:
-        folder, sections = _folder(spec), find_token_files(spec).sections
+        folder, sections = _folder(spec, tokenizer), find_token_files(spec).sections
     except UserError:
         return None
     known = _checked(folder)
@@ -132,19 +139,15 @@ def checked_fingerprint(spec: DataSpec) -> str | None:
 def find_token_files(spec: DataSpec) -> TokenFiles:
     """Return the token files in a file, folder or glob, with their splits.
 
-    The split of a file is a word of its name, or of a folder: "fineweb_val_000000.bin". Without a validation file the last
-    `validation_fraction` of the tokens is held out.
+    The splits are those that `data.splits` finds by the names of files and folders, e.g. "fineweb_val_000000.bin". Without a
+    validation file the last `validation_fraction` of the tokens is held out.
     """
     base, files = _matches(str(spec.path))
-    names = {file: _split_name(file.relative_to(base)) for file in files}
-    validation = next((name for name in VALIDATION_NAMES if name in names.values()), None)
-    has_train = any(name in TRAIN_NAMES for name in names.values())
-    train = [file for file, name in names.items() if name in (TRAIN_NAMES if has_train else (None,))]
-    val = [file for file, name in names.items() if validation and name == validation]
-    if not train:
-        raise UserError(
-            f"data.path={spec.path}: no file for training (found: {_listed(files)}); name one {TRAIN_NAMES[0]}.bin"
-        )
+    names = split_names([file.relative_to(base).parts for file in files])
+    roles = roles_of(names) or dict.fromkeys(names, "train")
+    train, val = (
+        [file for file, name in zip(files, names, strict=True) if roles.get(name) == split] for split in SPLITS
+    )
     sections = _sections(base, train)
     notes = [f"read {_listed(train)} for training"]
     if val:
@@ -156,7 +159,9 @@ def find_token_files(spec: DataSpec) -> TokenFiles:
         notes.append(f"no file for validation: the last {share} of the tokens is held out")
     if left := [file for file in files if file not in (*train, *val)]:
         notes.append(f"not read: {_listed(left)}")
-    return TokenFiles(base, sections, tuple(notes))
+    not_read = tuple(file.relative_to(base).as_posix() for file in left)
+    overview = Overview(_listed(val) or "end of the tokens", len(train) + len(val), not_read, len(left))
+    return TokenFiles(base, sections, tuple(notes), read_record(overview))
 
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
@@ -169,11 +174,11 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
         matches = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
         found = [Path(match) for match in matches if Path(match).is_file()]
         base = Path(os.path.commonpath([file.parent for file in found])) if found else path.parent
-    files = sorted(file for file in found if file.suffix in SUFFIXES)
+    files = sorted(file for file in found if file.suffix in TOKEN_FILES and not file.name.startswith("."))
     if not files:
         what = f"found: {_listed(sorted(found))}" if found else "nothing there"
         raise UserError(
-            f"data.path={pattern}: no token file ({what}); allowed: {' and '.join(SUFFIXES)}; text files: data=text"
+            f"data.path={pattern}: no token file ({what}); allowed: {' and '.join(TOKEN_FILES)}; text files: data=text"
         )
     if path.is_dir() and (outside := [file for file in files if not lies_within(file, allowed_folders(path))]):
         raise UserError(
@@ -186,16 +191,6 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
             f" Train on the text: data=text data.path={meta.parent / 'input.txt'} data.tokenizer=bytes"
         )
     return base, files
-
-
-def _split_name(file: Path) -> str | None:
-    """Return the name of a split in a path, the file's own before those of its folders; None if there is none."""
-    for part in reversed(file.parts):
-        words = re.findall("[a-z]+", part.lower())
-        for name in (*TRAIN_NAMES, *VALIDATION_NAMES):
-            if name in words:
-                return name
-    return None
 
 
 def _listed(files: list[Path]) -> str:
@@ -283,18 +278,19 @@ def _held_out(sections: list[Section], fraction: float) -> list[Section]:
     return out
 
 
-def _folder(spec: DataSpec) -> Path:
+def _folder(spec: DataSpec, tokenizer: Tokenizer | None) -> Path:
     path = Path(str(spec.path)).expanduser().resolve()
-    key = short_hash([RECORD_FORMAT, spec.source, str(path), tokenizer_key(spec.tokenizer), spec.validation_fraction])
+    tokens_of = tokenizer.fingerprint if tokenizer else tokenizer_key(spec.tokenizer)
+    key = short_hash([RECORD_FORMAT, spec.source, str(path), tokens_of, spec.validation_fraction])
     return Path(spec.cache_dir).expanduser() / f"{spec.source}-{short_name(spec.tokenizer)}-{key}"
 
 
-def _tokenizer(spec: DataSpec, folder: Path) -> Tokenizer:
+def _tokenizer(spec: DataSpec, folder: Path, given: Tokenizer | None) -> Tokenizer:
     """Return the tokenizer saved in the folder, or save it, so that later runs need no network."""
     path = folder / TOKENIZER
     if path.exists():
         return Tokenizer.load(path)
-    tokenizer = get_tokenizer(spec.tokenizer, None, folder, "")
+    tokenizer = given or get_tokenizer(spec.tokenizer, None, folder, "")
     tokenizer.save(path)
     return tokenizer
 
@@ -400,6 +396,7 @@ def _manifest(
         "source": spec.source,
         "identity": {"path": str(found.base.resolve())},
         "origin": {},
+        "read": found.read,
         "options": {"validation_fraction": spec.validation_fraction, "max_bytes": None},
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "n_vocab": tokenizer.n_vocab},
         "splits": splits,

@@ -83,10 +83,10 @@ def with_model(config: Config, initial: InitialModel | None) -> Config:
     ]
     given = config.data.tokenizer
     if given not in default_tokenizers(config.data.source) and short_name(given) != tokenizer:
-        problems.append(
-            f"data.tokenizer={given}, but {whose} has {tokenizer}; leave the option out: the text is"
-            " prepared with the tokenizer of the model"
-        )
+        change = "leave the option out: the text is prepared with the tokenizer of the model"
+        if config.data.source == "tokens":
+            change = "give text instead of token files, or leave the option out if that tokenizer wrote them"
+        problems.append(f"data.tokenizer={given}, but {whose} has {tokenizer}; {change}")
     if problems:
         raise UserError(*problems)
     taken = {name: value for name, value in theirs.items() if name not in free}

@@ -132,7 +132,7 @@ def _prepared_mix_text(text: Text, spec: DataSpec, tokenizer: Tokenizer | None) 
     from data.mix import prepared_mix
 
     if (mix := prepared_mix(spec, tokenizer)) is None:
-        return text
+        return _estimated_mix_text(text, spec, tokenizer)
     repeated = min(mix.components, key=lambda component: component.epoch_tokens)
     return replace(
         text,
@@ -141,6 +141,18 @@ def _prepared_mix_text(text: Text, spec: DataSpec, tokenizer: Tokenizer | None) 
         fingerprint=mix.fingerprint,
         most_repeated=repeated.name,
     )
+
+
+def _estimated_mix_text(text: Text, spec: DataSpec, tokenizer: Tokenizer | None) -> Text:
+    """The size of a mix that is not prepared, from the sizes of its sources; unknown if that of one of them is."""
+    from data.corpus_size import corpus_size
+
+    sizes = {each.name: corpus_size(each.spec, tokenizer) for each in spec.mix}
+    epochs = {each.name: tokens / each.weight for each in spec.mix if (tokens := sizes[each.name].tokens) is not None}
+    if len(epochs) < len(sizes):
+        return text
+    repeated = min(epochs, key=lambda name: epochs[name])
+    return replace(text, train_tokens=epochs[repeated], size_source=sizes[repeated].source, most_repeated=repeated)
 
 
 def law_of(config: Config, tokenizer: str) -> Law:
@@ -272,13 +284,25 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
     )
 
 
+def _why_missing(tokenizer: str) -> str:
+    """Why a tokenizer of the user's own cannot be had, to add to a line; "" if it can."""
+    from data.tokenizer import is_own, own_tokenizer
+
+    try:
+        if is_own(tokenizer):
+            own_tokenizer(tokenizer)
+    except UserError as error:
+        return f" ({error.messages[0]})"
+    return ""
+
+
 def size_problems(config: Config, n_vocab: int | None, block_size: int | None) -> list[str]:
     """A line for each pair of sizes that do not fit together. A size of None is not known yet."""
     problems, vocab_size, batch = [], config.model.vocab_size, config.optim.batch_tokens
     if vocab_size is None and n_vocab is None:
         problems.append(
             f"the vocabulary of data.tokenizer={config.data.tokenizer} is not known without its file;"
-            " set model.vocab_size"
+            f" set model.vocab_size{_why_missing(config.data.tokenizer)}"
         )
     if vocab_size is not None and n_vocab is not None and vocab_size < n_vocab:
         problems.append(

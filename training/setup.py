@@ -10,6 +10,7 @@ from budget.extension import EXAMPLES, UNITS, Extension
 from budget.planner.plan import Plan
 from common.errors import MachineError, UserError
 from common.format import format_count, format_seconds
+from common.json_io import mapping
 from config import Config, DataConfig, extension_of, identity
 from data.corpus import load_corpus
 from run.directory import RunDirectory
@@ -137,9 +138,15 @@ def prepare_corpus(session: Session) -> Corpus:
 
 
 def _described(data: DataConfig, corpus: Corpus) -> str:
-    """The corpus in a few words: its source, or the sources of a mix with their weights."""
-    weights = ", ".join(f"{each.name} {each.weight:.3g}" for each in corpus.train.mix)
-    return f"mix of {weights}" if weights else data.source
+    """The corpus in a few words: its source and data set, or the sources of a mix with their weights, the largest first."""
+    weights = ", ".join(
+        f"{each.name} {each.weight:.3g}" for each in sorted(corpus.train.mix, key=lambda each: -each.weight)
+    )
+    if weights:
+        return f"mix of {weights}"
+    repo = mapping(corpus.manifest.get("origin")).get("repo")
+    chosen = [value for value in (repo, data.config, data.split if data.split != "train" else None) if value]
+    return f"{data.source} ({', '.join(chosen)})" if repo else data.source
 
 
 def open_run_device(session: Session, trials: TrialProcess | None) -> Device:

@@ -20,8 +20,9 @@ from typing import Any
 
 from common.errors import MachineError, UserError
 from common.network import why_unreachable
-from data.documents import Document, Reading, record_of
+from data.documents import BadRecord, Document, Reading, record_of
 from data.find_files import allowed_folders, lies_within
+from data.readers import LOOK_AHEAD
 from data.sources.base import DataSpec, Overview, Part
 from data.splits import VALIDATION_NAMES
 
@@ -116,8 +117,10 @@ class HubSource:
         from data.sources import hub_files
 
         hub_files.register()
-        # Its message is part of the exception; in the log it would be a second one.
-        logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
+        # The message of the first is part of the exception; in the log it would be a second one. The second warns of a README
+        # without metadata, which is no fault.
+        for logger, level in (("datasets.packaged_modules", logging.CRITICAL), ("huggingface_hub", logging.ERROR)):
+            logging.getLogger(logger).setLevel(level)
         try:
             builder = load_dataset_builder(found.repo, name=self._spec.config, revision=found.revision)
             _refuse_foreign_files(builder, found.repo)
@@ -187,8 +190,14 @@ class HubSource:
         reading = Reading(self._spec.text_key, self._spec.bad_documents)
         label = self._found.repo.rstrip("/").rsplit("/", 1)[-1]
         place = f"{self._found.repo}: {self._own_name(self._files[name][int(index)])}"
-        for number, row in enumerate(_rows(shard, place), start=1):
-            record = record_of(row, f"{place}: row {number}", reading)
+        rows = _rows(shard, place)
+        for number, row in enumerate(rows, start=1):
+            try:
+                record = record_of(row, f"{place}: row {number}", reading)
+            except BadRecord as error:
+                if number > 1 or _some_good(rows, reading):
+                    raise
+                raise UserError(f"{error.problem}; no record at the start of the file has a text") from None
             yield Document(record.text, record.source or label, part.split) if record else None
 
     def _own_name(self, file: str) -> str:
@@ -230,6 +239,12 @@ def _rows(shard: Any, place: str) -> Iterator[Any]:
         except Exception as error:
             raise _explained(place, error, transient=(FileNotFoundError,)) from error
         yield row
+
+
+def _some_good(rows: Iterator[Any], reading: Reading) -> bool:
+    """Return whether one of the next rows is good, that is, whether skipping bad ones would leave any."""
+    skipping = replace(reading, bad_documents="skip")
+    return any(record_of(row, "", skipping) for row in itertools.islice(rows, LOOK_AHEAD))
 
 
 def without_foreign_preset(spec: DataSpec) -> DataSpec:

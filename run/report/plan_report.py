@@ -20,7 +20,7 @@ from budget.planner.hyperparameters import (
     rate_range,
     weight_decay_range,
 )
-from budget.planner.plan import Plan
+from budget.planner.plan import MAX_EPOCHS, Plan
 from budget.planner.planner import NEAR_OPTIMAL, TIE, step_rule
 from common.format import format_count, format_number_of, format_seconds
 from model.config import Shape
@@ -29,6 +29,10 @@ from run.report.console import Console
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# The note of a plan that repeats its text more often than was ever measured.
+TAKEN_AS_NEW = (
+    f"the value of text repeated more than {MAX_EPOCHS:g} times is not known, so the plan takes the text as new"
+)
 SHOWN_ALTERNATIVES = 7
 BRIEF_ALTERNATIVES = 3
 BRIEF_NOTES = 2
@@ -228,6 +232,7 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits) -> list[str
     """How each number of the plan is derived, one line each."""
     tokens, parameters, compute = plan.tokens, plan.parameters_law, plan.flops_6nd
     attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
+    counted = None if TAKEN_AS_NEW in plan.notes else plan.corpus_tokens
     lines = [
         f"budget: {budget_of(limits)}",
         f"law {law.name} ({law.source}): N = {math.exp(law.intercept):.4g} C^{law.exponent:.4f}, measured from"
@@ -249,17 +254,22 @@ def explain_plan(plan: Plan, shape: Shape, law: Law, limits: Limits) -> list[str
         f" {format_count(plan.flat[0])} to {format_count(plan.flat[1])} parameters",
         f"FLOPs per token: 6 x {parameters:,} + 12 x {shape.n_layer} x {shape.n_embd} x {shape.block_size} ="
         f" {6 * parameters + attention:.4g}; times {tokens:,} tokens = {plan.flops:.4g}",
-        f"effective tokens: {effective_tokens(tokens, plan.corpus_tokens) / tokens:.1%} of the tokens count as new"
-        f" ({f'{plan.epochs:.2f} epochs' if plan.epochs else 'corpus size unknown'}; Muennighoff et al. 2023)",
+        f"effective tokens: {effective_tokens(tokens, counted) / tokens:.1%} of the tokens count as new"
+        f" ({_epochs(plan)}; Muennighoff et al. 2023)",
     ]
     return lines + _explain_rules(plan, shape, limits)
+
+
+def _epochs(plan: Plan) -> str:
+    """How often a plan repeats the text, and whether that has entered its rules."""
+    epochs = f"{plan.epochs:.2f} epochs" if plan.epochs else "corpus size unknown"
+    return f"{epochs}, taken as new text" if TAKEN_AS_NEW in plan.notes else epochs
 
 
 def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
     """How batch size, optimizer and rates are derived; values that the user fixed have no rule."""
     tokens, parameters = plan.tokens, plan.parameters_law
     rates = ", ".join(f"{name} {rate:.2g}" for name, rate in learning_rates(shape, tokens, plan.batch_tokens).items())
-    epochs = f"{plan.epochs:.2f} epochs" if plan.epochs is not None else "corpus size unknown"
     rule = step_rule(limits, plan.optimizer)
     lowest, highest = weight_decay_range(parameters)
     slowest, fastest = rate_range(plan.optimizer, tokens / plan.batch_tokens)
@@ -276,7 +286,7 @@ def _explain_rules(plan: Plan, shape: Shape, limits: Limits) -> list[str]:
         "weight_decay": f"B / (1.084 (D/N)^-0.527 lr D), limited to {lowest:g} to {highest:g} (Power Lines)",
         "warmup": f"N / D = {parameters / tokens:.3f}, limited to {WARMUP_RANGE[0]:g} to {WARMUP_RANGE[1]:g}",
         "beta2": "0.99 below 2^18 tokens per step, else 0.95 (Porian et al. 2024)",
-        "dropout": f"0.1 beyond {REPEATS_WITH_DROPOUT:g} epochs; {epochs}",
+        "dropout": f"0.1 beyond {REPEATS_WITH_DROPOUT:g} epochs; {_epochs(plan)}",
     }
     return [
         f"{name.replace('_', ' ')}: {_plain(getattr(plan, name))}, {'given' if plan.source[name] == 'fixed' else rule}"

@@ -344,6 +344,9 @@ def _events(run: Run) -> list[str]:
     ]
 
 
+READ_IN_WORDS = {"validation_from": "validation split from", "files": "files read", "files_not_read": "files not read"}
+
+
 def _facts(run: Run) -> list[tuple[str, str]]:
     """The rows about data and environment."""
     data = run.part("data")
@@ -368,7 +371,7 @@ def _data_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
             if number(value, 0) > len(listing(data.get("not_read"))):  # the list is cut
                 facts.append(("files not read", _value(value)))
         elif key not in ("mix", "sources"):
-            facts.append((key, _value(value)))
+            facts.append((READ_IN_WORDS.get(key, key), _value(value)))
     return facts
 
 

@@ -102,6 +102,7 @@ def test_a_source_is_prepared_as_it_is_alone(here: Path) -> None:
         (["data.mix={texts: {weight: 1, tokenizer: bytes}}"], "set data.tokenizer="),
         (["data.mix={texts: 1}", "data.path=texts"], "data.mix does not use data.path=texts"),
         (["data.mix={texts: 1}", "data=slimpajama"], "data.mix does not use data.repo=DKYoon/SlimPajama-6B"),
+        (["data.mix={texts: 1}", "data.validation_path=texts"], "data.mix does not use data.validation_path=texts"),
         (["data=mix"], "data.source=mix needs data.mix"),
         (["data.mix={" + ", ".join(f"s{i}: 1" for i in range(65)) + "}"], "names 65 sources; allowed: at most 64"),
     ],
@@ -153,7 +154,7 @@ def test_a_preset_of_ones_own_is_a_source_and_plan_knows_a_prepared_mix(here: Pa
     words += ["data.tokenizer=bytes", "model.block_size=8", "optim.batch_tokens=8"]
     answer = copied([*words, "-cd", str(here / "mine")], here, 60)
     assert answer.returncode == 0, answer.stderr
-    assert yaml.safe_load(answer.stdout)["epochs"] is None
+    assert yaml.safe_load(answer.stdout)["source"]["corpus"] == "estimate"
     answer = copied(words, here, 60)
     assert answer.returncode == 2
     assert "'notes' is neither a data preset" in answer.stderr
@@ -164,10 +165,14 @@ def test_plan_counts_the_epochs_of_a_prepared_mix(here: Path) -> None:
         (here / f"{name}.txt").write_text("word " * 200)
     words = ("data=mix", "data.mix={a.txt: 3, b.txt: 1}", "data.tokenizer=bytes", "model.block_size=8")
     config = composed(*words, "optim.batch_tokens=8")
-    assert prepared_text(config, 257).train_tokens is None
+    estimate = prepared_text(config, 257)
+    assert (estimate.size_source, estimate.most_repeated) == ("estimate", "a.txt")
+    unknown = composed("data=mix", "data.mix={a.txt: 3, hub: {repo: a/b, weight: 1}}", "data.tokenizer=bytes")
+    assert prepared_text(unknown, 257).train_tokens is None
     corpus = load_corpus(spec_of(config), lambda line: None).corpus
     text = prepared_text(config, 257)
     assert text.train_tokens == pytest.approx(corpus.train.mix[0].tokens / 0.75)
+    assert estimate.train_tokens == pytest.approx(text.train_tokens, rel=0.02)
     assert (text.most_repeated, text.fingerprint) == ("a.txt", corpus.fingerprint)
     limited = replace(limits_of(config), steps=10_000)
     with pytest.raises(UserError, match=r"epochs of a\.txt, the most repeated source of data\.mix"):

@@ -26,6 +26,7 @@ from common.errors import MachineError, UserError
 from config import CONF, Config
 from data import prepare as preparing
 from data.prepare import PreparedInfo
+from data.record import corpus_record
 from data.shards import open_corpus
 from data.sources import hub as hub_source
 from data.sources import hub_files
@@ -99,6 +100,8 @@ def test_a_configuration_is_chosen_by_name(tmp_path: Path, hub: FakeHub) -> None
     assert text_of(info, "val") == set(files["wikitext-2-raw-v1/validation-0.parquet"])
     assert not any("103" in path for path in hub.downloads())
     assert info.manifest["origin"]["revision"] == hub.repos["Salesforce/wikitext"].sha
+    recorded = corpus_record(info.manifest)
+    assert (recorded["repo"], recorded["revision"]) == ("Salesforce/wikitext", hub.repos["Salesforce/wikitext"].sha)
     other = get(tmp_path, "Salesforce/wikitext", config="wikitext-103-raw-v1")
     assert other.folder != info.folder
     assert not text_of(other, "train") & text_of(info, "train")
@@ -288,6 +291,13 @@ def test_a_repository_that_cannot_be_used_is_one_line(tmp_path: Path, hub: FakeH
     files, words = ODD[kind]
     hub.add("a/b", files)
     refused(lambda: get(tmp_path, "a/b"), *words)
+
+
+def test_the_advice_to_skip_bad_rows_is_given_where_good_ones_follow(tmp_path: Path, hub: FakeHub) -> None:
+    hub.add("a/none", {"train.parquet": parquet([None] * 30)})  # type: ignore[list-item]
+    assert "bad_documents" not in refused(lambda: get(tmp_path, "a/none"), "row 1: ", "it holds null", "no record at")
+    hub.add("a/one", {"train.parquet": parquet([None, *texts(30)])})  # type: ignore[list-item]
+    refused(lambda: get(tmp_path, "a/one"), "row 1: ", "data.bad_documents=skip")
 
 
 def test_repositories_that_may_not_be_read(tmp_path: Path, hub: FakeHub) -> None:

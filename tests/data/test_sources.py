@@ -202,6 +202,24 @@ def test_a_validation_split_without_text_is_reported_before_the_training_text_is
     write_jsonl(tmp_path / "c" / "val.jsonl", [""])
     (tmp_path / "c" / "train.jsonl").write_text("oops\n")
     refused(lambda: make(tmp_path, tmp_path / "c"), "no text in the validation split, val.jsonl")
+    assert not list((tmp_path / "prepared").glob("text-*/"))
+
+
+def test_a_validation_document_that_takes_all_of_max_bytes_is_told(tmp_path: Path) -> None:
+    full, long = write_jsonl(tmp_path / "full.jsonl", texts(9)), write_jsonl(tmp_path / "long.jsonl", ["x" * 2000])
+    words = ("data.max_bytes=1kB is too little", "data.validation_path, take all of it")
+    refused(lambda: make(tmp_path, full, validation_path=str(long), max_bytes=1000), *words)
+
+
+def test_a_corpus_of_skipped_records_alone_says_how_many_they_are(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": null}\n' * 3)
+    said = refused(lambda: make(tmp_path, bad, bad_documents="skip"), f"data.path={bad}: no text", "3 bad records were")
+    assert "data.bad_documents=refuse" in said
+    full = write_jsonl(tmp_path / "full.jsonl", texts(9))
+    refused(
+        lambda: make(tmp_path, full, validation_path=str(bad), bad_documents="skip"), "_path=", "3 bad records were"
+    )
 
 
 def test_corpora_whose_files_are_read_as_before_are_found_again(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from data.eval_windows import EvalRange
 from data.loader import Loader
 from data.shards import Corpus
 from data.sources.base import DataSpec
-from data.tokenizer import get_tokenizer
+from data.tokenizer import Tokenizer, get_tokenizer
 from tests.conftest import run_here
 from tests.data.helpers import make, refused, texts, write_jsonl
 from tests.data.test_hostile import HEADERS
@@ -146,7 +146,22 @@ def test_files_of_other_splits_and_names_are_reported_and_not_read(tmp_path: Pat
     assert joined(loaded.corpus, "train") == tokens_of(20, 0).tolist()
     assert joined(loaded.corpus, "val") == tokens_of(20, 1).tolist()
     assert "not read: extra.bin, test.bin" in loaded.notes
-    refused(lambda: load(tmp_path / "data" / "val.bin"), "no file for training", "val.bin")
+    assert loaded.corpus.manifest["read"] == {
+        "validation_from": "val.bin",
+        "files": 2,
+        "not_read": ["extra.bin", "test.bin"],
+        "files_not_read": 2,
+    }
+    assert len(load(tmp_path / "data" / "val.bin").corpus.train.shards[0]) < 20  # one file is no split, whatever its name
+
+
+def test_files_of_the_tokenizer_of_another_run_need_only_that_run(tmp_path: Path) -> None:
+    """As in init=run, where the options name a tokenizer that no file or table has."""
+    other = Tokenizer("mine-1234", BYTES._codec)
+    nanogpt(tmp_path / "data" / "train.bin", tokens_of(100))
+    loaded = load_corpus(spec(tmp_path / "data", tokenizer="mine-1234"), lambda line: None, other)
+    assert loaded.corpus.tokenizer.name == "mine-1234"
+    refused(lambda: load(tmp_path / "data", tokenizer="mine-1234"), "unknown data.tokenizer='mine-1234'")
 
 
 def test_a_second_start_reads_nothing_and_a_changed_file_is_noticed(

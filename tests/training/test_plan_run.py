@@ -21,13 +21,13 @@ from budget.planner.plan import Plan, Request
 from budget.planner.planner import assumed_speed, choose, make_plan
 from common.checksum import add_checksum
 from common.errors import UserError
-from config import Config
+from config import Config, DataConfig
 from data.shards import Split
 from device.device import Device
 from device.distributed import World
 from model.config import PRESETS, Shape
 from run.report.console import Console
-from training.plan_run import Text, first_request, make_run_plan, saved_plan
+from training.plan_run import Text, first_request, make_run_plan, saved_plan, size_problems
 from training.result import why_off
 
 HOUR = Limits(hours=1.0)
@@ -144,3 +144,12 @@ def test_free_memory_is_read_after_the_trial_worker_has_ended(monkeypatch: pytes
             cast(Any, SimpleNamespace(free_memory=free_memory)),
             cast(Any, trials),
         )
+
+
+def test_a_tokenizer_that_cannot_be_had_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own_tokenizer(name: str) -> None:
+        raise UserError(f"data.tokenizer={name}: no network")
+
+    monkeypatch.setattr("data.tokenizer.own_tokenizer", own_tokenizer)
+    (line,) = size_problems(Config(data=DataConfig(tokenizer="a/b")), None, None)
+    assert line.endswith("set model.vocab_size (data.tokenizer=a/b: no network)")

@@ -172,6 +172,9 @@ def test_a_plan_says_how_often_it_repeats_its_corpus() -> None:
     assert "takes the text as new" in toy
     assert "default corpus only show that everything works; data=slimpajama plans for 5.9B tokens" in toy
     assert "estimate" in next(line for line in toy.splitlines() if line.startswith("corpus "))
+    explained = plan("budget.flops=3.4e18", "explain=true")
+    assert re.search(r"100\.0% of the tokens count as new \(3\d\d\.\d\d epochs, taken as new text", explained)
+    assert re.search(r"dropout: 0, .*; 3\d\d\.\d\d epochs, taken as new text", explained)
     unknown = plan("budget.flops=1e17", "data=text", "data.path=/nowhere")
     assert "the size of the corpus is not known" in unknown
 
