@@ -34,7 +34,8 @@ class _LimitedReader(io.BufferedReader):
         return super().read(size)
 
 
-@functools.lru_cache(maxsize=8)  # listing the members again for each of them would take quadratic time
+# Listing the members again for each of them would take quadratic time; archives are read one after the other.
+@functools.lru_cache(maxsize=1)
 def _opened(path: Path, size: int, mtime_ns: int) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(_LimitedReader(io.FileIO(path)))

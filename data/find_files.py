@@ -5,8 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -95,20 +94,22 @@ class FoundFiles:
         return [path.relative_to(self.base).as_posix() for path in self.not_read]
 
 
-def describe_not_read(names: list[str]) -> str:
+def describe_not_read(names: Sequence[str], total: int | None = None) -> str:
     """Return one line about files that are not read, e.g. "not read: 2 files (a.docx, b.pdf)"; "" if there are none.
 
-    Of more than SHOWN_FILES files it counts the suffixes, the most frequent ones first.
+    `total` is their number if `names` are only some of them. Of more than SHOWN_FILES files, all of which are given, the
+    suffixes are counted, the most frequent ones first.
     """
     if not names:
         return ""
-    shown = ", ".join(names)
-    if len(names) > SHOWN_FILES:
+    total = len(names) if total is None else total
+    shown = ", ".join(names[:SHOWN_FILES]) + (", ..." if len(names) > SHOWN_FILES else "")
+    if len(names) == total > SHOWN_FILES:
         counts = Counter(Path(name).suffix.lower() or "no suffix" for name in names).most_common()
         shown = ", ".join(f"{n:,} {suffix}" for suffix, n in counts[:SHOWN_FILES])
         if rest := sum(n for _, n in counts[SHOWN_FILES:]):
             shown += f", {rest:,} others"
-    return f"not read: {len(names):,} file{'s' * (len(names) > 1)} ({shown})"
+    return f"not read: {total:,} file{'s' * (total > 1)} ({shown})"
 
 
 def is_hidden(parts: tuple[str, ...]) -> bool:

@@ -14,7 +14,7 @@ import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -321,7 +321,11 @@ def shared_tokenizer(
         return texts()
 
     shared, short = tokenizer_place(spec, key)
-    with locked(shared / short, log) if is_trained(spec.tokenizer) else nullcontext():
+    if not is_trained(spec.tokenizer):
+        return get_tokenizer(spec.tokenizer, None, shared, short)
+    with suppress(UserError):  # it is trained already; the folder may be read-only for this user
+        return get_tokenizer(spec.tokenizer, None, shared, short)
+    with locked(shared / short, log):
         return get_tokenizer(spec.tokenizer, logged_texts, shared, short)
 
 

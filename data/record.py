@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.json_io import listing, mapping, number
+from data.find_files import describe_not_read
 from data.sources.base import Overview
 
 BY_HASH = "hash of documents"
 LISTED = 20  # names of files that are not read, in the manifest; a folder may hold thousands
-SHOWN = 6  # the same in a line on the console
 LEFT_OUT = {
     "bad": "bad_documents_skipped",
     "duplicate": "duplicates_dropped",
@@ -56,7 +56,7 @@ def read_notes(read: Mapping[str, Any]) -> list[str]:
     origin = read.get("validation_from", BY_HASH)
     if origin != BY_HASH:
         notes.append(f"validation split: {origin}")
-    if names := [str(name) for name in listing(read.get("not_read"))]:
-        more = f", ... ({number(read.get('files_not_read'), 0):,.0f} files in all)" if len(names) > SHOWN else ""
-        notes.append(f"not read: {', '.join(names[:SHOWN])}{more}")
+    names = [str(name) for name in listing(read.get("not_read"))]
+    if line := describe_not_read(names, int(number(read.get("files_not_read"), len(names)))):
+        notes.append(line)
     return notes

@@ -32,7 +32,7 @@ from common.errors import UserError
 from common.json_io import write_json
 from common.safe_read import load_json
 from data import shards
-from data.find_files import TOKEN_FILES, allowed_folders, is_hidden, lies_within
+from data.find_files import TOKEN_FILES, allowed_folders, describe_not_read, is_hidden, lies_within
 from data.prepare import disk_errors, locked, short_hash
 from data.record import read_record
 from data.shards import SPLITS, TOKENIZER, Corpus, Split, corpus_fingerprint
@@ -157,9 +157,10 @@ def find_token_files(spec: DataSpec) -> TokenFiles:
         sections = _held_out(sections, spec.validation_fraction)
         share = f"{spec.validation_fraction:.3g} (data.validation_fraction)"
         notes.append(f"no file for validation: the last {share} of the tokens is held out")
-    if left := [file for file in files if file not in (*train, *val)]:
-        notes.append(f"not read: {_listed(left)}")
+    left = [file for file in files if file not in (*train, *val)]
     not_read = tuple(file.relative_to(base).as_posix() for file in left)
+    if left:
+        notes.append(describe_not_read(not_read))
     overview = Overview(_listed(val) or "end of the tokens", len(train) + len(val), not_read, len(left))
     return TokenFiles(base, sections, tuple(notes), read_record(overview))
 

@@ -156,7 +156,10 @@ def test_files_without_a_split_beside_one_are_named(tmp_path: Path) -> None:
     assert documents_of(info) == {"train": ["text 0"], "val": ["text 1"]}
     assert info.manifest["read"]["not_read"] == ["notes.txt", "dev/ (2 files)"]
     assert info.manifest["read"]["files_not_read"] == 3
-    assert read_notes(info.read) == ["validation split: validation.txt", "not read: notes.txt, dev/ (2 files)"]
+    assert read_notes(info.read) == [
+        "validation split: validation.txt",
+        "not read: 3 files (notes.txt, dev/ (2 files))",
+    ]
 
 
 @pytest.mark.parametrize("source", ["text", "slimpajama"])
@@ -306,6 +309,6 @@ def test_a_file_that_is_added_to_a_prepared_corpus_and_not_read_is_recorded(tmp_
     (tmp_path / "docs" / "b.pdf").write_bytes(b"%PDF-1")
     loaded = load_corpus(spec)
     assert not loaded.fresh
-    assert loaded.notes == ("not read: b.pdf",)
+    assert loaded.notes == ("not read: 1 file (b.pdf)",)
     assert corpus_record(loaded.corpus.manifest)["not_read"] == ["b.pdf"]
     assert corpus_record(loaded.corpus.manifest)["files"] == 1

@@ -145,7 +145,7 @@ def test_files_of_other_splits_and_names_are_reported_and_not_read(tmp_path: Pat
     loaded = load(tmp_path / "data")
     assert joined(loaded.corpus, "train") == tokens_of(20, 0).tolist()
     assert joined(loaded.corpus, "val") == tokens_of(20, 1).tolist()
-    assert "not read: extra.bin, test.bin" in loaded.notes
+    assert "not read: 2 files (extra.bin, test.bin)" in loaded.notes
     assert loaded.corpus.manifest["read"] == {
         "validation_from": "val.bin",
         "files": 2,

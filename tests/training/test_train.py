@@ -108,7 +108,7 @@ def test_a_run_says_what_was_read_and_what_was_not(place: Path, capsys: pytest.C
     assert (data["not_read"], data["files_not_read"]) == (["picture.png", "test/ (3 files)"], 4)
     assert data["left_out"] == {"duplicate": 1}
     shown = capsys.readouterr().out.splitlines()
-    for line in ("validation split: validation/", "not read: picture.png, test/ (3 files)"):
+    for line in ("validation split: validation/", "not read: 4 files (picture.png, test/ (3 files))"):
         assert f"data    {line}" in shown
     assert "picture.png, test/ (3 files)" in (folder_of(place, "own-split") / "report.html").read_text()
 
