@@ -172,7 +172,7 @@ FIGURES = (
     "learning_rate: step-law", "the law is extrapolated", "a time there was a budget",
     "budget: hours: 0.05 name: auto", "deadbeef", "bpe-4096",
     "train split 70k documents, 16M tokens, 64M bytes", "val split 700 documents, 524k tokens, 2.1M bytes",
-    "validation_from validation/", "not read README.md, test/ (3 files)", "documents left out 1,234 duplicate, 5 bad",
+    "validation split from validation/", "not read README.md, test/ (3 files)", "documents left out 1,234 duplicate, 5 bad",
     "Loss against tokens", "Loss against time", "training, smoothed", "Throughput over time",
     "Learning rate against progress", "Learning rate against step", "Peak of the device: 150B FLOP/s (measured)",
 )  # fmt: skip
