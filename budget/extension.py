@@ -81,7 +81,7 @@ def parse_extension(text: str, limited: Sequence[str]) -> Extension:
         raise UserError(f"{given} adds {unit}, but budget.{unit} is not set; write e.g. {allowed}")
     if amount < 0 or (unit == "steps" and amount % 1):
         raise UserError(
-            f"{given} must add {'a whole number' if unit == 'steps' else 'at least 0'}; write e.g. {allowed}"
+            f"{given} must add {'at least 0' if amount < 0 else 'a whole number of steps'}; write e.g. {allowed}"
         )
     added: dict[str, Any] = {unit: int(amount) if unit == "steps" else amount}
     return Extension(**added)

@@ -45,6 +45,7 @@ def test_an_amount_is_in_its_unit_or_in_that_of_the_only_limit(
         ("100steps", ["tokens"], ["adds steps, but budget.steps is not set"]),
         ("1.5", ["steps"], ["a whole number"]),
         ("-5", ["tokens"], ["at least 0"]),
+        ("-5", ["steps"], ["at least 0"]),
         ("-1h", ["hours"], ["at least 0"]),
         ("many", ["steps"], ["not an amount"]),
         ("steps", ["steps"], ["not an amount"]),
