@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import UserError
-from common.format import format_count
+from common.format import format_count, format_seconds
 from common.json_io import mapping
 from common.safe_read import is_amount
 from common.units import parse_count, parse_duration
@@ -42,8 +42,11 @@ class Extension:
     def as_options(self) -> str:
         """The options that give this extension, as on the command line."""
         units = self.to_dict()
-        hours = f"budget.extend_hours={plain(units.pop('hours'))}" if self.hours and len(units) > 1 else ""
-        others = (f"budget.extend={plain(amount)}{'h' if unit == 'hours' else unit}" for unit, amount in units.items())
+        hours = f"budget.extend_hours={as_duration(units.pop('hours'))}" if self.hours and len(units) > 1 else ""
+        others = (
+            f"budget.extend={as_duration(amount) if unit == 'hours' else plain(amount) + unit}"
+            for unit, amount in units.items()
+        )
         return " ".join(filter(None, [hours, *others]))
 
 
@@ -81,16 +84,16 @@ def parse_extension(text: str, limited: Sequence[str]) -> Extension:
         raise UserError(f"{given} adds {unit}, but budget.{unit} is not set; write e.g. {allowed}")
     if amount < 0 or (unit == "steps" and amount % 1):
         raise UserError(
-            f"{given} must add {'a whole number' if unit == 'steps' else 'at least 0'}; write e.g. {allowed}"
+            f"{given} must add {'at least 0' if amount < 0 else 'a whole number of steps'}; write e.g. {allowed}"
         )
     added: dict[str, Any] = {unit: int(amount) if unit == "steps" else amount}
     return Extension(**added)
 
 
 def amount_in_words(unit: str, amount: float) -> str:
-    """Return an amount of budget in words, e.g. "100 steps", "25.6k tokens", "1e+15 FLOPs", "0.5 hours"."""
+    """Return an amount of budget in words, e.g. "100 steps", "25.6k tokens", "1e+15 FLOPs", "30m00s"."""
     if unit == "hours":
-        return f"{amount:g} hours"
+        return format_seconds(3600 * amount)
     if unit == "steps":
         return f"{amount:,.0f} steps"
     return f"{amount:.3g} FLOPs" if unit == "flops" else f"{format_count(amount)} tokens"
@@ -99,3 +102,12 @@ def amount_in_words(unit: str, amount: float) -> str:
 def plain(amount: float) -> str:
     """Return an amount as it is typed: whole numbers below 1e16 without a point or exponent, others in full."""
     return f"{amount:.0f}" if amount == int(amount) and abs(amount) < 1e16 else repr(float(amount)).replace("+", "")
+
+
+def as_duration(hours: float) -> str:
+    """Return hours as they are typed, in the largest unit that gives a whole number: "2h", "90m", "45s"; "0.123h" in none."""
+    for letter, per_hour in (("h", 1), ("m", 60), ("s", 3600)):
+        text = f"{round(hours * per_hour)}{letter}"
+        if parse_duration(text) == hours:
+            return text
+    return f"{plain(hours)}h"

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from budget.extension import UNITS, plain
+from budget.extension import UNITS, as_duration, plain
 from common.safe_read import is_amount, read_bytes
 from run.directory import run_name
 from run.history import extension_of_run
@@ -45,13 +45,17 @@ class EarlierRun:
     @property
     def as_options(self) -> str:
         """Its limits, as on the command line."""
-        return " ".join(f"budget.{unit}={plain(amount)}" for unit, amount in self.budget.items())
+        return " ".join(
+            f"budget.{unit}={as_duration(amount) if unit == 'hours' else plain(amount)}"
+            for unit, amount in self.budget.items()
+        )
 
     @property
     def extend(self) -> str:
         """The option that gives it the new budget."""
-        unit = "h" if self.unit == "hours" else self.unit if len(self.budget) > 1 else ""
-        return f"budget.extend={plain(self.missing)}{unit}"
+        if self.unit == "hours":
+            return f"budget.extend={as_duration(self.missing)}"
+        return f"budget.extend={plain(self.missing)}{self.unit if len(self.budget) > 1 else ''}"
 
 
 def earlier_run(output_dir: Path, name: str, options: Mapping[str, Any]) -> EarlierRun | None:
@@ -70,10 +74,16 @@ def earlier_run(output_dir: Path, name: str, options: Mapping[str, Any]) -> Earl
         if folder.name != run_name(name, {**options, "budget": budget}) or not (folder / "checkpoint").is_dir():
             continue
         (unit,) = units
-        missing = float(f"{wanted[unit] - limits[unit]:.12g}")
+        missing = _difference(unit, wanted[unit], limits[unit])
         if getattr(extension_of_run(folder), unit) < missing:
             found.append(EarlierRun(folder, unit, limits, missing))
     return min(found, key=lambda run: run.missing, default=None)
+
+
+def _difference(unit: str, larger: float, smaller: float) -> float:
+    """Return how much is missing, without the error of the subtraction: 4m less 3m is the number that 1m is."""
+    per_unit = 3600 if unit == "hours" else 1
+    return float(f"{(larger - smaller) * per_unit:.12g}") / per_unit
 
 
 def _limits(budget: Mapping[str, Any]) -> dict[str, float]:

@@ -98,16 +98,18 @@ def find_model(text: str, option: str) -> ModelPlace:
 
 
 def _similar(text: str) -> str:
-    """The end of the message for a folder that does not exist: the runs whose names come closest."""
+    """The end of the message for a folder that does not exist: the runs with similar names, else some others."""
     parent, name = Path(text).parent, Path(text).name
     folder = parent.expanduser()
     if not folder.is_dir():
         return f"; {parent} does not exist either"
     names = sorted(path.name for path in _runs_in(folder))
     begin_alike = [each for each in names if name and each.startswith(name)]
-    near = [*begin_alike, *difflib.get_close_matches(name, names, n=3, cutoff=0.5)] or names
-    shown = [str(parent / each) for each in dict.fromkeys(near)][:3]
-    return f"; did you mean {' or '.join(shown)}?" if shown else f"; {parent} holds no run"
+    near = [*begin_alike, *difflib.get_close_matches(name, names, n=3, cutoff=0.5)]
+    shown = [str(parent / each) for each in dict.fromkeys(near or names)][:3]
+    if not shown:
+        return f"; {parent} holds no run"
+    return f"; did you mean {' or '.join(shown)}?" if near else f"; {parent} holds other runs, e.g. {', '.join(shown)}"
 
 
 def _runs_in(folder: Path) -> list[Path]:

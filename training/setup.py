@@ -44,8 +44,11 @@ def already_finished(config: Config, run: RunDirectory, console: Console) -> boo
     message = f"{run.folder} is {status['status']} already ({status.get('reason')}); fresh=true starts again"
     if status["status"] == "diverged":
         raise MachineError(message)
-    so_far = f" (so far {recorded.as_options})" if recorded.to_dict() else ""
-    console.say(f"{message}, budget.extend=N continues it for N more {limit_reached(config, run)}{so_far}")
+    limit = limit_reached(config, run)
+    more = f"it for N more {limit}"
+    if recorded.to_dict():  # the option holds the whole extension, so that the same command can be repeated
+        more = f"it if N is more than all {limit} added so far ({recorded.as_options})"
+    console.say(f"{message}, budget.extend=N continues {more}")
     return True
 
 

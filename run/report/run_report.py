@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from budget.extension import amount_in_words, recorded_extension
+from budget.extension import recorded_extension
 from common.errors import reported
 from common.format import format_count, format_seconds
 from common.json_io import is_number, listing, mapping, number, write_text
@@ -123,10 +123,8 @@ def _remarks(run: Run) -> list[str]:
         bad = np.flatnonzero(~np.isfinite(loss))
         step = run.points[int(bad[0])].get("step")
         remarks.append(f"The training loss was NaN or infinite at {len(bad)} logged steps, first at step {step}.")
-    if added := recorded_extension(run.result).to_dict():
-        hours_added = [format_seconds(3600 * added.pop("hours"))] if "hours" in added else []
-        amounts = [*hours_added, *(amount_in_words(unit, amount) for unit, amount in added.items())]
-        remarks.append(f"The budget was extended by {' and '.join(amounts)} after the start.")
+    if added := str(recorded_extension(run.result)):
+        remarks.append(f"The budget was extended by {added} after the start.")
     if init := run.part("init"):
         had = f" ({format_count(init['tokens'])} tokens)" if is_number(init.get("tokens")) else ""
         remarks.append(f"The run started from the weights of {init.get('checkpoint')}{had}.")

@@ -362,15 +362,16 @@ def ranked_groups(sweep: Sweep, force: bool = False) -> list[Group]:
 
 def incomparable(sweep: Sweep) -> str:
     """The reason why the jobs are not ranked, as a sentence; an empty string if they are."""
+    anyway = f"python -m sweeps.engine.report {shlex.quote(str(sweep.folder))} --force ranks them anyway."
     if len(sweep.texts) > 1:
         return (
             f"The jobs were scored on different text ({'; '.join(_text_labels(sweep))}), so they are not ranked: a lower"
-            f" {in_words(sweep.metric)} may only mean that a text is easier; --force ranks them anyway."
+            f" {in_words(sweep.metric)} may only mean that a text is easier; {anyway}"
         )
     if len(sweep.devices) > 1 and any(row.of("budget", "hours") for row in sweep.rows):
         return (
             f"The jobs ran on different devices ({', '.join(sweep.devices)}). Equal hours are not equal budgets there, so the"
-            " jobs are not ranked; --force ranks them anyway."
+            f" jobs are not ranked; {anyway}"
         )
     return ""
 

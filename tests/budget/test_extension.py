@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from budget.clock import BudgetClock, Limits
-from budget.extension import Extension, parse_extension, plain, recorded_extension
+from budget.extension import Extension, as_duration, parse_extension, plain, recorded_extension
 from common.errors import UserError
 from config import BudgetConfig, extension_of
 
@@ -45,6 +45,7 @@ def test_an_amount_is_in_its_unit_or_in_that_of_the_only_limit(
         ("100steps", ["tokens"], ["adds steps, but budget.steps is not set"]),
         ("1.5", ["steps"], ["a whole number"]),
         ("-5", ["tokens"], ["at least 0"]),
+        ("-5", ["steps"], ["at least 0"]),
         ("-1h", ["hours"], ["at least 0"]),
         ("many", ["steps"], ["not an amount"]),
         ("steps", ["steps"], ["not an amount"]),
@@ -92,6 +93,12 @@ def test_an_extension_survives_its_record_and_its_options(extension: Extension) 
 )
 def test_invalid_records_count_as_nothing(record: dict[str, Any], expected: Extension) -> None:
     assert recorded_extension(record) == expected
+
+
+def test_hours_are_written_as_durations() -> None:
+    hours = (2.0, 1 / 60, 45 / 3600, 1.5, 0.1234567, 0.0)
+    assert [as_duration(each) for each in hours] == ["2h", "1m", "45s", "90m", "0.1234567h", "0h"]
+    assert str(Extension(hours=1 / 60, steps=3)) == "1m00s and 3 steps"
 
 
 def test_amounts_are_written_as_they_are_typed() -> None:

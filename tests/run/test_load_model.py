@@ -135,8 +135,8 @@ def test_a_folder_that_does_not_exist_is_called_so_with_the_closest_names(tmp_pa
     (outputs / "zz").mkdir()
     assert message_for(outputs / "run") == f": no such folder; did you mean {outputs}/run-92ca6783?"
     assert message_for(outputs / "mine-00112234") == f": no such folder; did you mean {outputs}/mine-00112233?"
-    every = " or ".join(f"{outputs}/{name}" for name in ("mine-00112233", "other", "run-92ca6783"))
-    assert message_for(outputs / "zzz") == f": no such folder; did you mean {every}?"
+    every = ", ".join(f"{outputs}/{name}" for name in ("mine-00112233", "other", "run-92ca6783"))
+    assert message_for(outputs / "zzz") == f": no such folder; {outputs} holds other runs, e.g. {every}"
     assert message_for(outputs / "no" / "zzz") == f": no such folder; {outputs / 'no'} does not exist either"
     assert message_for(outputs / "other" / "zzz") == f": no such folder; {outputs / 'other'} holds no run"
 

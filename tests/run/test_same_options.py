@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cli.compose import as_yaml
+from common.units import parse_duration
 from config import BudgetConfig, Config, identity
 from run import same_options
 from run.directory import run_name
@@ -32,10 +33,10 @@ def found(outputs: Path, config: Config) -> EarlierRun | None:
     ("before", "now", "options", "extend"),
     [
         ({"steps": 300}, {"steps": 400}, "budget.steps=300", "budget.extend=100"),
-        ({"hours": 0.1}, {"hours": 0.3}, "budget.hours=0.1", "budget.extend=0.2h"),
+        ({"hours": 0.1}, {"hours": 0.3}, "budget.hours=6m", "budget.extend=12m"),
         ({"tokens": 1e9}, {"tokens": 1e10}, "budget.tokens=1000000000", "budget.extend=9000000000"),
         ({"flops": 1e18}, {"flops": 1.5e18}, "budget.flops=1e18", "budget.extend=5e17"),
-        ({"steps": 300, "hours": 1.0}, {"steps": 400, "hours": 1.0}, "budget.hours=1 budget.steps=300",
+        ({"steps": 300, "hours": 1.0}, {"steps": 400, "hours": 1.0}, "budget.hours=1h budget.steps=300",
          "budget.extend=100steps"),
     ],
 )  # fmt: skip
@@ -64,6 +65,17 @@ def test_a_run_that_was_extended_far_enough_is_not_named(tmp_path: Path) -> None
     answer = found(tmp_path, Config(budget=BudgetConfig(steps=450)))
     assert answer is not None
     assert answer.extend == "budget.extend=150"
+
+
+def test_hours_that_were_added_as_a_duration_are_enough(tmp_path: Path) -> None:
+    """4m less 3m is not 1m in binary fractions of an hour."""
+    hours = {text: parse_duration(text) for text in ("1m", "3m", "4m", "5m")}
+    folder = made(tmp_path, Config(budget=BudgetConfig(hours=hours["3m"])))
+    (folder / "result.json").write_text(json.dumps({"extended": {"hours": hours["1m"]}}))
+    assert found(tmp_path, Config(budget=BudgetConfig(hours=hours["4m"]))) is None
+    answer = found(tmp_path, Config(budget=BudgetConfig(hours=hours["5m"])))
+    assert answer is not None
+    assert (answer.as_options, answer.extend) == ("budget.hours=3m", "budget.extend=2m")
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,7 @@ def test_there_is_no_winner_across_corpora(tmp_path: Path, capsys: pytest.Captur
     assert first.startswith(
         "The jobs were scored on different text (data.path=a.txt; data.path=b.txt), so they are not"
     )
+    assert first.endswith(f"python -m sweeps.engine.report {sweep.folder} --force ranks them anyway.")
     assert rest == [
         "Best on data.path=a.txt: model.dropout=0.1 with loss 3.1000.",
         "Best on data.path=b.txt: model.dropout=0 with loss 2.0000.",

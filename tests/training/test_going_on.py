@@ -73,7 +73,7 @@ def test_more_steps_continue_a_finished_run(place: Path, copy: Path, capsys: pyt
     assert "finished already" in capsys.readouterr().out
     assert read(copy, "result.json") == result
     again(place, copy)
-    assert "so far budget.extend=10steps" in capsys.readouterr().out
+    assert "N is more than all steps added so far (budget.extend=10steps)" in capsys.readouterr().out
     again(place, copy, "budget.extend=15")
     assert read(copy, "result.json")["spent"]["steps"] == 45
 

@@ -96,7 +96,7 @@ def test_added_hours_are_a_separate_reason() -> None:
     reasons = why_off(
         plan, spent, LEDGER, Limits(hours=2.0, added=Extension(hours=1.0)), [plan.tokens_per_second or 0.0] * 10
     )
-    assert reasons == ["1 hours were added to the budget"]
+    assert reasons == ["1h00m were added to the budget"]
 
 
 def test_the_assumed_speed_on_a_cpu_is_lower_for_thin_models() -> None:
