@@ -19,9 +19,9 @@ from common.format import format_count
 from common.json_io import significant
 from config import EvaluateConfig
 from data.eval_windows import EvalRange
-from data.find_files import describe_not_read, find_files
-from data.readers import read_documents, source_id
-from data.tokenizer import Tokenizer
+from data.files.find_files import describe_not_read, find_files
+from data.files.readers import read_documents, source_id
+from data.tokenizers.tokenizer import Tokenizer
 from device.distributed import join_world, leave_world, local_device
 from run.report.console import Console
 

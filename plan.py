@@ -27,22 +27,13 @@ from config import Config, template
 from device.specs import BY_NAME
 from run.report.console import Console
 from run.report.plan_report import TAKEN_AS_NEW, budget_of, explain_plan, show_plan, write_picture
-from training.plan_run import (
-    law_of,
-    limits_of,
-    max_epochs_of,
-    plan_here,
-    plan_without_device,
-    prepared_text,
-    size_notes,
-    vocab_size_for,
-    wants_trials,
-)
+from training.corpus_text import prepared_text, size_notes, vocab_size_for
+from training.plan_run import law_of, limits_of, max_epochs_of, plan_here, plan_without_device, wants_trials
 from training.trial_client import trial_process
 
 if TYPE_CHECKING:
+    from training.corpus_text import Text
     from training.initial_model import InitialModel
-    from training.plan_run import Text
 
 ASSUMED_CORPUS = (
     "this plan is for SlimPajama with GPT-2's tokens, because device= names a GPU and no data= is given; data=stdlib plans for"
@@ -154,7 +145,7 @@ def show_one(config: Config, note: str) -> None:
         return
     show_plan(plan, Console(required=True), limits)
     if config.explain:
-        from data.tokenizer import short_name
+        from data.tokenizers.tokenizer import short_name
 
         config, _ = adopted(config)
         law, shape = law_of(config, short_name(config.data.tokenizer)), plan.sized(template(config))

@@ -328,7 +328,7 @@ def hub(place: Path) -> Finding:
 
 
 def tiktoken(place: Path) -> Finding:
-    from data.tokenizer import cache_folder, cached_names
+    from data.tokenizers.tokenizer import cache_folder, cached_names
 
     names, folder = cached_names(), cache_folder()
     found = f"{_version('tiktoken')}, cached: {', '.join(names) or 'none'} in {folder}"

@@ -196,7 +196,11 @@ def _hydra_problem(key: str, value: str, single: bool) -> str | None:
     """The problem with an option of Hydra itself that would have no effect, or that needs a plugin."""
     if key == "hydra.run.dir" or (key == "hydra.sweep.dir" and single):
         return f"{key}={value} has no effect on a run; choose the folder for runs with output_dir={value or 'FOLDER'}"
-    return plugin_problem(key, value) if key in PLUGINS else None
+    if key in PLUGINS and (problem := plugin_problem(key, value)):
+        return problem
+    if key in PLUGINS and single:
+        return f"{key}={value} has no effect on a single run; add -m to start a sweep"
+    return None
 
 
 def _unreadable(schema: type, text: str, key: str, value: str | None) -> str:

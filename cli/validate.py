@@ -11,9 +11,11 @@ from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
 from config import (
     HALVING_RUNGS,
+    BudgetConfig,
     Config,
     DataConfig,
     EvaluateConfig,
+    InitConfig,
     closest,
     extension_of,
     identity,
@@ -102,8 +104,22 @@ def _model_problems(config: Any) -> list[str]:
 
 def _run_problems(config: Config) -> list[str]:
     """Invalid combinations of options, and values that a range cannot express."""
+    schedule = config.schedule
+    return [
+        *_budget_problems(config.budget),
+        *_init_problems(config.init),
+        *_corpus_problems(config.data),
+        *_name_problems(config.name),
+        *_other_problems(config),
+        *schedule_problems(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay),
+        *_sweep_problems(config),
+        *_law_problems(config),
+        *template(config).problems(),
+    ]
+
+
+def _budget_problems(budget: BudgetConfig) -> list[str]:
     problems = []
-    budget, data = config.budget, config.data
     if budget.hours is None and budget.flops is None and budget.tokens is None and budget.steps is None:
         problems.append(
             "no budget is set: give budget.hours, budget.flops, budget.tokens or budget.steps, e.g. budget.hours=0.05"
@@ -121,24 +137,39 @@ def _run_problems(config: Config) -> list[str]:
             extension_of(budget)
         except UserError as error:
             problems += error.messages
-    if config.init.source != "scratch" and config.init.checkpoint is None:
-        problems.append(f"init.source={config.init.source} needs init.checkpoint, e.g. init.checkpoint=outputs/NAME")
-    if config.init.source == "scratch" and config.init.checkpoint is not None:
-        problems.append(f"init.checkpoint={config.init.checkpoint} has no effect with init=scratch; add init=run")
+    return problems
+
+
+def _init_problems(init: InitConfig) -> list[str]:
+    if init.source != "scratch" and init.checkpoint is None:
+        return [f"init.source={init.source} needs init.checkpoint, e.g. init.checkpoint=outputs/NAME"]
+    if init.source == "scratch" and init.checkpoint is not None:
+        return [f"init.checkpoint={init.checkpoint} has no effect with init=scratch; add init=run"]
+    return []
+
+
+def _corpus_problems(data: DataConfig) -> list[str]:
+    problems = []
     if data.source == "text" and data.path is None:
         problems.append("data.source=text needs data.path=FILE, FOLDER or GLOB")
-    if data.source == "tokens":
-        problems += _token_file_problems(config)
     if data.source == "stdlib" and data.path:
         problems.append(f"data.path={data.path} is ignored by data=stdlib; use data=text or data=slimpajama")
-    problems += _validation_problems(data) + _hub_problems(data)
-    if set(config.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
-        problems.append(f"name={config.name!r} is not a folder name; allowed: letters, digits, '.', '_' and '-'")
-    if config.name.startswith("."):
-        problems.append(f"name={config.name!r} begins with a dot; begin with a letter or a digit")
-    if len(config.name) > LONGEST_NAME:
-        problems.append(f"name={config.name} has {len(config.name)} characters; allowed: at most {LONGEST_NAME}")
-    device = config.device.name
+    return problems + _token_file_problems(data) + _validation_problems(data) + _hub_problems(data)
+
+
+def _name_problems(name: str) -> list[str]:
+    problems = []
+    if set(name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"):
+        problems.append(f"name={name!r} is not a folder name; allowed: letters, digits, '.', '_' and '-'")
+    if name.startswith("."):
+        problems.append(f"name={name!r} begins with a dot; begin with a letter or a digit")
+    if len(name) > LONGEST_NAME:
+        problems.append(f"name={name} has {len(name)} characters; allowed: at most {LONGEST_NAME}")
+    return problems
+
+
+def _other_problems(config: Config) -> list[str]:
+    problems, device, optim = [], config.device.name, config.optim
     if device not in ("auto", "cpu", "mps") and not CUDA.fullmatch(device) and device not in BY_NAME:
         known = ("auto", "cpu", "cuda", "mps", *BY_NAME)
         problems.append(f"device.name={device} is not known; allowed: {', '.join(known)}{closest(device, known)}")
@@ -147,9 +178,6 @@ def _run_problems(config: Config) -> list[str]:
             f"eval.every={config.eval.every:g} gives more than {MOST_EVALUATIONS:,} evaluations; allowed: 0 (none), or"
             f" {1 / MOST_EVALUATIONS:g} to 1"
         )
-    schedule = config.schedule
-    problems += schedule_problems(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay)
-    optim = config.optim
     if optim.name == "adamw" and (optim.normuon or optim.cautious):
         problems.append("optim.normuon and optim.cautious need optim.name=muon, not adamw; use optim=muon")
     if config.plan.aspect_min > config.plan.aspect_max:
@@ -157,18 +185,23 @@ def _run_problems(config: Config) -> list[str]:
             f"plan.aspect_min={config.plan.aspect_min:g} is more than plan.aspect_max={config.plan.aspect_max:g}; it must"
             " be at most that"
         )
-    if config.sweep.hours is not None and budget.hours is None:
-        problems.append(f"sweep.hours={config.sweep.hours:g} needs budget.hours, the hours of each job; set it")
-    if config.sweep.prune != "none" and not config.eval.every:
+    return problems
+
+
+def _sweep_problems(config: Config) -> list[str]:
+    problems, sweep = [], config.sweep
+    if sweep.hours is not None and config.budget.hours is None:
+        problems.append(f"sweep.hours={sweep.hours:g} needs budget.hours, the hours of each job; set it")
+    if sweep.prune != "none" and not config.eval.every:
         problems.append(
-            f"sweep.prune={config.sweep.prune} compares interim evaluations; eval.every=0 disables them, set e.g. 0.1"
+            f"sweep.prune={sweep.prune} compares interim evaluations; eval.every=0 disables them, set e.g. 0.1"
         )
-    if config.sweep.prune == "halving" and config.eval.every >= HALVING_RUNGS[0]:
+    if sweep.prune == "halving" and config.eval.every >= HALVING_RUNGS[0]:
         problems.append(
             f"eval.every={config.eval.every:g} gives no evaluation before sweep.prune=halving compares the jobs at"
             f" {HALVING_RUNGS[0]:g} of their budgets; allowed: less than that, e.g. eval.every=0.1"
         )
-    return problems + _law_problems(config) + template(config).problems()
+    return problems
 
 
 def _validation_problems(data: DataConfig) -> list[str]:
@@ -191,11 +224,13 @@ def _validation_problems(data: DataConfig) -> list[str]:
     return []
 
 
-def _token_file_problems(config: Config) -> list[str]:
+def _token_file_problems(data: DataConfig) -> list[str]:
     """Options that cannot hold for token files, whose text and tokenizer are given."""
-    from data.tokenizer import is_trained  # tiktoken, which it imports, takes a quarter of a second
+    if data.source != "tokens":
+        return []
+    from data.tokenizers.tokenizer import is_trained  # tiktoken, which it imports, takes a quarter of a second
 
-    problems, data = [], config.data
+    problems = []
     if data.path is None:
         problems.append(
             "data.source=tokens needs data.path=FOLDER, FILE or GLOB of token files, e.g. train.bin and val.bin"

@@ -13,7 +13,7 @@ from data.record import read_notes
 from data.shards import Corpus, open_corpus
 from data.sources.base import DataSpec
 from data.token_files import checked_fingerprint, open_token_files
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from data.sources.base import DataSpec
 from data.sources.hub import SLIMPAJAMA_6B, SLIMPAJAMA_627B, SLIMPAJAMA_627B_COPY
 from data.sources.registry import make_source
 from data.token_files import find_token_files
-from data.tokenizer import Tokenizer, is_trained, vocab_size_of
+from data.tokenizers.tokenizer import Tokenizer, is_trained, vocab_size_of
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from data.prepare import disk_errors, prepared_manifest, sample_key, shared_tokenizer, tokenizer_place
+from data.cache import disk_errors
+from data.prepare import prepared_manifest
 from data.shards import Component, Corpus, Split
 from data.sources.base import DataSpec, Source
 from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
-from data.tokenizer import Tokenizer, get_tokenizer, is_trained
-from data.tokenizer_sample import sample_texts
+from data.tokenizers.sample import sample_texts
+from data.tokenizers.tokenizer import Tokenizer, get_tokenizer, is_trained
+from data.tokenizers.trained import sample_key, shared_tokenizer, tokenizer_place
 
 
 def mix_tokenizer(spec: DataSpec, log: Callable[[str], None]) -> Tokenizer | None:

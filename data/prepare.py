@@ -7,14 +7,12 @@ threads or on interruptions.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import sqlite3
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from common.cpu import usable_cores
-from common.errors import FULL_DISK, MachineError, UserError
-from common.file_lock import waiting_lock
-from common.format import format_bytes
+from common.errors import MachineError, UserError
+from common.format import format_bytes, format_number_of
 from common.json_io import mapping, sync_folder, write_json
 from data import shards
+from data.cache import disk_errors, locked, short_hash
 from data.progress import PartsProgress
 from data.record import left_out, read_record
 from data.shard_writer import STATE, Encoded, State, Writer, load_state
@@ -35,17 +33,16 @@ from data.sources.base import DataSpec, Part, Source
 from data.sources.by_place import split_by_place
 from data.sources.registry import make_source
 from data.splits import chained, split_and_digest
-from data.tokenizer import (
+from data.tokenizers.sample import sample_texts
+from data.tokenizers.tokenizer import (
     Tokenizer,
     check_name,
-    get_tokenizer,
     is_published,
-    is_trained,
     short_name,
     tokenizer_key,
     valid_text,
 )
-from data.tokenizer_sample import sample_texts
+from data.tokenizers.trained import sample_key, shared_tokenizer
 
 # Text in one task of a worker: large enough (about 20 ms) to hide the overhead, small enough to keep many cores busy.
 BATCH_BYTES = 1 << 18
@@ -203,42 +200,6 @@ def _options(spec: DataSpec) -> dict[str, Any]:
     }
 
 
-def short_hash(content: list[Any]) -> str:
-    """Return the key of a prepared corpus, a hash of the JSON values that determine it."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def locked(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
-    """Let one process at a time prepare a corpus."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):  # a file has the name of the folder or of one of its parents
-        raise UserError(f"data.cache_dir={folder.parent} is not a folder; set data.cache_dir= to a folder") from None
-    lock = folder.with_name(folder.name + ".lock")
-    with waiting_lock(lock, lambda holder: log(f"{holder} is preparing {folder}; waiting for it")):
-        yield
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk into MachineError, and a folder without write permission or damaged state into UserError."""
-    try:
-        yield
-    except PermissionError as error:
-        raise UserError(f"{error.filename}: permission denied; set data.cache_dir= to a writable folder") from error
-    except (OSError, sqlite3.DatabaseError) as error:
-        if error.errno in FULL_DISK if isinstance(error, OSError) else "full" in str(error):
-            raise MachineError(
-                f"the disk of {folder.parent} is full ({error}); the work so far is kept in {folder}: free some space and "
-                "run the same command again to continue (or set data.cache_dir= to another disk)"
-            ) from error
-        if isinstance(error, OSError):
-            raise
-        reason = " ".join(str(error).split())[:200]  # sqlite quotes any text that it cannot decode
-        raise UserError(f"{folder / STATE}: damaged ({reason}); {shards.prepare_again_hint(folder)}") from error
-
-
 def _prepare(
     spec: DataSpec,
     source: Source,
@@ -304,34 +265,6 @@ def _tokenizer(
     tokenizer = shared_tokenizer(spec, texts, sample_key(spec, source), log)
     tokenizer.save(path)
     return tokenizer
-
-
-def sample_key(spec: DataSpec, source: Source) -> list[Any]:
-    """Return what determines the sample of a corpus; data.max_bytes does not."""
-    return [spec.source, source.identity, spec.text_key, spec.validation_fraction, spec.bad_documents]
-
-
-def shared_tokenizer(
-    spec: DataSpec, texts: Callable[[], Iterator[str]], key: list[Any], log: Callable[[str], None]
-) -> Tokenizer:
-    """Return the tokenizer of `spec`. A trained one is saved below `spec.cache_dir` for the sample that `key` identifies."""
-
-    def logged_texts() -> Iterator[str]:
-        log(f"training {spec.tokenizer} on a sample of the training text")
-        return texts()
-
-    shared, short = tokenizer_place(spec, key)
-    if not is_trained(spec.tokenizer):
-        return get_tokenizer(spec.tokenizer, None, shared, short)
-    with suppress(UserError):  # it is trained already; the folder may be read-only for this user
-        return get_tokenizer(spec.tokenizer, None, shared, short)
-    with locked(shared / short, log):
-        return get_tokenizer(spec.tokenizer, logged_texts, shared, short)
-
-
-def tokenizer_place(spec: DataSpec, key: list[Any]) -> tuple[Path, str]:
-    """Return the folder of trained tokenizers, and the part of the file's name that identifies the sample."""
-    return Path(spec.cache_dir).expanduser() / "tokenizers", short_hash(key)
 
 
 def _encode_all(
@@ -503,7 +436,7 @@ def _without_text(spec: DataSpec, source: Source, split: str, documents: int, ba
         return _WithoutText(f"{named}: {no_text}; give another data.{option}")
     if explicit:
         return _WithoutText(
-            f"{named}: no training text besides the {documents} documents of the validation split, {own};"
+            f"{named}: no training text besides the {format_number_of(documents, 'document')} of the validation split, {own};"
             f" {'add other text' if spec.path else 'choose another data.split'}"
         )
     change = "a smaller" if split == "train" else "a larger"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.json_io import listing, mapping, number
-from data.find_files import describe_not_read
+from data.files.find_files import describe_not_read
 from data.sources.base import Overview
 
 BY_HASH = "hash of documents"

@@ -22,9 +22,9 @@ from common.checksum import add_checksum, verify_checksum
 from common.errors import UserError
 from common.json_io import sync_folder, write_bytes
 from data import shards
-from data.readers import source_id
+from data.files.readers import source_id
 from data.shards import HEADER, SPLITS
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 STATE = "state.sqlite"
 TABLE_ROW_BYTES = 16  # two int64: first token and source id of a document

@@ -23,7 +23,7 @@ from common.checksum import verify_checksum
 from common.cpu import usable_cores
 from common.errors import UserError
 from common.safe_read import is_count, load_json, member
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 
 FORMAT = 1
 MAGIC = b"STINTTOK"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from data.documents import Document
-from data.find_files import stem_of
+from data.files.find_files import stem_of
 
 # Usual names of a corpus' own splits, each in order of preference. The names of the splits in a prepared corpus are
 # "train" and "val".

@@ -32,13 +32,13 @@ from common.errors import UserError
 from common.json_io import write_json
 from common.safe_read import load_json
 from data import shards
-from data.find_files import TOKEN_FILES, allowed_folders, describe_not_read, is_hidden, lies_within
-from data.prepare import disk_errors, locked, short_hash
+from data.cache import disk_errors, locked, short_hash
+from data.files.find_files import TOKEN_FILES, allowed_folders, describe_not_read, is_hidden, lies_within
 from data.record import read_record
 from data.shards import SPLITS, TOKENIZER, Corpus, Split, corpus_fingerprint
 from data.sources.base import DataSpec, Overview
 from data.splits import roles_of, split_names
-from data.tokenizer import Tokenizer, check_name, get_tokenizer, is_published, short_name, tokenizer_key
+from data.tokenizers.tokenizer import Tokenizer, check_name, get_tokenizer, is_published, short_name, tokenizer_key
 
 HEADER_BYTES = 1024
 # The dtype of the tokens after a header with this magic number and version: GPT-2 and Llama 3 in llm.c.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from common.errors import UserError
 from common.safe_read import member
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from model.config import Shape
 from model.gpt import GPT
 from run.checkpoint import check_shapes, load_weights

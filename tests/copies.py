@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 LOADED = (
-    "tests.copies", "train", "torch", "training.build", "data.prepare", "data.tokenizer", "model.gpt", "model.optim.build",
-    "hydra", "evals.language_model", "run.report.run_report", "run.report.plots", "matplotlib.figure",
+    "tests.copies", "train", "torch", "training.build", "data.prepare", "data.tokenizers.tokenizer", "model.gpt",
+    "model.optim.build", "hydra", "evals.language_model", "run.report.run_report", "run.report.plots", "matplotlib.figure",
     "matplotlib.backends.backend_svg", "jinja2",
 )  # fmt: skip
 COPIES = multiprocessing.get_context("forkserver")

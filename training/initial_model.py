@@ -15,7 +15,7 @@ import yaml
 from common.errors import UserError
 from common.json_io import mapping
 from config import CONF, Config, DataConfig, InitConfig, ModelConfig
-from data.tokenizer import Tokenizer, short_name
+from data.tokenizers.tokenizer import Tokenizer, short_name
 from model.config import Shape
 from run.directory import RunDirectory
 from run.saved_model import find_model, saved_model, shape_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +13,15 @@ from budget.extension import UNITS
 from budget.flops import flops_per_token
 from budget.laws.published import LAWS, LOCAL, Law, load_law
 from budget.planner.hyperparameters import block_for, block_size_for
-from budget.planner.messages import REPEAT_WARNING
 from budget.planner.plan import MAX_EPOCHS, Plan, Request, load_plan
 from budget.planner.planner import choose, make_plan, overhead_estimate
 from budget.planner.trial_search import measured_plan
 from common.errors import UserError
-from common.format import format_count, format_number_of
+from common.format import format_number_of
 from common.json_io import significant, write_json
 from config import (
     Config,
-    DataConfig,
     extension_of,
-    mixed_sources,
     open_block,
     optim_settings,
     template,
@@ -36,12 +33,11 @@ from model.config import Shape, padded_vocab
 from model.optim.settings import AUTO
 from run.report.plan_report import show_plan, show_plan_briefly
 from training.context import Session
+from training.corpus_text import Text, text_of, vocab_size_for
 from training.trial_client import DeviceTrialClient, TrialProcess
 
 if TYPE_CHECKING:
     from data.shards import Corpus
-    from data.sources.base import DataSpec
-    from data.tokenizer import Tokenizer
     from device.device import Device
     from training.initial_model import InitialModel
 
@@ -58,101 +54,6 @@ def limits_of(config: Config) -> Limits:
     amounts = {unit: getattr(budget, unit) for unit in UNITS}
     totals = {unit: amount and amount + getattr(added, unit) for unit, amount in amounts.items()}
     return Limits(**totals, counts=budget.counts, added=added)
-
-
-@dataclass(frozen=True)
-class Text:
-    """What a plan depends on in the corpus.
-
-    Attributes:
-        n_vocab: Number of token ids; None if the tokenizer's file was not loaded.
-        tokenizer: Name of the tokenizer.
-        train_tokens: Training tokens of one epoch; of a mix, that of its most repeated source. None if not known.
-        size_source: Where that number is from, as `Request.corpus_source`.
-        fingerprint: Fingerprint of the prepared corpus; None if it is not prepared.
-        most_repeated: The source of a mix that determines `train_tokens`; None without a mix.
-    """
-
-    n_vocab: int | None
-    tokenizer: str
-    train_tokens: float | None
-    fingerprint: str | None = None
-    size_source: str = "unknown"
-    most_repeated: str | None = None
-
-
-def spec_of(config: Config) -> DataSpec:
-    """The options data.* as data.corpus takes them."""
-    from data.sources.base import MixedSource
-
-    data = config.data
-    total = sum(entry["weight"] for entry in data.mix.values())
-    mix = tuple(
-        MixedSource(name, data.mix[name]["weight"] / total, _spec_of(own)) for name, own in mixed_sources(data).items()
-    )
-    return replace(_spec_of(data), mix=mix)
-
-
-def _spec_of(data: DataConfig) -> DataSpec:
-    from data.sources.base import DataSpec
-    from data.sources.hub import without_foreign_preset
-
-    return without_foreign_preset(DataSpec(**{**asdict(data), "fallbacks": tuple(data.fallbacks), "mix": ()}))
-
-
-def text_of(corpus: Corpus) -> Text:
-    """What a plan depends on in an open corpus."""
-    tokenizer, repeated = corpus.tokenizer, corpus.train.most_repeated
-    name = None if repeated is None else repeated.name
-    return Text(tokenizer.n_vocab, tokenizer.name, corpus.train.epoch_tokens, corpus.fingerprint, "prepared", name)
-
-
-def prepared_text(config: Config, n_vocab: int | None, tokenizer: Tokenizer | None = None) -> Text:
-    """What a plan depends on in the corpus that the options name, as far as it is known without preparing it.
-
-    `tokenizer` is that of the initial model, if any.
-    """
-    from data.corpus_size import CorpusSize, corpus_size
-    from data.tokenizer import short_name
-
-    spec, given = spec_of(config), config.plan.corpus_tokens
-    text = Text(n_vocab, short_name(config.data.tokenizer), None)
-    if config.data.mix:
-        text = _prepared_mix_text(text, spec, tokenizer)
-    else:
-        from data.corpus import corpus_fingerprint_of
-
-        size = corpus_size(spec, tokenizer) if given is None else CorpusSize(given, "fixed")
-        fingerprint = corpus_fingerprint_of(spec, tokenizer) if config.law == LOCAL else None
-        text = replace(text, train_tokens=size.tokens, size_source=size.source, fingerprint=fingerprint)
-    return text if given is None else replace(text, train_tokens=given, size_source="fixed", most_repeated=None)
-
-
-def _prepared_mix_text(text: Text, spec: DataSpec, tokenizer: Tokenizer | None) -> Text:
-    from data.mix import prepared_mix
-
-    if (mix := prepared_mix(spec, tokenizer)) is None:
-        return _estimated_mix_text(text, spec, tokenizer)
-    repeated = min(mix.components, key=lambda component: component.epoch_tokens)
-    return replace(
-        text,
-        train_tokens=repeated.epoch_tokens,
-        size_source="prepared",
-        fingerprint=mix.fingerprint,
-        most_repeated=repeated.name,
-    )
-
-
-def _estimated_mix_text(text: Text, spec: DataSpec, tokenizer: Tokenizer | None) -> Text:
-    """The size of a mix that is not prepared, from the sizes of its sources; unknown if that of one of them is."""
-    from data.corpus_size import corpus_size
-
-    sizes = {each.name: corpus_size(each.spec, tokenizer) for each in spec.mix}
-    epochs = {each.name: tokens / each.weight for each in spec.mix if (tokens := sizes[each.name].tokens) is not None}
-    if len(epochs) < len(sizes):
-        return text
-    repeated = min(epochs, key=lambda name: epochs[name])
-    return replace(text, train_tokens=epochs[repeated], size_source=sizes[repeated].source, most_repeated=repeated)
 
 
 def law_of(config: Config, tokenizer: str) -> Law:
@@ -196,30 +97,6 @@ def init_notes(config: Config) -> tuple[str, ...]:
     if config.init.source == "scratch":
         return ()
     return ("the first weights are those of a trained model; the law holds for training from random weights",)
-
-
-def size_notes(config: Config, plan: Plan) -> list[str]:
-    """Notes of a plan for a corpus that is not prepared, about its size."""
-    from data.corpus_size import bytes_for
-    from data.sources.hub import SLIMPAJAMA_6B, SLIMPAJAMA_627B
-
-    data, epochs = config.data, plan.epochs
-    if epochs is None:
-        return [
-            "the size of the corpus is not known before it is prepared, so its epochs are not; set plan.corpus_tokens=N"
-        ]
-    if data.source == "stdlib" and plan.source["corpus"] != "fixed" and epochs > REPEAT_WARNING:
-        return [
-            f"{epochs:,.0f} epochs of the {format_count(plan.corpus_tokens or 0)}-token default corpus only show that"
-            " everything works; data=slimpajama plans for 5.9B tokens"
-        ]
-    size = bytes_for(plan.tokens, data.tokenizer)
-    if data.source == "slimpajama" and not data.path and data.repo == SLIMPAJAMA_6B and epochs > 1 and size:
-        return [
-            f"{epochs:.1f} epochs of SlimPajama's 6B sample; for the original with 627B tokens: data=slimpajama"
-            f" data.repo={SLIMPAJAMA_627B} data.max_bytes={math.ceil(1.1e-9 * size)}GB"
-        ]
-    return []
 
 
 def max_epochs_of(config: Config) -> float:
@@ -286,7 +163,7 @@ def request_for(config: Config, text: Text, flops_per_second: float | None, over
 
 def _why_missing(tokenizer: str) -> str:
     """Why a tokenizer of the user's own cannot be had, to add to a line; "" if it can."""
-    from data.tokenizer import is_own, own_tokenizer
+    from data.tokenizers.tokenizer import is_own, own_tokenizer
 
     try:
         if is_own(tokenizer):
@@ -315,22 +192,9 @@ def size_problems(config: Config, n_vocab: int | None, block_size: int | None) -
     return problems
 
 
-def vocab_size_for(config: Config, initial: InitialModel | None) -> int | None:
-    """The vocabulary size of data.tokenizer, or of the initial model's tokenizer; None if it is not known without a file.
-
-    Raises UserError for a name that is no tokenizer.
-    """
-    from data.tokenizer import check_name, vocab_size_of
-
-    if initial is not None:
-        return initial.tokenizer.n_vocab
-    check_name(config.data.tokenizer)
-    return vocab_size_of(config.data.tokenizer)
-
-
 def check_early(config: Config, initial: InitialModel | None = None) -> None:
     """Raise UserError now for what the planner would refuse after the corpus is prepared, which may take hours."""
-    from data.tokenizer import short_name
+    from data.tokenizers.tokenizer import short_name
 
     n_vocab, limits = vocab_size_for(config, initial), limits_of(config)
     if n_vocab is None:  # a tokenizer of tiktoken whose size is not in our table; its file has it

@@ -20,8 +20,9 @@ from run.same_options import earlier_run
 from run.tracking.fields import wandb_config
 from run.tracking.logger import Dashboard, open_dashboard, wandb_id
 from training.context import Session, Trainer
+from training.corpus_text import spec_of
 from training.initial_model import initial_model, with_model
-from training.plan_run import check_early, make_run_plan, saved_plan, spec_of, wants_trials
+from training.plan_run import check_early, make_run_plan, saved_plan, wants_trials
 from training.start import check_same_corpus
 from training.trial_client import TrialProcess, trial_process
 

@@ -19,7 +19,7 @@ class DataSpec:
         path: File, folder or glob (`text`, `tokens`; `slimpajama`, instead of the Hub).
         validation_path: File, folder or glob of the validation text; all of `path` is training text then.
         text_key: Key of the text in a record; dots descend into nested objects ("meta.text").
-        tokenizer: See `data.tokenizer.get_tokenizer`.
+        tokenizer: See `data.tokenizers.tokenizer.get_tokenizer`.
         validation_fraction: Fraction of documents held out if the corpus has no validation split.
         repo: Data set on the Hugging Face Hub, or a local folder of one (`hub` and `slimpajama`).
         config: Configuration of `repo`; None for its default.

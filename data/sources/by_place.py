@@ -9,7 +9,7 @@ from typing import Any
 from data.documents import Document
 from data.sources.base import DataSpec, Overview, Part, Source
 from data.splits import cut_position, digest_of, split_of
-from data.tokenizer import valid_text
+from data.tokenizers.tokenizer import valid_text
 
 # So many documents are enough for a hash to give both splits, unless the fraction is tiny.
 MOST_DOCUMENTS = 100_000

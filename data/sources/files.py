@@ -10,10 +10,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from common.errors import UserError
-from data import readers
-from data.decompress import COMPRESSED
 from data.documents import Document, Reading
-from data.find_files import (
+from data.files import readers
+from data.files.decompress import COMPRESSED
+from data.files.find_files import (
     STRUCTURED,
     FoundFiles,
     NamedFile,
@@ -25,7 +25,7 @@ from data.find_files import (
 )
 from data.sources.base import DataSpec, Overview, Part
 from data.splits import SPLIT_NAMES, cut_position, roles_of, split_names, without_split
-from data.tokenizer import END_OF_TEXT
+from data.tokenizers.tokenizer import END_OF_TEXT
 
 # Part of the identity of a corpus whose files are read by other rules than in the first version, which read .csv as plain
 # text and knew neither the names of splits nor separators of documents.

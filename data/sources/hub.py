@@ -21,8 +21,8 @@ from typing import Any
 from common.errors import MachineError, UserError
 from common.network import why_unreachable
 from data.documents import BadRecord, Document, Reading, record_of
-from data.find_files import allowed_folders, lies_within
-from data.readers import LOOK_AHEAD
+from data.files.find_files import allowed_folders, lies_within
+from data.files.readers import LOOK_AHEAD
 from data.sources.base import DataSpec, Overview, Part
 from data.splits import VALIDATION_NAMES
 

@@ -225,7 +225,7 @@ def test_a_gpu_that_torch_cannot_use_is_reported(tmp_path: Path, monkeypatch: py
 
 
 def test_cached_tokenizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data.tokenizer import PUBLISHED, _cache_name
+    from data.tokenizers.tokenizer import PUBLISHED, _cache_name
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     assert doctor_checks.tiktoken(tmp_path).status == NOTE

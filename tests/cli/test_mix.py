@@ -14,7 +14,8 @@ from common.errors import UserError
 from config import CONF, Config, identity
 from data.corpus import load_corpus
 from tests.copies import copied
-from training.plan_run import limits_of, prepared_text, request_for, spec_of
+from training.corpus_text import prepared_text, spec_of
+from training.plan_run import limits_of, request_for
 
 ROOT = Path(__file__).parents[2]
 

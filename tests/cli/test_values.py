@@ -212,6 +212,12 @@ def test_a_missing_plugin_names_the_pip_command(monkeypatch: pytest.MonkeyPatch,
     assert line.endswith(f"needs a plugin that is not installed: {pip}")
 
 
+@pytest.mark.parametrize("word", ["hydra/sweeper=tpe", "hydra/launcher=joblib", "hydra/launcher=basic"])
+def test_a_plugin_of_sweeps_is_refused_without_a_sweep(word: str) -> None:
+    """Hydra would ignore it, and start a run of hours."""
+    assert refused("budget.hours=1", word) == [f"{word} has no effect on a single run; add -m to start a sweep"]
+
+
 def test_an_unknown_launcher_lists_the_known_ones() -> None:
     (line,) = refused("-m", "budget.hours=1", "hydra/launcher=slrum")
     assert "did you mean slurm?" in line

@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from data.files.readers import read_documents
 from data.prepare import PreparedInfo
-from data.readers import read_documents
 from data.shards import open_corpus
 from tests.cli.test_bad_input import cases
 from tests.data.helpers import make, texts, write_jsonl

@@ -24,18 +24,18 @@ import pytest
 import zstandard
 
 from common.checksum import add_checksum
-from data import decompress, readers
-from data.decompress import read_chunks
 from data.documents import LONGEST_LABEL, Reading
-from data.find_files import find_files
-from data.formats import columnar, delimited, plain
+from data.files import decompress, readers
+from data.files.decompress import read_chunks
+from data.files.find_files import find_files
+from data.files.formats import columnar, delimited, plain
+from data.files.readers import read_documents
 from data.prepare import prepare
-from data.readers import read_documents
 from data.shards import open_corpus, verify
 from data.sources import hub
 from data.sources.base import DataSpec
 from data.sources.registry import make_source
-from data.tokenizer import Tokenizer, get_tokenizer
+from data.tokenizers.tokenizer import Tokenizer, get_tokenizer
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 FRAME = bytes.fromhex("28b52ffd 00 38")  # magic, no optional fields, a window of 128 KiB
@@ -110,7 +110,7 @@ def test_an_archive_with_an_endless_list_of_files_is_refused(tmp_path: Path, mon
         for number in range(300):
             archive.writestr(f"{number}.txt", f"{number}")
     assert len(list(read_documents(tmp_path / "a.zip"))) == 300
-    monkeypatch.setattr("data.archive.DIRECTORY_BYTES", 10_000)
+    monkeypatch.setattr("data.files.archive.DIRECTORY_BYTES", 10_000)
     (tmp_path / "a.zip").rename(tmp_path / "b.zip")
     refused(lambda: list(read_documents(tmp_path / "b.zip")), "b.zip", "list of files")
 
@@ -465,7 +465,7 @@ def test_a_tokenizer_that_would_take_the_memory_or_the_process(
 
 @pytest.mark.parametrize("pattern", ["(", r"(?:(?=a).)*(?:(?=a).)*(?:(?=a).)*c"])
 def test_a_pattern_that_cannot_split_is_one_line(tmp_path: Path, pattern: str) -> None:
-    from data.tokenizer import train_bpe
+    from data.tokenizers.tokenizer import train_bpe
 
     train_bpe("bpe-300", iter(["some text"])).save(tmp_path / "t.json")
     content = json.loads((tmp_path / "t.json").read_text()) | {"pattern": pattern}

@@ -35,7 +35,7 @@ from data.sources.registry import make_source
 from tests.conftest import TINY
 from tests.data.fake_hub import FakeHub, Fault, environment, running_hub
 from tests.data.helpers import added_documents, make, refused, texts
-from training.plan_run import spec_of
+from training.corpus_text import spec_of
 
 ROOT = Path(__file__).parents[2]
 

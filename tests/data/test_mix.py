@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import tokenizer_sample
 from data.corpus import LoadedCorpus, load_corpus
 from data.eval_windows import EvalRange
 from data.mix import join, prepared_mix
 from data.prepare import prepare
 from data.sources.base import DataSpec, MixedSource
+from data.tokenizers import sample as tokenizer_sample
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 
@@ -113,7 +113,7 @@ def test_the_sample_of_the_tokenizer_follows_the_weights(tmp_path: Path, monkeyp
         sampled.extend(pieces)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.tokenizer.train_bpe", train_bpe)
+    monkeypatch.setattr("data.tokenizers.tokenizer.train_bpe", train_bpe)
     with pytest.raises(KeyboardInterrupt):
         load(spec_of(tmp_path, {"long": 0.25, "short": 0.75}, tokenizer="bpe-300"))
     size = {letter: sum(len(piece) for piece in sampled if piece[0] == letter) for letter in "ls"}

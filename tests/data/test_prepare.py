@@ -27,8 +27,8 @@ from data.shards import open_corpus, validation_text
 from data.sources import by_place
 from data.sources.base import DataSpec
 from data.splits import digest_of, split_of
-from data.tokenizer import get_tokenizer
-from data.tokenizer_sample import sample_texts
+from data.tokenizers.sample import sample_texts
+from data.tokenizers.tokenizer import get_tokenizer
 from tests.data.helpers import (
     CORPUS,
     TIKTOKEN,
@@ -501,8 +501,8 @@ def test_the_tokenizer_is_trained_on_training_text_only(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_bounded_and_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.tokenizer_sample.SAMPLE_BYTES", 60_000)
-    monkeypatch.setattr("data.tokenizer_sample.PIECE_CHARACTERS", 100)
+    monkeypatch.setattr("data.tokenizers.sample.SAMPLE_BYTES", 60_000)
+    monkeypatch.setattr("data.tokenizers.sample.PIECE_CHARACTERS", 100)
     for number in range(6):
         write_jsonl(tmp_path / "c" / f"{number}.jsonl", [f"{number} {t}" * 20 for t in texts(60, seed=number)])
     source = module.make_source(DataSpec(source="text", path=str(tmp_path / "c"), tokenizer="bytes"))
@@ -532,7 +532,7 @@ def test_progress_is_logged_without_a_terminal(tmp_path: Path, small: None, monk
 def test_gpt2_shards_of_real_text_equal_a_naive_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN))
     corpus = open_corpus(make(tmp_path, CORPUS / "validation", tokenizer="gpt2").folder)
-    from data.readers import read_documents
+    from data.files.readers import read_documents
 
     tokenizer = get_tokenizer("gpt2", None, tmp_path, "")
     expected = naive([d.text for d in read_documents(CORPUS / "validation")], tokenizer, 0.1)

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from data import readers
 from data.documents import Reading
-from data.find_files import describe_not_read, find_files
-from data.formats import plain
-from data.readers import read_documents
+from data.files import readers
+from data.files.find_files import describe_not_read, find_files
+from data.files.formats import plain
+from data.files.readers import read_documents
 from tests.data.helpers import make, refused, texts, write_jsonl
 
 TEXTS = [f"text {i}" for i in range(5)]
@@ -186,7 +186,7 @@ def test_stories_in_a_text_file_are_documents_wherever_it_is_cut(tmp_path: Path)
 
 
 def test_a_separator_across_pieces_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.decompress.READ_BYTES", 7)
+    monkeypatch.setattr("data.files.decompress.READ_BYTES", 7)
     (tmp_path / "a.txt").write_bytes(b"<|endoftext|>\n" + STORIES + b"<|endoftext|>" * 2 + b"<|endof<|text|><")
     assert read(tmp_path / "a.txt") == [*TEXTS, "<|endof<|text|><"]
     (tmp_path / "a.md").write_bytes(STORIES)

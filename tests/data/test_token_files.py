@@ -17,7 +17,7 @@ from data.eval_windows import EvalRange
 from data.loader import Loader
 from data.shards import Corpus
 from data.sources.base import DataSpec
-from data.tokenizer import Tokenizer, get_tokenizer
+from data.tokenizers.tokenizer import Tokenizer, get_tokenizer
 from tests.conftest import run_here
 from tests.data.helpers import make, refused, texts, write_jsonl
 from tests.data.test_hostile import HEADERS

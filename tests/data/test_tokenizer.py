@@ -23,13 +23,13 @@ from tokenizers import Tokenizer as Trained
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data import tokenizer as module
-from data.byte_bpe import ByteBpe
 from data.corpus import load_corpus
-from data.hf_tokenizer import BYTE_OF
 from data.shards import open_corpus
 from data.sources.base import DataSpec
-from data.tokenizer import (
+from data.tokenizers import tokenizer as module
+from data.tokenizers.byte_bpe import ByteBpe
+from data.tokenizers.hf_tokenizer import BYTE_OF
+from data.tokenizers.tokenizer import (
     END_OF_TEXT,
     Tokenizer,
     check_name,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data.tokenizer import get_tokenizer
+from data.tokenizers.tokenizer import get_tokenizer
 from model.config import Shape
 from model.gpt import GPT
 from run.checkpoint import file_hash, save_weights

@@ -24,7 +24,7 @@ from common.checksum import add_checksum
 from common.errors import MachineError, UserError
 from data.prepare import prepare
 from data.sources.base import DataSpec
-from data.tokenizer import Tokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from device.device import Device
 from model.gpt import GPT
 from run.report.run_report import write_report

@@ -27,7 +27,8 @@ from device.device import Device
 from device.distributed import World
 from model.config import PRESETS, Shape
 from run.report.console import Console
-from training.plan_run import Text, first_request, make_run_plan, saved_plan, size_problems
+from training.corpus_text import Text
+from training.plan_run import first_request, make_run_plan, saved_plan, size_problems
 from training.result import why_off
 
 HOUR = Limits(hours=1.0)
@@ -150,6 +151,6 @@ def test_a_tokenizer_that_cannot_be_had_is_told_with_the_reason(monkeypatch: pyt
     def own_tokenizer(name: str) -> None:
         raise UserError(f"data.tokenizer={name}: no network")
 
-    monkeypatch.setattr("data.tokenizer.own_tokenizer", own_tokenizer)
+    monkeypatch.setattr("data.tokenizers.tokenizer.own_tokenizer", own_tokenizer)
     (line,) = size_problems(Config(data=DataConfig(tokenizer="a/b")), None, None)
     assert line.endswith("set model.vocab_size (data.tokenizer=a/b: no network)")

@@ -21,7 +21,8 @@ from data.prepare import prepare, prepared_fingerprint
 from data.sources.base import DataSpec
 from tests.budget.laws.test_fit import FIVE, SMALL, runs, unequal
 from tests.conftest import ROOT
-from training.plan_run import Text, request_for
+from training.corpus_text import Text
+from training.plan_run import request_for
 
 
 def write_run(folder: Path, parameters: float, tokens: float, loss: float, **changes: Any) -> Path:

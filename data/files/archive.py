@@ -66,7 +66,7 @@ def members(path: Path) -> Iterator[tuple[str, int, bool]]:
 def read_member(path: Path, reading: Reading) -> Iterator[bytes]:
     """Yield the bytes of the member `reading.member`. Raises UserError for a corrupt one, which includes a wrong CRC.
 
-    A member yields at most the size that the archive's list gives, so `data.decompress.read_chunks` can refuse a bomb by it.
+    A member yields at most the size that the archive's list gives, by which `read_chunks` in decompress.py can refuse a bomb.
     """
     try:
         archive = _archive(path)

@@ -1,8 +1,8 @@
 """Readers of text files: the records of a file in bounded memory, and one-line errors for files that cannot be used.
 
-A record is a text and the source label in its metadata, or None. Each format is one generator in data/formats/. Those of `TEXT`
-read bytes, which data/decompress.py decompresses and data/archive.py takes from .zip archives; those of `COLUMNAR` read files
-that have their own compression. Any other file is plain text.
+A record is a text and the source label in its metadata, or None. Each format is one generator in formats/. Those of `TEXT` read
+bytes, which decompress.py decompresses and archive.py takes from .zip archives; those of `COLUMNAR` read files that have their
+own compression. Any other file is plain text.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError
-from data.archive import display_name
-from data.decompress import first_bytes, read_chunks
 from data.documents import BadRecord, Document, Reading, Record
-from data.file_kind import HEAD_BYTES, kind_of
-from data.find_files import find_files, suffix_of
-from data.formats.delimited import read_csv, read_tsv
-from data.formats.json_records import read_json, read_json_lines
-from data.formats.plain import keep_separators_whole, read_plain, read_separated
+from data.files.archive import display_name
+from data.files.decompress import first_bytes, read_chunks
+from data.files.file_kind import HEAD_BYTES, kind_of
+from data.files.find_files import find_files, suffix_of
+from data.files.formats.delimited import read_csv, read_tsv
+from data.files.formats.json_records import read_json, read_json_lines
+from data.files.formats.plain import keep_separators_whole, read_plain, read_separated
 
 MOST_SOURCES, OTHER_SOURCES = 1000, "other"
 LOOK_AHEAD = 20  # records after a bad first one that are tried before the advice to skip bad records is given
@@ -29,13 +29,13 @@ Records = Iterator[Record | None]
 
 
 def _parquet(path: Path, reading: Reading) -> Records:
-    from data.formats.columnar import read_parquet  # pyarrow takes long to import
+    from data.files.formats.columnar import read_parquet  # pyarrow takes long to import
 
     return read_parquet(path, reading)
 
 
 def _arrow(path: Path, reading: Reading) -> Records:
-    from data.formats.columnar import read_arrow
+    from data.files.formats.columnar import read_arrow
 
     return read_arrow(path, reading)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from data.sources.base import Part, Source
 from data.splits import split_and_digest
-from data.tokenizer import valid_text
+from data.tokenizers.tokenizer import valid_text
 
 # 32 MiB are enough for tens of thousands of merges. Training BPE needs many times the size of its text in memory
 # (huggingface/tokenizers#1345), and more for longer texts, hence the pieces.

@@ -14,9 +14,9 @@ from typing import Any
 import zstandard
 
 from common.errors import UserError
-from data.archive import display_name, read_member
 from data.documents import Reading
-from data.file_kind import kind_of
+from data.files.archive import display_name, read_member
+from data.files.file_kind import kind_of
 
 READ_BYTES = 1 << 16
 # Compressed bytes given to the decompressor at once, and decompressed bytes yielded at once: four bytes of zstd can expand to

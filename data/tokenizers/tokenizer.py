@@ -27,9 +27,9 @@ from common.errors import UserError
 from common.json_io import write_text
 from common.network import why_unreachable
 from common.safe_read import load_json
-from data import hf_tokenizer
-from data.byte_bpe import END_OF_TEXT, MOST_IDS, ByteBpe
-from data.hf_tokenizer import HfTokenizer
+from data.tokenizers import hf_tokenizer
+from data.tokenizers.byte_bpe import END_OF_TEXT, MOST_IDS, ByteBpe
+from data.tokenizers.hf_tokenizer import HfTokenizer
 
 SMALLEST_BPE = 300
 # Characters per call of the encoder. No pattern of GPT-2, cl100k and o200k matches a non-space character followed by a space, so

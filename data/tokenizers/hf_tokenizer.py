@@ -19,7 +19,7 @@ import numpy as np
 
 from common.json_io import mapping
 from common.safe_read import is_count, load_json
-from data.byte_bpe import LONGEST_PATTERN, MOST_IDS
+from data.tokenizers.byte_bpe import LONGEST_PATTERN, MOST_IDS
 
 if TYPE_CHECKING:
     import tokenizers
@@ -38,7 +38,7 @@ PROBE = "The quick  brown\n\tfox's 1234 naïve Cafés; code(x_1) -> {0} 東京 �
 
 
 class HfTokenizer:
-    """The `data.tokenizer.Codec` of a tokenizer.json.
+    """The `data.tokenizers.tokenizer.Codec` of a tokenizer.json.
 
     Attributes:
         spaced: Whether a space is put before the first word of a text, or lost there. A long text is then cut in place of a

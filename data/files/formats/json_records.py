@@ -10,8 +10,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.safe_read import parse_json
-from data.decompress import LONGEST_LINE, PIECE_BYTES, read_whole, split_lines
 from data.documents import Reading, Record, record_of
+from data.files.decompress import LONGEST_LINE, PIECE_BYTES, read_whole, split_lines
 
 BOM = b"\xef\xbb\xbf"
 BLANKS = re.compile(r"[ \t\r\n]+")  # what may stand between two values of JSON

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
-from data.archive import ARCHIVE, display_name, members
-from data.decompress import COMPRESSED
 from data.documents import LONGEST_LABEL
+from data.files.archive import ARCHIVE, display_name, members
+from data.files.decompress import COMPRESSED
 
 COLUMNAR = (".parquet", ".arrow", ".feather")  # with a compression of their own
 STRUCTURED = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *COLUMNAR)

@@ -23,7 +23,7 @@ LONGEST_PATTERN = 4096  # characters; published patterns have up to 500
 
 
 class ByteBpe:
-    """The `data.tokenizer.Codec` of ranks, a pattern and special tokens."""
+    """The `data.tokenizers.tokenizer.Codec` of ranks, a pattern and special tokens."""
 
     spaced = False
     exact = True

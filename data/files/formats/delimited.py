@@ -6,8 +6,8 @@ import csv
 from collections.abc import Iterator
 
 from common.errors import UserError
-from data.decompress import LONGEST_LINE, split_lines
 from data.documents import SHOWN_KEYS, Reading, Record
+from data.files.decompress import LONGEST_LINE, split_lines
 
 LONGEST_FIELD = 32 << 20  # characters; the csv module takes 4 bytes of memory for each
 MOST_FIELDS = 4_000_000  # in a row, which may have many lines; each takes up to 60 bytes of memory
