@@ -154,6 +154,8 @@ def read_run(folder: Path, metric: str) -> FinishedRun | str:
         result = Record(folder / "result.json")
         if result.content.get("status") != "finished":
             return f"its status is {result.content.get('status')}"
+        if result.content.get("init"):
+            return "it started from the weights of another model, and a law is for training from random weights"
         corpus = result.text("data.fingerprint")
         # As in the planner, repeated tokens count as the number of new ones that they are worth.
         tokens = effective_tokens(result.number("spent.tokens"), _epoch_tokens(result))

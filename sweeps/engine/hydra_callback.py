@@ -22,7 +22,7 @@ from cli.compose import as_yaml, checked_config
 from cli.plugins import require_storage
 from common.errors import UserError, reported
 from common.json_io import read_json, write_json
-from config import NOT_IDENTITY, Config, leaves
+from config import NOT_IDENTITY, BudgetConfig, Config, extension_of, leaves
 from run.directory import lock, set_aside
 from sweeps.engine.job import ROOT
 from sweeps.engine.plan_relative import FIXED, VALUES, make_plan
@@ -80,14 +80,14 @@ def refuse_former_name(name: str) -> str:
 
 
 def slurm_minutes(*, _root_: DictConfig) -> int:
-    """Slurm's time limit for a job in minutes: the job's hours, a tenth more for preparing data, and 15 minutes for Slurm and
-    for the signal that it sends before the limit. Raises UserError if the budget has no hours."""
-    hours = _root_.budget.hours
-    if hours is None:
+    """Slurm's time limit for a job in minutes: the job's hours with their extension, a tenth more for preparing data, and 15
+    minutes for Slurm and for the signal that it sends before the limit. Raises UserError if the budget has no hours."""
+    budget = BudgetConfig(**OmegaConf.to_container(_root_.budget, resolve=True))  # type: ignore[arg-type]
+    if budget.hours is None:
         raise UserError(
             "hydra/launcher=slurm sets its time limit by budget.hours; set that, or hydra.launcher.timeout_min"
         )
-    return math.ceil(66 * hours + 15)
+    return math.ceil(66 * (budget.hours + extension_of(budget).hours) + 15)
 
 
 def direction(*, _root_: DictConfig) -> str:

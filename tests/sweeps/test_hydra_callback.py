@@ -141,3 +141,9 @@ def test_jobs_that_cannot_be_compared_while_they_run_are_refused(
     lines = record.incomparable_jobs(OmegaConf.create(content), swept)
     assert len(lines) == bool(said)
     assert said in " ".join(lines)
+
+
+@pytest.mark.parametrize(("extension", "minutes"), [({}, 147), ({"extend": "1h"}, 213), ({"extend_hours": 0.5}, 180)])
+def test_slurms_time_limit_covers_an_extension(extension: dict[str, object], minutes: int) -> None:
+    budget = OmegaConf.create({"budget": {"hours": 2.0, **extension}})
+    assert record.slurm_minutes(_root_=budget) == minutes

@@ -30,6 +30,7 @@ def write_run(folder: Path, parameters: float, tokens: float, loss: float, **cha
     folder.mkdir(parents=True)
     result = {
         "status": changes.get("status", "finished"),
+        "init": changes.get("init"),
         "stopped_by": changes.get("stopped_by", "tokens"),
         "spent": {
             "tokens": tokens,
@@ -68,11 +69,13 @@ def refit(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[s
 
 def test_runs_become_a_law_that_a_plan_uses(outputs: Path) -> None:
     write_run(outputs / "stopped", 1e5, 1e8, 3.0, status="stopped")
+    write_run(outputs / "tuned", 1e5, 1e8, 2.0, init={"source": "run", "checkpoint": "outputs/stopped"})
     (outputs / "no-run").mkdir()
     law_file = outputs / "law.json"
     answer = refit(*sorted(outputs.iterdir()), "--output", law_file)
     assert answer.returncode == 0, answer.stderr
     assert "stopped: left out, its status is stopped" in answer.stdout
+    assert "tuned: left out, it started from the weights of another model" in answer.stdout
     assert "no-run: left out, no readable result.json" in answer.stdout
     assert "without a prior the exponent would be" in answer.stdout
     assert (outputs / "law.png").read_bytes().startswith(b"\x89PNG")
