@@ -43,7 +43,7 @@ class PartsProgress:
         self._bar: Progress | None = None
         if shown and sys.stdout.isatty():
             self._bar = _bar(source.in_bytes)
-            self._task = self._bar.add_task(title, total=self._total, note="")
+            self._task = self._bar.add_task("preparing", total=self._total, note="")
 
     def __enter__(self) -> PartsProgress:
         if self._bar:
@@ -140,13 +140,12 @@ def _bar(in_bytes: bool) -> Progress:
         Progress,
         TaskProgressColumn,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
     title, note = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
     columns = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else []
-    return Progress(
-        title, BarColumn(), TaskProgressColumn(), *columns, note, TimeElapsedColumn(), TimeRemainingColumn()
-    )
+    # Narrow, and the note last: on a terminal of 80 columns, the line is cut at its end.
+    left = [TextColumn("left"), TimeRemainingColumn()]
+    return Progress(title, BarColumn(bar_width=20), TaskProgressColumn(), *columns, *left, note)

@@ -108,7 +108,7 @@ def test_the_bar_shows_bytes_only_where_the_unit_is_bytes(clock: Any, monkeypatc
     for in_bytes in (True, False):
         terminal = io.StringIO()
         monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
-        monkeypatch.setenv("COLUMNS", "140")
+        monkeypatch.setenv("COLUMNS", "80")
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setattr(sys, "stdout", terminal)
         source = source_of(in_bytes)
@@ -120,4 +120,5 @@ def test_the_bar_shows_bytes_only_where_the_unit_is_bytes(clock: Any, monkeypatc
         monkeypatch.undo()
         assert ("1.2/4.0 GB" in terminal.getvalue()) == in_bytes
         assert "30%" in terminal.getvalue()
+        assert "left" in terminal.getvalue()
         assert "7 tokens" in terminal.getvalue()
