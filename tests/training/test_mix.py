@@ -44,7 +44,7 @@ def test_a_run_on_a_mix_records_each_source(tmp_path: Path) -> None:
     assert by_source["prose.txt"]["tokens"] == pytest.approx(5 * by_source["code.txt"]["tokens"], rel=0.2)
     report = (folder / "report.html").read_text()
     assert "Sources of the mix" in report
-    assert "mix of code.txt 0.25, prose.txt 0.75, bpe-300" in answer.stdout
+    assert "mix of prose.txt 0.75, code.txt 0.25, bpe-300" in answer.stdout
     (line,) = [line for line in answer.stdout.splitlines() if line.startswith("by source")]
     for name, source in by_source.items():
         assert f"{name} {mix[name]['weight']:.3g}: {mix[name]['epochs']:.2f} epochs, loss {source['loss']:.4f}" in line
