@@ -548,7 +548,9 @@ class Config:
 class EvaluateDataConfig:
     """The text to score."""
 
-    path: str | None = option(None, "file, folder or glob of text; required", path=True)
+    path: str | None = option(
+        None, "file, folder or glob of text, in the formats of data=text of train.py; required", path=True
+    )
     text_key: str = option(
         "text",
         "field or column with the text in JSON, .csv, .tsv, .parquet and .arrow files; a.b reads a nested field",
