@@ -110,8 +110,8 @@ class BudgetConfig:
     )
     extend: str | None = option(
         None,
-        "more budget for an existing run, finished or not, in the unit of its limit or a named one: 100, 100steps,"
-        " 10Btokens, 1e15flops, 1h, 30m; recorded in its ledger; null: none",
+        "total to add to the budget of an existing run, finished or not: 1h, 30m, 100steps, 10Btokens, 1e15flops, or a number"
+        " in the unit of its only limit; recorded in its ledger; null: nothing",
         identity=False,
     )
     extend_hours: float = option(
@@ -212,13 +212,16 @@ class InitConfig:
 
     source: str = option(
         "scratch",
-        "scratch (random) | run (the weights of init.checkpoint, whose architecture and tokenizer are kept; the schedule and"
-        " the optimizer start anew)",
+        "scratch (random) | run (the weights, architecture and tokenizer of init.checkpoint, with a new optimizer and"
+        " schedule)",
         choices=("scratch", "run"),
         added_later=True,
     )
     checkpoint: str | None = option(
-        None, "init=run: folder of a run, finished or not, e.g. outputs/NAME", path=True, added_later=True
+        None,
+        "init=run: folder of a run, finished or not, e.g. outputs/NAME, or of one of its checkpoints",
+        path=True,
+        added_later=True,
     )
 
 
@@ -228,8 +231,8 @@ class DataConfig:
 
     source: str = option(
         "stdlib",
-        "stdlib (Python's standard library) | slimpajama | hub (a data set of the Hugging Face Hub) | text (your own files) |"
-        " tokens (token files of nanoGPT, modded-nanogpt or llm.c) | mix (those of data.mix)",
+        "stdlib (Python's standard library) | slimpajama | hub (a data set on the Hugging Face Hub) | text (your own files) |"
+        " tokens (token files of nanoGPT, modded-nanogpt or llm.c) | mix (the corpora in data.mix)",
         choices=("stdlib", "slimpajama", "hub", "text", "tokens", "mix"),
     )
     mix: dict[str, Any] = option(
@@ -240,15 +243,15 @@ class DataConfig:
     )
     path: str | None = option(
         None,
-        "text: file, folder or glob of .txt .md .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather, also in .zst .gz .xz "
-        ".bz2 .zip; tokens: of token files; slimpajama: folder of a local copy, null: download from the Hub",
+        "text: file, folder or glob: .txt .md .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather, compressed: .zst .gz .xz"
+        " .bz2 .zip; tokens: file, folder or glob: .bin .npy; slimpajama: folder of a local copy; null: download it",
         path=True,
         common=True,
     )
     validation_path: str | None = option(
         None,
-        "file, folder or glob with the validation text, all of data.path is training text then; null: the corpus' own split,"
-        " or data.validation_fraction",
+        "file, folder or glob with the validation text; all of data.path is then training text; null: the corpus' own"
+        " validation split, or data.validation_fraction of data.path",
         path=True,
         added_later=True,
     )
@@ -258,20 +261,21 @@ class DataConfig:
     )
     tokenizer: str = option(
         "bpe-4096",
-        "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split) | your own: path of a"
-        " tokenizer.json or of a folder that holds one, e.g. ./tokenizer.json | OWNER/NAME on the Hugging Face Hub",
+        "gpt2 | any tiktoken encoding | bytes | bpe-N (N tokens, trained on the training split) | ./tokenizer.json (or the"
+        " folder that holds it) | OWNER/NAME (on the Hugging Face Hub)",
         common=True,
     )
     validation_fraction: float = option(
         0.01,
-        "fraction of the documents held out for validation if the corpus has no validation split",
+        "fraction of the documents (or of a single document, or of token files) held out for validation if the corpus has no"
+        " validation split",
         range="(0, 0.5]",
     )
     repo: str | None = option(
         None, "hub, slimpajama: data set on the Hugging Face Hub, OWNER/NAME, or a local copy", path=True
     )
     config: str | None = option(
-        None, "hub: configuration of data.repo; null: its default, or the only one", added_later=True
+        None, "hub: configuration of data.repo; null: its default or its only one", added_later=True
     )
     split: str = option("train", "hub: split of data.repo to train on", added_later=True)
     revision: str | None = option(None, "commit, tag or branch of data.repo; null: the newest commit")
@@ -544,7 +548,9 @@ class Config:
 class EvaluateDataConfig:
     """The text to score."""
 
-    path: str | None = option(None, "file, folder or glob of text; required", path=True)
+    path: str | None = option(
+        None, "file, folder or glob of text, in the formats of data=text of train.py; required", path=True
+    )
     text_key: str = option(
         "text",
         "field or column with the text in JSON, .csv, .tsv, .parquet and .arrow files; a.b reads a nested field",

@@ -9,7 +9,7 @@ from typing import Any
 from cli.groups import group_choices, groups
 from config import SCRIPTS, closest, leaves
 
-# Words for a duration that are no option, and the letter that stands for them in budget.hours=5m.
+# Words for a duration that are not options, and the letter that stands for them in budget.hours=5m.
 DURATIONS = {
     name: word[0]
     for word in ("days", "minutes", "seconds")
@@ -43,7 +43,7 @@ def unknown_choice(group: str, value: Any) -> str:
 
 
 def unknown_option(schema: type, key: str, value: str = "") -> tuple[str, set[str]]:
-    """The message for a key that is no option, and the option that it was probably meant to be."""
+    """The message for a key that is not an option, and the option that it was probably meant to be."""
     name = key.lstrip("+~")
     near = _meant(schema, name)
     hint = near

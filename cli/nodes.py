@@ -18,7 +18,7 @@ from config import leaves
 
 
 class BadQuantity(ValidationError):
-    """A value that is no quantity in the unit of its option. OmegaConf adds `full_key` and `value`."""
+    """A value that is not a quantity in the unit of its option. OmegaConf adds `full_key` and `value`."""
 
 
 def first_line(error: OmegaConfBaseException) -> str:

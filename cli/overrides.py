@@ -182,7 +182,7 @@ def _problem_with(script: str, text: str, single: bool) -> tuple[str | None, set
 
 
 def _several_values(schema: type, text: str, key: str, value: str) -> str | None:
-    """The message for an option with several values outside a sweep, or None if `key` is no option."""
+    """The message for an option with several values outside a sweep, or None if `key` is not an option."""
     defaults = {name: default for name, _, default in leaves(schema())}
     if key not in defaults:
         return None

@@ -1,4 +1,4 @@
-"""The pip command for a plugin of Hydra that is not installed, and for a version that does not work here."""
+"""Checks that a Hydra plugin is installed in a version that works, and names the pip command if it is not."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ def _hub_problems(data: DataConfig) -> list[str]:
             f"data.path={data.path} is for files; use data=text, or data=hub data.repo={data.path} for a copy from the Hub"
         ]
     if data.source == "hub" and data.repo is None:
-        return ["data.repo is missing; data=hub needs data.repo=OWNER/NAME, a data set of the Hugging Face Hub"]
+        return ["data.repo is missing; data=hub needs data.repo=OWNER/NAME, a data set on the Hugging Face Hub"]
     if data.source in ("hub", "mix") or (data.source == "slimpajama" and not data.path):
         return []
     preset = {"repo": DEFAULT[0], "revision": DEFAULT[1]} if data.source == "slimpajama" else {}

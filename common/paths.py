@@ -1,4 +1,4 @@
-"""Paths as people type them."""
+"""Paths as people type them, with `~` for the home folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads the corpus that a run trains on."""
+"""Loads the corpus that a run trains on: a prepared one, a mix of several, or token files."""
 
 from __future__ import annotations
 

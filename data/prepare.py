@@ -428,7 +428,7 @@ def _without_text(spec: DataSpec, source: Source, split: str, documents: int, ba
     if split == "val" and spec.validation_path:
         return _WithoutText(f"data.validation_path={spec.validation_path}: {no_text}; give files with text")
     if split == "val" and explicit:
-        change = "add text, rename it so that it is no split, or give other text with data.validation_path="
+        change = "add text, rename it if it is not meant as a split, or give other text with data.validation_path="
         return _WithoutText(
             f"{named}: {no_text} in the validation split, {own}; {change if spec.path else 'give another data.repo'}"
         )

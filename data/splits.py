@@ -19,8 +19,8 @@ from data.files.find_files import stem_of
 # "train" and "val".
 TRAIN_NAMES = ("train",)
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")
-LONGEST_CUT_LINE = 1 << 20
 SPLIT_NAMES = TRAIN_NAMES + VALIDATION_NAMES
+LONGEST_CUT_LINE = 1 << 20  # bytes in which the start of a line is searched for
 
 
 def digest_of(raw: bytes) -> bytes:

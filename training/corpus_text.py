@@ -141,7 +141,7 @@ def size_notes(config: Config, plan: Plan) -> list[str]:
 def vocab_size_for(config: Config, initial: InitialModel | None) -> int | None:
     """The vocabulary size of data.tokenizer, or of the initial model's tokenizer; None if it is not known without a file.
 
-    Raises UserError for a name that is no tokenizer.
+    Raises UserError for a name that is not a tokenizer.
     """
     from data.tokenizers.tokenizer import check_name, vocab_size_of
 

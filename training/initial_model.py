@@ -1,7 +1,7 @@
 """The model that a run starts from, if its weights are not random: it decides the architecture and the tokenizer.
 
-To add a source, write a function and add it to MODEL_SOURCES; its weights are loaded by a function of the same name in
-training/initialize.py. Imports no torch, so that plan.py answers at once.
+To add a source, write a function and add it to MODEL_SOURCES; the entry of the same name in WEIGHT_SOURCES
+(training/initialize.py) loads its weights. Imports no torch, so that plan.py answers at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class InitialModel:
 
 
 def no_model(init: InitConfig) -> None:
-    """Of init=scratch: options and plan decide the architecture."""
+    """Return None for init=scratch: the options and the plan decide the architecture."""
 
 
 def model_of_run(init: InitConfig) -> InitialModel:

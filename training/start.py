@@ -1,7 +1,6 @@
-"""What a run began with, on disk from its start: the shape of its model, its tokenizer, its corpus and where its weights are
-from.
+"""Writes and reads start.json: the shape of a run's model, its tokenizer, its corpus and the origin of its first weights.
 
-With it, an unfinished run can be evaluated, a run whose text was changed is not continued by mistake, and a run that began
+With this file, an unfinished run can be evaluated, a run whose text was changed is not continued by mistake, and a run that began
 with the weights of another one no longer needs that one.
 """
 

@@ -145,7 +145,7 @@ def find_files(pattern: str) -> FoundFiles:
         readable = _without_cards(readable)
     kept = {(file.path, file.member) for file in readable}
     not_read = [file.name for file, _ in listed if (file.path, file.member) not in kept]
-    if not readable or (not_read and all(_is_about_others(file) for file in readable)):
+    if not readable or (not_read and all(_describes_corpus(file) for file in readable)):
         raise UserError(_no_text(pattern, [file.name for file in readable], not_read, found))
     return FoundFiles(base, readable, not_read)
 
@@ -165,14 +165,14 @@ def _listed(file: Path, base: Path, allowed: tuple[str, ...]) -> Iterator[tuple[
             yield NamedFile(file, label, member, size), is_readable and suffix_of(shown) in IN_ARCHIVES
 
 
-def _is_about_others(file: NamedFile) -> bool:
+def _describes_corpus(file: NamedFile) -> bool:
     card = CARD.match(file.name.name) and suffix_of(file.name) not in STRUCTURED
     return bool(card or METADATA.fullmatch(file.name.name))
 
 
 def _without_cards(files: list[NamedFile]) -> list[NamedFile]:
     """Return the files without READMEs, licences and metadata if there are records, or the card of a data set, beside them."""
-    data = [file for file in files if not _is_about_others(file)]
+    data = [file for file in files if not _describes_corpus(file)]
     is_data_set = any(suffix_of(file.name) in STRUCTURED for file in data) or any(map(_is_hub_card, files))
     return data if data and is_data_set else files
 

@@ -118,7 +118,7 @@ class HubSource:
 
         hub_files.register()
         # The message of the first is part of the exception; in the log it would be a second one. The second warns of a README
-        # without metadata, which is no fault.
+        # without metadata, which is not an error.
         for logger, level in (("datasets.packaged_modules", logging.CRITICAL), ("huggingface_hub", logging.ERROR)):
             logging.getLogger(logger).setLevel(level)
         try:
@@ -159,7 +159,7 @@ class HubSource:
         chosen = self._spec.split
         if chosen not in self._splits:
             raise UserError(
-                f"data.split={chosen} is no split of {self._found.repo}; choose the split to train on with data.split=: "
+                f"data.split={chosen} is not a split of {self._found.repo}; choose the split to train on with data.split=: "
                 f"{_listed(list(self._splits))}{_closest(chosen, self._splits)}"
             )
         held_out = self._held_out()
@@ -317,7 +317,7 @@ def _find(repo: str, revision: str | None) -> _Found:
             raise _NotAvailable(_access_hint(status) if _status_of(error) in (401, 403) else status) from error
         raise _explained(repo, error) from error
     except HFValidationError as error:
-        raise UserError(f"data.repo={repo} is no name on the Hub: {_reason(error)}") from error
+        raise UserError(f"data.repo={repo} is not a name on the Hub: {_reason(error)}") from error
     except Exception as error:  # of the HTTP library, which depends on the version
         raise _explained(repo, error) from error
     return _Found(info.id, info.sha)

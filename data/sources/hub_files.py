@@ -1,6 +1,6 @@
-"""The files of the Hugging Face Hub, with a count of the bytes downloaded and requests of bounded size.
+"""The file system of the Hugging Face Hub, with a count of the bytes downloaded and requests of bounded size.
 
-`datasets` opens hf:// addresses through fsspec; `register` puts this file system in the place of huggingface_hub's.
+`datasets` opens hf:// addresses through fsspec; `register` makes fsspec use this file system instead of huggingface_hub's.
 """
 
 from __future__ import annotations

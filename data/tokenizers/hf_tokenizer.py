@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: a tokenizer.json of Hugging Face's library `tokenizers`.
+"""Tokenizers given as a tokenizer.json of Hugging Face's library `tokenizers`.
 
 Text is encoded without the tokens that a post-processor adds (such as [CLS]), without truncation, and without BPE dropout.
 The text of a special token is encoded as ordinary text. An exception is a Unigram model whose vocabulary holds its special
