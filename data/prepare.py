@@ -441,7 +441,7 @@ def _without_text(spec: DataSpec, source: Source, split: str, documents: int, ba
         )
     change = "a smaller" if split == "train" else "a larger"
     return _WithoutText(
-        f"{named}: none of {documents} documents is in {split}; set {change} data.validation_fraction"
+        f"{named}: none of {format_number_of(documents, 'document')} is in {split}; set {change} data.validation_fraction"
         f" (now {spec.validation_fraction}) or give more text"
     )
 

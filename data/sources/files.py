@@ -75,7 +75,7 @@ class TextSource:
         layout = (
             _by_option(spec, found)
             or _by_name(spec, found)
-            or _by_place(spec, found)
+            or _end_of_file(spec, found)
             or _Layout(
                 _parts_of(found, None, [file.label for file in found.files]),
                 {**_file_identity(found.base, found.files), "rules": RULES},
@@ -191,7 +191,7 @@ def _as_before(spec: DataSpec, groups: dict[str, _Found]) -> bool:
     )
 
 
-def _by_place(spec: DataSpec, found: _Found) -> _Layout | None:
+def _end_of_file(spec: DataSpec, found: _Found) -> _Layout | None:
     """The last part of a single plain-text file that is one document, cut at the start of a line; None for other files."""
     only = found.files[0]
     path = only.path

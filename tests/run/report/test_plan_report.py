@@ -164,9 +164,8 @@ def test_the_corpus_of_a_sweeps_file_is_kept(tmp_path: Path) -> None:
 def test_a_plan_says_how_often_it_repeats_its_corpus() -> None:
     day = plan("budget.hours=24", "device=h100")
     assert "(1.49 epochs)" in day
-    assert (
-        "1.5 epochs of SlimPajama's 6B sample; for the original with 627B tokens: data=slimpajama data.repo=cerebras/SlimPajama" in day
-    )
+    assert "1.5 epochs of SlimPajama's 6B sample; for the original with 627B tokens: data=slimpajama" in day
+    assert "data.repo=cerebras/SlimPajama-627B data.max_bytes=39GB" in day
     toy = plan("budget.flops=3.4e18")
     assert re.search(r"note: 3\d\d epochs of the .*M-token default corpus", toy)
     assert "takes the text as new" in toy
