@@ -309,9 +309,10 @@ def _downloaded(repo: str) -> str:
             f"data.tokenizer={repo}: no such file, and no network to look for it on the Hub ({reason}); {hint}"
         )
     try:
+        # Without a revision: two JSON files, which are checked when they are read. The cache keeps them as they are.
         with suppress(RemoteEntryNotFoundError):  # without it, usual names of end-of-text are tried
-            hf_hub_download(repo, hf_tokenizer.CONFIG)
-        return hf_hub_download(repo, hf_tokenizer.FILE)
+            hf_hub_download(repo, hf_tokenizer.CONFIG)  # nosec B615
+        return hf_hub_download(repo, hf_tokenizer.FILE)  # nosec B615
     except GatedRepoError as error:
         raise UserError(
             f"data.tokenizer={repo}: access to it is restricted; accept its terms on {constants.ENDPOINT}/{repo} and set"
