@@ -30,7 +30,7 @@ help:  ## show this list
 	@echo
 	@echo "variables (with their defaults):"
 	@echo "  HOURS=$(HOURS)     wall clock of the run"
-	@echo "  DATA=$(DATA)    stdlib | slimpajama | text | hub (ARGS=\"data.repo=OWNER/NAME\")"
+	@echo "  DATA=$(DATA)    stdlib | slimpajama | hub | text | tokens | mix; the last four need ARGS, e.g. \"data.repo=OWNER/NAME\""
 	@echo "  MODEL=$(MODEL)     auto | classic | llama | modern"
 	@echo "  DEVICE=$(DEVICE)    auto | cpu | cuda; make plan also takes a100, h100, ..."
 	@echo "  WANDB=$(WANDB) | offline | online"
