@@ -81,10 +81,11 @@ class Budget(Callback):
         self.heartbeat.close()
 
     def state_dict(self) -> dict[str, Any]:  # in every checkpoint of Lightning
-        return {"progress": self.clock.progress}
+        return {"progress": self.clock.progress, "reserve_s": self.clock.reserve_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock.progress = state_dict["progress"]
+        self.clock.reserve_s = state_dict["reserve_s"]  # a resumed run does not validate before training
 
 
 class Steps(Dataset):
