@@ -277,10 +277,8 @@ class BudgetClock:
             stalled = total - self.pace.typical
             with self._lock:
                 self.ledger["idle"] += stalled
-                for (
-                    account,
-                    share,
-                ) in seconds.items():  # taken from one of them, a wait for data could make train negative
-                    self.ledger[account] -= stalled * share / total
+                # Taken from one account alone, a wait for data could make train negative.
+                for account, booked in seconds.items():
+                    self.ledger[account] -= stalled * booked / total
         else:
             self.pace.add(total)

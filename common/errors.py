@@ -82,7 +82,7 @@ def discard_output() -> None:
 
     Otherwise Python would write the buffer again at exit, fail, and print a traceback.
     """
-    with suppress(OSError):  # a standard output that is no file
+    with suppress(OSError):  # standard output may not be a file
         number = sys.stdout.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)

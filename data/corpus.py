@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from common.errors import UserError
 from common.format import format_bytes
+from common.json_io import mapping
 from data.mix import join, mix_tokenizer
 from data.prepare import prepare, prepared_fingerprint
 from data.record import read_notes
@@ -35,8 +36,8 @@ def load_corpus(spec: DataSpec, log: Callable[[str], None] = print, tokenizer: T
     used = loaded.corpus.tokenizer
     if tokenizer is not None and used.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"the tokenizer of the initial model, {tokenizer.name}, is not the {used.name} of the text; give text instead of"
-            " token files, or restore the model's tokenizer.json from a copy"
+            f"the initial model has the tokenizer {tokenizer.name}, but the corpus has {used.name}; give text instead of token"
+            " files, or restore the model's tokenizer.json from a copy"
         )
     if used.exact:
         return loaded
@@ -48,7 +49,7 @@ def load_corpus(spec: DataSpec, log: Callable[[str], None] = print, tokenizer: T
 
 
 def corpus_fingerprint_of(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
-    """Return the fingerprint of a corpus that is no mix, or None if it has not been prepared; `tokenizer` as above."""
+    """Return the fingerprint of a single corpus, not a mix, or None if it has not been prepared; `tokenizer` as above."""
     find = checked_fingerprint if spec.source == "tokens" else prepared_fingerprint
     return find(spec, tokenizer)
 
@@ -61,18 +62,16 @@ def _load_mix(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer |
 
 
 def _load_one(spec: DataSpec, log: Callable[[str], None], tokenizer: Tokenizer | None = None) -> LoadedCorpus:
-    """Load a corpus that is no mix; `tokenizer` as for `data.prepare.prepare`."""
+    """Load a single corpus; `tokenizer` as for `data.prepare.prepare`."""
     if spec.source == "tokens":
         return LoadedCorpus(*open_token_files(spec, log, tokenizer))
     prepared = prepare(spec, log=log, tokenizer=tokenizer)
-    notes = read_notes(prepared.read)
+    notes = read_notes(mapping(prepared.manifest.get("read")))
     if left_out := ", ".join(f"{n:,} {reason}" for reason, n in prepared.left_out.items()):
         notes.append(f"documents left out: {left_out}")
     if prepared.cut and spec.max_bytes is not None:
         notes.append(
             f"stopped at data.max_bytes={format_bytes(spec.max_bytes)} of text; data.max_bytes=null takes all of it"
         )
-    corpus = open_corpus(prepared.folder)
-    # The record of a run lists the files that are not read today, like the notes.
-    manifest = {**corpus.manifest, "read": prepared.read} if prepared.read else corpus.manifest
-    return LoadedCorpus(replace(corpus, manifest=manifest), prepared.fresh, tuple(notes))
+    corpus = replace(open_corpus(prepared.folder), manifest=prepared.manifest)
+    return LoadedCorpus(corpus, prepared.fresh, tuple(notes))

@@ -55,14 +55,13 @@ COMMIT_TOKENS = 4 << 20
 class PreparedInfo:
     """A finished corpus: its folder, whether this call prepared it, its manifest and its tokenizer.
 
-    `read` is what the manifest records under "read", or `{}`, with the files that a later call does not read.
+    The manifest lists the files that are not read now, which may be others than when the corpus was prepared.
     """
 
     folder: Path
     fresh: bool
     manifest: dict[str, Any]
     tokenizer: Tokenizer
-    read: dict[str, Any]
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -139,8 +138,7 @@ def prepare(
         except _WithoutText:
             shutil.rmtree(folder)  # nothing in it is worth continuing
             raise
-    manifest = shards.read_manifest(folder)
-    return PreparedInfo(folder, True, manifest, used, manifest["read"])
+    return PreparedInfo(folder, True, shards.read_manifest(folder), used)
 
 
 def prepared_fingerprint(spec: DataSpec, tokenizer: Tokenizer | None = None) -> str | None:
@@ -185,8 +183,9 @@ def _open_finished(folder: Path, source: Source) -> PreparedInfo:
     now = read_record(source.overview())
     # The files that are not read have no part in the corpus' identity, so they may have changed.
     known = {name: now[name] for name in ("not_read", "files_not_read")} if now["files"] else {}
-    read = {**mapping(manifest.get("read")), **known}
-    return PreparedInfo(folder, False, manifest, Tokenizer.load(folder / TOKENIZER), read)
+    if read := {**mapping(manifest.get("read")), **known}:
+        manifest["read"] = read
+    return PreparedInfo(folder, False, manifest, Tokenizer.load(folder / TOKENIZER))
 
 
 def _options(spec: DataSpec) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def split_names(files: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def roles_of(names: Iterable[str]) -> dict[str, str]:
-    """Return which of the split names of a corpus' files are "train" and which "val"; {} if it has no split of its own.
+    """Return which of the split names of a corpus' files are "train" and which "val"; {} without a split of its own.
 
     Files of any other name are not read. Without training text of that name, files without a name are the training text; a
     lone "test" holds out nothing then, because folders of tests are common.

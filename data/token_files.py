@@ -297,7 +297,7 @@ def _tokenizer(spec: DataSpec, folder: Path, given: Tokenizer | None) -> Tokeniz
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """Return the record of the last check; an empty one if there is none, or it is damaged."""
+    """Return the record of the last check, or {} if it is missing or damaged."""
     try:
         return verify_checksum(load_json(folder / RECORD))
     except (OSError, ValueError):

@@ -73,7 +73,7 @@ class SavedModel:
 def find_model(text: str, option: str) -> ModelPlace:
     """Find the model that `option`=`text` names: a run's folder, or a checkpoint, a folder or a file in it.
 
-    Raises UserError in one line if there is none.
+    Raises UserError in one line if it is missing.
     """
     given, path = f"{option}={text}", Path(text).expanduser().absolute()
     try:
@@ -166,7 +166,7 @@ def checkpointed_models(place: ModelPlace) -> Iterator[SavedModel]:
 
 
 def saved_model(place: ModelPlace) -> SavedModel:
-    """The finished model, or that of the newest checkpoint with a readable state. Raises UserError if there is none."""
+    """The finished model, or that of the newest checkpoint with a readable state. Raises UserError if both are missing."""
     found = final_model(place) if place.finished else next(checkpointed_models(place), None)
     if found is None:
         raise UserError(f"{place.given} has no intact checkpoint; repeat the run's command")

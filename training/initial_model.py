@@ -35,7 +35,7 @@ def no_model(init: InitConfig) -> None:
 
 
 def model_of_run(init: InitConfig) -> InitialModel:
-    """The model of another run. Raises UserError in one line if there is none."""
+    """The model of another run. Raises UserError in one line if it is missing."""
     saved = saved_model(find_model(str(init.checkpoint), "init.checkpoint"))
     try:
         return InitialModel(shape_of(saved.about), Tokenizer.load(saved.tokenizer))

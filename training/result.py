@@ -87,29 +87,12 @@ def record(
             "slow": slowdowns(metrics),
         },
         "plan": {
-            "predicted_tokens": trainer.plan.tokens,
-            "predicted_steps": trainer.plan.steps,
-            "predicted_tokens_per_second": trainer.plan.tokens_per_second,
-            "predicted_loss": trainer.plan.predicted_loss,
-            "predicted_loss_interval": trainer.plan.predicted_loss_interval,
-            "law": trainer.plan.law,
-            "optimizer": trainer.plan.optimizer,
-            "correction": None,  # earlier versions corrected a plan during the run; readers of the file know the key
+            **_predicted(trainer.plan),
             "why_off": why_off(trainer.plan, spent, ledger, clock.limits, rates_of(metrics))
             if status == "finished"
             else [],
         },
-        "data": {
-            "source": config.data.source,
-            "fingerprint": trainer.corpus.fingerprint,
-            "tokenizer": trainer.corpus.tokenizer.name,
-            "tokenizer_fingerprint": trainer.corpus.tokenizer.fingerprint,
-            **validation_text(trainer.corpus.manifest),
-            "train_tokens": trainer.corpus.train.n_tokens,
-            "epochs": state.tokens / trainer.corpus.train.epoch_tokens,
-            **corpus_record(trainer.corpus.manifest),
-            **mix_figures(trainer),
-        },
+        "data": {"source": config.data.source, **_corpus_figures(trainer)},
         "init": init_of(session.run),
         "setback": state.setback,
         "standstill_s": clock.standstill_s,
@@ -121,6 +104,35 @@ def record(
     }
     retry_once(lambda: write_json(session.run.result, significant(result, 10)))
     return result
+
+
+def _predicted(plan: Plan) -> dict[str, Any]:
+    """What the plan expected, for the section "plan" of result.json."""
+    return {
+        "predicted_tokens": plan.tokens,
+        "predicted_steps": plan.steps,
+        "predicted_tokens_per_second": plan.tokens_per_second,
+        "predicted_loss": plan.predicted_loss,
+        "predicted_loss_interval": plan.predicted_loss_interval,
+        "law": plan.law,
+        "optimizer": plan.optimizer,
+        "correction": None,  # earlier versions corrected a plan during the run; readers of the file know the key
+    }
+
+
+def _corpus_figures(trainer: Trainer) -> dict[str, Any]:
+    """What was trained on, for the section "data" of result.json."""
+    corpus = trainer.corpus
+    return {
+        "fingerprint": corpus.fingerprint,
+        "tokenizer": corpus.tokenizer.name,
+        "tokenizer_fingerprint": corpus.tokenizer.fingerprint,
+        **validation_text(corpus.manifest),
+        "train_tokens": corpus.train.n_tokens,
+        "epochs": trainer.state.tokens / corpus.train.epoch_tokens,
+        **corpus_record(corpus.manifest),
+        **mix_figures(trainer),
+    }
 
 
 def mix_figures(trainer: Trainer) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class HubSource:
             ) from error
         if chosen is not None and chosen not in names:
             raise UserError(
-                f"data.config={chosen} is no configuration of {found.repo}; data.config= takes {_listed(names)}"
+                f"data.config={chosen} is not a configuration of {found.repo}; data.config= takes {_listed(names)}"
                 f"{_closest(chosen, names)}"
             ) from error
 
@@ -293,7 +293,7 @@ def _repository(name: str) -> str:
 
 
 def _find(repo: str, revision: str | None) -> _Found:
-    """Return the repository and the commit to read. Raises _NotAvailable, MachineError or UserError if there is none."""
+    """Return the repository and the commit to read. Raises _NotAvailable, MachineError or UserError otherwise."""
     if Path(repo).is_dir():
         return _Found(repo, revision)
     if _offline():

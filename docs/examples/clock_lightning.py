@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset
-from toy_model import ByteModel, training_batch, validation_batches
+from torch.utils.data import DataLoader
+from toy_model import ByteModel, Steps, validation_batches
 
 from budget.clock import BudgetClock, Limits, StepCost
 from budget.ledger import Heartbeat, read_ledger
@@ -86,16 +86,6 @@ class Budget(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock.progress = state_dict["progress"]
         self.clock.reserve_s = state_dict["reserve_s"]  # a resumed run does not validate before training
-
-
-class Steps(Dataset):
-    """An endless stream of training batches, as long as any budget."""
-
-    def __len__(self) -> int:
-        return 1_000_000_000
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return training_batch(step)
 
 
 class LightningByteModel(LightningModule):

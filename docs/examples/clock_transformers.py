@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
-from toy_model import ByteModel, training_batch, validation_batches
+from toy_model import ByteModel, Steps, validation_batches
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -83,16 +82,6 @@ class Budget(TrainerCallback):
     @staticmethod
     def file_of(args: TrainingArguments, state: TrainerState) -> Path:
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "clock.json"
-
-
-class Steps(Dataset):
-    """An endless stream of training batches, as long as any budget."""
-
-    def __len__(self) -> int:
-        return 1_000_000_000
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return training_batch(step)
 
 
 class ByteTrainer(Trainer):

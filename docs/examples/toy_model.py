@@ -7,6 +7,7 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 TEXT = torch.tensor(list("\n".join(topics[name] for name in sorted(topics)).encode()), dtype=torch.long)
 VALIDATION = len(TEXT) // 20  # bytes at the end of the text
@@ -28,6 +29,16 @@ def training_batch(step: int) -> tuple[Tensor, Tensor]:
 def validation_batches() -> list[tuple[Tensor, Tensor]]:
     starts = torch.arange(len(TEXT) - VALIDATION, len(TEXT) - CONTEXT - 1, CONTEXT)
     return [windows(part) for part in starts.split(BATCH)]
+
+
+class Steps(Dataset):
+    """An endless stream of training batches, as long as any budget."""
+
+    def __len__(self) -> int:
+        return 1_000_000_000
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return training_batch(step)
 
 
 class ByteModel(nn.Module):

@@ -292,7 +292,7 @@ def _difference(rows: list[Row], seeds: list[Row], metric: str) -> str:
 
 
 def _median_budgets(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[float, float]:
-    """The median budgets of two sweeps, by the first limit that all runs have; if there is none, the hours that they spent.
+    """The median budgets of two sweeps, by the first limit that all runs have, or else the hours that they spent.
 
     The budget that was set is compared where possible: on a busy machine a run limited by steps may take twice as long."""
     for limit in ("hours", "flops", "tokens", "steps"):

@@ -156,7 +156,7 @@ def test_files_without_a_split_beside_one_are_named(tmp_path: Path) -> None:
     assert documents_of(info) == {"train": ["text 0"], "val": ["text 1"]}
     assert info.manifest["read"]["not_read"] == ["notes.txt", "dev/ (2 files)"]
     assert info.manifest["read"]["files_not_read"] == 3
-    assert read_notes(info.read) == [
+    assert read_notes(info.manifest["read"]) == [
         "validation split: validation.txt",
         "not read: 3 files (notes.txt, dev/ (2 files))",
     ]
