@@ -8,6 +8,7 @@ compute the scores that a mask would discard. Positions are counted from the sta
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.modes import compute_dtype
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Rows in which several sequences share their common beginning, as the branches of a tree do (evals/packing.py).
+
+    Attributes:
+        positions: The position of each token in its own sequence, int64 (B, T).
+        previous: The id of the token before each token in its own sequence, -1 for the first, int64 (B, T).
+        mask: True where token i may attend to token j, which is in the same sequence and not later, bool (B, 1, T, T).
+    """
+
+    positions: Tensor
+    previous: Tensor
+    mask: Tensor
 
 
 def document_mask(tokens: Tensor, eot: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from model.attention import document_mask
+from model.attention import RowLayout, document_mask
 from model.blocks import Block
 from model.config import Shape
 from model.init import INITIALISATIONS
@@ -74,26 +74,32 @@ class GPT(nn.Module):
             if isinstance(embedding, nn.Embedding):
                 embedding.sparse = True
 
-    def hidden(self, tokens: Tensor, starts: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, starts: Tensor | None = None, layout: RowLayout | None = None) -> Tensor:
         """Return the normalised hidden states (B, T, D) of the last block.
 
         Args:
             tokens: Token ids, int64 (B, T). Raises ValueError if T is larger than block_size.
             starts: Offsets of documents, see `document_starts`. None: if `shape.eot` is set, a mask separates documents.
+            layout: For rows of sequences that share their beginnings; its mask replaces that of documents.
         """
         T = tokens.size(1)
+        positions = slice(T) if layout is None else layout.positions  # (T,), or (B, T)
         if self.shape.block_size < T:
             raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.shape.block_size}")
         x = self.wte(tokens)  # (B, T) -> (B, T, D)
         if self.wpe is not None:
-            x = x + self.wpe.weight[:T]  # (T, D), the same for every sequence
-        rotary = (self.rotary_cos[:T], self.rotary_sin[:T]) if self.shape.position == "rotary" else None  # (T, S / 2)
+            x = x + self.wpe.weight[positions]  # (T, D), the same for every sequence, or (B, T, D)
+        rotary = None
+        if self.shape.position == "rotary":
+            rotary = self.rotary_cos[positions], self.rotary_sin[positions]  # (T, S / 2) each
+            if layout is not None:
+                rotary = rotary[0].unsqueeze(1), rotary[1].unsqueeze(1)  # (B, 1, T, S / 2), the same for all heads
         if self.bigrams is not None:
-            x = x + self.bigrams(bigram_ids(tokens, self.shape))
+            x = x + self.bigrams(bigram_ids(tokens, self.shape, None if layout is None else layout.previous))
         if self.shape.embed_norm:
             x = rms_norm(x)
         x = embedded = self.dropout(x)
-        documents = starts
+        documents = starts if layout is None else layout.mask
         if documents is None and self.shape.eot is not None:
             documents = document_mask(tokens, self.shape.eot)  # (B, 1, T, T)
         for layer, block in enumerate(self.blocks):

@@ -56,14 +56,22 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x)
 
 
-def bigram_ids(tokens: Tensor, shape: Shape) -> Tensor:
+def bigram_ids(tokens: Tensor, shape: Shape, previous: Tensor | None = None) -> Tensor:
     """Return the row of the hashed bigram embedding for each token and its predecessor, (B, T) to (B, T), int64.
 
     The hash is multiplicative (Knuth, The Art of Computer Programming, volume 3, section 6.4). Row 0 is reserved for tokens
-    without a predecessor: the first of a sequence and, with `shape.eot`, the first of a document.
+    without a predecessor: the first of a sequence and, with `shape.eot`, the first of a document. `previous` (B, T) holds the
+    predecessors, -1 for none; None: each token follows the one before it in its row.
     """
-    bigrams = tokens[:, :-1] * shape.vocab_size + tokens[:, 1:]  # (B, T - 1), one number per pair of tokens
-    # Multiply by 2^32 / golden ratio modulo 2^32, then scale to 0 .. bigram_rows - 2.
-    rows = ((bigrams * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32
-    rows = F.pad(rows + 1, (1, 0))  # (B, T)
+    if previous is None:
+        rows = F.pad(_hashed_bigrams(tokens[:, :-1], tokens[:, 1:], shape), (1, 0))  # (B, T - 1) -> (B, T)
+    else:
+        rows = _hashed_bigrams(previous, tokens, shape).masked_fill(previous < 0, 0)
     return rows if shape.eot is None else rows.masked_fill(tokens == shape.eot, 0)
+
+
+def _hashed_bigrams(first: Tensor, second: Tensor, shape: Shape) -> Tensor:
+    """Return a row from 1 to bigram_rows - 1 for each pair of tokens, int64 of their shape."""
+    bigrams = first * shape.vocab_size + second  # one number per pair of tokens
+    # Multiply by 2^32 / golden ratio modulo 2^32, then scale to 0 .. bigram_rows - 2.
+    return (((bigrams * 2654435761) & 0xFFFFFFFF) * (shape.bigram_rows - 1) >> 32) + 1

@@ -27,6 +27,7 @@ class ByteBpe:
 
     spaced = False
     exact = True
+    unknown = None  # any byte has a token
 
     def __init__(self, ranks: dict[bytes, int], pattern: str, specials: dict[str, int]) -> None:
         self.eot = specials[END_OF_TEXT]

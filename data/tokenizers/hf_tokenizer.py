@@ -45,6 +45,7 @@ class HfTokenizer:
             space.
         exact: Whether decoding gives back any text, except for a space before its first word, and `token_bytes` counts its
             bytes.
+        unknown: Id of the token for text outside the vocabulary, or None.
 
     `token_bytes` follows from the model. Byte-level BPE: the bytes of a token. Sentencepiece: the bytes of its text with
     U+2581 as a space; 1 for byte fallback. WordPiece and WordLevel, which drop spaces: the bytes of its text, and one for
@@ -84,9 +85,9 @@ class HfTokenizer:
         for number, added in self._library.get_added_tokens_decoder().items():
             sizes[number] = 0 if added.special else len(added.content.encode())
         model = self._content["model"]
-        unknown = model.get("unk_id") if "unk_id" in model else vocabulary.get(model.get("unk_token"))
-        if unknown is not None:
-            sizes[unknown] = 0
+        self.unknown: int | None = model.get("unk_id") if "unk_id" in model else vocabulary.get(model.get("unk_token"))
+        if self.unknown is not None:
+            sizes[self.unknown] = 0
         sizes[self.eot] = 0
         return sizes
 

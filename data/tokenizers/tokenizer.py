@@ -76,6 +76,9 @@ class Codec(Protocol):
     @property
     def exact(self) -> bool: ...
 
+    @property
+    def unknown(self) -> int | None: ...
+
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of a piece of text. Raises ValueError if it cannot be encoded."""
         ...
@@ -101,6 +104,7 @@ class Tokenizer:
         dtype: uint16 if all ids fit, else uint32.
         token_bytes: UTF-8 bytes of each id, int64 (n_vocab,); 0 for special tokens and unused ids.
         exact: Whether ids keep any text, and `token_bytes` add up to its bytes.
+        unknown: Id of the token for text outside the vocabulary; None if any text can be encoded.
         fingerprint: SHA-256 of all that determines ids: equal for tokenizers that give the same ids for any text.
     """
 
@@ -109,7 +113,7 @@ class Tokenizer:
         self.eot, self.n_vocab = codec.eot, codec.n_vocab
         self.dtype = np.dtype(np.uint16 if self.n_vocab <= 1 << 16 else np.uint32)
         self.token_bytes, self.fingerprint = codec.token_bytes, codec.fingerprint
-        self.exact = codec.exact
+        self.exact, self.unknown = codec.exact, codec.unknown
 
     def encode(self, text: str) -> np.ndarray:
         """Return the ids of `text`, (n,) of `self.dtype`, without end-of-text. Lone surrogates are encoded as U+FFFD."""
