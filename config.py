@@ -369,6 +369,108 @@ class ScheduleConfig:
 
 
 @dataclass
+class TaskConfig:
+    """The options of the tasks in tasks=. null: as the task's preset in conf/task/ has it, else the default in brackets."""
+
+    kind: str | None = option(
+        None,
+        "how items are asked and marked: minimal_pairs | multiple_choice | classify | summarise | generate | competition | lm_eval",
+        choices=("minimal_pairs", "multiple_choice", "classify", "summarise", "generate", "competition", "lm_eval"),
+        added_later=True,
+    )
+    path: str | None = option(
+        None,
+        "file or folder of the task's items, or a folder with an entry of the task's name",
+        path=True,
+        added_later=True,
+    )
+    template: str | None = option(
+        None,
+        "text that the model is asked with, with {fields} of the item, or FILE:PATH",
+        literal=True,
+        added_later=True,
+    )
+    score: str | None = option(
+        None,
+        "what chooses among answers: sum (log-probability) | per_token | per_byte | per_character | pmi (minus that of the"
+        " answer without the question) | letter (of A, B, C, ...) (sum)",
+        choices=("sum", "per_token", "per_byte", "per_character", "pmi", "letter"),
+        added_later=True,
+    )
+    average: str | None = option(
+        None,
+        "minimal_pairs: score averaged over paradigm | phenomenon (phenomenon)",
+        choices=("paradigm", "phenomenon"),
+        added_later=True,
+    )
+    ties: str | None = option(
+        None,
+        "minimal_pairs: two equally likely sentences count half | good (as right, as in lm-evaluation-harness) (half)",
+        choices=("half", "good"),
+        added_later=True,
+    )
+    labels: dict[str, Any] | None = option(
+        None,
+        "classify: the labels, and the text of each, e.g. '{positive: chanya, negative: hasi}' (those of the items)",
+        added_later=True,
+    )
+    text_key: str | None = option(None, "classify: field with the text (text)", added_later=True)
+    label_key: str | None = option(None, "classify: field with the label (label)", added_later=True)
+    prefix: str | None = option(
+        None,
+        "where end-of-text is put first: empty (before empty contexts) | always (empty)",
+        choices=("empty", "always"),
+        added_later=True,
+    )
+    too_long: str | None = option(
+        None,
+        "items longer than the model's window: refuse | cut (the context, from the left, and count) (refuse)",
+        choices=("refuse", "cut"),
+        added_later=True,
+    )
+    bad_items: str | None = option(
+        None, "invalid items: refuse (stop) | skip (and count) (refuse)", choices=("refuse", "skip"), added_later=True
+    )
+    max_new_tokens: int | None = option(
+        None, "summarise, generate: longest answer, tokens (100)", range="[1, 1e+09]", added_later=True
+    )
+    length: int | None = option(
+        None,
+        "summarise, generate: target length of an answer, characters: it ends with the first sentence that reaches it"
+        " (no target)",
+        range="[1, 1e+09]",
+        added_later=True,
+    )
+    stop: list[str] | None = option(
+        None, "summarise, generate: texts that end an answer and are not part of it (none)", added_later=True
+    )
+    temperature: float | None = option(
+        None,
+        "summarise, generate: sampling temperature; 0: always the most likely token (0)",
+        range="[0, 100]",
+        added_later=True,
+    )
+    top_k: int | None = option(
+        None, "summarise, generate: sample from the k most likely tokens (all)", range="[1, 1e+09]", added_later=True
+    )
+    top_p: float | None = option(
+        None,
+        "summarise, generate: sample from the most likely tokens whose probabilities add up to p (all)",
+        range="(0, 1]",
+        added_later=True,
+    )
+    repetition_penalty: float | None = option(
+        None,
+        "summarise, generate: penalty on the logits of tokens that have already occurred; 1: off (1)",
+        range="[0.01, 100]",
+        added_later=True,
+    )
+    seed: int | None = option(
+        None, "summarise, generate: random seed for sampling (1337)", range="[0, 2147483647]", added_later=True
+    )
+
+
+@dataclass
 class EvalConfig:
     """How often the model is evaluated, and on how many tokens."""
 
@@ -388,6 +490,15 @@ class EvalConfig:
         0.05,
         "maximum share of budget.hours for the final evaluation, and for all interim evaluations together",
         range="(0, 1]",
+    )
+    tasks: Any = option(
+        None,
+        "tasks to score the model on, as tasks= of evaluate.py: some items at the interim evaluations, all at the end, within"
+        " eval.max_fraction; null: none",
+        added_later=True,
+    )
+    interim_items: int = option(
+        200, "items of each task at an interim evaluation; 0: none", range="[0, 1e+09]", added_later=True
     )
 
 
@@ -508,6 +619,7 @@ class Config:
     optim: OptimConfig = group(OptimConfig)
     schedule: ScheduleConfig = group(ScheduleConfig)
     eval: EvalConfig = group(EvalConfig)
+    task: TaskConfig = group(TaskConfig)
     checkpoint: CheckpointConfig = group(CheckpointConfig, identity=False)
     wandb: WandbConfig = group(WandbConfig, identity=False)
     plan: PlanConfig = group(PlanConfig)
@@ -568,10 +680,44 @@ class EvaluateConfig:
 
     PROGRAM checkpoint=outputs/NAME data.path=my.jsonl.zst
     PROGRAM checkpoint=outputs/NAME data.path=texts/ output=json
+    PROGRAM checkpoint=outputs/NAME tasks=[blimp] task.path=blimp/
     """
 
     checkpoint: str | None = option(None, "folder of a run, finished or not, e.g. outputs/NAME; required", path=True)
     data: EvaluateDataConfig = group(EvaluateDataConfig)
+    tasks: Any = option(
+        None,
+        "benchmarks to score: a list of presets in conf/task/, NAME:PATH, or lm_eval:NAME (a task of lm-evaluation-harness);"
+        " or a mapping from names to options task.*, e.g. '{quiz: {kind: multiple_choice, path: quiz.jsonl}}'",
+        common=True,
+    )
+    task: TaskConfig = group(TaskConfig)
+    limit: int | None = option(
+        None, "score only the first N items of each task; null: all", range="[1, 1e+15]", unit="count"
+    )
+    fraction: float = option(1.0, "score this share of the items of each task, evenly spaced", range="(0, 1]")
+    skip: list[str] = option([], "names of tasks to leave out, also of single tasks of a competition's file")
+    baseline: str | None = option(
+        None,
+        "file of an evaluation to compare with; if it does not exist, this evaluation is kept there as the baseline",
+        path=True,
+    )
+    route: dict[str, Any] = option(
+        {}, "checkpoints of single tasks, e.g. '{summarization: outputs/B}'; checkpoint= answers the others"
+    )
+    submission: str | None = option(
+        None, "competition: file to write the answers to, in the format of the items", path=True
+    )
+    answers: str | None = option(None, "competition: score the answers in this file instead of a model's", path=True)
+    reference_parameters: float | None = option(
+        None,
+        "report scores adjusted by size, s (1 - r/2) with r = parameters / reference_parameters (or e.g. 420M)",
+        range="[1, 1e+18]",
+        unit="count",
+    )
+    folder: str | None = option(
+        None, "folder for answers, predictions and report; null: evaluations/ in the run's folder", path=True
+    )
     device: DeviceConfig = group(DeviceConfig)
     tokens: int | None = option(
         None, "score only the first N tokens (or e.g. 1M); null: all tokens", range="[1, 1e+15]", unit="count"

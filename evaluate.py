@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from data.tokenizers.tokenizer import Tokenizer
 from device.distributed import join_world, leave_world, local_device
 from run.report.console import Console
 
+if TYPE_CHECKING:
+    from evals.tasks.task import TaskOptions
+
 
 def main(config: EvaluateConfig) -> None:
     """Score the model and print the figures; with output=json, as JSON."""
@@ -34,7 +38,9 @@ def main(config: EvaluateConfig) -> None:
     world = join_world(name)
     # A peak of 1 FLOP/s, so that none is measured: no MFU is shown.
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
-    figures = score(config, device)
+    figures = score(config, device) if config.data.path is not None else {}
+    if config.tasks:
+        figures |= score_tasks(config, device)
     note = world.broadcast(figures["note"])
     if note != figures["note"]:  # the run is training
         raise MachineError(
@@ -44,7 +50,13 @@ def main(config: EvaluateConfig) -> None:
     if world.rank == 0:
         if note:
             print(note, file=sys.stderr)
-        print(json.dumps(significant(figures, 10), indent=1)) if config.output == "json" else show_figures(figures)
+        if config.output == "json":
+            print(json.dumps(significant(figures, 10), indent=1))
+            return
+        if config.data.path is not None:
+            show_figures(figures)
+        if config.tasks:
+            show_tasks(figures)
 
 
 def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
@@ -79,6 +91,50 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
         "left_out": left_out,
     }
     return {**about, **figures}
+
+
+def score_tasks(config: EvaluateConfig, device: Any) -> dict[str, Any]:
+    """Score the model on the tasks. Returns {"checkpoint", "note", "parameters", "tasks": {name: figures}}."""
+    from evals.bookkeeping.answers import AnswerFile
+    from evals.run_task import Respondent, answer_items, figures_of, marks_of
+    from evals.scoring import Scorer
+    from evals.tasks.registry import open_tasks
+    from run.load_model import load_model
+
+    assert config.checkpoint is not None
+    loaded = load_model(config.checkpoint, device.torch_device)
+    scorer = Scorer(loaded.model, loaded.tokenizer, device.torch_device, device.autocast, config.micro_batch)
+    parameters = sum(each.numel() for each in loaded.model.parameters())
+    respondent = Respondent(scorer, f"{loaded.about['sha256']} {loaded.tokenizer.fingerprint}", parameters)
+    folder = Path(config.folder) if config.folder else Path(config.checkpoint) / "evaluations"
+    tasks = [task for name, options in config.tasks.items() for task in open_tasks(name, task_options(options))]
+    figures = {}
+    for task in tasks:
+        answers = AnswerFile(folder / f"{task.name}.answers.jsonl")
+        answer_items(task, respondent, answers)
+        figures[task.name] = figures_of(task, marks_of(task, answers, respondent.fingerprint))
+    return {"checkpoint": config.checkpoint, "note": loaded.note, "parameters": parameters, "tasks": figures}
+
+
+def task_options(options: dict[str, Any]) -> TaskOptions:
+    """The options of a resolved task (cli/tasks.py)."""
+    from evals.tasks.task import TaskOptions
+
+    return TaskOptions(**{name: tuple(value) if name == "stop" else value for name, value in options.items()})
+
+
+def show_tasks(figures: dict[str, Any]) -> None:
+    """Print a table with a row for each task."""
+    rows = [
+        (
+            name,
+            part["items"],
+            shown(part["score"], "{:.2%}"),
+            part["interval"] and "{:.2%} to {:.2%}".format(*part["interval"]),
+        )
+        for name, part in figures["tasks"].items()
+    ]
+    Console(required=True).table(f"{figures['checkpoint']}", ["task", "items", "score", "95 % interval"], rows)
 
 
 def read_tokens(

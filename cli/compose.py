@@ -7,10 +7,11 @@ from typing import Any
 
 from cli.hints import unknown_option
 from cli.mix import resolve_mix
+from cli.tasks import resolve_tasks
 from cli.validate import find_problems
 from common.errors import UserError
 from common.redaction import find_leaked_secrets
-from config import SCRIPTS, Config, leaves, removal_message
+from config import SCRIPTS, Config, EvaluateConfig, leaves, removal_message
 from device.specs import BY_NAME
 
 FILE = re.compile(r"In '([^']+)': ")
@@ -29,7 +30,11 @@ def checked_config(composed: Any) -> Any:
         OmegaConf.structured(config)  # checks interpolated lists, which to_object does not
     except OmegaConfBaseException as error:  # from an interpolation
         raise as_user_error(error) from None
-    problems = resolve_mix(config) if isinstance(config, Config) else []
+    problems = []
+    if isinstance(config, Config):
+        problems += [*resolve_mix(config), *resolve_tasks(config.eval, config.task, "eval.tasks")]
+    elif isinstance(config, EvaluateConfig):
+        problems += resolve_tasks(config, config.task, "tasks")
     problems += find_problems(config) + find_leaked_secrets((name, value) for name, _, value in leaves(config))
     if problems:
         raise UserError(*problems)
@@ -72,11 +77,12 @@ def register_schemas() -> None:
     from cli.nodes import structured
 
     store = ConfigStore.instance()
-    for name, schema in SCRIPTS.items():
+    for script, schema in SCRIPTS.items():
         node = structured(schema)
-        if schema is Config:
-            OmegaConf.set_struct(node.data.mix, False)  # its keys are the user's
-        store.store(name=f"{name}_schema", node=node)
+        for name, _, value in leaves(schema()):
+            if value == {}:
+                OmegaConf.set_struct(OmegaConf.select(node, name), False)  # its keys are the user's
+        store.store(name=f"{script}_schema", node=node)
     for device in BY_NAME:
         store.store(group="device", name=device, node={"name": device})
 

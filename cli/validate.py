@@ -97,8 +97,11 @@ def _model_problems(config: Any) -> list[str]:
     problems = []
     if config.checkpoint is None:
         problems.append("checkpoint is missing; give a run's folder, e.g. checkpoint=outputs/NAME")
-    if isinstance(config, EvaluateConfig) and config.data.path is None:
-        problems.append("data.path is missing; give a file, folder or glob of text, e.g. data.path=my.jsonl.zst")
+    if isinstance(config, EvaluateConfig) and config.data.path is None and not config.tasks:
+        problems.append(
+            "data.path is missing; give a file, folder or glob of text, e.g. data.path=my.jsonl.zst, or tasks, e.g."
+            " tasks=[blimp] task.path=FOLDER"
+        )
     return problems
 
 

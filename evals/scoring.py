@@ -168,7 +168,9 @@ class Scorer:
                     logprobs[number], greedy[number] = -float(nats.sum()), bool(hits.all())
         return logprobs, greedy
 
-    def _score_rows(self, rows: Sequence[Row], encoded: Sequence[Encoded]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def _score_rows(
+        self, rows: Sequence[Row], encoded: Sequence[Encoded]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield the number of each sequence of `rows`, and nats and greedy hits of its scored tokens."""
         T = max(len(row.tokens) for row in rows)
         layout = RowLayout(

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": ("common",),
     "device": ("common", "model", "data.batch"),
     "budget": ("common", "device.specs", "device.compile_cost", "model.config"),
-    "evals": ("common", "model", "data"),
+    "evals": ("common", "model", "data", "run"),
     "run": ("common", "budget", "model", "data"),
     "config": ("common", "budget", "model"),
     "training": ("common", "device", "budget", "model", "data", "evals", "run", "config"),

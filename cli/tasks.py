@@ -1,0 +1,82 @@
+"""Resolves the names in tasks= and eval.tasks=: each is a task preset, NAME:PATH, or lm_eval:NAME."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from config import TaskConfig, closest
+
+LM_EVAL = "lm_eval"  # the presets that take the name of a task of lm-evaluation-harness in place of a path
+
+
+class NotATask(Exception):
+    """A mistake in tasks=, as one line."""
+
+
+def resolve_tasks(options: Any, common: TaskConfig, option: str) -> list[str]:
+    """Replace `options.tasks`, a list of names or a mapping, by a mapping from names to options of the tasks.
+
+    `option` is its name in messages. Returns the problems, one line each.
+
+    Later ones win: the preset, the entry's own options or path, the options task.*. Resolving an entry again changes nothing,
+    because the configuration of a run holds the resolved tasks.
+    """
+    if options.tasks is None:
+        return []
+    try:
+        options.tasks = as_entries(options.tasks)
+    except NotATask as error:
+        return [f"{option}: {error}"]
+    problems = []
+    everywhere = {leaf.name: getattr(common, leaf.name) for leaf in fields(TaskConfig)}
+    everywhere = {name: value for name, value in everywhere.items() if value is not None}
+    for name, own in options.tasks.items():
+        try:
+            options.tasks[name] = _resolved(name, own or {}, everywhere)
+        except NotATask as error:
+            problems.append(f"{option}: {error}")
+    return problems
+
+
+def as_entries(given: Any) -> dict[str, Any]:
+    """A mapping from names to options, from such a mapping, one name, or a list of NAME and NAME:PATH."""
+    if isinstance(given, dict):
+        if bad := [name for name, own in given.items() if not (own is None or isinstance(own, dict))]:
+            raise NotATask(f"{bad[0]}: {given[bad[0]]!r} is not a mapping of options task.*")
+        return dict(given)
+    entries: dict[str, Any] = {}
+    for each in given if isinstance(given, list) else [given]:
+        name, _, argument = str(each).partition(":")
+        entries[str(each) if name == LM_EVAL else name] = {"path": argument} if argument and name != LM_EVAL else {}
+    return entries
+
+
+def _resolved(name: str, own: dict[str, Any], everywhere: dict[str, Any]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    preset = {"kind": LM_EVAL} if name.startswith(f"{LM_EVAL}:") else {} if "kind" in own else _preset(name)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(TaskConfig), preset, own, everywhere)
+        typed: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    except (OmegaConfBaseException, ValueError) as error:
+        raise NotATask(f"the options of {name} are not valid: {str(error).splitlines()[0]}") from None
+    if typed["path"] is not None and (Path(typed["path"]).expanduser() / name).is_dir():
+        typed["path"] = str(Path(typed["path"]) / name)
+    return {key: value for key, value in typed.items() if value is not None}
+
+
+def _preset(name: str) -> dict[str, Any]:
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    repository = ConfigRepository(GlobalHydra.instance().config_loader().get_search_path())
+    presets = repository.get_group_options("task")
+    if name not in presets:
+        raise NotATask(f"{name!r} is not a task; allowed: {', '.join(presets)}, lm_eval:NAME{closest(name, presets)}")
+    loaded = repository.load_config(f"task/{name}")
+    assert loaded is not None
+    return OmegaConf.to_container(loaded.config, resolve=True)  # type: ignore[return-value]

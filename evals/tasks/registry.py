@@ -1,0 +1,16 @@
+"""The kinds of tasks, and how a task is opened by its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evals.tasks.minimal_pairs import load_minimal_pairs
+from evals.tasks.task import Task, TaskOptions
+
+# Each function returns the tasks of one entry of tasks=; the competition's file holds several.
+KINDS: dict[str, Callable[[str, TaskOptions], list[Task]]] = {"minimal_pairs": load_minimal_pairs}
+
+
+def open_tasks(name: str, options: TaskOptions) -> list[Task]:
+    """Load the task `name`. Raises UserError in one line per problem of its files."""
+    return KINDS[options.kind](name, options)

@@ -1,0 +1,102 @@
+"""What a benchmark is made of: items, what the model is asked about each, how its answer is marked, and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from evals.scoring import Request, Score
+
+MEAN, MACRO_F1 = "mean", "macro_f1"
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The options task.* of one task; see `TaskConfig` in config.py for their meaning."""
+
+    kind: str
+    path: str | None = None
+    template: str | None = None
+    score: str | None = None
+    average: str = "phenomenon"
+    ties: str = "half"
+    labels: Any = None
+    text_key: str | None = None
+    label_key: str | None = None
+    prefix: str = "empty"
+    too_long: str = "refuse"
+    bad_items: str = "refuse"
+    max_new_tokens: int = 100
+    length: int | None = None
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 1337
+
+
+@dataclass(frozen=True)
+class Item:
+    """One unit of a task: a pair of sentences, a question, a text.
+
+    Attributes:
+        id: Unique within the task.
+        requests: The continuations to be scored; empty for an item that is answered in free text.
+        prompt: The text to be continued; None for an item whose answer is chosen by scores.
+        content: What the task needs to mark the answer. It is not part of the key of stored answers.
+    """
+
+    id: str
+    requests: tuple[Request, ...] = ()
+    prompt: str | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated answer. `tokens`: how many were generated; `cut`: tokens of the prompt that the window had no room for."""
+
+    text: str
+    tokens: int
+    cut: int = 0
+
+
+Answer = Sequence[Score] | Generated
+
+
+class Task(Protocol):
+    """A benchmark, loaded.
+
+    Attributes:
+        name: Its name in the results; `kind`: its entry in `KINDS`.
+        options: The options it was loaded with.
+        items: In the order of its files.
+        statistic: How the marks become the score of the task: MEAN (of `score`, over `group`s) or MACRO_F1 (of `gold` and
+            `answer`).
+        higher_is_better: Whether a higher score is better.
+    """
+
+    name: str
+    kind: str
+    options: TaskOptions
+    items: Sequence[Item]
+    statistic: str
+
+    def mark(self, item: Item, answer: Answer) -> dict[str, Any]:
+        """Return the prediction for an item as JSON values.
+
+        Keys of all kinds: `id`; `score`, 0 to 1, None for an item without a known right answer; `group`, the part of the task
+        over which scores are averaged first (a paradigm), if it has parts; `gold` and `answer`. A kind may add its own.
+        """
+        ...
+
+    def figures(self, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the figures that only this kind has, of the marks of all items that were evaluated."""
+        ...
+
+    @property
+    def chance(self) -> float | None:
+        """The score of guessing, 0 to 1, or None if there is no such thing."""
+        ...
