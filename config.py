@@ -374,7 +374,8 @@ class TaskConfig:
 
     kind: str | None = option(
         None,
-        "how items are asked and marked: minimal_pairs | multiple_choice | classify | summarise | generate | competition | lm_eval",
+        "how items are asked and marked: minimal_pairs | multiple_choice | classify | summarise | generate | competition |"
+        " lm_eval",
         choices=("minimal_pairs", "multiple_choice", "classify", "summarise", "generate", "competition", "lm_eval"),
         added_later=True,
     )

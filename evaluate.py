@@ -120,7 +120,7 @@ def task_options(options: dict[str, Any]) -> TaskOptions:
     """The options of a resolved task (cli/tasks.py)."""
     from evals.tasks.task import TaskOptions
 
-    return TaskOptions(**{name: tuple(value) if name == "stop" else value for name, value in options.items()})
+    return TaskOptions(**options | {"stop": tuple(options.get("stop", ()))})
 
 
 def show_tasks(figures: dict[str, Any]) -> None:

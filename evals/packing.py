@@ -68,7 +68,8 @@ def pack(sequences: Sequence[Sequence[int]], longest_row: int) -> list[Row]:
     one before it, if the row has room.
     """
     rows: list[Row] = []
-    row, before, path = Row(), (), np.zeros(0, dtype=np.int64)
+    row, path = Row(), np.zeros(0, dtype=np.int64)
+    before: tuple[int, ...] = ()
     for number in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         sequence = tuple(sequences[number])
         shared = _common(before, sequence)
