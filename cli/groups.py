@@ -24,9 +24,12 @@ def config_folders(arguments: Sequence[str] | None = None) -> tuple[Path, ...]:
 
 
 def groups() -> set[str]:
-    """Config groups: the folders under conf/ and the user's own folder, without hydra/, which configures Hydra itself."""
+    """Config groups: the folders under conf/ and the user's own folder.
+
+    Without hydra/, which configures Hydra itself, and task/, whose files are named in tasks= (cli/tasks.py).
+    """
     own = {path.parent.name for folder in config_folders()[1:] for path in folder.glob("*/*.yaml")}
-    return ({path.name for path in CONF.iterdir() if path.is_dir()} | own) - {"hydra"}
+    return ({path.name for path in CONF.iterdir() if path.is_dir()} | own) - {"hydra", "task"}
 
 
 def package_of(group: str) -> str:

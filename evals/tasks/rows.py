@@ -84,9 +84,11 @@ def _row(place: str, line: str) -> Row:
 
 
 def _delimited(path: Path, text: str, delimiter: str) -> Iterator[Row]:
-    # Tabs separate plain text, in which quotes are ordinary characters.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    lines = io.StringIO(text, newline="")
+    if delimiter == "\t":  # tabs separate plain text, in which quotes are ordinary characters
+        reader = csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.DictReader(lines, delimiter=delimiter)
     for values in reader:
         place = f"{path}:{reader.line_num}"
         if None in values or None in values.values():
