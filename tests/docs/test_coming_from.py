@@ -87,7 +87,14 @@ def test_a_command_is_accepted_as_it_stands(
     check_command_line(script)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def slow_if_longer(command: str) -> object:
+    """A sweep starts several processes. One of them runs with the suite, the others with the slow tests."""
+    is_sweep = any(word in command for word in (" -m ", " -cn "))
+    marks = [pytest.mark.slow] if is_sweep and "optim=adamw,muon" not in command else []
+    return pytest.param(command, marks=marks)
+
+
+@pytest.mark.parametrize("command", [slow_if_longer(command) for command in COMMANDS])
 def test_a_command_runs(command: str, files: Path) -> None:
     words = shlex.split(command.replace("outputs/NAME", str(folder_of(files, "coming"))))
     script, arguments = words[1], words[2:]
