@@ -84,7 +84,7 @@ class MultipleChoice:
         assert not isinstance(answer, Generated)
         choices, gold = item.content["choices"], item.content["gold"]
         scores = _of_identical(item.requests, answer)
-        values = _measures(scores, item.content["scored"], self.by)
+        values = measures(scores, item.content["scored"], self.by)
         chosen = {name: int(measured.argmax()) for name, measured in values.items()}
         by = self.by
         known = {} if gold is None else {
@@ -123,7 +123,7 @@ class MultipleChoice:
             groups.setdefault(mark["group"], []).append(mark["score"])
         return {
             "scored_by": self.by,
-            "accuracy": {name: _accuracy([mark["right"][name] for mark in known]) for name in known[0]["right"]}
+            "accuracy": {name: accuracy_of([mark["right"][name] for mark in known]) for name in known[0]["right"]}
             if known
             else {},
             "bits_per_byte": math.fsum(mark["bits_per_byte"] for mark in known) / len(known) if known else None,
@@ -149,6 +149,10 @@ def load_multiple_choice(name: str, options: TaskOptions) -> list[Any]:
 
     If they come from several files, the score is the mean of those of the files. Raises UserError in one line per problem.
     """
+    if options.score == "generate":
+        raise UserError(
+            f"tasks={name}: task.score=generate is for classify; allowed: {', '.join(MEASURES)}, pmi, letter"
+        )
     path = user_path(options.path) if options.path is not None else package_folder(name)
     preferred = [*FILES, *(f"{FOLDER}/{each}" for each in FILES)]
     files = item_files(path, preferred)
@@ -272,7 +276,7 @@ def _of_identical(requests: Sequence[Request], scores: Sequence[Score]) -> list[
     return [first.setdefault(request, score) for request, score in zip(requests, scores, strict=True)]
 
 
-def _measures(scores: Sequence[Score], scored: Sequence[str], by: str) -> dict[str, np.ndarray]:
+def measures(scores: Sequence[Score], scored: Sequence[str], by: str) -> dict[str, np.ndarray]:
     """Return the value of each choice by each measure, (choices,).
 
     `scored` are the texts whose lengths count. Behind the scores of the choices may be the unconditional ones for pmi.
@@ -287,7 +291,8 @@ def _measures(scores: Sequence[Score], scored: Sequence[str], by: str) -> dict[s
     return values | ({"pmi": logprobs[:n] - logprobs[n:]} if len(scores) > n else {})
 
 
-def _accuracy(right: Sequence[float]) -> dict[str, float | None]:
+def accuracy_of(right: Sequence[float]) -> dict[str, float | None]:
+    """Return {value, standard_error} of the share of right answers, from 0 or 1 for each item."""
     n, p = len(right), math.fsum(right) / len(right)
     return {"value": p, "standard_error": math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None}
 
