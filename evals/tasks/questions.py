@@ -167,7 +167,10 @@ def _piqa(row: Row, goal: str, first: str, second: str, label: str) -> Question:
 
 
 def _winogrande(row: Row, sentence: str, first: str, second: str, answer: str) -> Question:
-    """The choices fill a blank; what follows the blank is scored ("partial evaluation", Trinh and Le 2018)."""
+    """The choices fill a blank, and what follows it is scored ("partial evaluation", Trinh and Le 2018, arXiv:1806.02847).
+
+    One space is put before what follows, also before "'s", as lm-evaluation-harness and OLMES do.
+    """
     text, texts = _text(row, sentence), (_text(row, first), _text(row, second))
     before, blank, behind = text.partition("_")
     if not blank or "_" in behind or not behind.strip():
@@ -176,7 +179,7 @@ def _winogrande(row: Row, sentence: str, first: str, second: str, answer: str) -
     if value not in (None, "", 1, 2, "1", "2") or isinstance(value, bool):
         raise UserError(f"{_place(row)}: {answer} is {shortened(value)}; allowed: 1 and 2")
     gold = int(value) - 1 if value else None
-    return Question(_id(row), row.place, text, texts, gold, AS_IT_IS, (before, behind))
+    return Question(_id(row), row.place, text, texts, gold, AS_IT_IS, (before, f" {behind.strip()}"))
 
 
 def _boolq(row: Row, question: str, passage: str, answer: str) -> Question:
