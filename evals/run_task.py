@@ -135,7 +135,8 @@ def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[s
         try:
             encoded[key] = scorer.encode(item.requests)
         except UserError as error:
-            problems += [f"{name}, item {item.id}: {message}" for message in error.messages]
+            place = f" ({item.content['place']})" if "place" in item.content else ""
+            problems += [f"{name}, item {item.id}{place}: {message}" for message in error.messages]
     if len(problems) > MOST_PROBLEMS:
         problems = [*problems[:MOST_PROBLEMS], f"... and {len(problems) - MOST_PROBLEMS:,} more in {name}"]
     if problems:

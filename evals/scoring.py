@@ -190,7 +190,7 @@ class Scorer:
         if self.too_long == "cut" and scored > longest:
             raise UserError(
                 f"a continuation of {scored} tokens is longer than the model's window of {longest}:"
-                f" {_excerpt(request.continuation)}; contexts can be cut, continuations cannot"
+                f" {_excerpt(request.continuation)}; set task.too_long=roll to score it in several windows"
             )
         windows = [*_windows(tokens, scored, longest)]
         cut = len(tokens) - scored - (len(windows[0][0]) - windows[0][1])

@@ -73,16 +73,18 @@ class Shape:
         return "{" + ", ".join("|".join(names) for names in self.fields) + "}"
 
 
-def read_questions(rows: Sequence[Row], bad_items: str) -> tuple[list[Question], int]:
+def read_questions(rows: Sequence[Row | UserError], bad_items: str) -> tuple[list[Question], int]:
     """Return the questions, and the number of invalid rows that were skipped.
 
     Raises UserError for rows of unknown shape and, unless bad_items=skip, with a line for each invalid row.
     """
-    shape = next((each for row in rows for each in SHAPES if each.names(row) is not None), None)
-    if shape is None:
+    valid = [row for row in rows if isinstance(row, Row)]
+    shape = next((each for row in valid for each in SHAPES if each.names(row) is not None), None)
+    if valid and shape is None:
         known = ", ".join(map(str, SHAPES))
-        raise UserError(f"{rows[0].place}: fields {rows[0].fields}; a question has one of the shapes {known}")
-    _refuse_indices_from_one(rows, shape)
+        raise UserError(f"{valid[0].place}: fields {valid[0].fields}; a question has one of the shapes {known}")
+    shape = shape or SHAPES[0]  # without a valid row, each is refused before its shape matters
+    _refuse_indices_from_one(valid, shape)
     return read_each(rows, lambda row: _question(row, shape), bad_items)
 
 

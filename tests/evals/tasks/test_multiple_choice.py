@@ -22,7 +22,8 @@ from common.errors import UserError
 from config import CONF
 from data.tokenizers.hf_tokenizer import BYTE_OF
 from data.tokenizers.tokenizer import get_tokenizer
-from evals.run_task import answer_batch, figures_of
+from evals.bookkeeping.answers import AnswerFile
+from evals.run_task import Respondent, answer_items, figures_of, marks_of
 from evals.scoring import Request, Score, Scorer
 from evals.tasks.multiple_choice import MultipleChoice
 from evals.tasks.registry import open_tasks
@@ -70,8 +71,11 @@ def score(logprob: float, tokens: int = 1, n_bytes: int = 1, **more: Any) -> Sco
     return Score(logprob, tokens, n_bytes, False, **more)
 
 
-def scorer_of(model: GPT, **options: Any) -> Scorer:
-    return Scorer(model, BYTES, "cpu", contextlib.nullcontext, **options)
+def marks_by(model: GPT, task: MultipleChoice) -> list[dict[str, Any]]:
+    respondent = Respondent(Scorer(model, BYTES, "cpu", contextlib.nullcontext), "model", 1)
+    answers = AnswerFile(None)
+    answer_items(task, respondent, answers)
+    return marks_of(task, answers, respondent.fingerprint)
 
 
 CLOZE = "Question: Why?\nAnswer:"
@@ -252,6 +256,18 @@ def test_many_bad_items_are_ten_lines_and_a_count(tmp_path: Path) -> None:
     assert len(caught.value.messages) == 12
     assert caught.value.messages[-2] == "... and 20 more invalid items"
     assert "30 of 40 items are invalid" in caught.value.messages[-1]
+
+
+def test_broken_lines_are_counted_with_the_bad_items(tmp_path: Path) -> None:
+    path = write(tmp_path / "quiz.jsonl", [ITEM, {**ITEM, "answer": 9}])
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(UserError, match=r"quiz\.jsonl:1: not valid JSON(.|\n)*quiz\.jsonl:3: answer is 9"):
+        load(path)
+    task = load(path, bad_items="skip")
+    assert (len(task.items), task.skipped) == (1, 2)
+    path.write_text("{broken\n")
+    with pytest.raises(UserError, match=r"quiz\.jsonl:1: not valid JSON"):
+        load(path, bad_items="skip")
 
 
 def test_ids_are_unique(tmp_path: Path) -> None:
@@ -461,27 +477,27 @@ def test_the_scores_are_those_of_a_loop_over_tokens(tmp_path: Path) -> None:
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     task = load_rows(tmp_path, [{**ITEM, "choices": ["three", "four", "five", "four"]}] * 2, score="pmi")
-    answers = answer_batch(task.items, scorer_of(model), task.options)
-    for request, found in zip(task.items[0].requests, answers[0], strict=True):
-        assert found.logprob == pytest.approx(brute_force(model, request), abs=1e-5)
-    assert answers[0][1].logprob == answers[0][3].logprob
+    logprobs = marks_by(model, task)[0]["logprobs"]
+    for request, found in zip(task.items[0].requests, logprobs, strict=True):
+        assert found == pytest.approx(brute_force(model, request), abs=1e-5)
+    assert logprobs[1] == logprobs[3]
 
 
 def test_items_longer_than_the_window_are_named(tmp_path: Path) -> None:
     model = GPT(Shape(n_layer=1, n_head=1, n_embd=16, block_size=32, vocab_size=257, **PRESETS["llama"]))
     rows = [ITEM, {**ITEM, "id": "long", "question": "why " * 20}, {**ITEM, "choices": ["x", "y" * 40]}]
-    task = load_rows(tmp_path, rows)
+    task_file = write(tmp_path / "quiz.jsonl", rows)
+    task = load(task_file)
     with pytest.raises(UserError) as caught:
-        answer_batch(task.items, scorer_of(model), task.options)
-    first, second = (message.replace(f"{tmp_path}/", "") for message in caught.value.messages)
-    assert first.startswith("quiz.jsonl:2 (id long): ")
-    assert second.startswith("quiz.jsonl:3 (id 2): ")
-    assert "window" in first
+        marks_by(model, task)
+    first = caught.value.messages[0].replace(f"{tmp_path}/", "")
+    assert first.startswith("quiz, item long (quiz.jsonl:2): ")
     assert "task.too_long=cut" in first
-    answers = answer_batch(task.items[:2], scorer_of(model, too_long="cut"), task.options)
-    marks = [task.mark(item, answer) for item, answer in zip(task.items, answers, strict=False)]
-    assert figures_of(task, marks)["items_cut"] == 1
+    with pytest.raises(UserError, match=r"quiz, item 2 \(.*quiz\.jsonl:3\): .*task\.too_long=roll"):
+        marks_by(model, load(task_file, too_long="cut"))
+    marks = marks_by(model, load(task_file, too_long="roll"))
     assert marks[1]["cut"] == len("Question: " + "why " * 20 + "\nAnswer: 3") - 1 - 32
+    assert figures_of(task, marks)["items_cut"] == 2  # of the third the longer choice fills the window
 
 
 def brute_force(model: GPT, request: Request) -> float:
@@ -587,8 +603,7 @@ def test_a_planted_rule_is_learned_and_equals_lm_evaluation_harness(
         train(theirs, steps)
         ours = GPT(Shape(**test_reference.SIZES, **PRESETS["llama"], tie=False)).eval()
         ours.load_state_dict(test_reference.from_llama(theirs.state_dict(), tie=False))
-        answers = answer_batch(task.items, scorer_of(ours), task.options)
-        marks = [task.mark(item, answer) for item, answer in zip(task.items, answers, strict=True)]
+        marks = marks_by(ours, task)
         figures = figures_of(task, marks)
         samples = harness(path, theirs, tmp_path / "cache")
         for mark, sample in zip(marks, samples, strict=True):
@@ -603,8 +618,7 @@ def test_a_planted_rule_is_learned_and_equals_lm_evaluation_harness(
             assert max(expected) < 0.6
     assert figures["score"] > 0.9
     assert figures["bits_per_byte"] < 0.1
-    answers = answer_batch(letters.items, scorer_of(ours), letters.options)
-    marks = [letters.mark(item, answer) for item, answer in zip(letters.items, answers, strict=True)]
+    marks = marks_by(ours, letters)
     assert figures_of(letters, marks)["accuracy"] == {
         "letter": pytest.approx(figures_of(letters, marks)["accuracy"]["letter"])
     }
