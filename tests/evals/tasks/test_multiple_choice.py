@@ -315,15 +315,15 @@ def test_a_blank_can_also_be_asked_as_a_question(tmp_path: Path) -> None:
 
 def test_measures_choose_as_they_are_defined(tmp_path: Path) -> None:
     choices = ["abcd", "éééééé", "x"]  # 4, 6 and 1 characters; 4, 12 and 1 bytes
-    scores = [score(-8.0, 2, 5), score(-9.0, 3, 13), score(-3.1, 1, 2)]
-    alone = [score(-9.0), score(-9.5), score(-3.0)]
-    best = {"sum": 2, "per_token": 1, "per_byte": 1, "per_character": 1, "pmi": 0}
+    scores = [score(-8.0, 2, 5), score(-13.0, 5, 13), score(-3.1, 1, 2)]
+    alone = [score(-9.0), score(-13.5), score(-3.0)]
+    best = {"sum": 2, "per_token": 1, "per_byte": 1, "per_character": 0, "pmi": 0}
     for by, index in best.items():
         task = load_rows(tmp_path, [{**ITEM, "choices": choices}], score=by)
         mark = task.mark(task.items[0], [*scores, *alone] if by == "pmi" else scores)
         assert mark["answer"] == index, by
         assert mark["score"] == float(index == ITEM["answer"])
-        assert mark["bits_per_byte"] == pytest.approx(9.0 / math.log(2) / 13)
+        assert mark["bits_per_byte"] == pytest.approx(13.0 / math.log(2) / 13)
         assert mark["answer_text"] == choices[index]
         assert list(mark["right"]) == [
             "sum",
