@@ -201,7 +201,7 @@ def task_in_words(figures: Mapping[str, Any]) -> str:
     if figures["chance"] is not None:
         notes.append(f"chance {figures['chance']:.2%}")
     noted = f" ({', '.join(notes)})" if notes else ""
-    total = f" of {figures['items_total']:,}" if figures["items"] < figures["items_total"] else ""
+    total = f" of {figures['available']:,}" if figures["items"] < figures["available"] else ""
     return f"{formatted(figures['score'], percent)}{noted} on {figures['items']:,}{total} items"
 
 

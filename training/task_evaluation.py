@@ -269,7 +269,7 @@ def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, 
         marks = answer(session, trainer, task, answers, fingerprint)
         figures[each.name] = {
             **figures_of(task, marks),
-            "items_total": len(each.task.items),
+            "available": len(each.task.items),
             "fingerprint": each.fingerprint,
         }
     return figures

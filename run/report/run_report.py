@@ -354,7 +354,7 @@ def _tasks(run: Run) -> list[tuple[str, ...]]:
 
 def _task_row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
     score, count = "{:.2%}".format, "{:,.0f}".format
-    items, total = (formatted(figures.get(key), count) for key in ("items", "items_total"))
+    items, total = (formatted(figures.get(key), count) for key in ("items", "available"))
     low, high = (formatted(end, score) for end in _interval(figures))
     return (
         name,
@@ -373,7 +373,7 @@ def _interval(figures: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _task_notes(run: Run) -> list[str]:
     figures = {name: mapping(task) for name, task in run.part("tasks").items()}
-    cut = [name for name, task in figures.items() if task.get("items") != task.get("items_total")]
+    cut = [name for name, task in figures.items() if task.get("items") != task.get("available")]
     return (
         [f"Of {', '.join(cut)}, only a part was scored, to stay within eval.max_fraction of the hours."] if cut else []
     )

@@ -131,6 +131,13 @@ def test_unsupported_hours_and_pruning_are_refused(
         (OPTUNA, {"metric": "loss"}, ["data.tokenizer"], "set sweep.metric=bits_per_byte"),
         (OPTUNA, {"metric": "accuracy"}, ["data.tokenizer"], "set sweep.metric=bits_per_byte"),
         (OPTUNA, {"metric": "bits_per_byte"}, ["data.tokenizer"], ""),
+        (OPTUNA, {"metric": "blimp"}, ["data.tokenizer", "data.path"], ""),
+        (
+            BASIC,
+            {"metric": "blimp", "prune": "median"},
+            ["data.path"],
+            "sweep.prune=median: data.path changes the text",
+        ),
         (OPTUNA, {}, ["optim.learning_rate", "data.workers"], ""),
     ],
 )
