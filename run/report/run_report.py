@@ -344,7 +344,10 @@ def _draw_task(axes: Axes, run: Run, name: str) -> None:
         axes.axhline(chance, color=curves.INK, alpha=0.5, linestyle="--", linewidth=1, label="chance")
     axes.yaxis.set_major_formatter(lambda value, _: percent(value))
     axes.set_ylabel("score")
-    axes.legend()
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+    axes.set_xlim(0, 1.02)
+    axes.legend(loc="upper right")
 
 
 def _tasks(run: Run) -> list[tuple[str, ...]]:

@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import evals.run_task
 from common.errors import UserError
 from data.eval_windows import EvalRange
 from data.shards import Split
+from evals.bookkeeping.answers import AnswerFile
+from evals.run_task import key_of
 from evals.tasks.minimal_pairs import MinimalPairs
+from evals.tasks.registry import open_tasks
 from evals.tasks.task import Item, TaskOptions
 from run.history import evaluations, read_metrics, read_run
+from run.load_model import load_model
 from run.report.run_report import render
 from tests.conftest import run_here
 from training.finalize import shrunk
@@ -111,6 +116,32 @@ def test_a_run_that_is_stopped_in_the_final_evaluation_ends_with_the_same_result
     assert answers.read_bytes() == (scored / "evaluations" / "spelling.answers.jsonl").read_bytes()
 
 
+def test_evaluate_finds_the_answers_of_the_run(scored: Path, pairs: Path) -> None:
+    model = load_model(str(scored), torch.device("cpu"))
+    known = AnswerFile(scored / "evaluations" / "spelling.answers.jsonl").known
+    (task,) = open_tasks("spelling", TaskOptions("minimal_pairs", path=str(pairs)))
+    keys = [key_of(item, task.options, f"{model.about['sha256']} {model.tokenizer.fingerprint}") for item in task.items]
+    assert sorted(keys) == sorted(known)
+
+
+def test_a_lack_of_memory_halves_the_batches(
+    place: Path, pairs: Path, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_batch, failures = evals.run_task.answer_batch, []
+
+    def fail_once(*arguments: Any) -> Any:
+        if list(tmp_path.glob("scored-*/model.json")) and not failures:
+            failures.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer_batch(*arguments)
+
+    monkeypatch.setattr("evals.run_task.answer_batch", fail_once)
+    folder = run_here(place, *BASE, tasks(pairs), f"output_dir={tmp_path}", name="scored")
+    assert "2 sequences at a time from here on instead of 4" in (folder / "metrics.jsonl").read_text()
+    scores = [read(each, "result.json")["tasks"]["spelling"]["score"] for each in (folder, scored)]
+    assert scores[0] == scores[1]
+
+
 def test_changed_items_are_noted_when_a_run_is_resumed(
     place: Path, scored: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,8 +185,8 @@ def task_of(items: int, item_s: float, kept: frozenset[str] = frozenset()) -> Ru
     ("allowed_s", "tokens", "items"),
     [
         (1000.0, 2048, [64, 1024]),
-        (30.0, 2048, [64, 128]),  # 16 s of windows, 6.4 s and 12.8 s of items: would be 36 s
-        (6.0, 512, [8, 16]),
+        (30.0, 1024, [64, 128]),  # of 16 s, 6.4 s and 102.4 s, 8 s, 6.4 s and 12.8 s are left
+        (6.0, 256, [16, 16]),
         (0.0, 32, [1, 1]),  # at least one window, and one item of each
     ],
 )
