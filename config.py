@@ -23,6 +23,9 @@ from model.optim.settings import AUTO, OPTIMIZERS, OptimSettings
 
 CONF = Path(__file__).parent / "conf"
 
+# What a sweep ranks its jobs by, besides the tasks in eval.tasks: figures of the final evaluation.
+METRICS = ("loss", "bits_per_byte", "perplexity", "accuracy")
+
 # Successive halving (Jamieson & Talwalkar 2016) keeps the better half of a sweep's jobs at these shares of the budget.
 HALVING_RUNGS = (0.25, 0.5)
 
@@ -580,8 +583,7 @@ class SweepConfig:
 
     metric: str = option(
         "loss",
-        "metric that ranks the jobs: loss | bits_per_byte | perplexity | accuracy",
-        choices=("loss", "bits_per_byte", "perplexity", "accuracy"),
+        f"metric that ranks the jobs: {' | '.join(METRICS)} | the name of a task in eval.tasks",
     )
     on_error: str = option("continue", "after a failed job: continue | stop", choices=("continue", "stop"))
     hours: float | None = option(
@@ -843,10 +845,13 @@ def identity(config: Config) -> dict[str, Any]:
     if "/" in config.data.tokenizer or config.data.tokenizer.endswith(".json"):  # a file, or a name on the Hub
         file = Path(config.data.tokenizer).expanduser()
         options["data.tokenizer"] = str(file.resolve()) if file.exists() else config.data.tokenizer
+    if config.eval.tasks:
+        options["eval.tasks"] = {name: _with_full_path(task) for name, task in config.eval.tasks.items()}
+        options = {name: value for name, value in options.items() if not name.startswith("task.")}  # part of eval.tasks
     if config.init.checkpoint is not None:
         options["init.checkpoint"] = str(Path(config.init.checkpoint).expanduser().resolve())
     if config.data.mix:
-        options["data.mix"] = {name: _mix_identity(entry) for name, entry in config.data.mix.items()}
+        options["data.mix"] = {name: _with_full_path(entry) for name, entry in config.data.mix.items()}
     nested: dict[str, Any] = {}
     for name, value in options.items():
         group, _, leaf = name.rpartition(".")
@@ -854,8 +859,8 @@ def identity(config: Config) -> dict[str, Any]:
     return nested
 
 
-def _mix_identity(entry: Any) -> Any:
-    """An entry of data.mix with its path in full."""
+def _with_full_path(entry: Any) -> Any:
+    """An entry of data.mix or eval.tasks with its path in full."""
     if not isinstance(entry, dict) or entry.get("path") is None:
         return entry
     return {**entry, "path": str(Path(entry["path"]).expanduser().resolve())}

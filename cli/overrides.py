@@ -353,7 +353,7 @@ def _value_problem(schema: type, key: str, value: Any) -> str | None:
     if isinstance(value, str) and "${" in value:
         return None  # an interpolation, which Hydra resolves and checks
     try:
-        OmegaConf.update(_structured(schema), key, value)
+        OmegaConf.update(_structured(schema), key, value, merge=False)  # instead of an earlier value, which stays
     except BadQuantity as error:
         return f"{key}={value}: {first_line(error)}"
     except (OmegaConfBaseException, ValueError, OverflowError):  # OverflowError: too large for a float

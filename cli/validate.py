@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from common.errors import UserError
 from common.typed import closest
 from config import (
     HALVING_RUNGS,
+    METRICS,
     BudgetConfig,
     Config,
     DataConfig,
@@ -115,6 +117,7 @@ def _run_problems(config: Config) -> list[str]:
         *_name_problems(config.name),
         *_other_problems(config),
         *schedule_problems(schedule.shape, schedule.warmup or 0.0, schedule.floor, schedule.decay),
+        *_task_problems(config),
         *_sweep_problems(config),
         *_law_problems(config),
         *template(config).problems(),
@@ -191,8 +194,28 @@ def _other_problems(config: Config) -> list[str]:
     return problems
 
 
+def _task_problems(config: Config) -> list[str]:
+    """Options of tasks that have no effect, and names of tasks that a sweep could not tell from its other metrics."""
+    if config.eval.tasks is None:
+        given = [leaf.name for leaf in fields(config.task) if getattr(config.task, leaf.name) is not None]
+        return [f"task.{given[0]} has no effect without eval.tasks; set e.g. eval.tasks=[blimp]"] if given else []
+    tasks = config.eval.tasks if isinstance(config.eval.tasks, dict) else {}
+    return [
+        f"eval.tasks: {name} is a metric of every run; give the task another name" for name in tasks if name in METRICS
+    ]
+
+
 def _sweep_problems(config: Config) -> list[str]:
     problems, sweep = [], config.sweep
+    tasks = config.eval.tasks if isinstance(config.eval.tasks, dict) else {}
+    # The file of a competition holds tasks with names of their own, which are known when it is opened.
+    opened_later = any(isinstance(task, dict) and task.get("kind") == "competition" for task in tasks.values())
+    if sweep.metric not in (*METRICS, *tasks) and not opened_later:
+        allowed = (*METRICS, *tasks)
+        none = "" if tasks else ", and the names of tasks in eval.tasks, which is not set"
+        problems.append(
+            f"sweep.metric={sweep.metric} is not known; allowed: {', '.join(allowed)}{none}{closest(sweep.metric, allowed)}"
+        )
     if sweep.hours is not None and config.budget.hours is None:
         problems.append(f"sweep.hours={sweep.hours:g} needs budget.hours, the hours of each job; set it")
     if sweep.prune != "none" and not config.eval.every:

@@ -200,6 +200,16 @@ def key_of(item: Item, options: TaskOptions, fingerprint: str) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def items_fingerprint(task: Task) -> str:
+    """Return the hash of the items of a task: what is asked, and what the answers are compared with."""
+    digest = hashlib.sha256()
+    for item in task.items:
+        asked = [[request.context, request.continuation] for request in item.requests]
+        content = [item.id, item.group, asked, item.prompt, dict(item.content)]
+        digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]
+
+
 def _batches(items: dict[str, Item], most_characters: int) -> Iterator[list[str]]:
     """Yield the keys of items, the longest first, in batches of at most `most_characters`; a generated answer is a batch.
 

@@ -40,6 +40,8 @@ class RunDirectory:
         self.ledger = self.folder / "ledger.json"
         self.checkpoints = self.folder / "checkpoint"
         self.plan_copy = self.checkpoints / "plan.json"
+        self.tasks = self.folder / "tasks.json"
+        self.evaluations = self.folder / "evaluations"  # answers to the items of tasks; evaluate.py writes there, too
         self.weights = self.folder / "model.safetensors"
         self.model = self.folder / "model.json"
         self.tokenizer = self.folder / "tokenizer.json"

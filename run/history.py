@@ -28,6 +28,7 @@ class Run:
     result: dict[str, Any]
     status: dict[str, Any]
     ledger: dict[str, float]
+    tasks: dict[str, Any]  # of eval.tasks: the number of items of each evaluation, and the score of guessing
     config: str
     points: Records  # one per logged training step
     validation: Records
@@ -113,6 +114,7 @@ def read_run(folder: Path, records: Records) -> Run:
         plan=_read_json(folder / "plan.json"),
         result=result,
         status=_read_json(folder / "status.json"),
+        tasks=mapping(_read_json(folder / "tasks.json").get("tasks")),
         ledger={str(k): float(v) for k, v in ledger.items() if is_number(v) and v >= 0},
         config=_read_text(folder / "config.yaml"),
         points=[r for r in records if "event" not in r and "loss" in r],

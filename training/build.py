@@ -16,6 +16,7 @@ from config import optim_settings, template, with_eot
 from run.metrics import Metrics
 from training.context import Session, Trainer
 from training.start import record_start, weights_in_words
+from training.task_evaluation import run_tasks
 
 if TYPE_CHECKING:
     from data.shards import Corpus
@@ -94,4 +95,5 @@ def build(session: Session, corpus: Corpus, device: Device, plan: Plan, model: G
         ),
         interim=EvalRange(corpus.val, shape.block_size, config.eval.interim_tokens, corpus.tokenizer.eot),
         final=EvalRange(corpus.val, shape.block_size, config.eval.tokens, corpus.tokenizer.eot),
+        tasks=run_tasks(session),
     )

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from data.loader import Loader
     from data.shards import Corpus
     from device.device import Device
+    from evals.tasks.task import Task
     from model.gpt import GPT
     from run.checkpoint import TrainingState
     from training.divergence import SpikeDetector
     from training.initial_model import InitialModel
     from training.objectives import Objective
     from training.step import TrainingStep
+    from training.task_evaluation import RunTask
 
 
 @dataclass
@@ -46,7 +48,9 @@ class Session:
         world: The processes that share the run; decisions that all of them must take alike go through it. train.py runs
             one process today (supervise.require_one_process).
         dashboard: The wandb run; one that does nothing until it is opened.
+        tasks: The tasks of eval.tasks, loaded.
         initial: The model that the run starts from; None if its first weights are random.
+        task_figures: The figures of each task in the final evaluation.
         samples: Texts of the finished model, with the keys `prompt` and `text`.
     """
 
@@ -57,7 +61,9 @@ class Session:
     console: Console
     world: World = field(default_factory=World)
     dashboard: Dashboard = field(default_factory=Dashboard)
+    tasks: list[Task] = field(default_factory=list)
     initial: InitialModel | None = None
+    task_figures: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples: list[dict[str, str]] = field(default_factory=list)
 
     def check_signals(self) -> None:
@@ -83,6 +89,7 @@ class Trainer:
         micro_batch: Sequences per forward pass.
         interim: The windows of an evaluation during the run, some of those of the final one.
         final: The windows of the final evaluation.
+        tasks: The tasks to evaluate, with the number of items of each evaluation.
         compile_cache: "cold" or "warm", the compiler's cache at the start; None if nothing was compiled.
         save_s: Seconds that the last checkpoint took.
         report_s: Seconds that a report takes, at most.
@@ -108,6 +115,7 @@ class Trainer:
     micro_batch: int
     interim: EvalRange
     final: EvalRange
+    tasks: list[RunTask] = field(default_factory=list)
     compile_cache: str | None = None
     save_s: float = 0.0
     report_s: float = 0.0
@@ -147,6 +155,14 @@ def timed(clock: BudgetClock, work: Callable[[], object], repeats: int) -> float
         work()
         seconds = clock.awake_s() - began
     return seconds
+
+
+def expected_s(previous_s: float, measured_s: float) -> float:
+    """The seconds to expect next time: a longer time counts at once, a shorter one by half.
+
+    Too little reserve overshoots the deadline; too much only costs training time.
+    """
+    return max(measured_s, (previous_s + measured_s) / 2)
 
 
 def write_report_of(session: Session) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from run.report.format_figures import formatted
-from training.context import Session, Trainer, axes
+from training.context import Session, Trainer, axes, expected_s
 from training.divergence import require_finite_loss
 from training.micro_batching import attempts
+from training.task_evaluation import FINAL, interim_scores
 
 if TYPE_CHECKING:
     from data.eval_windows import EvalRange
@@ -23,7 +24,7 @@ def update_reserve(session: Session, trainer: Trainer) -> None:
     """Set the clock's reserve (seconds) from the measured times of the parts of the end."""
     wandb = session.config.wandb
     dashboard_s = wandb.timeout_s if wandb.mode == "online" else 0.0
-    evaluation_s = trainer.final.n_windows * trainer.window_s
+    evaluation_s = trainer.final.n_windows * trainer.window_s + sum(task.seconds(FINAL) for task in trainer.tasks)
     ending_s = 3 * trainer.save_s + evaluation_s + trainer.samples_s + trainer.report_s + dashboard_s
     session.clock.reserve_s = RESERVE_MARGIN * ending_s + EXIT_S
 
@@ -78,12 +79,14 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         began = session.clock.awake_s()
         figures = evaluate(session, trainer, trainer.interim)
         seconds = session.clock.awake_s() - began
-    require_finite_loss(trainer, figures)
+        require_finite_loss(trainer, figures)
+        scores = interim_scores(session, trainer)
     trainer.window_s = expected_s(trainer.window_s, seconds / trainer.interim.n_windows)
     update_reserve(session, trainer)
     point = {
         **axes(session, trainer),
         **{f"val_{name}": figures[name] for name in ("loss", "bits_per_byte", "accuracy")},
+        **scores,
         "ledger_s": session.clock.accounts(),
     }
     trainer.metrics.write(point)
@@ -94,11 +97,3 @@ def interim_evaluation(session: Session, trainer: Trainer) -> None:
         f"step {trainer.state.step}: validation loss {figures['loss']:.4f}, {bits_per_byte} bits per byte on"
         f" {figures['tokens']:,} tokens"
     )
-
-
-def expected_s(previous_s: float, measured_s: float) -> float:
-    """The seconds to expect next time: a longer time counts at once, a shorter one by half.
-
-    Too little reserve overshoots the deadline; too much only costs training time.
-    """
-    return max(measured_s, (previous_s + measured_s) / 2)

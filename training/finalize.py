@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.format import format_count, format_seconds
@@ -17,6 +18,18 @@ from training.context import Session, Trainer, set_status, timed, write_report_o
 from training.divergence import Diverged, require_finite_loss
 from training.evaluation import SAMPLE_PROMPTS, SAMPLE_TOKENS, evaluate, update_reserve, write_sample
 from training.result import about, record, show_result
+from training.task_evaluation import (
+    FINAL,
+    INTERIM,
+    check_items,
+    final_figures,
+    measure_tasks,
+    record_counts,
+    restore_counts,
+)
+
+if TYPE_CHECKING:
+    from data.eval_windows import EvalRange
 
 
 def dry_run_finalize(session: Session, trainer: Trainer) -> None:
@@ -37,12 +50,18 @@ def dry_run_finalize(session: Session, trainer: Trainer) -> None:
         window_s = timed(clock, lambda: evaluate(session, trainer, one_batch), 2) / one_batch.n_windows
         sample_token_s = timed(clock, lambda: write_sample(session, trainer, "", tokens=4), 1) / 4
         trainer.report_s = timed(clock, lambda: write_report_of(session), 2)
+        restore_counts(session, trainer)
+        measure_tasks(session, trainer)
     trainer.window_s = session.world.broadcast(window_s)  # the sizes of the evaluations follow from it
     limit_s = clock.limits.seconds
     if limit_s is not None:
         shrink_evaluations(session, trainer, limit_s)
     if trainer.interim.n_tokens > trainer.final.n_tokens:
         trainer.interim = trainer.final  # the windows of the curve are some of those of the result
+    record_counts(session, trainer)
+    with clock.charge("eval"):
+        for task in trainer.tasks:
+            check_items(trainer, task.chosen(FINAL))
     trainer.samples_s = sample_token_s * SAMPLE_TOKENS * len(SAMPLE_PROMPTS)
     update_reserve(session, trainer)
     state = trainer.state
@@ -58,23 +77,42 @@ def dry_run_finalize(session: Session, trainer: Trainer) -> None:
 def shrink_evaluations(session: Session, trainer: Trainer, limit_s: float) -> None:
     """Halve the evaluations until each kind takes at most eval.max_fraction of the budget of `limit_s` seconds.
 
-    result.json records the number of tokens that were scored.
+    result.json records the number of tokens that were scored, and the number of items of each task.
     """
-    from data.eval_windows import EvalRange
-
-    evals, shape, split = session.config.eval, trainer.shape, trainer.corpus.val
-    allowed = evals.max_fraction * limit_s / trainer.window_s  # windows
-    eot = trainer.corpus.tokenizer.eot
-    while trainer.final.n_windows > max(1, allowed):
-        trainer.final = EvalRange(split, shape.block_size, trainer.final.n_tokens // 2, eot)
+    evals, split = session.config.eval, trainer.corpus.val
+    allowed_s = evals.max_fraction * limit_s
+    trainer.final = shrunk(trainer, trainer.final, FINAL, allowed_s)
     if trainer.final.n_tokens < min(evals.tokens, split.n_tokens - 1):
         session.console.say(
             f"the final evaluation is cut to {trainer.final.n_tokens:,} tokens to stay within"
             f" {evals.max_fraction:.0%} of the hours (eval.max_fraction)"
         )
     evaluations = int(1 / evals.every) if evals.every else 0
-    while evaluations and trainer.interim.n_windows > max(1, allowed / evaluations):
-        trainer.interim = EvalRange(split, shape.block_size, trainer.interim.n_tokens // 2, eot)
+    if evaluations:
+        trainer.interim = shrunk(trainer, trainer.interim, INTERIM, allowed_s / evaluations)
+
+
+def shrunk(trainer: Trainer, windows: EvalRange, kind: str, allowed_s: float) -> EvalRange:
+    """Halve the most expensive part of an evaluation, its windows or the items of a task, until it takes `allowed_s` seconds.
+
+    At least one window is left and, at the end of a run, one item of each task. Returns the windows.
+    """
+    from data.eval_windows import EvalRange
+
+    least = 1 if kind == FINAL else 0
+    while True:
+        loss_s = windows.n_windows * trainer.window_s
+        if loss_s + sum(task.seconds(kind) for task in trainer.tasks) <= allowed_s:
+            return windows
+        tasks = [task for task in trainer.tasks if task.counts[kind] > least and kind not in task.kept]
+        largest = max(tasks, key=lambda task: task.seconds(kind), default=None)
+        if largest is not None and (largest.seconds(kind) > loss_s or windows.n_windows == 1):
+            largest.counts[kind] //= 2
+        elif windows.n_windows > 1:
+            eot = trainer.corpus.tokenizer.eot
+            windows = EvalRange(trainer.corpus.val, trainer.shape.block_size, windows.n_tokens // 2, eot)
+        else:
+            return windows
 
 
 def no_time_for_a_step(session: Session, trainer: Trainer, limit: str) -> str:
@@ -141,12 +179,13 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
         save(session, trainer, final=True)
         with clock.charge("checkpoint"):
             try:
-                retry_once(lambda: save_model(session, trainer))
+                digest = retry_once(lambda: save_model(session, trainer))
             except OSError as error:
                 raise full_disk(run.weights, error, f"the checkpoint of step {trainer.state.step}") from None
         with clock.charge("eval"):
             figures = evaluate(session, trainer, trainer.final)
             require_finite_loss(trainer, figures)
+            session.task_figures = final_figures(session, trainer, digest)
             for prompt in SAMPLE_PROMPTS:
                 session.samples.append(write_sample(session, trainer, prompt))
                 session.check_signals()
@@ -159,9 +198,10 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
     show_result(session, trainer, record(session, trainer, "finished", stopped_by, figures))
 
 
-def save_model(session: Session, trainer: Trainer) -> None:
+def save_model(session: Session, trainer: Trainer) -> str:
     """Write the finished model: tokenizer.json, model.safetensors (read back to verify) and model.json.
 
+    Returns the sha256 of the weights.
     Raises OSError if the disk refuses.
     """
     from run.checkpoint import save_weights
@@ -171,3 +211,4 @@ def save_model(session: Session, trainer: Trainer) -> None:
     digest = save_weights(run.weights, trainer.model)
     content = {"format": 1, "shape": trainer.shape.to_dict(), "sha256": digest, **about(trainer)}
     write_json(run.model, content, checksummed=True)
+    return digest

@@ -79,6 +79,7 @@ def record(
             "parameters_law": shape.matmul_parameters(),
         },
         "eval": {"split": "val", **figures} if figures else None,
+        "tasks": session.task_figures,
         "throughput": {
             "tokens_per_second": rate,
             "mfu": rate * flops_per_token(shape) / trainer.device.peak_flops,
@@ -179,6 +180,8 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
     )
     if mix := result["data"].get("mix"):
         console.say(f"by source        {_by_source(mix, figures['by_source'])}")
+    for name, score in result["tasks"].items():
+        console.say(f"{name:<16} {task_in_words(score)}")
     console.say(f"stopped by       {result['stopped_by']}{'' if over is None else margin(over)}")
     console.say(f"time             {_shares(result['ledger_s'])}")
     samples = [repr(sample["prompt"] + sample["text"]) for sample in session.samples]
@@ -189,6 +192,17 @@ def show_result(session: Session, trainer: Trainer, result: dict[str, Any]) -> N
     console.say(f"report           {run.report}")
     console.say(f"result           {run.result}")
     console.say(f"weights          {run.weights}")
+
+
+def task_in_words(figures: Mapping[str, Any]) -> str:
+    """The score of a task, e.g. "61.20 % (95 % interval 59.1 % to 63.3 %, chance 50 %) on 200 of 1,000 items"."""
+    percent = "{:.2%}".format
+    notes = ["95 % interval {:.2%} to {:.2%}".format(*figures["interval"])] if figures["interval"] else []
+    if figures["chance"] is not None:
+        notes.append(f"chance {figures['chance']:.2%}")
+    noted = f" ({', '.join(notes)})" if notes else ""
+    total = f" of {figures['available']:,}" if figures["items"] < figures["available"] else ""
+    return f"{formatted(figures['score'], percent)}{noted} on {figures['items']:,}{total} items"
 
 
 def _by_source(mix: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> str:

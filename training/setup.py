@@ -24,6 +24,7 @@ from training.corpus_text import spec_of
 from training.initial_model import initial_model, with_model
 from training.plan_run import check_early, make_run_plan, saved_plan, wants_trials
 from training.start import check_same_corpus
+from training.task_evaluation import open_run_tasks
 from training.trial_client import TrialProcess, trial_process
 
 if TYPE_CHECKING:
@@ -78,13 +79,14 @@ def check_extension(config: Config, run: RunDirectory, wanted: Extension, record
 
 
 def prepare_run(session: Session) -> tuple[Corpus, Device, Plan]:
-    """Prepare the corpus, open the device, and make the plan, or read the plan of a resumed run.
+    """Load the tasks, prepare the corpus, open the device, and make the plan, or read the plan of a resumed run.
 
     With init=run, the options of the session become those of the initial model. The worker process for trials starts
     first, so that it loads its libraries while the corpus is prepared.
     """
     config, console, world = session.config, session.console, session.world
     console.say(f"run     {session.run.folder}")
+    session.tasks = open_run_tasks(session)
     as_typed = config
     session.initial = initial_model(config, session.run)
     session.config = config = with_model(config, session.initial)

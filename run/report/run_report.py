@@ -8,6 +8,7 @@ The page loads nothing from elsewhere. A run that was stopped or killed lacks so
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -87,6 +88,9 @@ def render(run: Run) -> str:
         config=run.config,
         facts=_facts(run),
         mix=_mix(run),
+        task_pictures=_task_pictures(run),
+        tasks=_tasks(run),
+        task_notes=_task_notes(run),
         **_sources(run),
     )
 
@@ -299,6 +303,83 @@ def _mix(run: Run) -> list[tuple[str, ...]]:
         )
         for name, source in mix.items()
     ]
+
+
+def _task_names(run: Run) -> list[str]:
+    """The tasks of a run, by the interim evaluations and the result."""
+    keys = dict.fromkeys(key for point in run.validation for key in point if key.startswith("task_"))
+    curves_of = [key.removeprefix("task_") for key in keys if not (key.endswith("_se") and key[:-3] in keys)]
+    return list(dict.fromkeys([*run.part("tasks"), *curves_of]))
+
+
+def _task_pictures(run: Run) -> list[curves.Picture]:
+    """The score of each task against the share of the budget that was spent."""
+    return [
+        curves.picture(
+            f"Score of {name}",
+            "share of the budget spent",
+            partial(_draw_task, run=run, name=name),
+            curves.axis(percent),
+        )
+        for name in _task_names(run)
+        if np.isfinite(column(run.validation, f"task_{name}")).any()
+    ]
+
+
+def _draw_task(axes: Axes, run: Run, name: str) -> None:
+    figures = mapping(run.part("tasks").get(name))
+    scores, progress = column(run.validation, f"task_{name}"), column(run.validation, "progress")
+    errors = np.abs(np.nan_to_num(column(run.validation, f"task_{name}_se"), posinf=0.0, neginf=0.0))
+    label = "interim evaluation, ± standard error"
+    axes.errorbar(
+        progress, scores, errors, color=curves.ORANGE, marker="o", markersize=3.5, elinewidth=0.8, label=label
+    )
+    score = number(figures.get("score"), math.nan)
+    if math.isfinite(score) and not run.continued_after_result:
+        low, high = (number(end, score) for end in _interval(figures))
+        spans, label = [[max(0.0, score - low)], [max(0.0, high - score)]], "final evaluation, 95 % interval"
+        axes.errorbar([1.0], [score], spans, color=curves.BLUE, marker="s", markersize=5, linestyle="", label=label)
+    chance = number(mapping(run.tasks.get(name)).get("chance"), math.nan)
+    if math.isfinite(chance):
+        axes.axhline(chance, color=curves.INK, alpha=0.5, linestyle="--", linewidth=1, label="chance")
+    axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+    axes.set_ylabel("score")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
+    axes.set_xlim(0, 1.02)
+    axes.legend(loc="upper right")
+
+
+def _tasks(run: Run) -> list[tuple[str, ...]]:
+    """The rows of the table of tasks: name, items, score, interval and chance."""
+    return [_task_row(name, mapping(figures)) for name, figures in run.part("tasks").items()]
+
+
+def _task_row(name: str, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    score, count = "{:.2%}".format, "{:,.0f}".format
+    items, total = (formatted(figures.get(key), count) for key in ("items", "available"))
+    low, high = (formatted(end, score) for end in _interval(figures))
+    return (
+        name,
+        items if items == total else f"{items} of {total}",
+        formatted(figures.get("score"), score),
+        f"{low} to {high}",
+        formatted(figures.get("chance"), score),
+    )
+
+
+def _interval(figures: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The ends of the interval of a score; None for one that is unknown."""
+    ends = listing(figures.get("interval"))
+    return (ends[0], ends[1]) if len(ends) == 2 else (None, None)
+
+
+def _task_notes(run: Run) -> list[str]:
+    figures = {name: mapping(task) for name, task in run.part("tasks").items()}
+    cut = [name for name, task in figures.items() if task.get("items") != task.get("available")]
+    return (
+        [f"Of {', '.join(cut)}, only a part was scored, to stay within eval.max_fraction of the hours."] if cut else []
+    )
 
 
 def _alternatives(run: Run) -> list[tuple[str, ...]]:

@@ -32,12 +32,17 @@ def public_config(nested: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(nested).items() if not any(map(is_secret, key.split(".")))}
 
 
-def figures(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """{"eval": {"loss": 3.5}} -> {"eval_loss": 3.5}, without empty values.
+def wandb_name(name: str) -> str:
+    """A dotted name as wandb accepts it: "eval.loss" -> "eval_loss".
 
     wandb sorts and filters only by names of letters, digits and underscores (docs.wandb.ai, "Metric naming constraints").
     """
-    return {re.sub(r"\W", "_", key): value for key, value in flatten(nested).items() if value not in (None, {})}
+    return re.sub(r"\W", "_", name)
+
+
+def figures(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """{"eval": {"loss": 3.5}} -> {"eval_loss": 3.5}, without empty values."""
+    return {wandb_name(key): value for key, value in flatten(nested).items() if value not in (None, {})}
 
 
 def wandb_config(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,9 +65,13 @@ def wandb_summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "loss": (plan.get("predicted_loss"), scores.get("loss")),
         "hours": (hours and hours + (result.get("extended_hours") or 0.0), spent.get("hours")),
     }
+    tasks = {name: mapping(task) for name, task in mapping(result.get("tasks")).items()}
     whole = ("status", "stopped_by", "eval", "spent", "ledger_s", "throughput", "budget")
     return {
         **{name: result[name] for name in whole if result.get(name) is not None},
+        "tasks": {
+            name: {key: value for key, value in task.items() if is_number(value)} for name, task in tasks.items()
+        },
         "mix": mapping(mapping(result.get("data")).get("mix")),
         "model": {"parameters": mapping(result.get("model")).get("parameters")},
         "plan": {name: value for name, value in plan.items() if is_number(value)},

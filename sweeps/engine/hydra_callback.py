@@ -26,8 +26,8 @@ from config import NOT_IDENTITY, BudgetConfig, Config, extension_of, leaves
 from run.directory import lock, set_aside
 from sweeps.engine.job import ROOT
 from sweeps.engine.plan_relative import FIXED, VALUES, make_plan
-from sweeps.engine.scored_text import BITS_PER_BYTE, changes_text, changes_tokenizer
-from sweeps.engine.table import HIGHER_IS_BETTER
+from sweeps.engine.scored_text import BITS_PER_BYTE, changes_text, changes_tokenizer, is_task
+from sweeps.engine.table import higher_is_better
 
 CURRENT: Path | None = None  # folder of the sweep that this process started
 _PLANS: dict[str, dict[str, Any]] = {}
@@ -92,7 +92,7 @@ def slurm_minutes(*, _root_: DictConfig) -> int:
 
 def direction(*, _root_: DictConfig) -> str:
     """Optuna's direction for the sweep's metric: "minimize" or "maximize"."""
-    return "maximize" if _root_.sweep.metric in HIGHER_IS_BETTER else "minimize"
+    return "maximize" if higher_is_better(_root_.sweep.metric) else "minimize"
 
 
 OmegaConf.register_new_resolver("around", refuse_former_name, replace=True)
@@ -161,6 +161,8 @@ def incomparable_jobs(config: DictConfig, swept: Sequence[str]) -> list[str]:
     why = "changes the text that jobs are scored on, so they cannot be compared"
     if text and prune not in (None, "none"):
         problems.append(f"sweep.prune={prune}: {text[0]} {why}; leave out one of the two")
+    if searches and is_task(str(metric)):  # its items are the same for every text and tokenizer
+        return problems
     if text and searches:
         problems.append(f"{text[0]} {why}, and this sweeper looks for the best; use hydra/sweeper=basic")
     elif tokenizer and searches and metric != BITS_PER_BYTE:

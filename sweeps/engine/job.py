@@ -25,6 +25,7 @@ from config import Config, extension_of, identity, leaves
 from run.directory import lock, requeued, run_name, set_aside
 from run.history import final_status, read_result
 from sweeps.engine.device_lock import DeviceLock
+from sweeps.engine.scored_text import metric_of
 
 ROOT = Path(__file__).parents[2]
 # The first lines of a job's file under SWEEP/jobs/. The file holds the complete configuration, so later edits of sweeps/ and
@@ -229,8 +230,7 @@ def read_outcome(job: Job, code: int, log_from: int = 0) -> Outcome:
     content = mapping(read_json(job.run / "status.json"))
     status, reason = content.get("status"), str(content.get("reason", ""))
     if code == 0 and status == "finished":
-        evaluation = mapping(read_result(job.run).get("eval"))
-        return Outcome("finished", "", evaluation.get(job.options.sweep.metric))
+        return Outcome("finished", "", metric_of(read_result(job.run), job.options.sweep.metric))
     if status == "diverged":
         return Outcome("diverged", reason)
     if code < 0:

@@ -33,8 +33,8 @@ from sweeps.engine.job import (
     write_record,
 )
 from sweeps.engine.scheduler import Queue, Watch, say, sweeper_value
-from sweeps.engine.scored_text import BITS_PER_BYTE, metric_for, texts_of
-from sweeps.engine.table import HIGHER_IS_BETTER, in_words
+from sweeps.engine.scored_text import BITS_PER_BYTE, is_task, metric_for, metric_of, texts_of
+from sweeps.engine.table import higher_is_better, in_words
 
 # As a share of the budget. An evaluation comes with the first step after each tenth of the budget, so the shares of two runs
 # are never exactly equal.
@@ -81,7 +81,8 @@ def read_losses(run: Path, metric: str = "loss") -> list[tuple[float, float]]:
 def interim_metric(jobs: Sequence[Job]) -> str:
     """The metric by which running jobs are compared: the loss, or bits per byte if they may have different tokenizers.
 
-    Tokenizers of one name differ as well if they are trained on different text."""
+    A sweep that is ranked by a task is no exception: the score of the few items of an interim evaluation is mostly noise, and
+    the loss tells models apart early. Tokenizers of one name differ as well if they are trained on different text."""
     one_tokenizer = len({repr(job.options.data) for job in jobs}) == 1
     return "loss" if one_tokenizer and jobs[0].options.sweep.metric != BITS_PER_BYTE else BITS_PER_BYTE
 
@@ -275,21 +276,22 @@ class HoursPool:
         """A longer run of the best job, or None if the hours left do not exceed those of every run before."""
         done = [job for job in self.jobs if job.number in outcomes and outcomes[job.number].status == "finished"]
         results = [read_result(job.run) for job in done]
-        if len(set(texts_of(results, [dict(text.split("=", 1) for text in job.overrides) for job in done]))) > 1:
+        wanted = self.jobs[0].options.sweep.metric
+        options = [dict(text.split("=", 1) for text in job.overrides) for job in done]
+        if not is_task(wanted) and len(set(texts_of(results, options))) > 1:
             say(
                 "hours are left, but no longer run is started: the jobs were scored on different text, so none is the best"
             )
             return None
-        wanted = self.jobs[0].options.sweep.metric
         metric = metric_for(results, wanted)
         ends = {
-            job.number: outcomes[job.number].value if metric == wanted else mapping(result.get("eval")).get(metric)
+            job.number: outcomes[job.number].value if metric == wanted else metric_of(result, metric)
             for job, result in zip(done, results, strict=True)
         }
         values = {number: value for number, value in ends.items() if value is not None}
         if not values:
             return None
-        choose = max if metric in HIGHER_IS_BETTER else min
+        choose = max if higher_is_better(metric) else min
         best = choose((job for job in done if job.number in values), key=lambda job: values[job.number])
         longest = max([float(best.options.budget.hours or 0.0), *(record["hours"] for record in self.longer)])
         hours = round_hours_down(self.left())

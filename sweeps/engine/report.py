@@ -27,7 +27,7 @@ from run.report import html as page
 from run.report import plots as curves
 from run.report.console import Console
 from sweeps.engine.job import GOOD
-from sweeps.engine.scored_text import BITS_PER_BYTE, changes_text
+from sweeps.engine.scored_text import BITS_PER_BYTE, changes_text, is_task
 from sweeps.engine.table import (
     Row,
     Sweep,
@@ -189,9 +189,9 @@ def _against(sweep: Sweep, key: str) -> curves.Picture:
 def _curve_pictures(rows: list[Row], metric: str) -> list[curves.Picture]:
     """Validation loss of the interim evaluations of each run, against hours, FLOPs and tokens.
 
-    If the sweep's metric is bits per byte, that is drawn instead of the loss.
+    If the sweep's metric is bits per byte or a task, that is drawn instead of the loss.
     """
-    key, name = ("val_bits_per_byte", "bits per byte") if metric == BITS_PER_BYTE else ("val_loss", "loss")
+    key, name = curve_of(metric)
     curves_by_run = {row.name: points for row in rows if len(points := evaluations(read_metrics(row.run))) > 1}
     if not curves_by_run:
         return []
@@ -203,19 +203,31 @@ def _curve_pictures(rows: list[Row], metric: str) -> list[curves.Picture]:
                 x, y = finite(column(points, axis), column(points, key))
                 if len(x):
                     axes.plot(x, y, color=colour, lw=1.3)
-            axes.set_ylabel(f"validation {name}")
+            axes.set_ylabel(name)
             values = np.concatenate([column(points, key) for points in curves_by_run.values()])
-            if np.isfinite(values).any():
+            if np.isfinite(values).any() and not is_task(metric):
                 _crop_initial_fall(axes, values[np.isfinite(values)])
 
         return draw
 
     return [
         curves.picture(
-            f"Validation {name} against {label}", label, drawing(axis), curves.axis(form) if form else curves.time_axis
+            f"{name[0].upper()}{name[1:]} against {label}",
+            label,
+            drawing(axis),
+            curves.axis(form) if form else curves.time_axis,
         )
         for axis, label, form in AXES
     ]
+
+
+def curve_of(metric: str) -> tuple[str, str]:
+    """The key in metrics.jsonl of what is drawn over time for a sweep's metric, and its name."""
+    if is_task(metric):
+        return f"task_{metric}", f"{in_words(metric)} at interim evaluations"
+    if metric == BITS_PER_BYTE:
+        return "val_bits_per_byte", "validation bits per byte"
+    return "val_loss", "validation loss"
 
 
 def _crop_initial_fall(axes: Axes, losses: np.ndarray) -> None:

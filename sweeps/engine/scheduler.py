@@ -222,7 +222,7 @@ class Queue:
         # The tries and the duration of an earlier outcome are in the earlier record.
         before = {} if tries else read_json(job.record) or {}
         write_record(job, outcome, tries or before.get("tries", 0), seconds or before.get("seconds", 0.0))
-        has_value = outcome.status == "finished" and outcome.value
+        has_value = outcome.status == "finished" and outcome.value is not None
         detail = f"{job.options.sweep.metric} {outcome.value:.4f}" if has_value else outcome.why
         duration = format_seconds(seconds) if tries else "earlier"
         say(f"{job.label} {outcome.status} ({duration}): {detail}")

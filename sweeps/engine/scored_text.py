@@ -1,7 +1,8 @@
 """Whether the results of several runs can be compared: the text they were scored on, and their tokenizers.
 
 Loss, perplexity and accuracy are per token, so they can be compared between runs with one tokenizer only. Bits per byte can
-be compared between tokenizers, on the same text. No metric can be compared between different texts.
+be compared between tokenizers, on the same text. None of them can be compared between different texts. The score of a task can be
+compared whatever a model was trained on, if the items are the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from common.json_io import mapping
+from config import METRICS
 
 BITS_PER_BYTE = "bits_per_byte"
 TOKENIZER = "data.tokenizer"
@@ -33,13 +35,30 @@ def text_options(options: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in options.items() if changes_text(key)}
 
 
+def is_task(metric: str) -> bool:
+    """Whether a metric is the score of a task in eval.tasks."""
+    return metric not in METRICS
+
+
+def metric_of(result: Mapping[str, Any], metric: str) -> float | None:
+    """The value of a metric in result.json: the score of a task, or a figure of the final evaluation; None without it."""
+    if is_task(metric):
+        return mapping(mapping(result.get("tasks")).get(metric)).get("score")
+    return mapping(result.get("eval")).get(metric)
+
+
+def items_of(results: Results, task: str) -> list[Hashable]:
+    """What identifies the items of a task that each result was scored on, or on some of which it was."""
+    return [mapping(mapping(result.get("tasks")).get(task)).get("fingerprint") for result in results]
+
+
 def metric_for(results: Results, metric: str) -> str:
-    """The metric by which runs can be ranked: `metric`, or bits per byte if their tokenizers differ.
+    """The metric by which runs can be ranked: `metric`, or bits per byte if it is per token and their tokenizers differ.
 
     `results` are the contents of result.json. Two trained tokenizers may have one name, so their fingerprints decide if all
     results have them.
     """
-    return BITS_PER_BYTE if len(set(tokenizers_of(results))) > 1 else metric
+    return BITS_PER_BYTE if len(set(tokenizers_of(results))) > 1 and not is_task(metric) else metric
 
 
 def tokenizers_of(results: Results) -> list[Hashable]:

@@ -19,10 +19,18 @@ from common.json_io import mapping, read_json
 from common.noise import squares_within
 from run.history import read_result
 from sweeps.engine.job import read_records
-from sweeps.engine.scored_text import BITS_PER_BYTE, metric_for, text_options, texts_of, tokenizers_of
+from sweeps.engine.scored_text import (
+    BITS_PER_BYTE,
+    is_task,
+    items_of,
+    metric_for,
+    metric_of,
+    text_options,
+    texts_of,
+    tokenizers_of,
+)
 
 SEED = "seed"
-HIGHER_IS_BETTER = ("accuracy",)
 BUDGET_RATIO_ALLOWED = 2.0  # the noise of another sweep is used if its median budget differs by at most this factor
 SPEED_RATIO_WARNED = 1.2  # warn if jobs of the same shape differ in tokens per second by this factor or more
 
@@ -30,6 +38,11 @@ SPEED_RATIO_WARNED = 1.2  # warn if jobs of the same shape differ in tokens per 
 def short_label(settings: dict[str, str]) -> str:
     """Settings as text, each option without its config group."""
     return ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in settings.items())
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a higher value of a metric is better. It is for accuracy and the scores of tasks."""
+    return metric == "accuracy" or is_task(metric)
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,10 @@ class Row:
     def of(self, part: str, key: str) -> Any:
         """The value of `key` in the section `part` of result.json, or None."""
         return mapping(self.result.get(part)).get(key)
+
+    def metric(self, name: str) -> float | None:
+        """The value of a metric in result.json: a figure of the final evaluation, or the score of a task."""
+        return metric_of(self.result, name)
 
     @property
     def label(self) -> str:
@@ -126,9 +143,9 @@ class Sweep:
 
     @property
     def texts(self) -> dict[Hashable, list[Row]]:
-        """The finished rows by the text that they were scored on."""
+        """The finished rows by the text, or the items of the task, that they were scored on."""
         rows_by_text = defaultdict[Hashable, list[Row]](list)
-        for text, row in zip(_texts_of(self.finished), self.finished, strict=True):
+        for text, row in zip(_texts_of(self.finished, self.metric), self.finished, strict=True):
             rows_by_text[text].append(row)
         return rows_by_text
 
@@ -146,7 +163,7 @@ class Sweep:
             Group(dict(settings), same, statistics.mean(float(row.value or 0.0) for row in same))
             for settings, same in rows_by_settings.items()
         ]
-        return sorted(groups, key=lambda group: group.mean, reverse=self.metric in HIGHER_IS_BETTER)
+        return sorted(groups, key=lambda group: group.mean, reverse=higher_is_better(self.metric))
 
     @property
     def devices(self) -> list[str]:
@@ -194,15 +211,17 @@ def read_sweep(folder: Path) -> Sweep:
     ]
     wanted, metric = metric, metric_for([row.result for row in rows if row.finished], metric)
     if metric != wanted:
-        rows = [replace(row, value=row.of("eval", metric)) for row in rows]
+        rows = [replace(row, value=row.metric(metric)) for row in rows]
     noise, noise_from, freedom = estimate_noise(rows)
     if noise is None:
         noise, noise_from, freedom = noise_of_seeds_sweep(folder, metric, rows)
     return Sweep(folder, about["name"], metric, wanted, about["command"], rows, noise, noise_from, freedom, keys)
 
 
-def _texts_of(rows: Sequence[Row]) -> list[Hashable]:
-    """What identifies the text that each row was scored on."""
+def _texts_of(rows: Sequence[Row], metric: str) -> list[Hashable]:
+    """What identifies the text that each row was scored on or, if the metric is a task, its items."""
+    if is_task(metric):
+        return items_of([row.result for row in rows], metric)
     options = [dict(_split_override(text) for text in row.overrides) for row in rows]
     return texts_of([row.result for row in rows], options)
 
@@ -237,7 +256,7 @@ def _row(record: dict[str, Any], settings: dict[str, str], metric: str) -> Row:
         result=read_result(run) if record["status"] in ("finished", "diverged") else {},
     )
     other_metric = row.status == "finished" and record["metric"] != metric
-    return replace(row, value=row.of("eval", metric)) if other_metric else row
+    return replace(row, value=row.metric(metric)) if other_metric else row
 
 
 def estimate_noise(rows: list[Row]) -> tuple[float | None, str, int]:
@@ -262,7 +281,7 @@ def noise_of_seeds_sweep(folder: Path, metric: str, rows: list[Row]) -> tuple[fl
     sibling = folder.parent / "seeds"
     if sibling == folder or not (sibling / "sweep.json").exists():
         return None, "", 0
-    seeds = [replace(row, value=row.of("eval", metric)) for row in read_sweep(sibling).rows]
+    seeds = [replace(row, value=row.metric(metric)) for row in read_sweep(sibling).rows]
     noise, _, freedom = estimate_noise(seeds)
     if noise is None:
         return None, "", 0
@@ -279,10 +298,10 @@ def _difference(rows: list[Row], seeds: list[Row], metric: str) -> str:
     ours, theirs = ([row for row in part if row.finished] for part in (rows, seeds))
     if not ours:
         return ""
-    texts, devices = _texts_of(ours + theirs), [row.of("environment", "device") for row in ours + theirs]
+    texts, devices = _texts_of(ours + theirs, metric), [row.of("environment", "device") for row in ours + theirs]
     tokenizers = tokenizers_of([row.result for row in ours + theirs])
     properties = [("another text", texts), ("another device", devices)]
-    if metric != BITS_PER_BYTE:
+    if metric != BITS_PER_BYTE and not is_task(metric):
         properties.append(("another tokenizer", tokenizers))
     for name, values in properties:
         if set(values[: len(ours)]) - set(values[len(ours) :]):
@@ -320,7 +339,7 @@ def table_cells(sweep: Sweep, row: Row) -> list[str]:
         str(row.number),
         *row.settings.values(),
         row.status,
-        _format(row.value if sweep.metric == sweep.wanted_metric else row.of("eval", sweep.wanted_metric), ".4f"),
+        _format(row.value if sweep.metric == sweep.wanted_metric else row.metric(sweep.wanted_metric), ".4f"),
         _format(row.of("eval", "bits_per_byte"), ".4f"),
         f"{layers} x {width}" if layers else "-",
         _format(row.of("spent", "tokens"), ",.0f"),
@@ -348,9 +367,12 @@ def as_csv(sweep: Sweep) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     figures = [f"{part}.{key}" for part, key in CSV_FIGURES]
-    writer.writerow(["number", "run", *sweep.keys, "status", "why", *figures])
+    tasks = list(dict.fromkeys(name for row in sweep.rows for name in mapping(row.result.get("tasks"))))
+    scores = [f"tasks.{name}.score" for name in tasks]
+    writer.writerow(["number", "run", *sweep.keys, "status", "why", *figures, *scores])
     for row in sweep.rows:
         values = ["" if row.of(part, key) is None else row.of(part, key) for part, key in CSV_FIGURES]
+        values += ["" if row.metric(name) is None else row.metric(name) for name in tasks]
         writer.writerow([row.number, row.name, *row.settings.values(), row.status, row.why, *values])
     return text.getvalue()
 
@@ -365,8 +387,9 @@ def incomparable(sweep: Sweep) -> str:
     anyway = f"python -m sweeps.engine.report {shlex.quote(str(sweep.folder))} --force ranks them anyway."
     if len(sweep.texts) > 1:
         return (
-            f"The jobs were scored on different text ({'; '.join(_text_labels(sweep))}), so they are not ranked: a lower"
-            f" {in_words(sweep.metric)} may only mean that a text is easier; {anyway}"
+            f"The jobs were scored on different {'items' if is_task(sweep.metric) else 'text'}"
+            f" ({'; '.join(_text_labels(sweep))}), so they are not ranked: a better {in_words(sweep.metric)} may only mean that"
+            f" they are easier; {anyway}"
         )
     if len(sweep.devices) > 1 and any(row.of("budget", "hours") for row in sweep.rows):
         return (
@@ -450,6 +473,8 @@ def _unequal_scores(sweep: Sweep) -> list[str]:
     They are limited by eval.tokens, and shortened to fit into the hours. A number of tokens is another amount of text for
     another tokenizer, so tokenizers are compared on the whole validation text.
     """
+    if is_task(sweep.metric):
+        return _unequal_items(sweep)
     tokenizers = tokenizers_of([row.result for row in sweep.finished])
     unit = "tokens" if len(set(tokenizers)) < 2 else "bytes"
     sizes = sorted({size for row in sweep.finished if (size := row.of("eval", unit))})
@@ -464,6 +489,17 @@ def _unequal_scores(sweep: Sweep) -> list[str]:
         )
     return [
         f"The jobs were scored on different amounts of text, {sizes[0]:,} to {sizes[-1]:,} validation {unit}; {advice}."
+    ]
+
+
+def _unequal_items(sweep: Sweep) -> list[str]:
+    """A warning if the final evaluations of the task that ranks the jobs had different numbers of its items."""
+    counts = sorted({count for row in sweep.finished if (count := mapping(row.of("tasks", sweep.metric)).get("items"))})
+    if len(counts) < 2:
+        return []
+    return [
+        f"The jobs were scored on different numbers of items of {sweep.metric}, {counts[0]:,} to {counts[-1]:,}; a larger"
+        " eval.max_fraction makes them comparable."
     ]
 
 

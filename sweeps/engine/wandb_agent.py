@@ -26,8 +26,9 @@ from cli.compose import as_user_error, register_schemas
 from common.errors import UserError, reported
 from common.typed import closest
 from config import CONF
-from sweeps.engine.scored_text import BITS_PER_BYTE, changes_tokenizer
-from sweeps.engine.table import HIGHER_IS_BETTER
+from run.tracking.fields import wandb_name
+from sweeps.engine.scored_text import BITS_PER_BYTE, changes_tokenizer, is_task
+from sweeps.engine.table import higher_is_better
 
 SWEEPS = Path(__file__).parents[1]
 
@@ -58,7 +59,9 @@ def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     parameters = {key: {"values": [parse_scalar(value) for value in values]} for key, values in swept.items()}
     if not parameters:
         raise UserError(f"sweep {name} sweeps nothing; give an option several values, e.g. seed=1,2,3")
-    metric = BITS_PER_BYTE if any(map(changes_tokenizer, swept)) else config["sweep"]["metric"]
+    metric = config["sweep"]["metric"]
+    if any(map(changes_tokenizer, swept)) and not is_task(metric):
+        metric = BITS_PER_BYTE
     # A single job; online, so that wandb learns that it has run.
     given = ["hydra.mode=RUN", "wandb.mode=online", *single_values(values_of)]
     file = {
@@ -68,8 +71,8 @@ def agent_file(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         "entity": config["wandb"]["entity"],
         "method": "grid",
         "metric": {
-            "name": f"eval_{metric}",
-            "goal": "maximize" if metric in HIGHER_IS_BETTER else "minimize",
+            "name": wandb_name(f"tasks.{metric}.score" if is_task(metric) else f"eval.{metric}"),
+            "goal": "maximize" if higher_is_better(metric) else "minimize",
         },
         "parameters": parameters,
         "command": ["${env}", "python", "train.py", "-cd", "sweeps", "-cn", name, *given, "${args_no_hyphens}"],

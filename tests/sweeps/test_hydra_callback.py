@@ -66,7 +66,9 @@ def test_slurm_needs_a_named_device_for_plan_relative_values() -> None:
         record.plan_relative("n_layer", _root_=OmegaConf.create(root))
 
 
-@pytest.mark.parametrize(("metric", "direction"), [("loss", "minimize"), ("accuracy", "maximize")])
+@pytest.mark.parametrize(
+    ("metric", "direction"), [("loss", "minimize"), ("accuracy", "maximize"), ("blimp", "maximize")]
+)
 def test_the_direction_for_optuna_follows_the_metric(metric: str, direction: str) -> None:
     assert record.direction(_root_=OmegaConf.create({"sweep": {"metric": metric}})) == direction
 
@@ -131,6 +133,13 @@ def test_unsupported_hours_and_pruning_are_refused(
         (OPTUNA, {"metric": "loss"}, ["data.tokenizer"], "set sweep.metric=bits_per_byte"),
         (OPTUNA, {"metric": "accuracy"}, ["data.tokenizer"], "set sweep.metric=bits_per_byte"),
         (OPTUNA, {"metric": "bits_per_byte"}, ["data.tokenizer"], ""),
+        (OPTUNA, {"metric": "blimp"}, ["data.tokenizer", "data.path"], ""),
+        (
+            BASIC,
+            {"metric": "blimp", "prune": "median"},
+            ["data.path"],
+            "sweep.prune=median: data.path changes the text",
+        ),
         (OPTUNA, {}, ["optim.learning_rate", "data.workers"], ""),
     ],
 )

@@ -311,6 +311,35 @@ def test_accuracy_is_better_when_it_is_higher(tmp_path: Path) -> None:
     assert verdict(read_sweep(folder))[0].startswith("Best: a=2")
 
 
+def task_sweep(place: Path, scores: list[float], **changes: dict[str, Any]) -> Path:
+    """A sweep over corpora that is ranked by the task quiz."""
+    results: dict[str, Any] = {}
+    for number, score in enumerate(scores):
+        task = {"score": score, "items": 100, "fingerprint": "a"} | changes.get(f"job{number}", {})
+        data = {"fingerprint": str(number), "text_fingerprint": str(number), "tokenizer": f"bpe-{number}"}
+        results[f"job{number}"] = {"tasks": {"quiz": task}, "data": data}
+    jobs: list[tuple[list[str], float | None]] = [([f"data.path=text{n}"], score) for n, score in enumerate(scores)]
+    folder = sweep_folder(place, jobs, **results)
+    change_records(folder, metric="quiz")
+    return folder
+
+
+def test_corpora_and_tokenizers_are_ranked_by_a_task(tmp_path: Path) -> None:
+    """Its items are the same whatever a model was trained on."""
+    folder = task_sweep(tmp_path, [0.6, 0.7])
+    sweep = read_sweep(folder)
+    assert verdict(sweep)[0] == "Best: data.path=text1 with quiz 0.7000."
+    assert next(csv.DictReader(io.StringIO(as_csv(sweep))))["tasks.quiz.score"] == "0.6"
+    assert "quiz against data.path" in render(sweep)
+
+
+def test_the_verdict_on_a_task_says_which_items_differ(tmp_path: Path) -> None:
+    fewer = verdict(read_sweep(task_sweep(tmp_path / "a", [0.6, 0.7], job1={"items": 50})))
+    assert "different numbers of items of quiz, 50 to 100" in fewer[1]
+    others = verdict(read_sweep(task_sweep(tmp_path / "b", [0.6, 0.7], job1={"fingerprint": "b"})))
+    assert others[0].startswith("The jobs were scored on different items")
+
+
 def test_hours_left_by_pruned_jobs_are_listed(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path, [(["a=1"], 4.0), (["a=2"], 4.5)])
     change_records(folder, "s-1.json", status="pruned", hours_spent=0.005)

@@ -15,7 +15,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from config import BudgetConfig, Config, WandbConfig
-from run.tracking.fields import figures
+from run.tracking.fields import figures, wandb_summary
 from sweeps.engine.job import make_job
 from sweeps.engine.wandb_agent import agent_file, main
 from tests.conftest import ROOT
@@ -138,6 +138,18 @@ def test_the_agent_uses_the_metric_of_the_sweep() -> None:
     tokenizers = agent_file("seeds", [BUDGET, "sweep.metric=accuracy", "data.tokenizer=bytes,bpe-512"])["metric"]
     assert tokenizers == {"name": "eval_bits_per_byte", "goal": "minimize"}
     assert metric["name"] in figures({"eval": {"accuracy": 0.4}})
+
+
+def test_the_agent_may_search_by_a_task() -> None:
+    words = [
+        BUDGET,
+        "eval.tasks={my-quiz: {kind: minimal_pairs, path: x}}",
+        "sweep.metric=my-quiz",
+        "data.tokenizer=bytes,gpt2",
+    ]
+    metric = agent_file("seeds", words)["metric"]
+    assert metric == {"name": "tasks_my_quiz_score", "goal": "maximize"}
+    assert metric["name"] in figures(wandb_summary({"tasks": {"my-quiz": {"kind": "minimal_pairs", "score": 0.6}}}))
 
 
 @pytest.mark.parametrize(

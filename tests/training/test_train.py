@@ -21,7 +21,7 @@ from budget.laws.published import LAWS, save_law
 from run.tracking.logger import segments
 from tests.conftest import command, folder_of, run_here, runs_named, train
 from tests.run.tracking.wandb_file import history, read_back
-from training.evaluation import expected_s
+from training.context import expected_s
 
 
 def result_of(place: Path, name: str) -> dict[str, Any]:

@@ -1,0 +1,312 @@
+"""The tasks in eval.tasks: some items of each at the interim evaluations, all of them, or as many as fit, at the end.
+
+tasks.json in the run's folder keeps how many items each evaluation has. The points of a curve then stay comparable when a run is
+resumed, and a repeated final evaluation has the same items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from common.checksum import verify_checksum
+from common.errors import UserError
+from common.json_io import mapping, write_json
+from common.safe_read import is_count, load_json
+from config import METRICS
+from training.context import Session, Trainer, expected_s
+from training.micro_batching import attempts
+
+if TYPE_CHECKING:
+    from evals.bookkeeping.answers import AnswerFile
+    from evals.run_task import Respondent
+    from evals.scoring import Scorer
+    from evals.tasks.task import Item, Task
+
+INTERIM, FINAL = "interim", "final"
+MEASURED_S = 0.3  # the time of one item is that of a sample which takes at least this long
+MOST_PROBLEMS = 10  # that are listed
+
+
+@dataclass
+class RunTask:
+    """A task that a run evaluates.
+
+    Attributes:
+        task: The task with all of its items.
+        fingerprint: Of its items.
+        counts: The number of items by kind of evaluation, INTERIM or FINAL.
+        kept: The kinds whose number of items was decided by an earlier process of the run.
+        item_s: Seconds per item; an upper estimate.
+        figures_s: Seconds that the figures of the final evaluation take without the answers.
+    """
+
+    task: Task
+    fingerprint: str
+    counts: dict[str, int]
+    kept: frozenset[str] = frozenset()
+    item_s: float = 0.0
+    figures_s: float = 0.0
+    _thinned: dict[tuple[int, int], Task] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its name in the results."""
+        return self.task.name
+
+    def seconds(self, kind: str) -> float:
+        """The expected seconds of an evaluation."""
+        return self.counts[kind] * self.item_s + (self.figures_s if kind == FINAL else 0.0)
+
+    def chosen(self, kind: str) -> Task:
+        """The task with the items of an evaluation. Those of an interim evaluation are some of those of the final one."""
+        from evals.tasks.task import thin
+
+        final, interim = self.counts[FINAL], self.counts[INTERIM]
+        key = (final, interim if kind == INTERIM else final)
+        if key not in self._thinned:
+            self._thinned[key] = with_items(self.task, thin(thin(self.task.items, final), key[1]))
+        return self._thinned[key]
+
+
+def with_items(task: Task, items: Sequence[Item]) -> Task:
+    """The task with these items instead of its own."""
+    return replace(task, items=items)  # type: ignore[type-var]
+
+
+def open_run_tasks(session: Session) -> list[Task]:
+    """Load the tasks of a run, before anything is computed.
+
+    Raises UserError for invalid items, and if sweep.metric is none of the tasks.
+    """
+    config = session.config
+    if not config.eval.tasks:
+        return []
+    from evals.tasks.registry import open_tasks
+    from evals.tasks.task import TaskOptions
+
+    entries = config.eval.tasks.items()
+    tasks = [task for name, options in entries for task in open_tasks(name, TaskOptions.of(options))]
+    names = [task.name for task in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"eval.tasks has two tasks with the name {twice[0]}; rename one of them")
+    if (metric := config.sweep.metric) not in (*METRICS, *names):
+        raise UserError(f"sweep.metric={metric} is not known; allowed: {', '.join((*METRICS, *names))}")
+    return tasks
+
+
+def run_tasks(session: Session) -> list[RunTask]:
+    """The tasks of a run with the number of items of each evaluation, before they are cut to fit into the hours."""
+    from evals.run_task import items_fingerprint
+
+    evals, tasks = session.config.eval, []
+    for task in session.tasks:
+        final = len(task.items)
+        interim = min(evals.interim_items, final) if evals.every else 0
+        tasks.append(RunTask(task, items_fingerprint(task), {INTERIM: interim, FINAL: final}))
+    return tasks
+
+
+# -- before training -------------------------------------------------------------------------------------------------------
+
+
+def restore_counts(session: Session, trainer: Trainer) -> None:
+    """Take the numbers of items from tasks.json, where an earlier process of the run decided them.
+
+    They are decided again on another device, which may be slower, and those of the final evaluation under another limit of
+    hours. If the items were changed, a warning says so.
+    """
+    decided = read_decided(session)
+    for each in trainer.tasks:
+        before = mapping(mapping(decided.get("tasks")).get(each.name))
+        if before and before.get("fingerprint") != each.fingerprint:
+            text = f"the items of {each.name} were changed since the run began; its scores so far are of other items"
+            session.console.warn(text)
+            trainer.metrics.write({"event": "note", "step": trainer.state.step, "text": text})
+        elif before and decided.get("device") == trainer.device.title:
+            same_limit = decided.get("limit_s") == session.clock.limits.seconds
+            kinds = [kind for kind in ((INTERIM, FINAL) if same_limit else (INTERIM,)) if is_count(before.get(kind))]
+            each.counts |= {kind: min(before[kind], len(each.task.items)) for kind in kinds}
+            each.kept = frozenset(kinds)
+
+
+def read_decided(session: Session) -> dict[str, Any]:
+    """The content of tasks.json; empty if it is missing or damaged."""
+    try:
+        return mapping(verify_checksum(load_json(session.run.tasks)))
+    except (OSError, ValueError):
+        return {}
+
+
+def record_counts(session: Session, trainer: Trainer) -> None:
+    """Write the numbers of items to tasks.json, with the score of guessing for the report, and print them."""
+    for each in trainer.tasks:
+        if each.counts[INTERIM] > each.counts[FINAL]:
+            each.counts[INTERIM] = each.counts[FINAL]
+    content = {
+        "format": 1,
+        "device": trainer.device.title,
+        "limit_s": session.clock.limits.seconds,
+        "tasks": {
+            each.name: {"fingerprint": each.fingerprint, "chance": each.task.chance, **each.counts}
+            for each in trainer.tasks
+        },
+    }
+    if trainer.tasks:
+        write_json(session.run.tasks, content, checksummed=True)
+    evals, wanted = session.config.eval, session.config.eval.interim_items
+    for each in trainer.tasks:
+        interim, final, total = each.counts[INTERIM], each.counts[FINAL], len(each.task.items)
+        session.console.say(
+            f"tasks   {each.name}: {final:,} of {total:,} items at the end, {interim:,} at interim evaluations"
+            if final < total or interim
+            else f"tasks   {each.name}: {total:,} items at the end"
+        )
+        if final < total or (evals.every and interim < min(wanted, total)):
+            session.console.say(
+                f"tasks   {each.name} is cut to stay within {evals.max_fraction:.0%} of the hours (eval.max_fraction)"
+            )
+
+
+def measure_tasks(session: Session, trainer: Trainer) -> None:
+    """Measure the seconds per item and the seconds of the figures of each task, on samples of its items."""
+    from evals.bookkeeping.answers import AnswerFile
+    from evals.run_task import figures_of
+    from evals.tasks.task import thin
+
+    clock = session.clock
+    for each in trainer.tasks:
+        count, seconds, items = 4, 0.0, len(each.task.items)
+        while True:
+            sample = with_items(each.task, thin(each.task.items, count))
+            check_items(trainer, sample)
+            began = clock.awake_s()
+            marks = answer(session, trainer, sample, AnswerFile(None), "measured")
+            seconds = clock.awake_s() - began
+            if seconds >= MEASURED_S or count >= items:
+                break
+            count *= 2
+        began = clock.awake_s()
+        figures_of(each.task, marks)
+        figures_s = clock.awake_s() - began
+        # The numbers of items follow from them.
+        each.item_s, each.figures_s = session.world.broadcast((seconds / max(1, len(marks)), figures_s))
+
+
+def check_items(trainer: Trainer, task: Task) -> None:
+    """Raise UserError, a line for each of the first items, if the model cannot answer items, e.g. because they are too long."""
+    scorer = scorer_of(trainer, task)
+    problems = []
+    for item in task.items:
+        try:
+            for request in item.requests:
+                scorer.encode(request)
+        except UserError as error:
+            problems.append(f"{task.name}: item {item.id}: {error}")
+    if len(problems) > MOST_PROBLEMS:
+        problems[MOST_PROBLEMS:] = [f"... and {len(problems) - MOST_PROBLEMS:,} more items of {task.name}"]
+    if problems:
+        raise UserError(*problems)
+
+
+# -- evaluation ------------------------------------------------------------------------------------------------------------
+
+
+def interim_scores(session: Session, trainer: Trainer) -> dict[str, float]:
+    """Evaluate some items of each task. Returns the score of each as `task_NAME` and, of a mean, its standard error.
+
+    Raises Interrupted between two batches after a stopping signal.
+    """
+    from evals.bookkeeping.answers import AnswerFile
+    from evals.statistics import score_of
+
+    point: dict[str, float] = {}
+    for each in trainer.tasks:
+        task, began = each.chosen(INTERIM), session.clock.awake_s()
+        if not task.items:
+            continue
+        marks = answer(session, trainer, task, AnswerFile(None), "interim")
+        each.item_s = expected_s(each.item_s, (session.clock.awake_s() - began) / len(marks))
+        score = score_of(marks, task.statistic)
+        if score is None:
+            continue
+        point[f"task_{each.name}"] = score
+        if (error := standard_error(marks, task.statistic)) is not None:
+            point[f"task_{each.name}_se"] = error
+        session.console.detail(f"step {trainer.state.step}: {each.name} {score:.2%} on {len(marks):,} items")
+    return point
+
+
+def standard_error(marks: Sequence[dict[str, Any]], statistic: str) -> float | None:
+    """The standard error of a mean score, as of independent items; slightly too large for a task with groups.
+
+    None for another statistic, and for fewer than two scores.
+    """
+    from evals.tasks.task import MEAN
+
+    scores = [mark["score"] for mark in marks if mark.get("score") is not None]
+    if statistic != MEAN or len(scores) < 2:
+        return None
+    mean = math.fsum(scores) / len(scores)
+    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores))
+
+
+def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, dict[str, Any]]:
+    """Evaluate the tasks with the finished model, whose weights have the sha256 `digest`. Returns the figures by name.
+
+    These are those of `evals.run_task.figures_of`, the number of items of the whole task, and the fingerprint of its items. The
+    answers are kept on disk, so that a run that is killed here goes on where it was, and evaluate.py finds them.
+    """
+    from evals.bookkeeping.answers import AnswerFile
+    from evals.run_task import figures_of
+
+    figures = {}
+    for each in trainer.tasks:
+        task, fingerprint = each.chosen(FINAL), f"{digest} {trainer.corpus.tokenizer.fingerprint}"
+        answers = AnswerFile(session.run.evaluations / f"{each.name}.answers.jsonl")
+        marks = answer(session, trainer, task, answers, fingerprint)
+        figures[each.name] = {
+            **figures_of(task, marks),
+            "available": len(each.task.items),
+            "fingerprint": each.fingerprint,
+        }
+    return figures
+
+
+def answer(
+    session: Session, trainer: Trainer, task: Task, answers: AnswerFile, fingerprint: str
+) -> list[dict[str, Any]]:
+    """Let the model answer the items that `answers` lacks. Returns the marks of all items."""
+    from evals.run_task import answer_items, marks_of
+
+    # Several processes may have different numbers of batches, so they cannot agree on a signal between two of them.
+    stop = session.signals.check if session.world.size == 1 else lambda: None
+    for attempt in attempts(session, trainer):
+        with attempt:
+            answer_items(task, respondent(trainer, task, fingerprint), answers, stop=stop)
+    return marks_of(task, answers, fingerprint)
+
+
+def respondent(trainer: Trainer, task: Task, fingerprint: str) -> Respondent:
+    """The model as it is now."""
+    from evals.run_task import Respondent
+
+    return Respondent(scorer_of(trainer, task), fingerprint, trainer.shape.parameters())
+
+
+def scorer_of(trainer: Trainer, task: Task) -> Scorer:
+    """The scorer of the model as it is now, with the options of a task."""
+    from evals.scoring import Scorer
+
+    device, options = trainer.device, task.options
+    return Scorer(
+        trainer.model,
+        trainer.corpus.tokenizer,
+        device.torch_device,
+        device.autocast,
+        trainer.micro_batch,
+        options.prefix,
+        options.too_long,
+    )
