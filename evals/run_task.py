@@ -10,7 +10,7 @@ from typing import Any
 
 from evals.bookkeeping.answers import AnswerFile
 from evals.scoring import Scorer
-from evals.statistics import interval, score_of
+from evals.statistics import interval, score_of, standard_error
 from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions
 
 # Characters of a batch of items, per token of a forward pass: a batch is about one forward pass, and a killed evaluation
@@ -88,7 +88,8 @@ def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of a task as JSON values.
 
     - kind, items: number of items
-    - score: 0 to 1, see `Task.statistic`; None if no item has a known right answer; interval: its bootstrap interval
+    - score: 0 to 1, see `Task.statistic`; None if no item has a known right answer; standard_error: of the score; interval: its
+      bootstrap interval
     - chance: the score of guessing
     - and those of the kind
     """
@@ -97,6 +98,7 @@ def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "kind": task.kind,
         "items": len(marks),
         "score": score_of(marks, task.statistic),
+        "standard_error": standard_error(marks, task.statistic),
         "interval": list(ends) if ends else None,
         "chance": task.chance,
         "statistic": task.statistic,
