@@ -1,8 +1,9 @@
 """Scores of a task from the marks of its items, and how certain they are.
 
 Intervals are percentiles of the bootstrap (Efron 1979). Items are resampled within their groups, because the groups of a
-benchmark (the paradigms of BLiMP) are fixed. Items of a group with the same outcome are interchangeable, so that a resample is
-drawn as the number of times that each outcome occurs, from a multinomial distribution.
+benchmark (the paradigms of BLiMP) are fixed. n - 1 of the n items of a group are drawn, so that the variance is right for small
+groups, too (Rao and Wu 1988); groups of one item are resampled together. Items of a group with the same outcome are
+interchangeable, so that a resample is drawn as the number of times that each outcome occurs, from a multinomial distribution.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def interval(marks: Marks, statistic: str) -> tuple[float, float] | None:
 
 
 def standard_error(marks: Marks, statistic: str) -> float | None:
-    """Return the standard error of the score, or None if no item has a known right answer.
+    """Return the standard error of the score, or None if fewer than two items have a known right answer.
 
     For a mean it is computed from the variance within the groups, for other statistics from the resamples.
     """
     known = _known(marks)
-    if not known:
+    if len(known) < 2:
         return None
     measure = _measure(known, statistic)
     return measure.standard_error() if isinstance(measure, Mean) else float(_resampled(measure).std(ddof=1))
@@ -95,8 +96,8 @@ class Measure(Protocol):
     groups: Sequence[Group]
     outcomes: Sequence[Any]
 
-    def features(self, group: Group, outcomes: Sequence[Any]) -> np.ndarray:
-        """Return what one item of a group adds to the sums, float64 (len(outcomes), F)."""
+    def features(self, outcomes: Sequence[Any]) -> np.ndarray:
+        """Return what items with these outcomes add to the sums, float64 (len(outcomes), F)."""
         ...
 
     def value(self, sums: np.ndarray) -> np.ndarray:
@@ -109,25 +110,27 @@ class Mean:
 
     def __init__(self, marks: Marks, groups: Sequence[Group]) -> None:
         self.groups = groups
-        self.outcomes: Sequence[Any] = [float(mark["score"]) for mark in marks]
         items = Counter(groups)
         members = Counter(supergroup for supergroup, _ in items)
-        self.weights = {group: 1 / (len(members) * members[group[0]] * n) for group, n in items.items()}  # of an item
+        weights = {group: 1 / (len(members) * members[group[0]] * n) for group, n in items.items()}  # of an item
+        self.outcomes: Sequence[Any] = [
+            weights[group] * mark["score"] for group, mark in zip(groups, marks, strict=True)
+        ]
 
-    def features(self, group: Group, outcomes: Sequence[float]) -> np.ndarray:
+    def features(self, outcomes: Sequence[float]) -> np.ndarray:
         """See `Measure`; the only sum is the statistic."""
-        return self.weights[group] * np.asarray(outcomes)[:, None]
+        return np.asarray(outcomes)[:, None]
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """See `Measure`."""
         return sums[:, 0]
 
     def standard_error(self) -> float:
-        """Return sqrt(sum over groups of (n w)^2 s^2 / n): n items with weight w and sample variance s^2; 0 for one item."""
+        """Return sqrt(sum over groups of n s^2), with the sample variance s^2 of the weighted scores of n items."""
         variance = 0.0
-        for group, scores, counts in _counted(self):
-            n, mean = counts.sum(), np.average(scores, weights=counts)
-            variance += n * self.weights[group] ** 2 * (counts * (np.asarray(scores) - mean) ** 2).sum() / max(1, n - 1)
+        for outcomes, counts in _counted(self):
+            n, mean = counts.sum(), np.average(outcomes, weights=counts)
+            variance += n / max(1, n - 1) * (counts * (np.asarray(outcomes) - mean) ** 2).sum()
         return math.sqrt(variance)
 
 
@@ -143,7 +146,7 @@ class MacroF1:
         self.outcomes: Sequence[Any] = [(str(mark["gold"]), str(mark["answer"])) for mark in marks]
         self.labels = np.asarray(sorted({gold for gold, _ in self.outcomes}))
 
-    def features(self, group: Group, outcomes: Sequence[tuple[str, str]]) -> np.ndarray:
+    def features(self, outcomes: Sequence[tuple[str, str]]) -> np.ndarray:
         """See `Measure`; the sums are, for each label, TP and 2 TP + FP + FN (how often it is the label or the answer)."""
         gold, answer = np.asarray(outcomes).T[..., None] == self.labels  # (items, labels) each
         return np.hstack([gold & answer, gold.astype(np.float64) + answer])
@@ -163,14 +166,14 @@ class Difference:
         self.groups = first.groups
         self.outcomes: Sequence[Any] = list(zip(first.outcomes, second.outcomes, strict=True))
 
-    def features(self, group: Group, outcomes: Sequence[tuple[Any, Any]]) -> np.ndarray:
+    def features(self, outcomes: Sequence[tuple[Any, Any]]) -> np.ndarray:
         """See `Measure`; the sums of both, side by side."""
         first, second = zip(*outcomes, strict=True)
-        return np.hstack([self.first.features(group, first), self.second.features(group, second)])
+        return np.hstack([self.first.features(first), self.second.features(second)])
 
     def value(self, sums: np.ndarray) -> np.ndarray:
         """See `Measure`."""
-        width = self.first.features(self.groups[0], self.first.outcomes[:1]).shape[1]
+        width = self.first.features(self.first.outcomes[:1]).shape[1]
         return self.first.value(sums[:, :width]) - self.second.value(sums[:, width:])
 
 
@@ -197,18 +200,19 @@ def _measure(marks: Marks, statistic: str) -> Mean | MacroF1:
     return MEASURES[statistic](marks, _groups(marks))
 
 
-def _counted(measure: Measure) -> Iterator[tuple[Group, Sequence[Any], np.ndarray]]:
-    """Yield each group with its outcomes and their counts."""
-    groups: dict[Group, Counter[Any]] = {}
+def _counted(measure: Measure) -> Iterator[tuple[Sequence[Any], np.ndarray]]:
+    """Yield the outcomes of each group and their counts; groups of one item are taken together."""
+    sizes = Counter(measure.groups)
+    groups: dict[Group | None, Counter[Any]] = {}
     for group, outcome in zip(measure.groups, measure.outcomes, strict=True):
-        groups.setdefault(group, Counter())[outcome] += 1
-    for group, counts in groups.items():
-        yield group, list(counts), np.asarray(list(counts.values()))
+        groups.setdefault(group if sizes[group] > 1 else None, Counter())[outcome] += 1
+    for counts in groups.values():
+        yield list(counts), np.asarray(list(counts.values()))
 
 
 def _value(measure: Measure) -> float:
     """The statistic of the items themselves."""
-    sums = sum(counts @ measure.features(group, outcomes) for group, outcomes, counts in _counted(measure))
+    sums = sum(counts @ measure.features(outcomes) for outcomes, counts in _counted(measure))
     return float(measure.value(np.asarray(sums)[None])[0])
 
 
@@ -216,11 +220,13 @@ def _resampled(measure: Measure) -> np.ndarray:
     """The statistic (RESAMPLES,) of items drawn with replacement within each group."""
     generator = np.random.default_rng(SEED)
     sums: Any = 0
-    for group, outcomes, counts in _counted(measure):
-        features, n = measure.features(group, outcomes), counts.sum()
+    for outcomes, counts in _counted(measure):
+        features, n = measure.features(outcomes), counts.sum()
+        n_drawn = max(1, n - 1)
         rows = max(1, MAX_DRAWN // len(counts))
         sizes = [min(rows, RESAMPLES - begin) for begin in range(0, RESAMPLES, rows)]
-        sums = sums + np.vstack([generator.multinomial(n, counts / n, size=size) @ features for size in sizes])
+        drawn = np.vstack([generator.multinomial(n_drawn, counts / n, size=size) @ features for size in sizes])
+        sums = sums + n / n_drawn * drawn
     return measure.value(sums)
 
 

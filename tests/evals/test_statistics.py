@@ -108,10 +108,29 @@ def test_the_standard_error_of_groups_is_that_of_independent_means() -> None:
     assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_uncertainty_of_small_groups_is_not_underestimated(size: int) -> None:
+    scores = draws(0.4, 120, seed=1).reshape(-1, size)
+    marks = [mark for number, group in enumerate(scores) for mark in marks_of(group, str(number))]
+
+    expected = (
+        math.sqrt(sum(group.var(ddof=1) / size for group in scores)) / len(scores) if size > 1 else stats.sem(scores)
+    )
+    low, high = interval(marks, MEAN) or (0, 0)
+
+    assert standard_error(marks, MEAN) == pytest.approx(float(np.squeeze(expected)), rel=1e-12)
+    assert (high - low) / (2 * 1.96) == pytest.approx(float(np.squeeze(expected)), rel=0.1)
+
+
+def test_one_item_has_no_standard_error() -> None:
+    assert standard_error(marks_of([1]), MEAN) is None
+    assert interval(marks_of([1]), MEAN) == (1.0, 1.0)
+
+
 def test_items_are_resampled_within_their_groups() -> None:
     easy, hard = marks_of([1] * 500, "easy"), marks_of([0] * 500, "hard")
 
-    assert interval(easy + hard, MEAN) == (0.5, 0.5)
+    assert interval(easy + hard, MEAN) == pytest.approx((0.5, 0.5), abs=1e-12)
 
 
 def test_a_paired_difference_is_surer_than_that_of_two_intervals() -> None:
