@@ -149,11 +149,13 @@ def test_a_paired_difference_is_surer_than_that_of_two_intervals() -> None:
 
 def test_a_difference_counts_the_items_that_both_have_in_the_groups_of_the_first() -> None:
     ours = marks_of([1, 1, 0], "a") + marks_of([1], "b")
-    theirs = [{**mark, "group": "elsewhere", "score": 0.0} for mark in reversed(ours[1:])]
+    theirs = [
+        {**mark, "group": "elsewhere", "score": score} for mark, score in zip(ours[:0:-1], [0.5, 0, 0], strict=True)
+    ]
 
     value, _ = paired_difference(ours, theirs, MEAN) or (0, (0, 0))
 
-    assert value == pytest.approx((0.5 + 1) / 2)
+    assert value == pytest.approx((0.5 + 1) / 2 - (0 + 0.5) / 2)
     assert paired_difference(ours, marks_of([1], "other"), MEAN) is None
 
 
