@@ -78,8 +78,10 @@ def rows_and_errors(path: Path) -> Iterator[Row | UserError]:
         raise UserError(f"{path}: not valid {suffix} ({error}); correct the file of task.path") from None
 
 
-def read_each(rows: Iterable[Given], read: Callable[[Given], Made], bad_items: str) -> tuple[list[Made], int]:
-    """Return what `read` makes of each row, and the number of rows that it refuses by UserError.
+def read_each(
+    rows: Iterable[Given | UserError], read: Callable[[Given], Made], bad_items: str
+) -> tuple[list[Made], int]:
+    """Return what `read` makes of each row, and the number of invalid rows: errors, and those that it refuses by UserError.
 
     With bad_items=refuse, raises UserError with a line for each of the first MOST_PROBLEMS of them; with bad_items=skip, only
     if there is no other row.
@@ -87,6 +89,8 @@ def read_each(rows: Iterable[Given], read: Callable[[Given], Made], bad_items: s
     made, problems = [], []
     for row in rows:
         try:
+            if isinstance(row, UserError):
+                raise row
             made.append(read(row))
         except UserError as error:
             problems.append(str(error))
