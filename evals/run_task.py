@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from common.errors import MachineError, UserError
 from evals.bookkeeping.answers import AnswerFile, from_json, to_json
 from evals.scoring import Encoded, Scorer
-from evals.statistics import interval, score_of
+from evals.statistics import interval, score_of, standard_error
 from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions
 
 # Characters of a batch of items, per token of a forward pass: a batch is about one forward pass, and a killed evaluation
@@ -172,7 +172,8 @@ def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of a task as JSON values.
 
     - kind, items: number of items
-    - score: 0 to 1, see `Task.statistic`; None if no item has a known right answer; interval: its bootstrap interval
+    - score: 0 to 1, see `Task.statistic`; None if no item has a known right answer; standard_error: of the score; interval: its
+      bootstrap interval
     - chance: the score of guessing
     - and those of the kind
     """
@@ -181,6 +182,7 @@ def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "kind": task.kind,
         "items": len(marks),
         "score": score_of(marks, task.statistic),
+        "standard_error": standard_error(marks, task.statistic),
         "interval": list(ends) if ends else None,
         "chance": task.chance,
         "statistic": task.statistic,

@@ -80,8 +80,8 @@ class Task(Protocol):
         name: Its name in the results; `kind`: its entry in `KINDS`.
         options: The options it was loaded with.
         items: In the order of its files.
-        statistic: How the marks become the score of the task: MEAN (of `score`, over `group`s) or MACRO_F1 (of `gold` and
-            `answer`).
+        statistic: How the marks become the score of the task: MEAN (of `score`, over `group`s and `supergroup`s) or MACRO_F1
+            (of `gold` and `answer`).
         higher_is_better: Whether a higher score is better.
     """
 
@@ -95,7 +95,8 @@ class Task(Protocol):
         """Return the prediction for an item as JSON values.
 
         Keys of all kinds: `id`; `score`, 0 to 1, None for an item without a known right answer; `group`, the part of the task
-        over which scores are averaged first (a paradigm), if it has parts; `gold` and `answer`. A kind may add its own.
+        over which scores are averaged first (a paradigm), if it has parts; `supergroup`, the part over whose groups they are
+        averaged next (a phenomenon); `gold` and `answer`. A kind may add its own.
         """
         ...
 
