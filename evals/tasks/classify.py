@@ -62,12 +62,12 @@ class Classification:
     @property
     def chance(self) -> float:
         """The macro F1 of always giving the most frequent label."""
-        return float(majority([item.content["gold"] for item in self.items])["macro_f1"])
+        return float(majority([item.content["gold"] for item in self.items], list(self.labels))["macro_f1"])
 
     def mark(self, item: Item, answer: Answer) -> dict[str, Any]:
         """The label that task.score chooses, and that of each other score (`answers`).
 
-        - text: the context; empty: whether the item has no text
+        - text: the text of the item; of several fields of the template, joined by " | "
         - logprobs: {label: log-probability}; of equally likely labels the first one is the answer
         - generated: the text instead, with task.score=generate
         - cut, unknown: tokens of the requests, see `Score`; the largest of all labels
@@ -85,7 +85,7 @@ class Classification:
                 "unknown": max(score.unknown for score in answer),
             }
         gold, chosen = item.content["gold"], answers[self.by]
-        about = {"id": item.id, "text": item.content["context"], "empty": item.content["empty"], "gold": gold}
+        about = {"id": item.id, "text": item.content["text"], "gold": gold}
         return {**about, "answer": chosen, "score": float(chosen == gold), "answers": answers, **details}
 
     def figures(self, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -116,9 +116,9 @@ class Classification:
             "weighted_f1": sum(each["f1"] * each["support"] for each in by_label.values()) / len(marks),
             "by_label": by_label,
             "confusion": confusion,
-            "majority": majority(gold),
+            "majority": majority(gold, list(self.labels)),
             "outside": {"gold": sum(each not in self.labels for each in gold), "answers": answers.count(OUTSIDE)},
-            "empty": sum(mark["empty"] for mark in marks),
+            "empty": sum(not mark["text"].strip(" |") for mark in marks),
             "contradictory": contradictory(marks),
             "skipped": self.skipped,
             "cut": sum(mark["cut"] for mark in marks),
@@ -145,7 +145,8 @@ def confusion_of(
     rows = [*labels, *sorted({*gold} - {*labels})]
     columns = [*rows, OUTSIDE]
     counts = np.zeros((len(rows), len(columns)), dtype=np.int64)
-    np.add.at(counts, ([rows.index(each) for each in gold], [columns.index(each) for each in answers]), 1)
+    index = {name: i for i, name in enumerate(columns)}
+    np.add.at(counts, ([index[each] for each in gold], [index[each] for each in answers]), 1)
     right, support, answered = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)[:-1]
     by_label = {
         label: {
@@ -161,10 +162,9 @@ def confusion_of(
     return by_label, {"gold": rows, "answers": [columns[i] for i in shown], "counts": counts[:, shown].tolist()}
 
 
-def majority(gold: Sequence[str]) -> dict[str, Any]:
-    """Return {label, accuracy, macro_f1} of always giving the most frequent label; of several, the first by name."""
-    counts = Counter(gold)
-    label = min(counts, key=lambda each: (-counts[each], each))
+def majority(gold: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """Return {label, accuracy, macro_f1} of always giving the most frequent of `labels`; of several, the first."""
+    label = max(labels, key=Counter(gold).__getitem__)
     marks = [_rated(each, label) for each in gold]
     return {"label": label, "accuracy": score_of(marks, MEAN), "macro_f1": score_of(marks, MACRO_F1)}
 
@@ -276,11 +276,10 @@ class Question:
     def item(self, id: str, row: Row, gold: str, labels: Mapping[str, str], options: TaskOptions) -> Item:
         """Return the item of a row."""
         values = self.values(row)
-        context = render(self.before, values)
-        content = {"gold": gold, "context": context, "empty": not any(value.strip() for value in values.values())}
+        content = {"gold": gold, "text": " | ".join(values.values())}
         if options.score == GENERATE:
             # Spaces at the end belong to the first word of the answer, as in `Scorer.encode`.
-            return Item(id, prompt=context.rstrip(" "), content=content)
+            return Item(id, prompt=render(self.before, values).rstrip(" "), content=content)
         requests = self.requests(values, labels)
         if options.score == PMI:
             requests += self.requests(dict.fromkeys(values, ""), labels)
@@ -329,6 +328,10 @@ def labels_of(given: Any, found: Sequence[str], place: str) -> dict[str, str]:
         return labels
     labels = given_labels(given)
     check_labels(labels, "task.labels")
+    if len(found) > MOST_LABELS:
+        raise UserError(
+            f"{place} has {len(found):,} labels; allowed: up to {MOST_LABELS:,}; is task.label_key the right field?"
+        )
     if not {*labels} & {*found}:
         raise UserError(
             f"{place} has none of the labels of task.labels, {', '.join(labels)}; its labels are {', '.join(found)[:400]}"

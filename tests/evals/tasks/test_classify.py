@@ -256,6 +256,8 @@ def test_odd_items_are_counted(tmp_path: Path) -> None:
         0,
     )
     assert found["accuracy"][task.by]["value"] == 4 / 7
+    # The same text behind the label.
+    assert load(task.options.path or "", template="{label}: {text}").items[0].content["text"] == "same"
 
 
 # What is warned about and what is refused.
