@@ -426,8 +426,9 @@ class TaskConfig:
     )
     too_long: str | None = option(
         None,
-        "items longer than the model's window: refuse | cut (the context, from the left, and count) (refuse)",
-        choices=("refuse", "cut"),
+        "items longer than the model's window: refuse | cut (the context, from the left, and count) | roll (cut, and score"
+        " longer answers in several windows) (refuse)",
+        choices=("refuse", "cut", "roll"),
         added_later=True,
     )
     bad_items: str | None = option(

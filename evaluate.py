@@ -23,7 +23,7 @@ from data.eval_windows import EvalRange
 from data.files.find_files import describe_not_read, find_files
 from data.files.readers import read_documents, source_id
 from data.tokenizers.tokenizer import Tokenizer
-from device.distributed import join_world, leave_world, local_device
+from device.distributed import World, join_world, leave_world, local_device
 from run.report.console import Console
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(config: EvaluateConfig) -> None:
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
     figures = score(config, device) if config.data.path is not None else {}
     if config.tasks:
-        figures |= score_tasks(config, device)
+        figures |= score_tasks(config, device, world)
     note = world.broadcast(figures["note"])
     if note != figures["note"]:  # the run is training
         raise MachineError(
@@ -93,7 +93,7 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     return {**about, **figures}
 
 
-def score_tasks(config: EvaluateConfig, device: Any) -> dict[str, Any]:
+def score_tasks(config: EvaluateConfig, device: Any, world: World) -> dict[str, Any]:
     """Score the model on the tasks. Returns {"checkpoint", "note", "parameters", "tasks": {name: figures}}."""
     from evals.bookkeeping.answers import AnswerFile
     from evals.run_task import Respondent, answer_items, figures_of, marks_of
@@ -111,7 +111,7 @@ def score_tasks(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     figures = {}
     for task in tasks:
         answers = AnswerFile(folder / f"{task.name}.answers.jsonl")
-        answer_items(task, respondent, answers)
+        answer_items(task, respondent, answers, processes=world)
         figures[task.name] = figures_of(task, marks_of(task, answers, respondent.fingerprint))
     return {"checkpoint": config.checkpoint, "note": loaded.note, "parameters": parameters, "tasks": figures}
 

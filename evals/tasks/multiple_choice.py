@@ -31,7 +31,7 @@ from common.paths import user_path
 from evals.scoring import Request, Score
 from evals.tasks.questions import Question, read_questions
 from evals.tasks.ready_requests import FILES, FOLDER, ReadyQuestion, is_ready, package_folder, read_requests
-from evals.tasks.rows import item_files, read_rows
+from evals.tasks.rows import item_files, rows_and_errors
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions
 from evals.tasks.template import fields_of, load_template, render
 
@@ -175,10 +175,10 @@ def load_multiple_choice(name: str, options: TaskOptions) -> list[Any]:
 
 def _read_file(path: Path, group: str | None, template: str | None, options: TaskOptions) -> tuple[list[Item], int]:
     """Return the items of a file, and the number of invalid ones that were skipped."""
-    rows = list(read_rows(path))
+    rows = list(rows_and_errors(path))
     if not rows:
         raise UserError(f"{path} holds no items; correct task.path")
-    if is_ready(rows[0]):
+    if any(map(is_ready, rows)):
         if template is not None or options.score == "letter":
             option = "task.template" if template is not None else "task.score=letter"
             raise UserError(f"{path} holds ready requests, to which {option} does not apply; leave it out")

@@ -73,16 +73,18 @@ class Shape:
         return "{" + ", ".join("|".join(names) for names in self.fields) + "}"
 
 
-def read_questions(rows: Sequence[Row], bad_items: str) -> tuple[list[Question], int]:
+def read_questions(rows: Sequence[Row | UserError], bad_items: str) -> tuple[list[Question], int]:
     """Return the questions, and the number of invalid rows that were skipped.
 
     Raises UserError for rows of unknown shape and, unless bad_items=skip, with a line for each invalid row.
     """
-    shape = next((each for row in rows for each in SHAPES if each.names(row) is not None), None)
-    if shape is None:
+    valid = [row for row in rows if isinstance(row, Row)]
+    shape = next((each for row in valid for each in SHAPES if each.names(row) is not None), None)
+    if valid and shape is None:
         known = ", ".join(map(str, SHAPES))
-        raise UserError(f"{rows[0].place}: fields {rows[0].fields}; a question has one of the shapes {known}")
-    _refuse_indices_from_one(rows, shape)
+        raise UserError(f"{valid[0].place}: fields {valid[0].fields}; a question has one of the shapes {known}")
+    shape = shape or SHAPES[0]  # without a valid row, each is refused before its shape matters
+    _refuse_indices_from_one(valid, shape)
     return read_each(rows, lambda row: _question(row, shape), bad_items)
 
 
@@ -167,7 +169,10 @@ def _piqa(row: Row, goal: str, first: str, second: str, label: str) -> Question:
 
 
 def _winogrande(row: Row, sentence: str, first: str, second: str, answer: str) -> Question:
-    """The choices fill a blank; what follows the blank is scored ("partial evaluation", Trinh and Le 2018)."""
+    """The choices fill a blank, and what follows it is scored ("partial evaluation", Trinh and Le 2018, arXiv:1806.02847).
+
+    One space is put before what follows, also before "'s", as lm-evaluation-harness and OLMES do.
+    """
     text, texts = _text(row, sentence), (_text(row, first), _text(row, second))
     before, blank, behind = text.partition("_")
     if not blank or "_" in behind or not behind.strip():
@@ -176,7 +181,7 @@ def _winogrande(row: Row, sentence: str, first: str, second: str, answer: str) -
     if value not in (None, "", 1, 2, "1", "2") or isinstance(value, bool):
         raise UserError(f"{_place(row)}: {answer} is {shortened(value)}; allowed: 1 and 2")
     gold = int(value) - 1 if value else None
-    return Question(_id(row), row.place, text, texts, gold, AS_IT_IS, (before, behind))
+    return Question(_id(row), row.place, text, texts, gold, AS_IT_IS, (before, f" {behind.strip()}"))
 
 
 def _boolq(row: Row, question: str, passage: str, answer: str) -> Question:

@@ -60,12 +60,12 @@ def package_folder(name: str) -> Path:
     raise UserError(f"tasks={name} needs task.path=FILE or FOLDER with its items: {missing}")
 
 
-def is_ready(row: Row) -> bool:
+def is_ready(row: Row | UserError) -> bool:
     """Return whether a row is a ready request."""
-    return all(name in row.values for name in FIELDS)
+    return isinstance(row, Row) and all(name in row.values for name in FIELDS)
 
 
-def read_requests(rows: Iterable[Row], bad_items: str) -> tuple[list[ReadyQuestion], int]:
+def read_requests(rows: Iterable[Row | UserError], bad_items: str) -> tuple[list[ReadyQuestion], int]:
     """Return the questions in the order of their first rows, and the number of invalid questions that were skipped.
 
     Raises UserError for an invalid row, and for invalid questions unless bad_items=skip.
@@ -79,7 +79,9 @@ def read_requests(rows: Iterable[Row], bad_items: str) -> tuple[list[ReadyQuesti
     )
 
 
-def _line(row: Row) -> _Line:
+def _line(row: Row | UserError) -> _Line:
+    if isinstance(row, UserError):
+        raise row
     values = row.values
     if not is_ready(row):
         raise UserError(f"{row.place}: not a request with {', '.join(FIELDS)}; its fields are {row.fields}")

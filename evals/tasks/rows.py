@@ -55,8 +55,16 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file in order.
 
     Raises UserError with file and line for a file that cannot be read, is not UTF-8 or is larger than LARGEST_FILE, and for a
-    row that is not an object or has another number of fields than the header.
+    row that is not valid JSON, not an object or has another number of fields than the header.
     """
+    for row in rows_and_errors(path):
+        if isinstance(row, UserError):
+            raise row
+        yield row
+
+
+def rows_and_errors(path: Path) -> Iterator[Row | UserError]:
+    """Yield the rows of a file as `read_rows` does, but in place of an invalid row the error, so that it can be skipped."""
     suffix = suffix_of(path)
     if not path.is_file():  # not a pipe either, which may never end
         raise UserError(f"{path} is not a file; give task.path=FILE or FOLDER")
@@ -70,8 +78,10 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: not valid {suffix} ({error}); correct the file of task.path") from None
 
 
-def read_each(rows: Iterable[Given], read: Callable[[Given], Made], bad_items: str) -> tuple[list[Made], int]:
-    """Return what `read` makes of each row, and the number of rows that it refuses by UserError.
+def read_each(
+    rows: Iterable[Given | UserError], read: Callable[[Given], Made], bad_items: str
+) -> tuple[list[Made], int]:
+    """Return what `read` makes of each row, and the number of invalid rows: errors, and those that it refuses by UserError.
 
     With bad_items=refuse, raises UserError with a line for each of the first MOST_PROBLEMS of them; with bad_items=skip, only
     if there is no other row.
@@ -79,6 +89,8 @@ def read_each(rows: Iterable[Given], read: Callable[[Given], Made], bad_items: s
     made, problems = [], []
     for row in rows:
         try:
+            if isinstance(row, UserError):
+                raise row
             made.append(read(row))
         except UserError as error:
             problems.append(str(error))
@@ -128,17 +140,24 @@ def _lines(path: Path) -> Iterator[str]:
         yield text.removesuffix("\r")
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path) -> Iterator[Row | UserError]:
     return _parsed_lines(path, _lines(path))
 
 
-def _parsed_lines(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _parsed_lines(path: Path, lines: Iterable[str]) -> Iterator[Row | UserError]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield _row(f"{path}:{number}", _parsed(f"{path}:{number}", line))
+            yield _row_of_line(f"{path}:{number}", line)
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _row_of_line(place: str, line: str) -> Row | UserError:
+    try:
+        return _row(place, _parsed(place, line))
+    except UserError as error:
+        return error
+
+
+def _json(path: Path) -> Iterator[Row | UserError]:
     """A list of objects, or JSON lines in a file that is named .json."""
     lines = list(_lines(path))
     filled = [line for line in lines if line.strip()]
@@ -164,13 +183,13 @@ def _parsed(place: str, text: str) -> Any:
         raise UserError(f"{place}: not valid JSON ({error}); correct the file of task.path") from None
 
 
-def _row(place: str, values: Any) -> Row:
+def _row(place: str, values: Any) -> Row | UserError:
     if not isinstance(values, dict):
-        raise UserError(f"{place}: {shortened(values)} is not an object; correct the file of task.path")
+        return UserError(f"{place}: {shortened(values)} is not an object; correct the file of task.path")
     return Row(place, values)
 
 
-def _delimited(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
+def _delimited(path: Path, delimiter: str, quoting: Any) -> Iterator[Row | UserError]:
     """The rows below a header. Blank lines are left out; fields in quotes may hold line ends."""
     csv.field_size_limit(LONGEST_FIELD)  # some passages are longer than the module's default of 128 KiB
     reader = csv.reader((f"{line}\n" for line in _lines(path)), delimiter=delimiter, quoting=quoting, strict=True)
@@ -179,19 +198,19 @@ def _delimited(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
         raise UserError(f"{path}: the header names a field twice: {', '.join(header)[:SHOWN_KEYS]}; rename one")
     for fields in reader:
         if fields and len(fields) != len(header):
-            raise UserError(
+            yield UserError(
                 f"{path}:{reader.line_num}: {len(fields)} fields, but the header has {len(header)}; correct the file of"
                 " task.path"
             )
-        if fields:
+        elif fields:
             yield Row(f"{path}:{reader.line_num}", dict(zip(header, fields, strict=True)))
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[Row | UserError]:
     return _delimited(path, ",", csv.QUOTE_MINIMAL)
 
 
-def _tsv(path: Path) -> Iterator[Row]:
+def _tsv(path: Path) -> Iterator[Row | UserError]:
     """Tabs separate plain text, in which quotes are ordinary characters."""
     return _delimited(path, "\t", csv.QUOTE_NONE)
 
@@ -214,7 +233,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                     yield Row(f"{path}: row {number}", values)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Row] | Iterator[Row | UserError]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
