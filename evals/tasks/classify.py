@@ -21,7 +21,7 @@ from common.typed import closest
 from evals.scoring import Request
 from evals.statistics import score_of
 from evals.tasks.multiple_choice import MEASURES, accuracy_of, measures
-from evals.tasks.rows import Row, read_each, read_rows, shortened
+from evals.tasks.rows import Row, read_each, rows_and_errors, shortened
 from evals.tasks.task import MACRO_F1, MEAN, Answer, Generated, Item, TaskOptions
 from evals.tasks.template import fields_of, load_template, render, split_at
 
@@ -186,7 +186,7 @@ def _ratio(part: Any, whole: Any) -> float:
 
 
 def load_classify(name: str, options: TaskOptions) -> list[Any]:
-    """Load the texts of a file, see `read_rows`, with their labels.
+    """Load the texts of a file, see `rows_and_errors`, with their labels.
 
     Labels are compared without spaces at their ends. Raises UserError for a file without the fields that the template has or
     without labels, for fewer than two labels, for labels that cannot be told apart, and for invalid items.
@@ -199,7 +199,7 @@ def load_classify(name: str, options: TaskOptions) -> list[Any]:
     if path.is_dir():
         files = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
         raise UserError(f"{path} is a folder; give task.path one of its files: {', '.join(files[:20])}")
-    rows = list(read_rows(path))
+    rows, unreadable = read_each(rows_and_errors(path), _readable, options.bad_items)
     if not rows:
         raise UserError(f"{path} has no items; give task.path=FILE with a text and a label in each row")
     question = Question.of(options, rows)
@@ -207,7 +207,9 @@ def load_classify(name: str, options: TaskOptions) -> list[Any]:
     labels = labels_of(options.labels, sorted({gold for _, gold in read}), f"{path}: field {question.label_key!r}")
     ids = _ids(rows)
     items = [question.item(ids[row.place], row, gold, labels, options) for row, gold in read]
-    return [Classification(name, options, items, labels, skipped, tuple(question.warnings(labels, options)))]
+    return [
+        Classification(name, options, items, labels, unreadable + skipped, tuple(question.warnings(labels, options)))
+    ]
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,12 @@ def check_labels(labels: Mapping[str, str], place: str) -> None:
     ]
     if problems:
         raise UserError(*problems)
+
+
+def _readable(row: Row | UserError) -> Row:
+    if isinstance(row, UserError):
+        raise row
+    return row
 
 
 def _ids(rows: Sequence[Row]) -> dict[str, str]:

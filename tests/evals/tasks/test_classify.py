@@ -320,12 +320,16 @@ def test_invalid_items_are_refused_or_left_out_and_counted(tmp_path: Path) -> No
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in (*good, *bad)))
     messages = problems(str(path))
+    assert len(messages) == 5
     assert [message.partition(": ")[0][-1] for message in messages[:4]] == ["4", "5", "6", "7"]
     assert "label is None, not a label" in messages[0] and "text is 3, not a text" in messages[1]
     task = load(str(path), bad_items="skip")
     assert [item.content["gold"] for item in task.items] == ["true", "false", "true"]
     assert figures(task, lambda item: scored(-1, -2))["skipped"] == 4
     assert [item.id for item in task.items] == ["1", "2", "3"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*good, *bad)) + "{\n[]\n")
+    assert [message.partition(": ")[0][-1] for message in problems(str(path))[:2]] == ["8", "9"]
+    assert load(str(path), bad_items="skip").skipped == 6
 
 
 def bad_files(folder: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
