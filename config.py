@@ -396,8 +396,9 @@ class TaskConfig:
     score: str | None = option(
         None,
         "what chooses among answers: sum (log-probability) | per_token | per_byte | per_character | pmi (minus that of the"
-        " answer without the question) | letter (of A, B, C, ...) (sum)",
-        choices=("sum", "per_token", "per_byte", "per_character", "pmi", "letter"),
+        " answer without the question) | letter (of A, B, C, ...) | generate (classify: the label that the model writes)"
+        " (sum)",
+        choices=("sum", "per_token", "per_byte", "per_character", "pmi", "letter", "generate"),
         added_later=True,
     )
     average: str | None = option(
@@ -412,9 +413,10 @@ class TaskConfig:
         choices=("half", "good"),
         added_later=True,
     )
-    labels: dict[str, Any] | None = option(
+    labels: Any = option(
         None,
-        "classify: the labels, and the text of each, e.g. '{positive: chanya, negative: hasi}' (those of the items)",
+        "classify: the labels, e.g. [positive, negative], or with the text of each, e.g. '{positive: chanya, negative: hasi}'"
+        " (those of the items)",
         added_later=True,
     )
     text_key: str | None = option(None, "classify: field with the text (text)", added_later=True)

@@ -46,6 +46,16 @@ def fields_of(template: str) -> set[str]:
     return {found[1] for found in PART.finditer(template) if found[1]}
 
 
+def split_at(template: str, field: str) -> list[str]:
+    """Return the parts of a template between the places where `field` is; one part if it is nowhere."""
+    begin, parts = 0, []
+    for found in PART.finditer(template):
+        if found[1] == field:
+            parts.append(template[begin : found.start()])
+            begin = found.end()
+    return [*parts, template[begin:]]
+
+
 def render(template: str, fields: Mapping[str, str]) -> str:
     """Return the text of a template. Raises UserError for a field that is not in `fields`.
 
