@@ -77,7 +77,7 @@ class MinimalPairs:
 
         - average: what the score is averaged over; score_by_paradigm, score_by_phenomenon: both averages (None: not known)
         - margin: log-probability of the good sentence minus that of the bad one, nats, averaged as the score is, and its
-          standard error. It changes before the score does.
+          standard error.
         - paradigms: number; above_chance, below_chance: those that differ from guessing by a sign test at 5 % each
         - ties: number; tied: the ids of the first SHOWN_TIES
         - skipped: invalid items that were left out
