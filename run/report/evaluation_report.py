@@ -239,10 +239,12 @@ def _tables(part: Part) -> Iterator[Block]:
 def _dot(name: str, row: Mapping[str, Any]) -> Dot | None:
     """The dot of a part with a score, and the interval that it has itself or that follows from its standard error."""
     score = next((row[key] for key in ("score", "f1") if is_number(row.get(key))), None)
-    error = row.get("standard_error")
-    if score is None and is_number(row.get("value")) and is_number(error):
-        return Dot(name, row["value"], (row["value"] - NORMAL_95 * error, row["value"] + NORMAL_95 * error))
-    return None if score is None else Dot(name, score, _ends(row.get("interval")))
+    if score is not None:
+        return Dot(name, score, _ends(row.get("interval")))
+    value, error = _known(row.get("value")), _known(row.get("standard_error"))
+    if value is None or error is None:
+        return None
+    return Dot(name, value, (value - NORMAL_95 * error, value + NORMAL_95 * error))
 
 
 def _confusion(part: Part) -> Iterator[Block]:

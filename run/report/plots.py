@@ -87,7 +87,7 @@ def picture(
     above, below = (
         (edge * FIGURE_INCHES[1]) / height for edge in (1 - _RC["figure.subplot.top"], _RC["figure.subplot.bottom"])
     )
-    margins = {"figure.subplot.top": 1 - above, "figure.subplot.bottom": below}
+    margins: Any = {"figure.subplot.top": 1 - above, "figure.subplot.bottom": below}
     with matplotlib.rc_context({**_RC, **margins, "svg.hashsalt": title}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has the glyphs that this font lacks
         figure = Figure(figsize=(FIGURE_INCHES[0], height))
