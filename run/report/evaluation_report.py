@@ -244,7 +244,7 @@ def _dot(name: str, row: Mapping[str, Any]) -> Dot | None:
     value, error = _known(row.get("value")), _known(row.get("standard_error"))
     if value is None or error is None:
         return None
-    return Dot(name, value, (value - NORMAL_95 * error, value + NORMAL_95 * error))
+    return Dot(name, value, (max(0.0, value - NORMAL_95 * error), min(1.0, value + NORMAL_95 * error)))
 
 
 def _confusion(part: Part) -> Iterator[Block]:
