@@ -221,7 +221,9 @@ def test_a_plugin_of_sweeps_is_refused_without_a_sweep(word: str) -> None:
 def test_a_launcher_is_only_for_training() -> None:
     """Jobs of the other commands run in one process, which collects their results."""
     (line,) = refused("-m", "hydra/launcher=joblib", "checkpoint=a,b", "tasks=[blimp]", script="evaluate")
-    assert line == "hydra/launcher=joblib is for train.py; the jobs of this command run one after the other; leave it out"
+    assert (
+        line == "hydra/launcher=joblib is for train.py; the jobs of this command run one after the other; leave it out"
+    )
 
 
 def test_an_unknown_launcher_lists_the_known_ones() -> None:

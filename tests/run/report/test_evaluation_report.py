@@ -149,19 +149,19 @@ def test_marks_without_their_keys_do_not_break_the_page(tmp_path: Path) -> None:
 
 
 def test_a_choice_given_as_an_index_is_shown_as_its_text(tmp_path: Path) -> None:
-    requests = [{"context": "Sky?", "continuation": f" {word}", "logprob": -1.0} for word in ("green", "blue")]
+    requests = [{"context": "Sky?", "continuation": f" {word}", "logprob": -1.0} for word in ("green", "blue", "red")]
     mark = {
         "id": "q",
         "gold": 1,
         "answer": 0,
         "score": 0.0,
-        "logprobs": [-1.0, -3.0],
+        "logprobs": [-1.0, -3.0, -9.0],
         "requests": [*requests, *requests],
     }
     evaluation = {"tasks": {"quiz": {"kind": "multiple_choice", "score": 0.0}}}
     write_evaluation_report(tmp_path / "a.html", evaluation, {"quiz": [mark]})
     text = Page((tmp_path / "a.html").read_text()).text
-    assert "Sky? -1.0 green -1.0 blue blue green -2.0" in text
+    assert "Sky? -1.0 green -1.0 blue -1.0 red blue green -2.0" in text
 
 
 def test_a_label_of_a_plot_is_text_and_never_a_formula() -> None:
