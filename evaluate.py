@@ -7,14 +7,16 @@ source. Under torchrun, every process scores its share of the text.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli.launch import launch, leave
+from cli.compose import checked_config
+from cli.launch import SweepFunctions, launch, leave
 from common.errors import MachineError
 from common.format import format_count
 from common.json_io import significant
@@ -23,12 +25,19 @@ from data.eval_windows import EvalRange
 from data.files.find_files import describe_not_read, find_files
 from data.files.readers import read_documents, source_id
 from data.tokenizers.tokenizer import Tokenizer
-from device.distributed import World, join_world, leave_world, local_device
+from device.distributed import join_world, leave_world, local_device
+from evals.bookkeeping.ranking import SweepResults
 from run.report.console import Console
 
+if TYPE_CHECKING:
+    from evals.tasks.task import TaskOptions
 
-def main(config: EvaluateConfig) -> None:
-    """Score the model and print the figures; with output=json, as JSON."""
+
+SWEEP = SweepResults()
+
+
+def main(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score the model and print the figures; with output=json, as JSON. Returns the figures, and the marks of each task."""
     from device.device import open_device
 
     wanted, name = config.device, local_device(config.device.name)
@@ -36,8 +45,10 @@ def main(config: EvaluateConfig) -> None:
     # A peak of 1 FLOP/s, so that none is measured: no MFU is shown.
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
     figures = score(config, device) if config.data.path is not None else {}
+    marks: dict[str, Any] = {}
     if config.tasks:
-        figures |= score_tasks(config, device, world)
+        scored, marks = score_tasks(config, device)
+        figures |= scored
     note = world.broadcast(figures["note"])
     if note != figures["note"]:  # the run is training
         raise MachineError(
@@ -49,11 +60,28 @@ def main(config: EvaluateConfig) -> None:
             print(note, file=sys.stderr)
         if config.output == "json":
             print(json.dumps(significant(figures, 10), indent=1))
-            return
+            return figures, marks
         if config.data.path is not None:
             show_figures(figures)
         if config.tasks:
             show_tasks(figures)
+    return figures, marks
+
+
+def run_job(composed: Any, number: int, overrides: list[str], sweep_dir: str) -> float | None:
+    """Run one job of a sweep and return its score, the mean over its tasks."""
+    with SWEEP.job(number, overrides, Path(sweep_dir)) as finished:
+        config = checked_config(composed)
+        if config.output == "json":  # standard output holds that of the jobs
+            SWEEP.stream = sys.stderr
+        figures, marks = main(config)
+        return finished(figures, marks).score if config.tasks else None
+
+
+def conclude_sweep() -> None:
+    """Rank the jobs of the sweep that this process ran, if any."""
+    if int(os.environ.get("RANK") or 0) == 0:  # of the processes of torchrun
+        SWEEP.conclude()
 
 
 def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
@@ -90,13 +118,15 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     return {**about, **figures}
 
 
-def score_tasks(config: EvaluateConfig, device: Any, world: World) -> dict[str, Any]:
-    """Score the model on the tasks. Returns {"checkpoint", "note", "parameters", "tasks": {name: figures}}."""
+def score_tasks(config: EvaluateConfig, device: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score the model on the tasks.
+
+    Returns {"checkpoint", "note", "parameters", "tasks": {name: figures}}, and the marks of each task.
+    """
     from evals.bookkeeping.answers import AnswerFile
     from evals.run_task import Respondent, answer_items, figures_of, marks_of
     from evals.scoring import Scorer
     from evals.tasks.registry import open_tasks
-    from evals.tasks.task import TaskOptions
     from run.load_model import load_model
 
     assert config.checkpoint is not None
@@ -105,13 +135,21 @@ def score_tasks(config: EvaluateConfig, device: Any, world: World) -> dict[str, 
     parameters = sum(each.numel() for each in loaded.model.parameters())
     respondent = Respondent(scorer, f"{loaded.about['sha256']} {loaded.tokenizer.fingerprint}", parameters)
     folder = Path(config.folder) if config.folder else Path(config.checkpoint) / "evaluations"
-    tasks = [task for name, options in config.tasks.items() for task in open_tasks(name, TaskOptions.of(options))]
-    figures = {}
+    tasks = [task for name, options in config.tasks.items() for task in open_tasks(name, task_options(options))]
+    figures, marks = {}, {}
     for task in tasks:
         answers = AnswerFile(folder / f"{task.name}.answers.jsonl")
-        answer_items(task, respondent, answers, processes=world)
-        figures[task.name] = figures_of(task, marks_of(task, answers, respondent.fingerprint))
-    return {"checkpoint": config.checkpoint, "note": loaded.note, "parameters": parameters, "tasks": figures}
+        answer_items(task, respondent, answers)
+        marks[task.name] = marks_of(task, answers, respondent.fingerprint)
+        figures[task.name] = figures_of(task, marks[task.name])
+    return {"checkpoint": config.checkpoint, "note": loaded.note, "parameters": parameters, "tasks": figures}, marks
+
+
+def task_options(options: dict[str, Any]) -> TaskOptions:
+    """The options of a resolved task (cli/tasks.py)."""
+    from evals.tasks.task import TaskOptions
+
+    return TaskOptions(**options | {"stop": tuple(options.get("stop", ()))})
 
 
 def show_tasks(figures: dict[str, Any]) -> None:
@@ -184,5 +222,5 @@ def shown(value: float | None, form: str) -> str:
 
 # Hydra's completion for fish works for scripts that contain "@hydra.main".
 if __name__ == "__main__":
-    launch(main, "evaluate")
+    launch(main, "evaluate", SweepFunctions(run_job, conclude_sweep, isolated=False))
     leave()

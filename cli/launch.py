@@ -33,20 +33,22 @@ class SweepFunctions:
     """The functions that `launch` calls for a sweep. They must be module-level functions, because launchers pickle them.
 
     Attributes:
-        run_job: Called with (configuration, job number, overrides, folder of the sweep) by launchers other than stint's own.
-            Runs the job in a process of its own and returns the sweep's metric.
+        run_job: Called with (composed configuration, job number, overrides, folder of the sweep) by launchers other than stint's
+            own. Runs the job and returns the sweep's metric.
         conclude: Writes the results of the sweep that this process started, if any, however it ended.
+        isolated: Whether each job runs in a process of its own. Otherwise all jobs run in this process, one after the other.
     """
 
     run_job: Callable[[Any, int, list[str], str], float | None]
     conclude: Callable[[], None]
+    isolated: bool = True
 
 
-def launch(task: Callable[[Any], None], script: str, sweep: SweepFunctions | None = None) -> None:
+def launch(task: Callable[[Any], Any], script: str, sweep: SweepFunctions | None = None) -> None:
     """Run `task(config)` under Hydra with the options of `script` (a key of SCRIPTS) from the command line.
 
-    With `sweep`, each job of a multirun is a process of its own, started by these functions. User errors end with exit status
-    2 and machine errors with 1, each with one line on standard error.
+    With `sweep`, the jobs of a multirun are run by these functions. User errors end with exit status 2 and machine errors with
+    1, each with one line on standard error.
     """
     if asked_for_help(sys.argv[1:]):
         with reported():
@@ -74,13 +76,13 @@ class Task:
     Some launchers pickle it. The pickle leaves out the script's function, because their jobs run as processes of train.py.
     """
 
-    def __init__(self, function: Callable[[Any], None] | None, script: str, sweep: SweepFunctions | None) -> None:
+    def __init__(self, function: Callable[[Any], Any] | None, script: str, sweep: SweepFunctions | None) -> None:
         self.function, self.script, self.sweep = function, script, sweep
 
     @property
     def isolated(self) -> bool:
         """Whether each job of a sweep runs in a process of its own."""
-        return self.sweep is not None
+        return self.sweep is not None and self.sweep.isolated
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Task, (None, self.script, self.sweep)
@@ -92,7 +94,7 @@ class Task:
         hydra = HydraConfig.get()
         if self.sweep is not None and hydra.mode == RunMode.MULTIRUN:
             job = int(hydra.job.num), list(hydra.overrides.task), str(hydra.sweep.dir)
-            return self.sweep.run_job(checked_config(composed), *job)
+            return self.sweep.run_job(composed, *job)
         assert self.function is not None
         with reported():  # inside Hydra, which would print its own report of an exception
             config = checked_config(composed)

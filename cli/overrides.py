@@ -167,7 +167,7 @@ def _problem_with(script: str, text: str, single: bool) -> tuple[str | None, set
 
     key, equals, value = text.partition("=")
     if key.startswith(("hydra.", "hydra/")):
-        return _hydra_problem(key, value, single), set()
+        return _hydra_problem(script, key, value, single), set()
     if not key:
         return f"{text!r} is not KEY=VALUE; `--help` lists the options", set()
     try:
@@ -192,10 +192,12 @@ def _several_values(schema: type, text: str, key: str, value: str) -> str | None
     return f"{text!r} gives several values; to sweep over them, add -m{one}"
 
 
-def _hydra_problem(key: str, value: str, single: bool) -> str | None:
+def _hydra_problem(script: str, key: str, value: str, single: bool) -> str | None:
     """The problem with an option of Hydra itself that would have no effect, or that needs a plugin."""
     if key == "hydra.run.dir" or (key == "hydra.sweep.dir" and single):
         return f"{key}={value} has no effect on a run; choose the folder for runs with output_dir={value or 'FOLDER'}"
+    if key == "hydra/launcher" and script != "config":
+        return f"{key}={value} is for train.py; the jobs of this command run one after the other; leave it out"
     if key in PLUGINS and (problem := plugin_problem(key, value)):
         return problem
     if key in PLUGINS and single:

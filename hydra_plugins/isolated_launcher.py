@@ -32,12 +32,15 @@ class Result(JobReturn):
 
 
 class IsolatedLauncher(BasicLauncher):
-    """Runs every job of train.py in a new process on a device of its own, and other scripts as Hydra's basic launcher does."""
+    """Runs every job of train.py in a new process on a device of its own; other scripts use Hydra's basic launcher."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         task = self.task_function
         if not getattr(task, "isolated", False):
-            return super().launch(job_overrides, initial_job_idx)
+            return [
+                _result(job.overrides or (), job._return_value)
+                for job in super().launch(job_overrides, initial_job_idx)
+            ]
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.utils import filter_overrides, setup_globals
 
@@ -52,9 +55,10 @@ class IsolatedLauncher(BasicLauncher):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             HydraConfig.instance().set_config(config)
             jobs.append(make_job(checked_config(config), number, list(filter_overrides(overrides)), sweep_dir))
-        results = []
-        for overrides, value in zip(job_overrides, run_all(jobs), strict=True):
-            result = Result(overrides=list(overrides))
-            result.return_value = value
-            results.append(result)
-        return results
+        return [_result(overrides, value) for overrides, value in zip(job_overrides, run_all(jobs), strict=True)]
+
+
+def _result(overrides: Sequence[str], value: Any) -> Result:
+    result = Result(overrides=list(overrides))
+    result.return_value = value
+    return result

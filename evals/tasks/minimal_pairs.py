@@ -173,7 +173,12 @@ def _item(numbered: tuple[str, int, Row | UserError]) -> Item:
     paradigm = _label(row, "UID") or stem
     phenomenon = PHENOMENON_OF.get(paradigm) or _label(row, "linguistics_term")
     field = FIELD_OF.get(phenomenon or "") or _label(row, "field")
-    return Item(f"{stem}:{number}", requests, group=paradigm, content={"paradigm": paradigm, "phenomenon": phenomenon, "field": field})
+    return Item(
+        f"{stem}:{number}",
+        requests,
+        group=paradigm,
+        content={"paradigm": paradigm, "phenomenon": phenomenon, "field": field},
+    )
 
 
 def _sentence(row: Row, key: str) -> str:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 
-def run_job(config: Any, number: int, overrides: list[str], sweep_dir: str) -> float | None:
-    """Run one job in its own process and return the sweep's metric. Raises what `scheduler.run_single_job` raises."""
+def run_job(composed: Any, number: int, overrides: list[str], sweep_dir: str) -> float | None:
+    """Run one job in its own process and return the sweep's metric.
+
+    Raises UserError for an invalid configuration, and what `scheduler.run_single_job` raises.
+    """
+    from cli.compose import checked_config
     from sweeps.engine.job import make_job
     from sweeps.engine.scheduler import run_single_job
 
-    return run_single_job(make_job(config, number, overrides, sweep_dir))
+    return run_single_job(make_job(checked_config(composed), number, overrides, sweep_dir))
 
 
 def current_sweep() -> Path | None:

@@ -224,3 +224,32 @@ def test_slimpajamas_own_layout_trains_and_is_scored_by_source(tmp_path: Path) -
     figures = evaluate(run, corpus / "validation", "tokens=200000")
     assert len(figures["by_source"]) > 1
     assert sum(part["tokens"] for part in figures["by_source"].values()) == figures["tokens"] == 200_000
+
+
+def test_a_sweep_of_evaluations_ends_with_a_ranking(model: Path, tmp_path: Path) -> None:
+    """A file of the user's starts it. A job that fails does not lose the others, and no answer is computed twice."""
+    (tmp_path / "blimp").mkdir()
+    pairs = [{"sentence_good": f"import {word}\n", "sentence_bad": f"tropmi {word}\n"} for word in ("os", "sys", "re")]
+    (tmp_path / "blimp" / "imports.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    sweep = {
+        "defaults": ["evaluate", "_self_"],
+        "hydra": {"mode": "MULTIRUN", "sweeper": {"params": {"task.ties": "half,good", "tasks": "[blimp],[blimpp]"}}},
+        "checkpoint": str(model),
+        "task": {"path": str(tmp_path / "blimp")},
+        "folder": str(tmp_path / "answers"),
+        "device": {"threads": 1},
+    }
+    (tmp_path / "ties.yaml").write_text(json.dumps(sweep))
+    answer = script("evaluate", "-cd", str(tmp_path), "-cn", "ties", cwd=tmp_path, status=2)
+    folder = tmp_path / "outputs" / "evaluations" / "ties"
+    jobs = json.loads((folder / "ranking.json").read_text())["jobs"]
+    assert [(job["job"], job["score"], job["options"]) for job in jobs[:2]] == [
+        (0, 1.0, "task.ties=half tasks=[blimp]"),
+        (2, 1.0, "task.ties=good tasks=[blimp]"),
+    ]
+    assert jobs[1]["difference"] == 0
+    assert all("did you mean blimp?" in job["error"] for job in jobs[2:])
+    assert "blimp: 2 jobs" in answer.stdout
+    assert answer.stderr.count("\n") == 1
+    assert len((tmp_path / "answers" / "blimp.answers.jsonl").read_text().splitlines()) == len(pairs)
+    assert (folder / "2" / "report.html").is_file()

@@ -218,6 +218,14 @@ def test_a_plugin_of_sweeps_is_refused_without_a_sweep(word: str) -> None:
     assert refused("budget.hours=1", word) == [f"{word} has no effect on a single run; add -m to start a sweep"]
 
 
+def test_a_launcher_is_only_for_training() -> None:
+    """Jobs of the other commands run in one process, which collects their results."""
+    (line,) = refused("-m", "hydra/launcher=joblib", "checkpoint=a,b", "tasks=[blimp]", script="evaluate")
+    assert (
+        line == "hydra/launcher=joblib is for train.py; the jobs of this command run one after the other; leave it out"
+    )
+
+
 def test_an_unknown_launcher_lists_the_known_ones() -> None:
     (line,) = refused("-m", "budget.hours=1", "hydra/launcher=slrum")
     assert "did you mean slurm?" in line
