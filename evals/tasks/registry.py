@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from evals.tasks.lm_eval import load_lm_eval
 from evals.tasks.minimal_pairs import load_minimal_pairs
 from evals.tasks.task import Task, TaskOptions
 
 # Each function returns the tasks of one entry of tasks=; the competition's file holds several.
-KINDS: dict[str, Callable[[str, TaskOptions], list[Task]]] = {"minimal_pairs": load_minimal_pairs}
+KINDS: dict[str, Callable[[str, TaskOptions], list[Task]]] = {
+    "minimal_pairs": load_minimal_pairs,
+    "lm_eval": load_lm_eval,
+}
 
 
 def open_tasks(name: str, options: TaskOptions) -> list[Task]:
