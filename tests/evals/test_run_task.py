@@ -18,7 +18,7 @@ from evals.run_task import Respondent, answer_items, figures_of, marks_of
 from evals.scoring import Request
 from evals.tasks.minimal_pairs import MinimalPairs
 from evals.tasks.task import Item, Task, TaskOptions
-from tests.evals.test_scoring import build, scorer
+from tests.evals.small import build, scorer
 
 
 def pairs(count: int = 90, **changed: Any) -> Task:
