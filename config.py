@@ -9,7 +9,6 @@ Model sizes and schedules are validated by model/config.py and model/optim/lr_sc
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -902,13 +901,3 @@ def with_eot(config: Config, shape: Shape, eot: int) -> Shape:
 def optim_settings(config: Config) -> OptimSettings:
     """The optimizer settings that the options ask for."""
     return OptimSettings(**{leaf.name: getattr(config.optim, leaf.name) for leaf in fields(OptimSettings)})
-
-
-def closest(value: Any, allowed: Any) -> str:
-    """The end of an error message: "; did you mean X?" if one of `allowed` resembles `value`, else an empty string.
-
-    A name that differs only in case is preferred."""
-    names = [str(each) for each in allowed]
-    same = [name for name in names if name.casefold() == str(value).casefold()]
-    near = same or difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""

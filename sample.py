@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,11 @@ from cli.launch import launch
 from common.errors import UserError
 from common.paths import user_path
 from common.safe_read import parse_json, read_bytes
+from common.typed import FROM_FILE, unescaped
 from config import SampleConfig
 from run.report.console import Console
 
-FROM_FILE = "FILE:"
 LARGEST_FILE = 64 << 20  # bytes of a file of prompts
-ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
 def main(config: SampleConfig) -> None:
@@ -69,7 +67,7 @@ def prompts_of(config: SampleConfig) -> list[str]:
         if entry.startswith(FROM_FILE):
             prompts += prompts_in(user_path(entry.removeprefix(FROM_FILE)))
         else:
-            prompts.append(re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], entry))
+            prompts.append(unescaped(entry))
     return prompts
 
 

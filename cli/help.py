@@ -8,7 +8,8 @@ from typing import Any, get_type_hints
 
 from cli.groups import group_choices, groups, package_of
 from common.errors import UserError
-from config import CONF, SCRIPTS, Config, Option, closest, leaves
+from common.typed import closest
+from config import CONF, SCRIPTS, Config, Option, leaves
 
 GENERAL, ALL = "general", "all"  # topics of `--help` besides the groups
 WIDTH = 110  # columns of a help page

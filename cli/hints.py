@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from cli.groups import group_choices, groups
-from config import SCRIPTS, closest, leaves
+from common.typed import closest
+from config import SCRIPTS, leaves
 
 # Words for a duration that are not options, and the letter that stands for them in budget.hours=5m.
 DURATIONS = {

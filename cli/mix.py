@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cli.validate import find_problems
-from config import LARGEST_MIX, MIX_WIDE, RUN_WIDE, Config, DataConfig, closest, leaves, mixed_sources
+from common.typed import closest
+from config import LARGEST_MIX, MIX_WIDE, RUN_WIDE, Config, DataConfig, leaves, mixed_sources
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-9, 1e9  # far beyond any use; their ratios are exact enough in float64
 

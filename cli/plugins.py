@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from cli.groups import config_folders
 from common.errors import UserError
-from config import closest
+from common.typed import closest
 
 # Optuna's storage needs SQLAlchemy 1: the sweeper needs Optuna 2, which cannot read its tables with SQLAlchemy 2.
 SQLALCHEMY = "'SQLAlchemy<2'"

@@ -6,7 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from config import TaskConfig, closest
+from common.typed import closest
+from config import TaskConfig
 
 LM_EVAL = "lm_eval"  # the presets that take the name of a task of lm-evaluation-harness in place of a path
 

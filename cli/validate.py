@@ -9,6 +9,7 @@ from typing import Any
 
 from budget.laws.published import LOCAL, load_law
 from common.errors import UserError
+from common.typed import closest
 from config import (
     HALVING_RUNGS,
     BudgetConfig,
@@ -16,7 +17,6 @@ from config import (
     DataConfig,
     EvaluateConfig,
     InitConfig,
-    closest,
     extension_of,
     identity,
     leaves,

@@ -7,7 +7,6 @@ and needs no shuffle buffer or iterator state (huggingface/datasets#8308).
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 from common.errors import MachineError, UserError
 from common.network import why_unreachable
+from common.typed import closest
 from data.documents import BadRecord, Document, Reading, record_of
 from data.files.find_files import allowed_folders, lies_within
 from data.files.readers import LOOK_AHEAD
@@ -152,7 +152,7 @@ class HubSource:
         if chosen is not None and chosen not in names:
             raise UserError(
                 f"data.config={chosen} is not a configuration of {found.repo}; data.config= takes {_listed(names)}"
-                f"{_closest(chosen, names)}"
+                f"{closest(chosen, names)}"
             ) from error
 
     def parts(self) -> list[Part]:
@@ -160,7 +160,7 @@ class HubSource:
         if chosen not in self._splits:
             raise UserError(
                 f"data.split={chosen} is not a split of {self._found.repo}; choose the split to train on with data.split=: "
-                f"{_listed(list(self._splits))}{_closest(chosen, self._splits)}"
+                f"{_listed(list(self._splits))}{closest(chosen, self._splits)}"
             )
         held_out = self._held_out()
         known = {chosen: None} if held_out is None else {held_out: "val", chosen: "train"}
@@ -383,11 +383,6 @@ def _name(repo: str, revision: str | None) -> str:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(str(name)[:60] for name in names[:MOST_LISTED])
     return shown if len(names) <= MOST_LISTED else f"{shown}, ... ({len(names)} in all)"
-
-
-def _closest(name: str, names: Any) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _reason(error: BaseException) -> str:

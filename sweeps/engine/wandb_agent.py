@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 import sweeps.engine.hydra_callback  # noqa: F401 (registers the resolvers of sweeps/*.yaml)
 from cli.compose import as_user_error, register_schemas
 from common.errors import UserError, reported
-from config import CONF, closest
+from common.typed import closest
+from config import CONF
 from sweeps.engine.scored_text import BITS_PER_BYTE, changes_tokenizer
 from sweeps.engine.table import HIGHER_IS_BETTER
 
