@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from data.files.readers import read_documents, source_id
 from data.tokenizers.tokenizer import Tokenizer
 from device.distributed import join_world, leave_world, local_device
 from run.report.console import Console
-
-if TYPE_CHECKING:
-    from evals.tasks.task import TaskOptions
 
 
 def main(config: EvaluateConfig) -> None:
@@ -99,6 +96,7 @@ def score_tasks(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     from evals.run_task import Respondent, answer_items, figures_of, marks_of
     from evals.scoring import Scorer
     from evals.tasks.registry import open_tasks
+    from evals.tasks.task import TaskOptions
     from run.load_model import load_model
 
     assert config.checkpoint is not None
@@ -107,20 +105,13 @@ def score_tasks(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     parameters = sum(each.numel() for each in loaded.model.parameters())
     respondent = Respondent(scorer, f"{loaded.about['sha256']} {loaded.tokenizer.fingerprint}", parameters)
     folder = Path(config.folder) if config.folder else Path(config.checkpoint) / "evaluations"
-    tasks = [task for name, options in config.tasks.items() for task in open_tasks(name, task_options(options))]
+    tasks = [task for name, options in config.tasks.items() for task in open_tasks(name, TaskOptions.of(options))]
     figures = {}
     for task in tasks:
         answers = AnswerFile(folder / f"{task.name}.answers.jsonl")
         answer_items(task, respondent, answers)
         figures[task.name] = figures_of(task, marks_of(task, answers, respondent.fingerprint))
     return {"checkpoint": config.checkpoint, "note": loaded.note, "parameters": parameters, "tasks": figures}
-
-
-def task_options(options: dict[str, Any]) -> TaskOptions:
-    """The options of a resolved task (cli/tasks.py)."""
-    from evals.tasks.task import TaskOptions
-
-    return TaskOptions(**options | {"stop": tuple(options.get("stop", ()))})
 
 
 def show_tasks(figures: dict[str, Any]) -> None:

@@ -52,5 +52,5 @@ def load_minimal_pairs(name: str, options: TaskOptions) -> list[Any]:
         for number, line in enumerate(file.read_text().splitlines()):
             row = json.loads(line)
             pair = (Request("", row["sentence_good"]), Request("", row["sentence_bad"]))
-            items.append(Item(f"{file.stem}:{number}", pair, content={"paradigm": file.stem}))
+            items.append(Item(f"{file.stem}:{number}", pair, group=file.stem, content={"paradigm": file.stem}))
     return [MinimalPairs(name, options, items)]

@@ -36,6 +36,11 @@ class TaskOptions:
     repetition_penalty: float = 1.0
     seed: int = 1337
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> TaskOptions:
+        """The options of a task as cli/tasks.py resolves them: a mapping without those that are null."""
+        return cls(**{**options, "stop": tuple(options.get("stop", ()))})
+
 
 @dataclass(frozen=True)
 class Item:
@@ -45,12 +50,14 @@ class Item:
         id: Unique within the task.
         requests: The continuations to be scored; empty for an item that is answered in free text.
         prompt: The text to be continued; None for an item whose answer is chosen by scores.
+        group: The part of the task that it belongs to, e.g. its paradigm; None if the task has no parts.
         content: What the task needs to mark the answer. It is not part of the key of stored answers.
     """
 
     id: str
     requests: tuple[Request, ...] = ()
     prompt: str | None = None
+    group: str | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,3 +107,33 @@ class Task(Protocol):
     def chance(self) -> float | None:
         """The score of guessing, 0 to 1, or None if there is no such thing."""
         ...
+
+
+def thin(items: Sequence[Item], count: int) -> list[Item]:
+    """Return `count` of the items, evenly spaced within each group, in their order; all of them if there are no more.
+
+    Each group gets at least one item where `count` allows it, and otherwise as many as its size asks for. The choice depends on
+    nothing but the groups and `count`.
+    """
+    if count >= len(items):
+        return list(items)
+    groups: dict[str | None, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(item.group, []).append(index)
+    members = list(groups.values())
+    if count < len(members):
+        members = _spaced(members, count)
+    more, spare = count - len(members), sum(len(group) - 1 for group in members)
+    chosen: list[int] = []
+    taken = passed = 0  # of `more`, and of `spare`
+    for group in members:
+        passed += len(group) - 1
+        share = more * passed // spare - taken if spare else 0
+        taken += share
+        chosen += _spaced(group, 1 + share)
+    return [items[index] for index in sorted(chosen)]
+
+
+def _spaced(values: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the values, evenly spaced."""
+    return [values[(2 * i + 1) * len(values) // (2 * count)] for i in range(count)]
