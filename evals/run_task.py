@@ -123,8 +123,8 @@ def _batches(items: dict[str, Item], most_characters: int) -> Iterator[list[str]
     """
     batch: list[str] = []
     characters = 0
-    for key in sorted(items, key=lambda key: (-_length(items[key]), key)):
-        length = _length(items[key])
+    for key in sorted(items, key=lambda key: (-length_of(items[key]), key)):
+        length = length_of(items[key])
         if batch and (characters + length > most_characters or items[key].prompt is not None):
             yield batch
             batch, characters = [], 0
@@ -134,7 +134,7 @@ def _batches(items: dict[str, Item], most_characters: int) -> Iterator[list[str]
         yield batch
 
 
-def _length(item: Item) -> int:
+def length_of(item: Item) -> int:
     """The characters of an item: its prompt, or the longest context and all continuations."""
     if item.prompt is not None:
         return len(item.prompt)
