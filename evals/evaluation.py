@@ -4,8 +4,8 @@ An evaluation is a dict of JSON values, as in evaluation.json:
 
 - checkpoint: checkpoint= as typed, None without it; answers: answers= as typed, or None
 - note: how far the run of the checkpoint was, empty for a finished one
-- models: those that answered, by checkpoint as typed: sha256 of the weights, tokenizer (its fingerprint), note, steps, parameters,
-  prefix_token (the id of end-of-text)
+- models: those that answered, by checkpoint as typed: sha256 of the weights, tokenizer (its fingerprint), note, steps,
+  parameters, prefix_token (the id of end-of-text)
 - options: limit, fraction, skip, reference_parameters
 - tasks: by name:
     - those of `run_task.figures_of`: kind, items, score, interval, chance, statistic, and the figures of the kind
