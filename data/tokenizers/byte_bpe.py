@@ -84,6 +84,10 @@ class ByteBpe:
             return np.frombuffer(text.encode(), dtype=np.uint8)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
+    def dropped(self, text: str) -> int:
+        """Return 0: every byte has a token."""
+        return 0
+
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
         """Return the text of `ids`, which does not depend on the ids before them."""
         return b"".join(self._tokens.get(i, b"") for i in ids).decode("utf-8", errors="replace")

@@ -74,7 +74,12 @@ class HfTokenizer:
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         first, second, joined = (self._probe(text) for text in ("a", "b", "a b"))
         self.spaced = joined == first + second and joined != first + self._probe(" b")
-        self.exact = self._is_exact()
+        # BPE drops characters outside its alphabet, unless it has a token for unknown text or one for each byte.
+        every_byte = content["model"].get("byte_fallback") or (
+            _is_byte_level(content) and vocabulary.keys() >= BYTE_OF.keys()
+        )
+        self._drops = content["model"].get("type") == "BPE" and self.unknown is None and not every_byte
+        self.exact = not self._drops and self._is_exact()
 
     def _sizes(self, vocabulary: dict[str, int]) -> np.ndarray:
         """Return the UTF-8 bytes of text that each id stands for, int64 (n_vocab,)."""
@@ -116,6 +121,17 @@ class HfTokenizer:
         # Unlike `encode`, the batched call releases the GIL.
         with_ids = _as_value_error(lambda: self._library.encode_batch_fast([text], add_special_tokens=False))
         return np.array(with_ids[0].ids, dtype=np.uint32)
+
+    def dropped(self, text: str) -> int:
+        """Return the number of characters of a piece of text that no token stands for; in byte-level BPE, of bytes."""
+        if not self._drops:
+            return 0
+        normalizer, splitter, model = self._library.normalizer, self._library.pre_tokenizer, self._content["model"]
+        text = normalizer.normalize_str(text) if normalizer else text
+        words = [word for word, _ in splitter.pre_tokenize_str(text)] if splitter else [text]
+        prefix, suffix = _affixes(model)
+        kept = self._library.encode(text, add_special_tokens=False).tokens
+        return sum(map(len, words)) - sum(len(token.removeprefix(prefix).removesuffix(suffix)) for token in kept)
 
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
         """Return the text that `ids` add to the text of the ids `after`.
@@ -193,10 +209,20 @@ def _check(content: Any) -> None:
         raise ValueError(f"its replacements lengthen a text by more than {MOST_EXPANSION} times")
 
 
+def _is_byte_level(content: dict[str, Any]) -> bool:
+    """Return whether the tokens are written in the characters of BYTE_OF."""
+    return any(node.get("type") == "ByteLevel" for node in _components(content))
+
+
+def _affixes(model: dict[str, Any]) -> tuple[str, str]:
+    """Return what the tokens inside a word begin with, and what the last one of a word ends with."""
+    return model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+
+
 def _size_rule(content: dict[str, Any]) -> Callable[[str], int]:
     """Return the function from a token of the vocabulary to the bytes of text that it stands for."""
-    model, kinds = content["model"], {node.get("type") for node in _components(content)}
-    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    model = content["model"]
+    prefix, suffix = _affixes(model)
 
     def byte_level(token: str) -> int:
         return sum(1 if c in BYTE_OF else len(c.encode()) for c in token)
@@ -213,7 +239,7 @@ def _size_rule(content: dict[str, Any]) -> Callable[[str], int]:
         token = token.removesuffix(suffix) + " " if suffix and token.endswith(suffix) else token
         return len(token.replace(SPACE, " ").encode())
 
-    if "ByteLevel" in kinds:
+    if _is_byte_level(content):
         return byte_level
     return word if model.get("type") in ("WordPiece", "WordLevel") else sentencepiece
 

@@ -85,6 +85,8 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str: ...
 
+    def dropped(self, text: str) -> int: ...
+
     def content(self) -> dict[str, Any]:
         """Return the JSON of a saved tokenizer; `format` is its key in CODECS."""
         ...
@@ -134,6 +136,13 @@ class Tokenizer:
                 ) from error
             half = len(text) // 2
             return np.concatenate([self._encode_piece(text[:half]), self._encode_piece(text[half:])])
+
+    def dropped(self, text: str) -> int:
+        """Return the number of characters of `text` that are lost without a token for them (of bytes, in byte-level BPE).
+
+        BPE without a token for unknown text drops characters outside its alphabet.
+        """
+        return sum(self._codec.dropped(piece) for piece in split_text(valid_text(text), self._codec.spaced))
 
     def decode(self, ids: Sequence[int] | np.ndarray, after: Sequence[int] = ()) -> str:
         """Return the text that `ids` add to that of the ids `after`.

@@ -533,3 +533,24 @@ def test_a_corpus_whose_tokenizer_loses_text_says_so(tmp_path: Path) -> None:
 def test_only_bpe_n_is_trained_on_the_text() -> None:
     assert is_trained("bpe-4096")
     assert not any(map(is_trained, ("gpt2", "bytes", "bpe-mine/tokenizer.json", "bpe-mine.json", "owner/bpe-512")))
+
+
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_characters_that_a_tokenizer_drops_are_counted(tmp_path: Path, byte_level: bool) -> None:
+    trained = Trained(models.BPE())  # without a token for unknown text, and without the alphabet of all bytes
+    if byte_level:
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.train_from_iterator(
+        ["the cat sat on a mat"] * 9, trainers.BpeTrainer(special_tokens=["<|endoftext|>"], show_progress=False)
+    )
+    trained.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = get_tokenizer(str(tmp_path / "tokenizer.json"), None, tmp_path, "")
+    assert not tokenizer.exact
+    assert tokenizer.dropped("the cat sat") == 0
+    assert tokenizer.dropped("the cät sat!") == (3 if byte_level else 2)
+    tokenizer.save(tmp_path / "saved.json")
+    assert Tokenizer.load(tmp_path / "saved.json").dropped("東") == (3 if byte_level else 1)
+
+
+def test_a_tokenizer_of_all_bytes_drops_nothing() -> None:
+    assert bpe().dropped("the cät 東京 \x00 🙂") == 0
