@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-LEAST_SHARED = 2  # tokens; sequences that share fewer get rows of their own, because a longer row costs more attention
-
 
 @dataclass
 class Row:
@@ -61,24 +59,37 @@ class Row:
         return mask & (documents[:, None] == documents[None, :]) if eot is not None else mask
 
 
-def pack(sequences: Sequence[Sequence[int]], longest_row: int) -> list[Row]:
-    """Pack sequences of at most `longest_row` tokens into rows of at most that many tokens, the shortest row first.
+def pack(sequences: Sequence[Sequence[int]], longest_row: int, width: int) -> list[Row]:
+    """Pack sequences into rows, the shortest row first.
 
-    Sequences are sorted by their tokens, which brings those with the same beginning together; each then branches off from the
-    one before it, if the row has room.
+    Sequences are sorted by their tokens, which brings those with the same beginning together. Each then branches off from the
+    one before it, if that takes less compute than a new row, and the row stays within `longest_row` tokens.
+
+    Args:
+        width: n_embd of the model, which determines what is cheaper.
     """
     rows: list[Row] = []
-    row, path = Row(), np.zeros(0, dtype=np.int64)
+    path = np.zeros(0, dtype=np.int64)
     before: tuple[int, ...] = ()
     for number in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         sequence = tuple(sequences[number])
         shared = _common(before, sequence)
-        if not row.tokens or shared < LEAST_SHARED or len(row.tokens) + len(sequence) - shared > longest_row:
-            row, shared = Row(), 0
-            rows.append(row)
-        path = row.add(number, sequence, path[:shared])
+        if not rows or not _fits(len(rows[-1].tokens), shared, len(sequence) - shared, longest_row, width):
+            rows.append(Row())
+            shared = 0
+        path = rows[-1].add(number, sequence, path[:shared])
         before = sequence
-    return sorted(rows, key=lambda each: len(each.tokens))
+    return sorted(rows, key=lambda row: len(row.tokens))
+
+
+def _fits(length: int, shared: int, new: int, longest_row: int, width: int) -> bool:
+    """Return whether a sequence of `shared` + `new` tokens belongs behind a row of `length` tokens rather than into a new row.
+
+    A block computes about 24 width^2 FLOPs per token in its matrices, and 4 width per pair of tokens of a row in attention,
+    masked pairs included. The row saves the matrices for the shared tokens and costs more pairs.
+    """
+    pairs_here, pairs_apart = (length + new) ** 2 - length**2, (shared + new) ** 2
+    return length + new <= longest_row and pairs_here < pairs_apart + 6 * width * shared
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ Shape letters: B rows of T tokens, D = n_embd, V = vocab_size, R targets in a sl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import MachineError, UserError
 from data.tokenizers.tokenizer import Tokenizer
 from evals.packing import Row, pack
 from model.attention import RowLayout
 from model.gpt import GPT
 from model.modes import evaluating
 
-MAX_LOGITS = 2**26  # most elements of a slice of logits: 256 MiB in float32
+# Most elements of a slice of logits: 32 MiB in float32. glibc gets larger blocks from the system each time, and the first access to
+# their pages takes longer than the loss itself.
+MAX_LOGITS = 2**23
+MOST_ROW = 2  # longest row of packed sequences, in windows: bounds the memory of its attention mask
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Score:
         bytes: Its length in UTF-8.
         greedy: Whether greedy decoding gives it.
         cut: Tokens of the context that were cut off because the model's window is too short.
-        unknown: Its tokens, and those of the context, that stand for text which the tokenizer does not know.
+        unknown: What the tokenizer does not know in the context and the continuation: tokens that stand for text outside its
+            vocabulary, and characters that it drops.
     """
 
     logprob: float
@@ -101,6 +105,22 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A request as tokens.
+
+    Attributes:
+        windows: (tokens, scored): the last `scored` of these tokens are scored, given those before them. There are several
+            windows only with `Scorer.too_long="roll"`.
+        bytes, cut, unknown: As in `Score`.
+    """
+
+    windows: tuple[tuple[tuple[int, ...], int], ...]
+    bytes: int
+    cut: int
+    unknown: int
+
+
+@dataclass(frozen=True)
 class Scorer:
     """A model with what is needed to score requests with it.
 
@@ -108,7 +128,8 @@ class Scorer:
         autocast: Returns the context manager of a forward pass.
         micro_batch: Sequences of block_size tokens in a forward pass. It affects speed and memory, not the scores.
         prefix: Where end-of-text is put first: `empty` (before empty contexts, as lm-evaluation-harness does) or `always`.
-        too_long: What happens to a request that is longer than the window: `refuse`, or `cut` the context from the left.
+        too_long: What happens to a request that is longer than the window: `refuse`; `cut` the context from the left; `roll`:
+            score the continuation in several windows, as lm-evaluation-harness does for the perplexity of documents.
     """
 
     model: GPT
@@ -119,59 +140,105 @@ class Scorer:
     prefix: str = "empty"
     too_long: str = "refuse"
 
-    def encode(self, request: Request) -> Encoded:
-        """Return the tokens of a request.
+    def score(self, requests: Sequence[Request]) -> list[Score]:
+        """Return the scores of `requests`, in their order. Raises as `encode` and `score_encoded` do."""
+        return self.score_encoded(self.encode(requests))
+
+    def encode(self, requests: Sequence[Request]) -> list[Encoded]:
+        """Return the tokens of requests.
 
         Context and continuation are encoded as one text, and the continuation's tokens are those behind the number of tokens
         of the context alone. Spaces at the end of the context count to the continuation. lm-evaluation-harness does the same
-        (`TemplateLM._encode_pair`). Raises UserError for a continuation without tokens, and for a request that is too long.
+        (`TemplateLM._encode_pair`). Raises UserError, with a line for each request that is too long or has a continuation
+        without tokens.
         """
-        stripped = request.context.rstrip()
-        continuation = request.context[len(stripped) :] + request.continuation if stripped else request.continuation
-        context = stripped if stripped else request.context
-        before = [int(token) for token in self.tokenizer.encode(context)]
-        tokens = [int(token) for token in self.tokenizer.encode(context + continuation)]
-        scored = len(tokens) - len(before)
-        if scored < 1:
-            raise UserError(f"the continuation {request.continuation!r} has no token to score")
-        unknown = sum(token == self.tokenizer.unknown for token in tokens)
-        if not before or self.prefix == "always":
-            tokens = [self.tokenizer.eot, *tokens]
-        excess = max(0, len(tokens) - 1 - self.model.shape.block_size)
-        if excess and (self.too_long == "refuse" or scored > self.model.shape.block_size):
-            raise UserError(
-                f"{len(tokens)} tokens are more than the {self.model.shape.block_size} of the model's window, e.g."
-                f" {(request.context + request.continuation)[:40]!r}; set task.too_long=cut to cut contexts from the left"
-            )
-        return Encoded(tuple(tokens[excess:]), scored, excess, unknown)
+        lengths: dict[str, int] = {}  # tokens of each context: the answers to a question share theirs
+        encoded: list[Encoded] = []
+        problems: list[str] = []
+        for request in requests:
+            context = request.context.rstrip() or request.context
+            if context not in lengths:
+                lengths[context] = len(self.tokenizer.encode(context))
+            try:
+                encoded.append(self._encode(request, lengths[context]))
+            except UserError as error:
+                problems += error.messages
+        if problems:
+            raise UserError(*problems)
+        return encoded
 
-    def score(self, requests: Sequence[Request]) -> list[Score]:
-        """Return the scores of `requests`, in their order.
+    def _encode(self, request: Request, before: int) -> Encoded:
+        """Encode a request whose context alone has `before` tokens."""
+        text = request.context + request.continuation
+        tokens: list[int] = self.tokenizer.encode(text).tolist()
+        scored, unknown = len(tokens) - before, self.tokenizer.dropped(text)
+        if scored < 1:
+            raise UserError(
+                f"the continuation {_excerpt(request.continuation)} has no token of its own after {_excerpt(request.context)};"
+                " give it a text that the tokenizer knows and does not join with the context"
+            )
+        if self.tokenizer.unknown is not None:
+            unknown += tokens.count(self.tokenizer.unknown)
+        if before == 0 or self.prefix == "always":
+            tokens.insert(0, self.tokenizer.eot)
+        longest = self.model.shape.block_size
+        if self.too_long == "refuse" and len(tokens) - 1 > longest:
+            raise UserError(
+                f"{len(tokens) - 1} tokens are more than the model's window of {longest}: {_excerpt(text)}; set"
+                " task.too_long=cut to cut contexts from the left"
+            )
+        if self.too_long == "cut" and scored > longest:
+            raise UserError(
+                f"a continuation of {scored} tokens is longer than the model's window of {longest}:"
+                f" {_excerpt(request.continuation)}; contexts can be cut, continuations cannot"
+            )
+        windows = [*_windows(tokens, scored, longest)]
+        cut = len(tokens) - scored - (len(windows[0][0]) - windows[0][1])
+        return Encoded(tuple(windows), len(request.continuation.encode(errors="replace")), cut, unknown)
+
+    def score_encoded(self, encoded: Sequence[Encoded]) -> list[Score]:
+        """Return the scores of encoded requests, in their order.
 
         Requests are computed in batches of similar length, and what their beginnings have in common once (evals/packing.py).
-        Raises UserError as `encode` does.
+        Raises MachineError if a log-probability is not finite.
         """
-        encoded = [self.encode(request) for request in requests]
-        logprobs, greedy = self._score_encoded(encoded)
-        return [
-            Score(logprobs[i], each.scored, len(request.continuation.encode()), greedy[i], each.cut, each.unknown)
-            for i, (request, each) in enumerate(zip(requests, encoded, strict=True))
-        ]
-
-    def _score_encoded(self, encoded: Sequence[Encoded]) -> tuple[list[float], list[bool]]:
-        logprobs, greedy = [0.0] * len(encoded), [True] * len(encoded)
+        windows = [(number, *window) for number, each in enumerate(encoded) for window in each.windows]
+        owner = np.asarray([number for number, _, _ in windows], dtype=np.int64)
+        scored = [count for _, _, count in windows]
         block_size = self.model.shape.block_size
-        rows = pack([each.tokens[:-1] for each in encoded], block_size)
+        rows = pack([tokens[:-1] for _, tokens, _ in windows], MOST_ROW * block_size, self.model.shape.n_embd)
+        nats, greedy = np.zeros(len(encoded)), np.ones(len(encoded), dtype=bool)
         with evaluating(self.model):
             for batch in _batches(rows, self.micro_batch * block_size):
-                for number, nats, hits in self._score_rows(batch, encoded):
-                    logprobs[number], greedy[number] = -float(nats.sum()), bool(hits.all())
-        return logprobs, greedy
+                targets = {
+                    number: windows[number][1][-scored[number] :] for row in batch for number, _ in row.sequences
+                }
+                numbers, batch_nats, hits = self._score_rows(batch, targets)
+                np.add.at(nats, owner[numbers], batch_nats)
+                np.logical_and.at(greedy, owner[numbers], hits)
+        if not np.isfinite(nats).all():
+            raise MachineError(
+                "the model's log-probabilities are not finite: its weights have diverged, or device.precision is too low for"
+                " them; evaluate an earlier checkpoint (checkpoint=outputs/NAME/checkpoint/step-N), or use"
+                " device.precision=float32"
+            )
+        return [
+            Score(
+                -float(nats[i]),
+                sum(count for _, count in each.windows),
+                each.bytes,
+                bool(greedy[i]),
+                each.cut,
+                each.unknown,
+            )
+            for i, each in enumerate(encoded)
+        ]
 
     def _score_rows(
-        self, rows: Sequence[Row], encoded: Sequence[Encoded]
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield the number of each sequence of `rows`, and nats and greedy hits of its scored tokens."""
+        self, rows: Sequence[Row], targets: Mapping[int, Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of the sequences in `rows`, the nats of the `targets` of each, and whether greedy decoding gives
+        them."""
         T = max(len(row.tokens) for row in rows)
         layout = RowLayout(
             self._tensor([_padded(row.positions, T, 0) for row in rows]),
@@ -179,35 +246,41 @@ class Scorer:
             self._tensor(np.stack([row.mask(T, self.model.shape.eot) for row in rows])[:, None]),
         )
         tokens = self._tensor([_padded(row.tokens, T, 0) for row in rows])
-        # The hidden state of a token predicts the next one of its sequence.
-        parts = [
-            (number, i * T + indices[-encoded[number].scored :], encoded[number].tokens[-encoded[number].scored :])
-            for i, row in enumerate(rows)
-            for number, indices in row.sequences
-        ]
+        sequences = [(number, i * T + indices) for i, row in enumerate(rows) for number, indices in row.sequences]
+        lengths = np.asarray([len(targets[number]) for number, _ in sequences])
+        # The hidden state of a token predicts the next one of its sequence. Sequences that share tokens share predictions.
+        places = np.concatenate([indices[-len(targets[number]) :] for number, indices in sequences])
+        wanted = np.concatenate([targets[number] for number, _ in sequences])
+        V = self.model.shape.vocab_size
+        pairs, inverse = np.unique(places * V + wanted, return_inverse=True)
         with self.autocast():
             hidden = self.model.hidden(tokens, layout=layout).flatten(0, 1)  # (B, T, D) -> (B * T, D)
-            chosen = hidden[self._tensor(np.concatenate([indices for _, indices, _ in parts]))]  # (R, D)
-            targets = self._tensor([token for _, _, scored in parts for token in scored])  # (R,)
-            nats, hits = score_hidden(self.model, chosen, targets)
-        begin = 0
-        for number, indices, _ in parts:
-            end = begin + len(indices)
-            yield number, nats[begin:end], hits[begin:end]
-            begin = end
+            nats, hits = score_hidden(self.model, hidden[self._tensor(pairs // V)], self._tensor(pairs % V))
+        begins = np.cumsum(lengths) - lengths
+        return (
+            np.asarray([number for number, _ in sequences]),
+            np.add.reduceat(nats[inverse], begins),
+            np.logical_and.reduceat(hits[inverse], begins),
+        )
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.from_numpy(np.asarray(values)).to(self.device)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The tokens of a request with its prefix; the last `scored` of them are scored. `cut` and `unknown` as in `Score`."""
+def _windows(tokens: Sequence[int], scored: int, longest: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield windows of at most `longest` inputs in which each of the last `scored` tokens is scored once.
 
-    tokens: tuple[int, ...]
-    scored: int
-    cut: int
-    unknown: int
+    Each window scores as many tokens as it can, and begins as early as it can.
+    """
+    begin = len(tokens) - scored
+    while begin < len(tokens):
+        end = min(begin + longest, len(tokens))
+        yield tuple(tokens[max(0, end - 1 - longest) : end]), end - begin
+        begin = end
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _padded(values: Sequence[int], length: int, fill: int) -> list[int]:

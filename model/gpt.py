@@ -78,13 +78,14 @@ class GPT(nn.Module):
         """Return the normalised hidden states (B, T, D) of the last block.
 
         Args:
-            tokens: Token ids, int64 (B, T). Raises ValueError if T is larger than block_size.
+            tokens: Token ids, int64 (B, T). Raises ValueError if T is larger than block_size, unless there is a layout.
             starts: Offsets of documents, see `document_starts`. None: if `shape.eot` is set, a mask separates documents.
-            layout: For rows of sequences that share their beginnings; its mask replaces that of documents.
+            layout: For rows of sequences that share their beginnings; its mask replaces that of documents. A row may be longer
+                than block_size, its sequences may not.
         """
         T = tokens.size(1)
         positions = slice(T) if layout is None else layout.positions  # (T,), or (B, T)
-        if self.shape.block_size < T:
+        if layout is None and self.shape.block_size < T:
             raise ValueError(f"a sequence of {T} tokens is longer than block_size={self.shape.block_size}")
         x = self.wte(tokens)  # (B, T) -> (B, T, D)
         if self.wpe is not None:
