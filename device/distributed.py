@@ -15,7 +15,7 @@ class World:
     """`size` processes, each with a `rank` from 0 to size - 1. With one process, every method returns its input.
 
     Decisions that the processes must share (how many steps are left, whether to stop, a smaller micro-batch) go through
-    `broadcast` or `first`. Values are sent as JSON, because torch's object collectives use pickle.
+    `broadcast`, `first` or `gather`. Values are sent as JSON, because torch's object collectives use pickle.
     """
 
     rank: int = 0
@@ -23,21 +23,21 @@ class World:
 
     def broadcast(self, value: Value) -> Value:
         """Return rank 0's value on every process."""
-        return value if self.size == 1 else self._gather(value)[0]
+        return self.gather(value)[0]
 
     def first(self, value: Value) -> Value:
         """Return, on every process, the value of the lowest rank that has one other than None."""
-        if self.size == 1:
-            return value
-        values = self._gather(value)
+        values = self.gather(value)
         return next((each for each in values if each is not None), values[0])
 
     def share(self, count: int) -> slice:
         """Return the contiguous part of `count` items for this process; the parts differ by at most one item."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def _gather(self, value: Value) -> list[Value]:
+    def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes by rank."""
+        if self.size == 1:
+            return [value]
         import torch
         import torch.distributed as dist
 

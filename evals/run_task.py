@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from evals.bookkeeping.answers import AnswerFile
-from evals.scoring import Scorer
+from common.errors import MachineError, UserError
+from evals.bookkeeping.answers import AnswerFile, from_json, to_json
+from evals.scoring import Encoded, Scorer
 from evals.statistics import interval, score_of
 from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions
 
@@ -18,6 +19,7 @@ from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions
 CHARACTERS_PER_TOKEN = 4
 # Options that change answers; the others change what is asked (and so the text of the requests), or how answers are marked.
 SCORING = ("prefix", "too_long")
+MOST_PROBLEMS = 10  # items that a message names
 GENERATION = ("max_new_tokens", "length", "stop", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 
 
@@ -36,35 +38,116 @@ class Respondent:
     parameters: int
 
 
+class Processes(Protocol):
+    """The processes that share an evaluation; `device.distributed.World` is one."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes by rank. Values are JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """See `Processes`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
 def answer_items(
     task: Task,
     respondent: Respondent,
     answers: AnswerFile,
     progress: Callable[[int], None] = lambda count: None,
     stop: Callable[[], None] = lambda: None,
+    processes: Processes = OneProcess(),
 ) -> None:
     """Compute the answers that `answers` does not have yet.
+
+    Raises UserError, before anything is computed, for items that are too long for the model or have nothing to score.
 
     Args:
         progress: Called with the number of items that are done, before the first batch and after each.
         stop: Called before each batch; it may raise an exception to end the evaluation.
+        processes: Each computes a part of the batches. All get all answers, and the one of rank 0 writes them. An exception
+            in one of them ends the evaluation in all: where it was raised with itself, elsewhere with MachineError.
     """
     keys = [key_of(item, task.options, respondent.fingerprint) for item in task.items]
     missing = {key: item for key, item in zip(keys, task.items, strict=True) if key not in answers.known}
     scorer = replace(respondent.scorer, prefix=task.options.prefix, too_long=task.options.too_long)
+    encoded = encode_items(task.name, missing, scorer)
+    batches = [*_batches(missing, scorer.micro_batch * scorer.model.shape.block_size * CHARACTERS_PER_TOKEN)]
+
+    def computed(batch: Sequence[str]) -> list[dict[str, Any]]:
+        stop()
+        found = answer_batch([missing[key] for key in batch], [encoded[key] for key in batch], scorer, task.options)
+        return [to_json(answer) for answer in found]
+
+    def kept(turn: Sequence[Sequence[str]], found: Sequence[Sequence[dict[str, Any]]]) -> None:
+        for batch, lines in zip(turn, found, strict=False):  # in the last turn, some processes have no batch
+            parts = batch, [missing[key].id for key in batch], [from_json(line) for line in lines]
+            if processes.rank == 0:
+                answers.add(*parts)
+            else:
+                answers.known.update(zip(batch, parts[2], strict=True))
+
     done = len(task.items) - len(missing)
     progress(done)
-    for batch in _batches(missing, scorer.micro_batch * scorer.model.shape.block_size * CHARACTERS_PER_TOKEN):
-        stop()
-        items = [missing[key] for key in batch]
-        answers.add(batch, [item.id for item in items], answer_batch(items, scorer, task.options))
-        done += len(batch)
+    for begin in range(0, len(batches), processes.size):
+        turn = batches[begin : begin + processes.size]
+        mine = turn[processes.rank] if processes.rank < len(turn) else []
+        found = _together(processes, lambda mine=mine: computed(mine))  # type: ignore[misc]
+        _together(processes, lambda turn=turn, found=found: kept(turn, found))  # type: ignore[misc]
+        done += sum(map(len, turn))
         progress(done)
 
 
-def answer_batch(items: Sequence[Item], scorer: Scorer, options: TaskOptions) -> list[Answer]:
-    """Return the answers to a batch of items."""
-    scores = iter(scorer.score([request for item in items for request in item.requests]))
+def _together(processes: Processes, work: Callable[[], Any]) -> list[Any]:
+    """Do `work` in every process and return the results by rank. Raises in all processes if it raises in one."""
+    result, raised = None, None
+    try:
+        result = work()
+    except Exception as error:
+        raised = error
+    outcomes = processes.gather([result, None if raised is None else f"{type(raised).__name__}: {raised}"])
+    if raised is not None:
+        raise raised
+    if failed := [(rank, error) for rank, (_, error) in enumerate(outcomes) if error is not None]:
+        raise MachineError(
+            f"process {failed[0][0]} of the evaluation failed: {failed[0][1]}; run the same command again"
+        )
+    return [result for result, _ in outcomes]
+
+
+def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[str, list[Encoded]]:
+    """Return the encoded requests of items by key. Raises UserError with a line for each request that cannot be scored."""
+    encoded, problems = {}, []
+    for key, item in items.items():
+        try:
+            encoded[key] = scorer.encode(item.requests)
+        except UserError as error:
+            problems += [f"{name}, item {item.id}: {message}" for message in error.messages]
+    if len(problems) > MOST_PROBLEMS:
+        problems = [*problems[:MOST_PROBLEMS], f"... and {len(problems) - MOST_PROBLEMS:,} more in {name}"]
+    if problems:
+        raise UserError(*problems)
+    return encoded
+
+
+def answer_batch(
+    items: Sequence[Item], encoded: Sequence[Sequence[Encoded]], scorer: Scorer, options: TaskOptions
+) -> list[Answer]:
+    """Return the answers to a batch of items, of which `encoded` holds the requests."""
+    scores = iter(scorer.score_encoded([request for requests in encoded for request in requests]))
     return [
         generate_answer(item, scorer, options) if item.prompt is not None else [next(scores) for _ in item.requests]
         for item in items

@@ -25,8 +25,8 @@ from model.attention import RowLayout
 from model.gpt import GPT
 from model.modes import evaluating
 
-# Most elements of a slice of logits: 32 MiB in float32. glibc gets larger blocks from the system each time, and the first access to
-# their pages takes longer than the loss itself.
+# Most elements of a slice of logits: 32 MiB in float32. glibc gets larger blocks from the system each time, and the first access
+# to their pages takes longer than the loss itself.
 MAX_LOGITS = 2**23
 MOST_ROW = 2  # longest row of packed sequences, in windows: bounds the memory of its attention mask
 
@@ -109,12 +109,12 @@ class Encoded:
     """A request as tokens.
 
     Attributes:
-        windows: (tokens, scored): the last `scored` of these tokens are scored, given those before them. There are several
+        windows: (tokens, scored): the last `scored` of these ids are scored, given those before them. There are several
             windows only with `Scorer.too_long="roll"`.
         bytes, cut, unknown: As in `Score`.
     """
 
-    windows: tuple[tuple[tuple[int, ...], int], ...]
+    windows: tuple[tuple[np.ndarray, int], ...]
     bytes: int
     cut: int
     unknown: int
@@ -170,7 +170,7 @@ class Scorer:
     def _encode(self, request: Request, before: int) -> Encoded:
         """Encode a request whose context alone has `before` tokens."""
         text = request.context + request.continuation
-        tokens: list[int] = self.tokenizer.encode(text).tolist()
+        tokens = self.tokenizer.encode(text)
         scored, unknown = len(tokens) - before, self.tokenizer.dropped(text)
         if scored < 1:
             raise UserError(
@@ -178,9 +178,9 @@ class Scorer:
                 " give it a text that the tokenizer knows and does not join with the context"
             )
         if self.tokenizer.unknown is not None:
-            unknown += tokens.count(self.tokenizer.unknown)
+            unknown += int((tokens == self.tokenizer.unknown).sum())
         if before == 0 or self.prefix == "always":
-            tokens.insert(0, self.tokenizer.eot)
+            tokens = np.insert(tokens, 0, self.tokenizer.eot)
         longest = self.model.shape.block_size
         if self.too_long == "refuse" and len(tokens) - 1 > longest:
             raise UserError(
@@ -206,7 +206,7 @@ class Scorer:
         owner = np.asarray([number for number, _, _ in windows], dtype=np.int64)
         scored = [count for _, _, count in windows]
         block_size = self.model.shape.block_size
-        rows = pack([tokens[:-1] for _, tokens, _ in windows], MOST_ROW * block_size, self.model.shape.n_embd)
+        rows = pack([tokens[:-1].tolist() for _, tokens, _ in windows], MOST_ROW * block_size, self.model.shape.n_embd)
         nats, greedy = np.zeros(len(encoded)), np.ones(len(encoded), dtype=bool)
         with evaluating(self.model):
             for batch in _batches(rows, self.micro_batch * block_size):
@@ -235,7 +235,7 @@ class Scorer:
         ]
 
     def _score_rows(
-        self, rows: Sequence[Row], targets: Mapping[int, Sequence[int]]
+        self, rows: Sequence[Row], targets: Mapping[int, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the numbers of the sequences in `rows`, the nats of the `targets` of each, and whether greedy decoding gives
         them."""
@@ -267,7 +267,7 @@ class Scorer:
         return torch.from_numpy(np.asarray(values)).to(self.device)
 
 
-def _windows(tokens: Sequence[int], scored: int, longest: int) -> Iterator[tuple[tuple[int, ...], int]]:
+def _windows(tokens: np.ndarray, scored: int, longest: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yield windows of at most `longest` inputs in which each of the last `scored` tokens is scored once.
 
     Each window scores as many tokens as it can, and begins as early as it can.
@@ -275,7 +275,7 @@ def _windows(tokens: Sequence[int], scored: int, longest: int) -> Iterator[tuple
     begin = len(tokens) - scored
     while begin < len(tokens):
         end = min(begin + longest, len(tokens))
-        yield tuple(tokens[max(0, end - 1 - longest) : end]), end - begin
+        yield tokens[max(0, end - 1 - longest) : end], end - begin
         begin = end
 
 

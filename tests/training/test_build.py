@@ -156,7 +156,7 @@ class Follower(World):
         super().__init__(rank=1, size=2)
         object.__setattr__(self, "others", others)
 
-    def _gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         return [self.others, value]  # type: ignore[attr-defined]
 
 
@@ -185,7 +185,7 @@ def test_a_process_repeats_a_step_if_another_one_ran_out_of_memory() -> None:
     )
     answers = iter([True, 2, None])  # rank 0: out of memory; its new micro-batch; success
     world = Follower(None)
-    object.__setattr__(world, "_gather", lambda value: [next(answers), value])
+    object.__setattr__(world, "gather", lambda value: [next(answers), value])
     sizes = []
     for attempt in attempts(session("off", world=world)[0], repeating):
         with attempt:
