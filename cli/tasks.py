@@ -59,8 +59,9 @@ def _resolved(name: str, own: dict[str, Any], everywhere: dict[str, Any]) -> dic
     from omegaconf.errors import OmegaConfBaseException
 
     preset = {"kind": LM_EVAL} if name.startswith(f"{LM_EVAL}:") else {} if "kind" in own else _preset(name)
+    given: dict[Any, Any] = {**preset, **own, **everywhere}  # an option is replaced as a whole: labels are not added up
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TaskConfig), preset, own, everywhere)
+        merged = OmegaConf.merge(OmegaConf.structured(TaskConfig), given)
         typed: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
     except (OmegaConfBaseException, ValueError) as error:
         raise NotATask(f"the options of {name} are not valid: {str(error).splitlines()[0]}") from None
