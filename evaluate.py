@@ -124,7 +124,7 @@ def score_tasks(config: EvaluateConfig, models: Models, world: World, signals: S
         check_items(baseline, tasks)
     with stages.Folder.opened(folder_of(config), world.rank == 0) as folder, signals.deferred():
         with task_progress(config, world) as show_pace:
-            answered, about = stages.answer_tasks(routed, models, folder, show_pace, signals.check)
+            answered, about = stages.answer_tasks(routed, models, folder, show_pace, signals.check, world)
         available = {task.name: len(task.items) for task in loaded}
         evaluation = stages.evaluation_of(tasks, available, answered, about, described(config))
         marks = {name: result.marks for name, result in answered.items()}

@@ -14,6 +14,7 @@ An evaluation is a dict of JSON values, as in evaluation.json:
     - checkpoint: the model that answered; None for answers from a file
     - computed: items that this evaluation computed, the others were known; seconds: how long they took
     - size_adjusted: the score adjusted by size; only with reference_parameters=
+    - scaled_score, scaled_gain: points of percent per million parameters (evals/bookkeeping/scaled_score.py); only minimal pairs
 - warnings: lines for the reader
 - comparison: None without baseline=, else a dict (evals/bookkeeping/baseline.py):
     - baseline: the file; kept: whether this evaluation was kept there as the baseline (then nothing else)
@@ -42,8 +43,9 @@ from common.file_lock import try_lock
 from common.json_io import finite, write_json, write_text
 from common.typed import closest
 from evals.bookkeeping.answers import AnswerFile
+from evals.bookkeeping.scaled_score import scaled_gain, scaled_score
 from evals.pace import Pace, Pacer
-from evals.run_task import Respondent, answer_items, figures_of, key_of, marks_of
+from evals.run_task import Processes, Respondent, answer_items, figures_of, key_of, marks_of
 from evals.scoring import Scorer
 from evals.tasks.registry import open_tasks
 from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions, thin
@@ -218,6 +220,7 @@ def answer_tasks(
     folder: Folder,
     show: Callable[[Pace], None],
     stop: Callable[[], None],
+    processes: Processes,
 ) -> tuple[dict[str, Answered], dict[str, dict[str, Any]]]:
     """Let each checkpoint answer its tasks.
 
@@ -225,6 +228,7 @@ def answer_tasks(
         routed: The tasks of each checkpoint, from `route_tasks`.
         show: Called before the first batch of items and after each.
         stop: Called before each batch; it may raise an exception to end the evaluation.
+        processes: They share the work, see `answer_items`.
 
     Returns the results by the name of the task, and the models by checkpoint (see the module's `models`).
     """
@@ -233,7 +237,7 @@ def answer_tasks(
     for checkpoint, tasks in routed.items():
         respondent, about[checkpoint] = models.respondent(checkpoint)
         for task in tasks:
-            result = answer_task(task, respondent, folder.answers(task.name), pacer, show, stop)
+            result = answer_task(task, respondent, folder.answers(task.name), pacer, show, stop, processes)
             answered[task.name] = replace(result, figures=result.figures | {"checkpoint": checkpoint})
         del respondent
     return answered, about
@@ -246,10 +250,11 @@ def answer_task(
     pacer: Pacer,
     show: Callable[[Pace], None],
     stop: Callable[[], None],
+    processes: Processes,
 ) -> Answered:
     """Let a model answer the items that `answers` lacks, and mark all answers."""
     pacer.begin(task.name)
-    answer_items(task, respondent, answers, lambda items: show(pacer.update(items)), stop)
+    answer_items(task, respondent, answers, lambda items: show(pacer.update(items)), stop, processes)
     marks = marks_of(task, answers, respondent.fingerprint)
     given = [answers.known[key_of(item, task.options, respondent.fingerprint)] for item in task.items]
     predictions = [{**mark, **asked(item, answer)} for mark, item, answer in zip(marks, task.items, given, strict=True)]
@@ -312,6 +317,11 @@ def evaluation_of(
         task.name: {**answered[task.name].figures, "available": available[task.name], "options": options_of(task)}
         for task in tasks
     }
+    for each in figures.values():
+        if each["kind"] == "minimal_pairs" and each["checkpoint"] is not None and each["score"] is not None:
+            parameters = models[each["checkpoint"]]["parameters"]
+            each["scaled_score"] = scaled_score(each["score"], parameters)
+            each["scaled_gain"] = scaled_gain(each["score"], each["chance"], parameters)
     warnings = [line for task in tasks for line in answered[task.name].warnings]
     if reference := about["options"]["reference_parameters"]:
         warnings += adjust_for_size(figures, models, reference)

@@ -48,7 +48,6 @@ class AnswerFile:
         try:
             if writes:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
             with path.open("r+b" if writes else "rb") as file:
                 self._read(file)
         except FileNotFoundError:

@@ -11,7 +11,7 @@ from run.report.console import Console
 # Figures of a task that have a column of the table, or are not for people.
 IN_TABLE = (
     "kind", "items", "score", "interval", "chance", "statistic", "seconds", "computed", "available", "options", "checkpoint",
-    "size_adjusted", "warnings",
+    "size_adjusted", "warnings", "standard_error",
 )  # fmt: skip
 MOST_PARTS = 16  # entries of a figure with parts that are shown; BLiMP has 12 phenomena
 
@@ -28,7 +28,10 @@ def show_tasks(console: Console, evaluation: Mapping[str, Any]) -> None:
             console.say(f"{name}: {line}")
     if evaluation["comparison"]:
         _show_comparison(console, evaluation["comparison"])
-    for line in evaluation["warnings"]:
+    for line in [
+        *evaluation["warnings"],
+        *(f"{name}: {line}" for name, each in tasks.items() for line in each.get("warnings", [])),
+    ]:
         console.warn(line)
 
 
