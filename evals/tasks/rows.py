@@ -1,22 +1,26 @@
-"""Reads the rows of benchmark files: JSON lines, a JSON list, CSV or TSV, also compressed (.gz .zst .xz .bz2)."""
+"""Reads the rows of benchmark files: JSON lines, a JSON list, CSV, TSV and parquet; text also compressed (.gz .zst .xz .bz2)."""
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import UserError
 from common.safe_read import parse_json
-from data.documents import Reading
-from data.files.decompress import read_chunks, read_whole
+from data.documents import SHOWN_KEYS, Reading
+from data.files.decompress import read_chunks, split_lines
 from data.files.find_files import suffix_of
+from data.files.formats.delimited import LONGEST_FIELD
 
-# Fields of a CSV may be longer than the module's default of 128 KiB: some passages are.
-csv.field_size_limit(1 << 24)
+LARGEST_FILE = 512 << 20  # decompressed bytes; all items of a task are in memory, and the largest benchmarks have 50 MB
+MOST_PROBLEMS = 10  # lines of an error about the items of a file
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -30,84 +34,191 @@ class Row:
         """Return the text in a field. Raises UserError if it is missing or not a text."""
         value = self.values.get(key)
         if not isinstance(value, str):
-            what = f"{key} is {value!r}, not a text" if key in self.values else f"no field {key!r}"
-            raise UserError(f"{self.place}: {what}; its fields are {', '.join(map(str, self.values))}")
+            if key in self.values:
+                raise UserError(f"{self.place}: {key} is {shortened(value)}, not a text")
+            raise UserError(f"{self.place}: no field {key!r}; its fields are {self.fields}")
         return value
+
+    @property
+    def fields(self) -> str:
+        """The names of its fields, for messages."""
+        return ", ".join(map(str, self.values))[:SHOWN_KEYS]
+
+
+def shortened(value: object) -> str:
+    """Return a value of a row for messages, in at most about 60 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file in order.
 
-    Raises UserError with file and line for a file that cannot be read, is not UTF-8 or has a row that is not an object.
+    Raises UserError with file and line for a file that cannot be read, is not UTF-8 or is larger than LARGEST_FILE, and for a
+    row that is not an object or has another number of fields than the header.
     """
-    try:
-        text = read_whole(str(path), read_chunks(path, Reading())).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid UTF-8 at byte {error.start:,}; convert it") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give task.path=FILE or FOLDER") from None
     suffix = suffix_of(path)
+    if not path.is_file():  # not a pipe either, which may never end
+        raise UserError(f"{path} is not a file; give task.path=FILE or FOLDER")
     if suffix not in READERS:
         raise UserError(f"{path}: {suffix or 'no suffix'} is not a format of task.path; allowed: {', '.join(READERS)}")
-    yield from READERS[suffix](path, text)
+    try:
+        yield from READERS[suffix](path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); correct task.path") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not valid {suffix} ({error}); correct the file of task.path") from None
 
 
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
+def read_each(rows: Iterable[Given], read: Callable[[Given], Made], bad_items: str) -> tuple[list[Made], int]:
+    """Return what `read` makes of each row, and the number of rows that it refuses by UserError.
+
+    With bad_items=refuse, raises UserError with a line for each of the first MOST_PROBLEMS of them; with bad_items=skip, only
+    if there is no other row.
+    """
+    made, problems = [], []
+    for row in rows:
+        try:
+            made.append(read(row))
+        except UserError as error:
+            problems.append(str(error))
+    if problems and (bad_items == "refuse" or not made):
+        more = len(problems) - MOST_PROBLEMS
+        hint = [f"... and {more:,} more invalid items"] if more > 0 else []
+        if made:
+            hint.append(f"{len(problems):,} of {len(problems) + len(made):,} items are invalid: correct them, or leave them"
+                        " out and count them with task.bad_items=skip")  # fmt: skip
+        raise UserError(*problems[:MOST_PROBLEMS], *hint)
+    return made, len(problems)
+
+
+def item_files(path: Path, preferred: Iterable[str] = ()) -> list[Path]:
+    """Return the files that task.path names: itself, or of a folder the first file of `preferred`, or else all readable ones.
+
+    Raises UserError if it does not exist or is a folder without such files.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; correct task.path")
+    for name in preferred:
+        if (path / name).is_file():
+            return [path / name]
+    files = sorted(
+        each for each in path.iterdir() if suffix_of(each) in READERS and each.name[0] != "." and each.is_file()
+    )
+    if not files:
+        raise UserError(f"{path} holds no file with items ({', '.join(READERS)}); correct task.path")
+    return files
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file without line ends."""
+    n_bytes = 0
+    for number, line in enumerate(split_lines(read_chunks(path, Reading())), 1):
+        n_bytes += len(line or b"") + 1
+        if line is None or n_bytes > LARGEST_FILE:
+            raise UserError(f"{path}:{number}: larger than {LARGEST_FILE >> 20} MiB; split the file of task.path")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}:{number}: not valid UTF-8 at byte {error.start:,} of the line; convert it"
+            ) from None
+        yield text.removesuffix("\r")
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    return _parsed_lines(path, _lines(path))
+
+
+def _parsed_lines(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
-            yield _row(f"{path}:{number}", line)
+            yield _row(f"{path}:{number}", _parsed(f"{path}:{number}", line))
 
 
-def _json(path: Path, text: str) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[Row]:
     """A list of objects, or JSON lines in a file that is named .json."""
-    if not text.lstrip().startswith("["):
-        yield from _json_lines(path, text)
+    lines = list(_lines(path))
+    filled = [line for line in lines if line.strip()]
+    if len(filled) > 1 and all(line.lstrip().startswith("{") and line.rstrip().endswith("}") for line in filled[:2]):
+        yield from _parsed_lines(path, lines)
         return
-    try:
-        rows = parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: entry {number} is not an object")
-        yield Row(f"{path}: entry {number}", row)
+    entries = _parsed(str(path), "\n".join(lines))
+    if not isinstance(entries, list):
+        raise UserError(
+            f"{path}: not a list of objects; write [{{...}}, {{...}}], or one object per line in a .jsonl file"
+        )
+    for number, values in enumerate(entries, 1):
+        yield _row(f"{path}: entry {number}", values)
 
 
-def _row(place: str, line: str) -> Row:
+def _parsed(place: str, text: str) -> Any:
     try:
-        values = parse_json(line)
+        values = parse_json(text)
+        if "\\ud" in text.lower():
+            json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate, which is no text
+        return values
     except ValueError as error:
-        raise UserError(f"{place}: not valid JSON ({error})") from None
+        raise UserError(f"{place}: not valid JSON ({error}); correct the file of task.path") from None
+
+
+def _row(place: str, values: Any) -> Row:
     if not isinstance(values, dict):
-        raise UserError(f"{place}: not an object")
+        raise UserError(f"{place}: {shortened(values)} is not an object; correct the file of task.path")
     return Row(place, values)
 
 
-def _delimited(path: Path, text: str, delimiter: str) -> Iterator[Row]:
-    lines = io.StringIO(text, newline="")
-    if delimiter == "\t":  # tabs separate plain text, in which quotes are ordinary characters
-        reader = csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.DictReader(lines, delimiter=delimiter)
-    for values in reader:
-        place = f"{path}:{reader.line_num}"
-        if None in values or None in values.values():
-            raise UserError(f"{place}: not as many fields as the header's {len(reader.fieldnames or [])}")
-        yield Row(place, values)
+def _delimited(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
+    """The rows below a header. Blank lines are left out; fields in quotes may hold line ends."""
+    csv.field_size_limit(LONGEST_FIELD)  # some passages are longer than the module's default of 128 KiB
+    reader = csv.reader((f"{line}\n" for line in _lines(path)), delimiter=delimiter, quoting=quoting, strict=True)
+    header = next((row for row in reader if row), [])
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}: the header names a field twice: {', '.join(header)[:SHOWN_KEYS]}; rename one")
+    for fields in reader:
+        if fields and len(fields) != len(header):
+            raise UserError(
+                f"{path}:{reader.line_num}: {len(fields)} fields, but the header has {len(header)}; correct the file of"
+                " task.path"
+            )
+        if fields:
+            yield Row(f"{path}:{reader.line_num}", dict(zip(header, fields, strict=True)))
 
 
-def _csv(path: Path, text: str) -> Iterator[Row]:
-    return _delimited(path, text, ",")
+def _csv(path: Path) -> Iterator[Row]:
+    return _delimited(path, ",", csv.QUOTE_MINIMAL)
 
 
-def _tsv(path: Path, text: str) -> Iterator[Row]:
-    return _delimited(path, text, "\t")
+def _tsv(path: Path) -> Iterator[Row]:
+    """Tabs separate plain text, in which quotes are ordinary characters."""
+    return _delimited(path, "\t", csv.QUOTE_NONE)
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.parquet  # takes long to import
+
+    from data.files.formats.columnar import readable, rows_per_batch
+
+    number = n_bytes = 0
+    with readable(path, "parquet"), path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
+        for group in range(file.metadata.num_row_groups):
+            rows = rows_per_batch(file.metadata.row_group(group), file.schema_arrow.names)
+            for batch in file.iter_batches(rows, [group]):
+                n_bytes += batch.nbytes
+                if n_bytes > LARGEST_FILE:
+                    raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB; split the file of task.path")
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}: row {number}", values)
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,
+    ".parquet": _parquet,
 }

@@ -33,11 +33,11 @@ DICTIONARY_BATCH, RECORD_BATCH = 2, 3
 def read_parquet(path: Path, reading: Reading) -> Iterator[Record | None]:
     """Yield the text of each row. Raises UserError for a corrupt file and for a column that holds no strings."""
     row = 0
-    with _readable(path, "parquet"), path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
+    with readable(path, "parquet"), path.open("rb") as opened, pyarrow.parquet.ParquetFile(opened) as file:
         keys = _columns(path, file.schema_arrow, reading.text_key)
         size = path.stat().st_size
         for group in range(file.metadata.num_row_groups):
-            rows = _rows_per_batch(file.metadata.row_group(group), [key[0] for key in keys])
+            rows = rows_per_batch(file.metadata.row_group(group), [key[0] for key in keys])
             for batch in file.iter_batches(rows, [group], [".".join(key) for key in keys]):
                 yield from _records(path, batch, keys, row, reading)
                 row += batch.num_rows
@@ -51,7 +51,7 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Record | None]:
     or truncated file, for record batches that decompress to more than ARROW_BYTES, and for a column that holds no strings.
     """
     row = 0
-    with _readable(path, "Arrow"), path.open("rb") as opened:
+    with readable(path, "Arrow"), path.open("rb") as opened:
         # Not pyarrow.memory_map, which takes no names that are not UTF-8.
         file = pyarrow.BufferReader(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
         start = _stream_start(file)
@@ -74,7 +74,7 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Record | None]:
 
 
 @contextmanager
-def _readable(path: Path, kind: str) -> Iterator[None]:
+def readable(path: Path, kind: str) -> Iterator[None]:
     """Turn the errors of pyarrow into a UserError."""
     try:
         yield
@@ -142,7 +142,7 @@ def _values(batch: Any, keys: list[str]) -> list[str | None]:
     return texts
 
 
-def _rows_per_batch(group: Any, columns: list[str]) -> int:
+def rows_per_batch(group: Any, columns: list[str]) -> int:
     """Return how many rows fit into BATCH_BYTES even if each held all values of the row group's columns."""
     chunks = [group.column(number) for number in range(group.num_columns)]
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
