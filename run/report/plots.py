@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,14 +72,25 @@ class Picture(NamedTuple):
     svg: str
 
 
-def picture(title: str, xlabel: str, draw: Callable[[Axes], None], ticks: Callable[[Axes], None]) -> Picture:
-    """A chart as inline SVG. `draw` plots into its axes, `ticks` formats the x axis. Text stays text."""
+def picture(
+    title: str,
+    xlabel: str,
+    draw: Callable[[Axes], None],
+    ticks: Callable[[Axes], None],
+    height: float = FIGURE_INCHES[1],
+) -> Picture:
+    """A chart as inline SVG, `height` inches high. `draw` plots into its axes, `ticks` formats the x axis. Text stays text."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": title}):
-        figure = Figure(figsize=FIGURE_INCHES)
+    above, below = (
+        (edge * FIGURE_INCHES[1]) / height for edge in (1 - _RC["figure.subplot.top"], _RC["figure.subplot.bottom"])
+    )
+    margins = {"figure.subplot.top": 1 - above, "figure.subplot.bottom": below}
+    with matplotlib.rc_context({**_RC, **margins, "svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the browser has the glyphs that this font lacks
+        figure = Figure(figsize=(FIGURE_INCHES[0], height))
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.grid(alpha=0.18)
