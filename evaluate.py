@@ -112,39 +112,47 @@ def score_text(config: EvaluateConfig, models: Models, device: Any) -> dict[str,
 def score_tasks(config: EvaluateConfig, models: Models, world: World, signals: Signals) -> dict[str, Any]:
     """Score the model on the tasks, and write the files of the evaluation. Returns it as evals/evaluation.py describes it."""
     from evals import evaluation as stages
-    from evals.bookkeeping.baseline import check_items, compare, keep_baseline, read_baseline
+    from evals.bookkeeping.baseline import check_items, compare, read_baseline, write_baseline
+    from evals.bookkeeping.submission import competition_rows, refuse_incomplete, write_submission
 
-    assert config.checkpoint is not None
     loaded = stages.load_tasks(config.tasks, config.skip)
     tasks = [stages.select(task, config.limit, config.fraction) for task in loaded]
-    routed = stages.route_tasks(tasks, config.route, config.checkpoint)
-    kept_at = user_path(config.baseline) if config.baseline else None
+    kept_at, submission = (text and user_path(text) for text in (config.baseline, config.submission))
     baseline = read_baseline(kept_at) if kept_at else None
     if baseline:
         check_items(baseline, tasks)
+    if submission:
+        rows = competition_rows(tasks, "submission")
+        refuse_incomplete(submission, rows, {item.id for task in tasks for item in task.items})
+    routed = (
+        stages.route_tasks(tasks, config.route, config.checkpoint) if config.checkpoint and not config.answers else {}
+    )
     with stages.Folder.opened(folder_of(config), world.rank == 0) as folder, signals.deferred():
         with task_progress(config, world) as show_pace:
             answered, about = stages.answer_tasks(routed, models, folder, show_pace, signals.check, world)
+        if config.answers:
+            answered = stages.answered_by_file(tasks, user_path(config.answers))
         available = {task.name: len(task.items) for task in loaded}
         evaluation = stages.evaluation_of(tasks, available, answered, about, described(config))
         marks = {name: result.marks for name, result in answered.items()}
         if baseline:
             evaluation["comparison"] = compare(baseline, evaluation["tasks"], marks)
         elif kept_at and world.rank == 0:
-            keep_baseline(kept_at, evaluation, marks)
+            write_baseline(kept_at, evaluation, marks)
             evaluation["comparison"] = {"baseline": str(kept_at), "kept": True}
-        folder.write(evaluation, {name: result.predictions for name, result in answered.items()})
+        if submission and world.rank == 0:
+            write_submission(submission, rows, stages.answers_of(tasks, answered))
+        folder.write(evaluation, {name: result.predictions for name, result in answered.items()}, baseline)
     return evaluation
 
 
-def folder_of(config: EvaluateConfig) -> Path:
+def folder_of(config: EvaluateConfig) -> Path | None:
     """The folder for the files of an evaluation: folder=, or evaluations/ in the folder of the checkpoint's run."""
     from run.saved_model import find_model
 
-    assert config.checkpoint is not None
-    return (
-        user_path(config.folder) if config.folder else find_model(config.checkpoint, "checkpoint").run / "evaluations"
-    )
+    if config.folder or config.checkpoint is None:
+        return user_path(config.folder) if config.folder else None
+    return find_model(config.checkpoint, "checkpoint").run / "evaluations"
 
 
 def described(config: EvaluateConfig) -> dict[str, Any]:
@@ -194,7 +202,10 @@ def show(config: EvaluateConfig, figures: dict[str, Any]) -> None:
             show_figures(console, figures)
         if config.tasks:
             show_tasks(console, figures)
-            console.say(f"answers, predictions and report: {folder_of(config)}")
+            if config.submission:
+                console.say(f"submission: {config.submission}")
+            if folder := folder_of(config):
+                console.say(f"answers, predictions and report: {folder}")
     if config.tasks and (problems := undefined_ratios(figures["comparison"] or {})):
         raise UserError(*problems)
 

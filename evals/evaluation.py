@@ -43,13 +43,17 @@ from common.file_lock import try_lock
 from common.json_io import finite, write_json, write_text
 from common.typed import closest
 from evals.bookkeeping.answers import AnswerFile
+from evals.bookkeeping.baseline import Baseline
 from evals.bookkeeping.scaled_score import scaled_gain, scaled_score
+from evals.bookkeeping.submission import marks_of_submission
 from evals.pace import Pace, Pacer
 from evals.run_task import Processes, Respondent, answer_items, figures_of, key_of, marks_of
 from evals.scoring import Scorer
+from evals.tasks.competition import KIND as COMPETITION
 from evals.tasks.registry import open_tasks
 from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions, thin
 from run.load_model import LoadedModel, load_model
+from run.report.evaluation_report import write_evaluation_report
 from run.saved_model import find_model
 
 if TYPE_CHECKING:
@@ -175,8 +179,16 @@ class Folder:
         """The stored answers of a task."""
         return AnswerFile(self.path and self.path / f"{file_name(task)}.answers.jsonl", self.writes)
 
-    def write(self, evaluation: dict[str, Any], predictions: Mapping[str, Sequence[dict[str, Any]]]) -> None:
-        """Write evaluation.json and TASK.predictions.jsonl, each atomically. Raises MachineError if the disk refuses."""
+    def write(
+        self,
+        evaluation: dict[str, Any],
+        predictions: Mapping[str, Sequence[dict[str, Any]]],
+        baseline: Baseline | None = None,
+    ) -> None:
+        """Write evaluation.json, TASK.predictions.jsonl and report.html, each atomically.
+
+        Raises MachineError if the disk refuses.
+        """
         if self.path is None or not self.writes:
             return
         try:
@@ -184,6 +196,8 @@ class Folder:
                 text = "".join(dumps(finite(line), ensure_ascii=False) + "\n" for line in lines)
                 write_text(self.path / f"{file_name(name)}.predictions.jsonl", text)
             write_json(self.path / "evaluation.json", evaluation)
+            earlier = {"evaluation": baseline.evaluation, "marks": baseline.marks} if baseline else None
+            write_evaluation_report(self.path / "report.html", evaluation, predictions, earlier)
         except OSError as error:
             raise MachineError(
                 f"{error.filename or self.path} cannot be written ({error.strerror}); the answers are kept, and the same command"
@@ -260,6 +274,22 @@ def answer_task(
     predictions = [{**mark, **asked(item, answer)} for mark, item, answer in zip(marks, task.items, given, strict=True)]
     timing = {"computed": pacer.computed(task.name), "seconds": pacer.seconds(task.name)}
     return Answered(figures_of(task, marks) | timing, marks, predictions, _unreadable(answers))
+
+
+def answered_by_file(tasks: Sequence[Task], path: Path) -> dict[str, Answered]:
+    """Return the results of a submission to a competition, in which no model takes part. Raises UserError if it is not valid."""
+    marks = marks_of_submission(tasks, path)
+    given = {"computed": 0, "seconds": 0.0, "checkpoint": None}
+    return {
+        task.name: Answered(figures_of(task, marks[task.name]) | given, marks[task.name], marks[task.name], [])
+        for task in tasks
+    }
+
+
+def answers_of(tasks: Sequence[Task], answered: Mapping[str, Answered]) -> dict[str, Any]:
+    """Return the answers to the items of a competition by id."""
+    marks = [mark for task in tasks if task.options.kind == COMPETITION for mark in answered[task.name].marks]
+    return {mark["id"]: mark["answer"] for mark in marks}
 
 
 def asked(item: Item, answer: Answer) -> dict[str, Any]:

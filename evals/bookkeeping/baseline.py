@@ -65,8 +65,8 @@ def read_baseline(path: Path) -> Baseline | None:
     return baseline
 
 
-def keep_baseline(path: Path, evaluation: Mapping[str, Any], marks: Mapping[str, Marks]) -> None:
-    """Write an evaluation as the baseline of later ones. Raises MachineError if it cannot be written."""
+def write_baseline(path: Path, evaluation: Mapping[str, Any], marks: Mapping[str, Marks]) -> None:
+    """Keep an evaluation as the baseline of later ones. Raises MachineError if the file cannot be written."""
     kept = {name: [{key: mark[key] for key in KEPT if key in mark} for mark in each] for name, each in marks.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
