@@ -72,7 +72,7 @@ def encode_prompt(item: Item, scorer: Scorer) -> list[int]:
     window = scorer.model.shape.block_size
     if len(tokens) > window and scorer.too_long == "refuse":
         raise UserError(
-            f"item {item.id}: the prompt's {len(tokens)} tokens are more than the {window} of the model's window; set"
+            f"the prompt's {len(tokens)} tokens are more than the {window} of the model's window; set"
             " task.too_long=cut to cut prompts from the left"
         )
     return tokens

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from common.errors import MachineError, UserError
 from evals.bookkeeping.answers import AnswerFile, from_json, to_json
-from evals.generation import continue_prompt
+from evals.generation import continue_prompt, encode_prompt
 from evals.scoring import Encoded, Scorer
 from evals.statistics import interval, score_of
 from evals.tasks.task import Answer, Item, Task, TaskOptions
@@ -130,11 +130,16 @@ def _together(processes: Processes, work: Callable[[], Any]) -> list[Any]:
 
 
 def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[str, list[Encoded]]:
-    """Return the encoded requests of items by key. Raises UserError with a line for each request that cannot be scored."""
+    """Return the encoded requests of items by key.
+
+    Raises UserError with a line for each request that cannot be scored, and for each prompt that is too long.
+    """
     encoded, problems = {}, []
     for key, item in items.items():
         try:
             encoded[key] = scorer.encode(item.requests)
+            if item.prompt is not None:
+                encode_prompt(item, scorer)
         except UserError as error:
             problems += [f"{name}, item {item.id}: {message}" for message in error.messages]
     if len(problems) > MOST_PROBLEMS:

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from data.tokenizers.tokenizer import get_tokenizer
+from evals.bookkeeping.answers import AnswerFile
 from evals.generation import continue_prompt, shorten
+from evals.run_task import Respondent, answer_items
 from evals.scoring import Scorer
+from evals.tasks.generate import FreeText
 from evals.tasks.task import Generated, Item, TaskOptions
 from model.config import PRESETS, Shape
 from model.generate import generate
@@ -136,11 +139,24 @@ def test_end_of_text_comes_first_as_in_scoring() -> None:
 
 def test_a_prompt_longer_than_the_window_is_refused_or_cut() -> None:
     item = Item("q7", prompt="0123456789")
-    with pytest.raises(UserError, match=r"item q7: the prompt's 10 tokens are more than the 8 .* task.too_long=cut"):
+    with pytest.raises(UserError, match=r"the prompt's 10 tokens are more than the 8 .* task.too_long=cut"):
         continue_prompt(item, scorer_of(Writer("x", block_size=8)), options_of())
     model = Writer("x", block_size=8)
     assert continue_prompt(item, scorer_of(model, too_long="cut"), options_of()).cut == 2
     assert bytes(model.shown[0]) == b"23456789"
+
+
+def test_prompts_that_are_too_long_are_named_before_anything_is_computed() -> None:
+    model = Writer("x", block_size=8)
+    items = [Item("q1", prompt="short"), Item("q2", prompt="0123456789"), Item("q3", prompt="x" * 99)]
+    task = FreeText("mine", options_of(), items, "generate")
+    with pytest.raises(UserError) as caught:
+        answer_items(task, Respondent(scorer_of(model), "model", 1), AnswerFile(None))
+    assert [message[:34] for message in caught.value.messages] == [
+        "mine, item q2: the prompt's 10 tok",
+        "mine, item q3: the prompt's 99 tok",
+    ]
+    assert model.shown == []
 
 
 def test_the_beginning_of_a_prompt_that_the_answer_pushes_out_is_counted() -> None:
