@@ -414,8 +414,16 @@ class TaskConfig:
         "classify: the labels, and the text of each, e.g. '{positive: chanya, negative: hasi}' (those of the items)",
         added_later=True,
     )
-    text_key: str | None = option(None, "classify: field with the text (text)", added_later=True)
-    label_key: str | None = option(None, "classify: field with the label (label)", added_later=True)
+    text_key: str | None = option(
+        None,
+        "field with the text: classify (text); summarise, generate (text, prompt or question)",
+        added_later=True,
+    )
+    label_key: str | None = option(
+        None,
+        "field with the right answer: classify (label); summarise, generate (answer, summary or reference)",
+        added_later=True,
+    )
     prefix: str | None = option(
         None,
         "where end-of-text is put first: empty (before empty contexts) | always (empty)",
