@@ -115,6 +115,12 @@ def test_stop_texts_and_length_apply_together() -> None:
     assert write("One\n\nTwo. Three.", length=5, stop=("\n\n",)).text == "One"
 
 
+def test_a_token_that_holds_several_ends_ends_at_the_first() -> None:
+    assert shorten("a END b STOP", options_of(stop=("STOP", "END")), incomplete=False) == "a "
+    assert shorten("One. Two. STOP", options_of(stop=("STOP",), length=2), incomplete=False) == "One."
+    assert shorten("One STOP two.", options_of(stop=("STOP",), length=2), incomplete=False) == "One "
+
+
 def test_an_answer_has_whole_characters() -> None:
     assert write("東京", max_new_tokens=5).text == "東"
 
