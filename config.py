@@ -419,8 +419,16 @@ class TaskConfig:
         " (those of the items)",
         added_later=True,
     )
-    text_key: str | None = option(None, "classify: field with the text (text)", added_later=True)
-    label_key: str | None = option(None, "classify: field with the label (label)", added_later=True)
+    text_key: str | None = option(
+        None,
+        "field with the text: classify (text); summarise, generate (text, prompt or question)",
+        added_later=True,
+    )
+    label_key: str | None = option(
+        None,
+        "field with the right answer: classify (label); summarise, generate (answer, summary or reference)",
+        added_later=True,
+    )
     prefix: str | None = option(
         None,
         "where end-of-text is put first: empty (before empty contexts) | always (empty)",
@@ -666,7 +674,10 @@ class EvaluateDataConfig:
     """The text to score."""
 
     path: str | None = option(
-        None, "file, folder or glob of text, in the formats of data=text of train.py; required", path=True
+        None,
+        "file, folder or glob of text, in the formats of data=text of train.py; required without tasks",
+        path=True,
+        common=True,
     )
     text_key: str = option(
         "text",
@@ -681,14 +692,20 @@ class EvaluateDataConfig:
 
 @dataclass
 class EvaluateConfig:
-    """Score text with a trained model.
+    """Score a trained model on text, or on tasks.
 
     PROGRAM checkpoint=outputs/NAME data.path=my.jsonl.zst
     PROGRAM checkpoint=outputs/NAME data.path=texts/ output=json
     PROGRAM checkpoint=outputs/NAME tasks=[blimp] task.path=blimp/
+    PROGRAM checkpoint=outputs/NAME tasks=[blimp:blimp/,hellaswag] limit=100 baseline=first.json
     """
 
-    checkpoint: str | None = option(None, "folder of a run, finished or not, e.g. outputs/NAME; required", path=True)
+    checkpoint: str | None = option(
+        None,
+        "folder of a run, finished or not, e.g. outputs/NAME; required, except with answers",
+        path=True,
+        common=True,
+    )
     data: EvaluateDataConfig = group(EvaluateDataConfig)
     tasks: Any = option(
         None,
@@ -698,14 +715,24 @@ class EvaluateConfig:
     )
     task: TaskConfig = group(TaskConfig)
     limit: int | None = option(
-        None, "score only the first N items of each task; null: all", range="[1, 1e+15]", unit="count"
+        None,
+        "score only the first N items of each task, of those that fraction leaves; null: all",
+        range="[1, 1e+15]",
+        unit="count",
+        common=True,
     )
-    fraction: float = option(1.0, "score this share of the items of each task, evenly spaced", range="(0, 1]")
+    fraction: float = option(
+        1.0,
+        "score this share of the items of each task, evenly spaced in each of its groups, the same each time",
+        range="(0, 1]",
+        common=True,
+    )
     skip: list[str] = option([], "names of tasks to leave out, also of single tasks of a competition's file")
     baseline: str | None = option(
         None,
         "file of an evaluation to compare with; if it does not exist, this evaluation is kept there as the baseline",
         path=True,
+        common=True,
     )
     route: dict[str, Any] = option(
         {}, "checkpoints of single tasks, e.g. '{summarization: outputs/B}'; checkpoint= answers the others"
@@ -721,7 +748,10 @@ class EvaluateConfig:
         unit="count",
     )
     folder: str | None = option(
-        None, "folder for answers, predictions and report; null: evaluations/ in the run's folder", path=True
+        None,
+        "folder for answers, predictions and report; null: evaluations/ in the run's folder, and none with answers",
+        path=True,
+        common=True,
     )
     device: DeviceConfig = group(DeviceConfig)
     tokens: int | None = option(
@@ -730,7 +760,9 @@ class EvaluateConfig:
     micro_batch: int = option(
         16, "sequences per forward pass; affects speed and memory, not the result", range="[1, 1e+09]"
     )
-    output: str = option("text", "text | json (one JSON object on standard output)", choices=("text", "json"))
+    output: str = option(
+        "text", "text | json (one JSON object on standard output)", choices=("text", "json"), common=True
+    )
 
 
 @dataclass

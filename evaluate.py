@@ -1,7 +1,8 @@
-"""Score a trained model on any text: `python evaluate.py checkpoint=outputs/NAME data.path=my.jsonl.zst`.
+"""Score a trained model on any text, and on tasks: `python evaluate.py checkpoint=outputs/NAME data.path=my.jsonl.zst`.
 
-It prints the figures of the final evaluation of a run: loss, perplexity, bits per byte and accuracy, in total and by
-source. Under torchrun, every process scores its share of the text.
+For a text, it prints the figures of the final evaluation of a run: loss, perplexity, bits per byte and accuracy, in total
+and by source. For tasks (`tasks=[blimp] task.path=FOLDER`), it prints their scores, and keeps answers, predictions and a
+report in a folder. Under torchrun, every process scores its share.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,38 +19,49 @@ import numpy as np
 
 from cli.compose import checked_config
 from cli.launch import SweepFunctions, launch, leave
-from common.errors import MachineError
+from common.errors import MachineError, UserError
 from common.format import format_count
 from common.json_io import significant
+from common.paths import user_path
+from common.signals import Interrupted, Signals
 from config import EvaluateConfig
 from data.eval_windows import EvalRange
 from data.files.find_files import describe_not_read, find_files
 from data.files.readers import read_documents, source_id
 from data.tokenizers.tokenizer import Tokenizer
-from device.distributed import join_world, leave_world, local_device
+from device.distributed import World, join_world, leave_world, local_device
 from evals.bookkeeping.ranking import SweepResults
-from run.report.console import Console
+from run.report.console import Console, Status
+from run.report.evaluation_tables import show_tasks
 
 if TYPE_CHECKING:
-    from evals.tasks.task import TaskOptions
-
+    from evals.evaluation import Models
+    from evals.pace import Pace
 
 SWEEP = SweepResults()
 
 
 def main(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Score the model and print the figures; with output=json, as JSON. Returns the figures, and the marks of each task."""
+    """Score the model and print the figures; with output=json, as JSON.
+
+    Returns the figures, and the predictions of each task.
+    """
     from device.device import open_device
+    from evals.evaluation import Models
 
     wanted, name = config.device, local_device(config.device.name)
     world = join_world(name)
     # A peak of 1 FLOP/s, so that none is measured: no MFU is shown.
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
-    figures = score(config, device) if config.data.path is not None else {}
-    marks: dict[str, Any] = {}
-    if config.tasks:
-        scored, marks = score_tasks(config, device)
-        figures |= scored
+    models = Models(device.torch_device, device.autocast, config.micro_batch)
+    figures: dict[str, Any] = {}
+    predictions: dict[str, Any] = {}
+    with interruptible(world) as signals:
+        if config.data.path is not None:
+            figures |= score_text(config, models, device)
+        if config.tasks:
+            evaluation, predictions = score_tasks(config, models, world, signals)
+            figures |= evaluation
     note = world.broadcast(figures["note"])
     if note != figures["note"]:  # the run is training
         raise MachineError(
@@ -56,16 +69,8 @@ def main(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     leave_world(world)
     if world.rank == 0:
-        if note:
-            print(note, file=sys.stderr)
-        if config.output == "json":
-            print(json.dumps(significant(figures, 10), indent=1))
-            return figures, marks
-        if config.data.path is not None:
-            show_figures(figures)
-        if config.tasks:
-            show_tasks(figures)
-    return figures, marks
+        show(config, figures)
+    return figures, predictions
 
 
 def run_job(composed: Any, number: int, overrides: list[str], sweep_dir: str) -> float | None:
@@ -74,8 +79,8 @@ def run_job(composed: Any, number: int, overrides: list[str], sweep_dir: str) ->
         config = checked_config(composed)
         if config.output == "json":  # standard output holds that of the jobs
             SWEEP.stream = sys.stderr
-        figures, marks = main(config)
-        return finished(figures, marks).score if config.tasks else None
+        figures, predictions = main(config)
+        return finished(figures, predictions).score if config.tasks else None
 
 
 def conclude_sweep() -> None:
@@ -84,17 +89,30 @@ def conclude_sweep() -> None:
         SWEEP.conclude()
 
 
-def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
+@contextmanager
+def interruptible(world: World) -> Iterator[Signals]:
+    """Inside this context, a stopping signal ends the process with one line and the status of the signal."""
+    with Signals() as signals:
+        try:
+            yield signals
+        except Interrupted as stop:
+            if world.rank == 0:
+                print(
+                    f"stopped by {stop.name}; type the same command to go on from the answers so far", file=sys.stderr
+                )
+            sys.exit(stop.exit_status)
+
+
+def score_text(config: EvaluateConfig, models: Models, device: Any) -> dict[str, Any]:
     """The figures of `evals.language_model.evaluate`, with checkpoint, data, and what was not read or left out.
 
     `note` says how far the run of the model was; it is empty for a finished one.
     """
     from evals.language_model import evaluate
-    from run.load_model import load_model
 
     assert config.checkpoint is not None
     assert config.data.path is not None
-    loaded = load_model(config.checkpoint, device.torch_device)
+    loaded = models.load(config.checkpoint)
     block_size = loaded.model.shape.block_size
     left_out: dict[str, int] = {}
     tokens, source_ids, sources = read_tokens(config, loaded.tokenizer, left_out)
@@ -118,52 +136,111 @@ def score(config: EvaluateConfig, device: Any) -> dict[str, Any]:
     return {**about, **figures}
 
 
-def score_tasks(config: EvaluateConfig, device: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Score the model on the tasks.
+def score_tasks(
+    config: EvaluateConfig, models: Models, world: World, signals: Signals
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score the model on the tasks, and write the files of the evaluation.
 
-    Returns {"checkpoint", "note", "parameters", "tasks": {name: figures}}, and the marks of each task.
+    Returns it as evals/evaluation.py describes it, and the predictions of each task.
     """
-    from evals.bookkeeping.answers import AnswerFile
-    from evals.run_task import Respondent, answer_items, figures_of, marks_of
-    from evals.scoring import Scorer
-    from evals.tasks.registry import open_tasks
-    from run.load_model import load_model
+    from evals import evaluation as stages
+    from evals.bookkeeping.baseline import check_items, compare, read_baseline, write_baseline
+    from evals.bookkeeping.submission import competition_rows, refuse_incomplete, write_submission
 
-    assert config.checkpoint is not None
-    loaded = load_model(config.checkpoint, device.torch_device)
-    scorer = Scorer(loaded.model, loaded.tokenizer, device.torch_device, device.autocast, config.micro_batch)
-    parameters = sum(each.numel() for each in loaded.model.parameters())
-    respondent = Respondent(scorer, f"{loaded.about['sha256']} {loaded.tokenizer.fingerprint}", parameters)
-    folder = Path(config.folder) if config.folder else Path(config.checkpoint) / "evaluations"
-    tasks = [task for name, options in config.tasks.items() for task in open_tasks(name, task_options(options))]
-    figures, marks = {}, {}
-    for task in tasks:
-        answers = AnswerFile(folder / f"{task.name}.answers.jsonl")
-        answer_items(task, respondent, answers)
-        marks[task.name] = marks_of(task, answers, respondent.fingerprint)
-        figures[task.name] = figures_of(task, marks[task.name])
-    return {"checkpoint": config.checkpoint, "note": loaded.note, "parameters": parameters, "tasks": figures}, marks
+    loaded = stages.load_tasks(config.tasks, config.skip)
+    tasks = [stages.select(task, config.limit, config.fraction) for task in loaded]
+    kept_at, submission = (text and user_path(text) for text in (config.baseline, config.submission))
+    baseline = read_baseline(kept_at) if kept_at else None
+    if baseline:
+        check_items(baseline, tasks)
+    if submission:
+        rows = competition_rows(tasks, "submission")
+        refuse_incomplete(submission, rows, {item.id for task in tasks for item in task.items})
+    routed = (
+        stages.route_tasks(tasks, config.route, config.checkpoint) if config.checkpoint and not config.answers else {}
+    )
+    with stages.Folder.opened(folder_of(config), world.rank == 0) as folder, signals.deferred():
+        with task_progress(config, world) as show_pace:
+            answered, about = stages.answer_tasks(routed, models, folder, show_pace, signals.check, world)
+        if config.answers:
+            answered = stages.answered_by_file(tasks, user_path(config.answers))
+        available = {task.name: len(task.items) for task in loaded}
+        evaluation = stages.evaluation_of(tasks, available, answered, about, described(config))
+        marks = {name: result.marks for name, result in answered.items()}
+        if baseline:
+            evaluation["comparison"] = compare(baseline, evaluation["tasks"], marks)
+        elif kept_at and world.rank == 0:
+            write_baseline(kept_at, evaluation, marks)
+            evaluation["comparison"] = {"baseline": str(kept_at), "kept": True}
+        if submission and world.rank == 0:
+            write_submission(submission, rows, stages.answers_of(tasks, answered))
+        predictions = {name: result.predictions for name, result in answered.items()}
+        folder.write(evaluation, predictions, baseline)
+    return evaluation, predictions
 
 
-def task_options(options: dict[str, Any]) -> TaskOptions:
-    """The options of a resolved task (cli/tasks.py)."""
-    from evals.tasks.task import TaskOptions
+def folder_of(config: EvaluateConfig) -> Path | None:
+    """The folder for the files of an evaluation: folder=, or evaluations/ in the folder of the checkpoint's run."""
+    from run.saved_model import find_model
 
-    return TaskOptions(**options | {"stop": tuple(options.get("stop", ()))})
+    if config.folder or config.checkpoint is None:
+        return user_path(config.folder) if config.folder else None
+    return find_model(config.checkpoint, "checkpoint").run / "evaluations"
 
 
-def show_tasks(figures: dict[str, Any]) -> None:
-    """Print a table with a row for each task."""
-    rows = [
-        (
-            name,
-            part["items"],
-            shown(part["score"], "{:.2%}"),
-            part["interval"] and "{:.2%} to {:.2%}".format(*part["interval"]),
+def described(config: EvaluateConfig) -> dict[str, Any]:
+    """What an evaluation says about the command that made it."""
+    return {
+        "checkpoint": config.checkpoint,
+        "answers": config.answers,
+        "options": {
+            "limit": config.limit,
+            "fraction": config.fraction,
+            "skip": config.skip,
+            "reference_parameters": config.reference_parameters,
+        },
+    }
+
+
+@contextmanager
+def task_progress(config: EvaluateConfig, world: World) -> Iterator[Callable[[Pace], None]]:
+    """A progress bar, or lines, on standard output, with output=json on standard error."""
+    if world.rank > 0:
+        yield lambda pace: None
+        return
+    with Console(stream=sys.stderr if config.output == "json" else None).progress() as bar:
+        yield lambda pace: bar.update(
+            Status(
+                progress=pace.items / pace.all_items,
+                eta_s=pace.eta_s,
+                phase=pace.task,
+                items=(pace.items, pace.all_items),
+                items_per_second=pace.per_second,
+            )
         )
-        for name, part in figures["tasks"].items()
-    ]
-    Console(required=True).table(f"{figures['checkpoint']}", ["task", "items", "score", "95 % interval"], rows)
+
+
+def show(config: EvaluateConfig, figures: dict[str, Any]) -> None:
+    """Print the figures. Raises UserError for a comparison that is undefined in part."""
+    from evals.bookkeeping.baseline import undefined_ratios
+
+    notes = dict.fromkeys([figures["note"], *(each["note"] for each in figures.get("models", {}).values())])
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
+    if config.output == "json":
+        print(json.dumps(significant(figures, 10), indent=1))
+    else:
+        console = Console(required=True)
+        if config.data.path is not None:
+            show_figures(console, figures)
+        if config.tasks:
+            show_tasks(console, figures)
+            if config.submission:
+                console.say(f"submission: {config.submission}")
+            if folder := folder_of(config):
+                console.say(f"answers, predictions and report: {folder}")
+    if config.tasks and (problems := undefined_ratios(figures["comparison"] or {})):
+        raise UserError(*problems)
 
 
 def read_tokens(
@@ -192,7 +269,7 @@ def read_tokens(
     return token_ids[: config.tokens], source_ids[: config.tokens], list(sources)
 
 
-def show_figures(figures: dict[str, Any]) -> None:
+def show_figures(console: Console, figures: dict[str, Any]) -> None:
     """Print a table with a row for each source and one for all of them."""
 
     def row(name: str, part: dict[str, Any]) -> tuple[str, ...]:
@@ -207,7 +284,6 @@ def show_figures(figures: dict[str, Any]) -> None:
 
     columns = ["source", "tokens", "loss", "perplexity", "bits per byte", "accuracy"]
     rows = [row(name, part) for name, part in figures["by_source"].items()]
-    console = Console(required=True)
     console.table(f"{figures['checkpoint']} on {figures['data']}", columns, [*rows, row("all", figures)])
     if figures["not_read"]:
         console.say(describe_not_read(figures["not_read"]))

@@ -76,12 +76,11 @@ def _overview(schema: type, common: list[tuple[str, Option, Any]], program: str)
     lines = ["Most common options:"]
     for name, option, value in common:
         lines += _columns(f"{name}={_as_typed(value)}", option.help, 26)
-    lines += ["", "Groups of options, with presets such as budget=three_hours:"]
+    lines += ["", f"Groups of options{', with presets such as budget=three_hours' if schema is Config else ''}:"]
     for topic, sentence in _topics(schema).items():
         lines += _columns(topic, sentence, 12)
-        for group in sorted(groups()):
-            if package_of(group) == topic:
-                lines += _columns("", f"{group}= {' | '.join(group_choices(group))}", 12)
+        for text in _presets(schema, topic):
+            lines += _columns("", text, 12)
     others = [group for group in sorted(groups()) if package_of(group) not in _topics(schema) and schema is Config]
     if own := [group for group in others if not (CONF / group).is_dir()]:
         lines += ["", "Groups of your own folder:"]
@@ -94,16 +93,22 @@ def _in_full(schema: type, topic: str) -> list[str]:
     """Every option of a group with its default, help text and range."""
     prefix = "" if topic == GENERAL else f"{topic}."
     lines = ["", f"{topic}: {_topics(schema)[topic]}"]
-    if schema is Config:
-        for group in sorted(groups()):
-            if package_of(group) == topic:
-                lines += _columns("presets:", f"{group}= {' | '.join(group_choices(group))}", 10)
+    for named in _presets(schema, topic):
+        lines += _columns("presets:", named, 10)
     for name, option, value in leaves(schema()):
         if name.startswith(prefix) and "." not in name.removeprefix(prefix):
             allowed = f"; allowed: {option.range}".replace(", ", NO_BREAK) if option.range else ""
             text = textwrap.wrap(option.help + allowed, WIDTH - 6, break_on_hyphens=False, break_long_words=False)
             lines += [f"  {name}={_as_typed(value)}", *(f"      {line.replace(NO_BREAK, ', ')}" for line in text)]
     return lines
+
+
+def _presets(schema: type, topic: str) -> list[str]:
+    """The named choices for a group of options, as they are typed."""
+    if topic == "task":
+        return [f"{'eval.tasks' if schema is Config else 'tasks'}= {' | '.join(group_choices('task'))} | lm_eval:NAME"]
+    named = [group for group in sorted(groups()) if schema is Config and package_of(group) == topic]
+    return [f"{group}= {' | '.join(group_choices(group))}" for group in named]
 
 
 def _columns(left: str, right: str, width: int) -> list[str]:

@@ -46,6 +46,11 @@ def unknown_choice(group: str, value: Any) -> str:
 def unknown_option(schema: type, key: str, value: str = "") -> tuple[str, set[str]]:
     """The message for a key that is not an option, and the option that it was probably meant to be."""
     name = key.lstrip("+~")
+    if name == "task":  # the presets of tasks are no group of Hydra's, because several are named at once
+        where = "eval.tasks" if schema is SCRIPTS["config"] else "tasks"
+        return f"task={value}: write {where}=[{value or 'NAME'}]; task.OPTION=VALUE sets an option of all tasks", {
+            where
+        }
     near = _meant(schema, name)
     hint = near
     if (last := name.rpartition(".")[2].lower()) in DURATIONS and near == "budget.hours":

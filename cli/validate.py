@@ -34,12 +34,30 @@ LONGEST_NAME = 100  # characters; file systems allow 255 bytes, and a hash and s
 # Seconds by budget.counts: no machine starts a process with torch, or takes a step, in less.
 LEAST_SECONDS = {"all": 1.0, "training": 1e-3}
 MOST_EVALUATIONS = 10_000  # interim evaluations per run
+COMPETITION = "competition"  # the kind of task whose answers are written to and read from a submission
+# Options of evaluate.py that have no effect without tasks, and without a text.
+TASKS_ONLY = (
+    "limit", "fraction", "skip", "baseline", "route", "submission", "answers", "reference_parameters", "folder",
+)  # fmt: skip
+TEXT_ONLY = ("tokens", "data.text_key", "data.bad_documents")
 
 
 def find_problems(config: Any) -> list[str]:
     """Every invalid value and combination in a configuration, one line each and one per option."""
+    problems = value_problems(config)
+    invalid = {line.partition("=")[0] for line in problems}
+    combined = _run_problems(config) if isinstance(config, Config) else _model_problems(config)
+    problems += without_combinations_of(invalid, combined)
+    by_option: dict[str, str] = {}
+    for line in problems:  # of several problems with one option, report the first
+        by_option.setdefault(line.partition("=")[0], line)
+    return list(by_option.values())
+
+
+def value_problems(tree: Any) -> list[str]:
+    """The invalid values of a tree of options, one line each: of texts, choices and ranges."""
     problems = []
-    for name, option, value in leaves(config):
+    for name, option, value in leaves(tree):
         if value is None:
             continue
         if isinstance(value, str) and (
@@ -52,13 +70,7 @@ def find_problems(config: Any) -> list[str]:
         elif option.range and not option.in_range(value):
             shown = str(value).removesuffix(".0")
             problems.append(f"{name}={shown} is out of range; allowed: {option.range} ({option.help})")
-    invalid = {line.partition("=")[0] for line in problems}
-    combined = _run_problems(config) if isinstance(config, Config) else _model_problems(config)
-    problems += without_combinations_of(invalid, combined)
-    by_option: dict[str, str] = {}
-    for line in problems:  # of several problems with one option, report the first
-        by_option.setdefault(line.partition("=")[0], line)
-    return list(by_option.values())
+    return problems
 
 
 def without_combinations_of(names: set[str], problems: list[str]) -> list[str]:
@@ -95,14 +107,64 @@ def _path_problem(value: str) -> str | None:
 
 
 def _model_problems(config: Any) -> list[str]:
-    """Required options of evaluate.py and sample.py that are missing."""
+    """Required options of evaluate.py and sample.py that are missing, and options without effect."""
     problems = []
-    if config.checkpoint is None:
+    if config.checkpoint is None and not (isinstance(config, EvaluateConfig) and config.answers):
         problems.append("checkpoint is missing; give a run's folder, e.g. checkpoint=outputs/NAME")
-    if isinstance(config, EvaluateConfig) and config.data.path is None and not config.tasks:
-        problems.append(
+    if not isinstance(config, EvaluateConfig):
+        return problems
+    if config.data.path is None and not config.tasks:
+        return [
+            *problems,
             "data.path is missing; give a file, folder or glob of text, e.g. data.path=my.jsonl.zst, or tasks, e.g."
-            " tasks=[blimp] task.path=FOLDER"
+            " tasks=[blimp] task.path=FOLDER",
+        ]
+    return problems + _idle_options(config) + _competition_problems(config)
+
+
+def _idle_options(config: EvaluateConfig) -> list[str]:
+    """A line for each option of evaluate.py that has no effect without another one."""
+    defaults = {name: value for name, _, value in leaves(EvaluateConfig())}
+    changed = {name: value for name, _, value in leaves(config) if value != defaults[name]}
+    problems = [
+        f"route.{name}={value!r} is not a folder of a run; write e.g. route='{{summarization: outputs/B}}'"
+        for name, value in config.route.items()
+        if not isinstance(value, str) or not value.strip()
+    ]
+    if not config.tasks:
+        idle = [name for name in changed if name in TASKS_ONLY or name.startswith("task.")]
+        problems += [f"{name}={changed[name]} has no effect without tasks; set e.g. tasks=[blimp]" for name in idle]
+    if config.data.path is None:
+        idle = [name for name in changed if name in TEXT_ONLY]
+        problems += [f"{name}={changed[name]} has no effect without data.path, the text to score" for name in idle]
+    return problems
+
+
+def _competition_problems(config: EvaluateConfig) -> list[str]:
+    """Problems with the options that are only for the files of a competition."""
+    tasks = config.tasks if isinstance(config.tasks, dict) else {}
+    kinds = {name: task["kind"] for name, task in tasks.items() if isinstance(task, dict) and "kind" in task}
+    if not tasks or len(kinds) < len(tasks):
+        return []  # what is wrong with a task is reported elsewhere
+    problems = []
+    for name in ("submission", "answers"):
+        value = getattr(config, name)
+        if value is not None and COMPETITION not in kinds.values():
+            problems.append(f"{name}={value} needs a task of the kind {COMPETITION}, e.g. tasks=[{COMPETITION}:FILE]")
+    if config.answers is None:
+        return problems
+    if config.submission is not None:
+        problems.append(
+            f"submission={config.submission} would hold the answers of answers={config.answers}; leave one out"
+        )
+    if config.route:
+        problems.append(
+            f"route={config.route} has no effect with answers={config.answers}, which no model computes; leave one out"
+        )
+    others = [name for name, kind in kinds.items() if kind != COMPETITION]
+    if others and not problems:
+        problems.append(
+            f"answers={config.answers} holds no answers to {', '.join(others)}; evaluate a competition's file by itself"
         )
     return problems
 

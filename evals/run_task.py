@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from common.errors import MachineError, UserError
 from evals.bookkeeping.answers import AnswerFile, from_json, to_json
+from evals.generation import continue_prompt, encode_prompt
 from evals.scoring import Encoded, Scorer
 from evals.statistics import interval, score_of, standard_error
-from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions
+from evals.tasks.task import Answer, Item, Task, TaskOptions
 
 # Characters of a batch of items, per token of a forward pass: a batch is about one forward pass, and a killed evaluation
 # loses at most one batch.
@@ -77,7 +78,7 @@ def answer_items(
 
     Args:
         progress: Called with the number of items that are done, before the first batch and after each.
-        stop: Called before each batch; it may raise an exception to end the evaluation.
+        stop: Called before each batch and each generated token; it may raise an exception to end the evaluation.
         processes: Each computes a part of the batches. All get all answers, and the one of rank 0 writes them. An exception
             in one of them ends the evaluation in all: where it was raised with itself, elsewhere with MachineError.
     """
@@ -129,11 +130,16 @@ def _together(processes: Processes, work: Callable[[], Any]) -> list[Any]:
 
 
 def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[str, list[Encoded]]:
-    """Return the encoded requests of items by key. Raises UserError with a line for each request that cannot be scored."""
+    """Return the encoded requests of items by key.
+
+    Raises UserError with a line for each request that cannot be scored, and for each prompt that is too long.
+    """
     encoded, problems = {}, []
     for key, item in items.items():
         try:
             encoded[key] = scorer.encode(item.requests)
+            if item.prompt is not None:
+                encode_prompt(item, scorer)
         except UserError as error:
             place = f" ({item.content['place']})" if "place" in item.content else ""
             problems += [f"{name}, item {item.id}{place}: {message}" for message in error.messages]
@@ -145,22 +151,20 @@ def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[s
 
 
 def answer_batch(
-    items: Sequence[Item], encoded: Sequence[Sequence[Encoded]], scorer: Scorer, options: TaskOptions
+    items: Sequence[Item],
+    encoded: Sequence[Sequence[Encoded]],
+    scorer: Scorer,
+    options: TaskOptions,
+    stop: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Return the answers to a batch of items, of which `encoded` holds the requests."""
+    """Return the answers to a batch of items, of which `encoded` holds the requests; `stop` as in `continue_prompt`."""
     scores = iter(scorer.score_encoded([request for requests in encoded for request in requests]))
     return [
-        generate_answer(item, scorer, options) if item.prompt is not None else [next(scores) for _ in item.requests]
+        continue_prompt(item, scorer, options, stop)
+        if item.prompt is not None
+        else [next(scores) for _ in item.requests]
         for item in items
     ]
-
-
-def generate_answer(item: Item, scorer: Scorer, options: TaskOptions) -> Generated:
-    """Continue the prompt of an item."""
-    from evals.generation import continue_prompt
-
-    assert item.prompt is not None
-    return continue_prompt(item.prompt, scorer, options)
 
 
 def marks_of(task: Task, answers: AnswerFile, fingerprint: str) -> list[dict[str, Any]]:
@@ -191,12 +195,12 @@ def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def key_of(item: Item, options: TaskOptions, fingerprint: str) -> str:
-    """Return the hash of all that an answer depends on."""
+    """Return the hash of all that an answer depends on; for a generated one, this includes the item's id (`item_seed`)."""
     names = GENERATION if item.prompt is not None else ()
     asked = {
         "model": fingerprint,
         "requests": [[request.context, request.continuation] for request in item.requests],
-        "prompt": item.prompt,
+        "prompt": [item.prompt, item.id] if item.prompt is not None else None,
         "options": {name: getattr(options, name) for name in (*SCORING, *names)},
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
@@ -219,8 +223,8 @@ def _batches(items: dict[str, Item], most_characters: int) -> Iterator[list[str]
     """
     batch: list[str] = []
     characters = 0
-    for key in sorted(items, key=lambda key: (-_length(items[key]), key)):
-        length = _length(items[key])
+    for key in sorted(items, key=lambda key: (-length_of(items[key]), key)):
+        length = length_of(items[key])
         if batch and (characters + length > most_characters or items[key].prompt is not None):
             yield batch
             batch, characters = [], 0
@@ -230,7 +234,7 @@ def _batches(items: dict[str, Item], most_characters: int) -> Iterator[list[str]
         yield batch
 
 
-def _length(item: Item) -> int:
+def length_of(item: Item) -> int:
     """The characters of an item: its prompt, or the longest context and all continuations."""
     if item.prompt is not None:
         return len(item.prompt)

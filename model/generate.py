@@ -25,7 +25,7 @@ def generate(
     seed: int = 0,
     eot: int | None = None,
     n_vocab: int | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[int]:
     """Return up to `max_new_tokens` token ids that continue `prompt_ids`, without the prompt.
 
@@ -38,10 +38,11 @@ def generate(
         top_k: Sample among the k most likely tokens; None for all.
         top_p: Sample among the fewest tokens with a total probability of at least p (Holtzman et al. 2020,
             arXiv:1904.09751); None for all.
-        repetition_penalty: See `apply_repetition_penalty`; 1 is no penalty.
+        repetition_penalty: For the tokens of the prompt and of the text so far, but not end-of-text, see
+            `apply_repetition_penalty`; 1 is no penalty.
         eot: Id of end-of-text, which ends the generation and is not returned.
         n_vocab: Number of ids in the vocabulary; larger ids are padding and are not sampled.
-        stop: Called before each token; returning true ends the generation.
+        stop: Called before each token with those generated so far; returning true ends the generation.
     """
     n_vocab = model.shape.vocab_size if n_vocab is None else n_vocab
     if not prompt_ids:
@@ -53,9 +54,12 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     ids = list(prompt_ids)
     with evaluating(model):
-        while len(ids) < len(prompt_ids) + max_new_tokens and not (stop is not None and stop()):
+        while len(ids) < len(prompt_ids) + max_new_tokens and not (stop is not None and stop(ids[len(prompt_ids) :])):
             # A diverged model may have NaN logits, which cannot be sampled from.
-            logits = apply_repetition_penalty(_next_logits(model, ids)[:n_vocab].nan_to_num(), ids, repetition_penalty)
+            logits = _next_logits(model, ids)[:n_vocab].nan_to_num()
+            # End-of-text occurs only as the beginning of a document; a penalty on it would lengthen every answer.
+            seen = [token for token in ids if token != eot]
+            logits = apply_repetition_penalty(logits, seen, repetition_penalty)
             token = _draw(logits, temperature, top_k, top_p, generator)
             if token == eot:
                 break
@@ -72,9 +76,10 @@ def _next_logits(model: GPT, ids: list[int]) -> Tensor:
 def apply_repetition_penalty(logits: Tensor, ids: list[int], penalty: float) -> Tensor:
     """Make each token in `ids` less likely in `logits` (V,) (Keskar et al. 2019, CTRL, arXiv:1909.05858).
 
-    A positive logit is divided by `penalty`, a negative one multiplied; 1 changes nothing.
+    A positive logit is divided by `penalty`, a negative one multiplied; 1 changes nothing. transformers'
+    RepetitionPenaltyLogitsProcessor is the same.
     """
-    seen = torch.tensor(sorted(set(ids)))
+    seen = torch.tensor(sorted(set(ids)), dtype=torch.int64)
     penalised = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
     return logits.index_copy(0, seen, penalised)
 

@@ -65,7 +65,7 @@ def write_sample(session: Session, trainer: Trainer, prompt: str, tokens: int = 
         seed=session.config.seed,
         eot=tokenizer.eot,
         n_vocab=tokenizer.n_vocab,
-        stop=lambda: session.signals.received is not None,
+        stop=lambda written: session.signals.received is not None,
     )
     return {"prompt": prompt, "text": tokenizer.decode(written, after=ids[1:])}
 

@@ -191,7 +191,7 @@ def _read_file(path: Path, group: str | None, template: str | None, options: Tas
         ready, skipped = read_requests(chain(head, rows), options.bad_items)
         return [_of_requests(question, group, options) for question in ready], skipped
     questions, skipped = read_questions([*head, *rows], options.bad_items)
-    return [_of_question(i, question, group, template, options) for i, question in enumerate(questions)], skipped
+    return [item_of_question(i, question, group, template, options) for i, question in enumerate(questions)], skipped
 
 
 def _of_requests(question: ReadyQuestion, group: str | None, options: TaskOptions) -> Item:
@@ -215,7 +215,7 @@ def _of_requests(question: ReadyQuestion, group: str | None, options: TaskOption
     )
 
 
-def _of_question(
+def item_of_question(
     number: int, question: Question, group: str | None, template: str | None, options: TaskOptions
 ) -> Item:
     """The item of a question: its choices in the template, or in its blank unless there is a template."""

@@ -39,7 +39,10 @@ NUMERIC = re.compile(r"[-+~<>≤≥]?[\d.]+(e[-+]?\d+)?\s?[a-zA-Z%/]*|-|—|")
 
 @dataclass(frozen=True)
 class Status:
-    """The state that a progress line shows. Times are seconds, `progress` and `mfu` shares of 1; None is unknown."""
+    """The state that a progress line shows. Times are seconds, `progress` and `mfu` shares of 1; None is unknown.
+
+    An evaluation of tasks has `items`, how many are done and how many there are, in place of steps.
+    """
 
     step: int = 0
     progress: float = 0.0
@@ -51,6 +54,8 @@ class Status:
     tokens_per_second: float | None = None
     mfu: float | None = None
     phase: str = "train"
+    items: tuple[int, int] | None = None
+    items_per_second: float | None = None
 
 
 def table_text(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], ruled: bool = True) -> str:
@@ -89,7 +94,8 @@ def _rich_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def plain_status(status: Status) -> str:
     """The progress as a plain line, without a bar."""
-    fields = [f"{status.phase}  {format_percent(status.progress):>5}", f"step {status.step}"]
+    done = f"step {status.step}" if status.items is None else _items(status.items)
+    fields = [f"{status.phase}  {format_percent(status.progress):>5}", done]
     if status.loss is not None:
         fields.append(f"loss {status.loss:.3f}")
     if status.validation_loss is not None:
@@ -105,7 +111,8 @@ def bar_status(status: Status, width: int = LINE_WIDTH) -> Text:
 
     share = min(max(status.progress, 0.0), 1.0) if math.isfinite(status.progress) else 0.0
     head, percent = status.phase, f"{format_percent(share):>5}"
-    tail = _time_fields(status)
+    tail = [_items(status.items)] if status.items is not None else []
+    tail += _time_fields(status)
     if status.loss is not None:
         tail.append(f"loss {status.loss:.3f}")
     if status.validation_loss is not None:
@@ -319,8 +326,14 @@ def _time_fields(status: Status) -> list[str]:
     return fields
 
 
+def _items(items: tuple[int, int]) -> str:
+    return f"{items[0]:,} of {items[1]:,} items"
+
+
 def _speed_fields(status: Status) -> list[str]:
     fields = []
+    if status.items_per_second is not None:
+        fields.append(f"{status.items_per_second:,.3g} items/s")
     if status.tokens_per_second is not None:
         fields.append(f"{format_count(status.tokens_per_second)} tok/s")
     if status.mfu is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -118,15 +118,26 @@ def test_repetition_penalty_lowers_logits_of_seen_tokens() -> None:
     assert generate(scripted([1.0, 0.9, 0.8, 0.7]), [0], 3, temperature=0, repetition_penalty=2.0) == [1, 2, 3]
 
 
+def test_end_of_text_before_the_prompt_is_not_penalised() -> None:
+    model = scripted([1.0, 0.9, 0.8, 0.7])
+    assert generate(model, [0], 3, temperature=0, repetition_penalty=2.0, eot=0) == []
+
+
 def test_stop_is_asked_before_each_token(model: GPT) -> None:
-    answers = iter([False, False, False, True])
-    assert len(generate(model, PROMPT, 30, stop=lambda: next(answers))) == 3
-    assert generate(model, PROMPT, 30, stop=lambda: True) == []
+    shown: list[list[int]] = []
+
+    def enough(written: Sequence[int]) -> bool:
+        shown.append(list(written))
+        return len(written) == 3
+
+    written = generate(model, PROMPT, 30, stop=enough)
+    assert shown == [written[:0], written[:1], written[:2], written]
+    assert generate(model, PROMPT, 30, stop=lambda written: True) == []
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_keeps_its_mode(model: GPT, training: bool) -> None:
-    def fail() -> bool:
+    def fail(written: Sequence[int]) -> bool:
         raise RuntimeError("enough")
 
     model.train(training)
