@@ -369,7 +369,7 @@ class ScheduleConfig:
 
 @dataclass
 class TaskConfig:
-    """The options of all tasks. null: as in the task's preset (conf/task/), else the default in brackets."""
+    """The options of all tasks; null: as in the task's preset, else the default in brackets."""
 
     kind: str | None = option(
         None,

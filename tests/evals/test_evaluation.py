@@ -273,6 +273,7 @@ def test_evaluate_prints_json_and_keeps_files_and_a_baseline(run: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_change_no_byte(run: Path, tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", 5000)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
