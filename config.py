@@ -372,7 +372,7 @@ class ScheduleConfig:
 
 @dataclass
 class TaskConfig:
-    """The options of the tasks in tasks=. null: as the task's preset in conf/task/ has it, else the default in brackets."""
+    """The options of all tasks; null: as in the task's preset, else the default in brackets."""
 
     kind: str | None = option(
         None,

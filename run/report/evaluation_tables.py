@@ -13,6 +13,10 @@ IN_TABLE = (
     "kind", "items", "score", "interval", "chance", "statistic", "seconds", "computed", "available", "options", "checkpoint",
     "size_adjusted", "warnings", "standard_error",
 )  # fmt: skip
+# Counts of what can go wrong, which are shown only if it did.
+UNLESS_ZERO = (
+    "cut", "items_cut", "unknown", "items_unknown", "skipped", "identical", "empty", "without_answer", "without_reference",
+)  # fmt: skip
 MOST_PARTS = 16  # entries of a figure with parts that are shown; BLiMP has 12 phenomena
 
 
@@ -50,7 +54,11 @@ def _row(name: str, figures: Mapping[str, Any], adjusted: bool) -> tuple[str, ..
 
 def _details(figures: Mapping[str, Any]) -> list[str]:
     """The figures of a kind: single ones in one line, those with a few parts in a line each; others are in the files."""
-    own = {key: value for key, value in figures.items() if key not in IN_TABLE}
+    own = {
+        key: value
+        for key, value in figures.items()
+        if key not in IN_TABLE and value is not None and (value or key not in UNLESS_ZERO)
+    }
     single = [f"{_words(key)} {_number(value)}" for key, value in own.items() if _is_single(value)]
     parts = [
         f"{_words(key)}: " + ", ".join(f"{part} {_number(value)}" for part, value in each.items() if value is not None)
