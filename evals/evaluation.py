@@ -63,7 +63,7 @@ LONGEST_NAME = 100  # characters of a task's name in the names of its files
 MOST_LINES = 3  # numbers of lines in a warning
 
 
-def load_tasks(entries: Mapping[str, Mapping[str, Any]], skip: Sequence[str]) -> list[Task]:
+def load_tasks(entries: Mapping[str, Mapping[str, Any]], skip: Sequence[str] = ()) -> list[Task]:
     """Load the tasks of `entries`, names with options of `TaskOptions`, without those named in `skip`.
 
     Raises UserError with the problems of all files, for a name in `skip` that no task has, and for tasks of equal names.
@@ -177,7 +177,7 @@ class Folder:
 
     def answers(self, task: str) -> AnswerFile:
         """The stored answers of a task."""
-        return AnswerFile(self.path and self.path / f"{file_name(task)}.answers.jsonl", self.writes)
+        return AnswerFile(self.path and self.path / answers_name(task), self.writes)
 
     def write(
         self,
@@ -209,6 +209,11 @@ def file_name(task: str) -> str:
     """The name of a task as the beginning of a file's name. Where characters were replaced, a hash keeps names different."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", task)[:LONGEST_NAME].lstrip(".")
     return plain if plain == task else f"{plain}-{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
+def answers_name(task: str) -> str:
+    """The name of the file with the stored answers of a task."""
+    return f"{file_name(task)}.answers.jsonl"
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def answer_items(
 
     def computed(batch: Sequence[str]) -> list[dict[str, Any]]:
         stop()
-        found = answer_batch([missing[key] for key in batch], [encoded[key] for key in batch], scorer, task.options)
+        items = [missing[key] for key in batch]
+        found = answer_batch(items, [encoded[key] for key in batch], scorer, task.options, stop)
         return [to_json(answer) for answer in found]
 
     def kept(turn: Sequence[Sequence[str]], found: Sequence[Sequence[dict[str, Any]]]) -> None:

@@ -6,7 +6,6 @@ resumed, and a repeated final evaluation has the same items.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 INTERIM, FINAL = "interim", "final"
 MEASURED_S = 0.3  # the time of one item is that of a sample which takes at least this long
-MOST_PROBLEMS = 10  # that are listed
 
 
 @dataclass
@@ -84,14 +82,10 @@ def open_run_tasks(session: Session) -> list[Task]:
     config = session.config
     if not config.eval.tasks:
         return []
-    from evals.tasks.registry import open_tasks
-    from evals.tasks.task import TaskOptions
+    from evals.evaluation import load_tasks
 
-    entries = config.eval.tasks.items()
-    tasks = [task for name, options in entries for task in open_tasks(name, TaskOptions.of(options))]
+    tasks = load_tasks(config.eval.tasks)
     names = [task.name for task in tasks]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"eval.tasks has two tasks with the name {twice[0]}; rename one of them")
     if (metric := config.sweep.metric) not in (*METRICS, *names):
         raise UserError(f"sweep.metric={metric} is not known; allowed: {', '.join((*METRICS, *names))}")
     return tasks
@@ -197,18 +191,9 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
 
 def check_items(trainer: Trainer, task: Task) -> None:
     """Raise UserError, a line for each of the first items, if the model cannot answer items, e.g. because they are too long."""
-    scorer = scorer_of(trainer, task)
-    problems = []
-    for item in task.items:
-        try:
-            for request in item.requests:
-                scorer.encode(request)
-        except UserError as error:
-            problems.append(f"{task.name}: item {item.id}: {error}")
-    if len(problems) > MOST_PROBLEMS:
-        problems[MOST_PROBLEMS:] = [f"... and {len(problems) - MOST_PROBLEMS:,} more items of {task.name}"]
-    if problems:
-        raise UserError(*problems)
+    from evals.run_task import encode_items
+
+    encode_items(task.name, {item.id: item for item in task.items}, scorer_of(trainer, task))
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------------
@@ -220,7 +205,7 @@ def interim_scores(session: Session, trainer: Trainer) -> dict[str, float]:
     Raises Interrupted between two batches after a stopping signal.
     """
     from evals.bookkeeping.answers import AnswerFile
-    from evals.statistics import score_of
+    from evals.statistics import score_of, standard_error
 
     point: dict[str, float] = {}
     for each in trainer.tasks:
@@ -239,20 +224,6 @@ def interim_scores(session: Session, trainer: Trainer) -> dict[str, float]:
     return point
 
 
-def standard_error(marks: Sequence[dict[str, Any]], statistic: str) -> float | None:
-    """The standard error of a mean score, as of independent items; slightly too large for a task with groups.
-
-    None for another statistic, and for fewer than two scores.
-    """
-    from evals.tasks.task import MEAN
-
-    scores = [mark["score"] for mark in marks if mark.get("score") is not None]
-    if statistic != MEAN or len(scores) < 2:
-        return None
-    mean = math.fsum(scores) / len(scores)
-    return math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores))
-
-
 def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, dict[str, Any]]:
     """Evaluate the tasks with the finished model, whose weights have the sha256 `digest`. Returns the figures by name.
 
@@ -260,12 +231,13 @@ def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, 
     answers are kept on disk, so that a run that is killed here goes on where it was, and evaluate.py finds them.
     """
     from evals.bookkeeping.answers import AnswerFile
+    from evals.evaluation import answers_name
     from evals.run_task import figures_of
 
     figures = {}
     for each in trainer.tasks:
         task, fingerprint = each.chosen(FINAL), f"{digest} {trainer.corpus.tokenizer.fingerprint}"
-        answers = AnswerFile(session.run.evaluations / f"{each.name}.answers.jsonl")
+        answers = AnswerFile(session.run.evaluations / answers_name(each.name))
         marks = answer(session, trainer, task, answers, fingerprint)
         figures[each.name] = {
             **figures_of(task, marks),

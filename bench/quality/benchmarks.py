@@ -2,9 +2,9 @@
 
     python -m bench.quality.benchmarks CORPUS --tasks FOLDER --minutes 1 10 60      # an hour and a half on two cores
 
-For each budget a model is trained. Its untrained twin has the same shape and the random weights of its first step. Both answer the
-same items, and the difference of their scores has a paired bootstrap interval: a benchmark carries signal at a budget if the
-interval does not contain 0. FOLDER holds a folder for each task, as task.path does.
+For each budget a model is trained. Its untrained twin has the same shape and random weights. Both answer the same items, and the
+difference of their scores has a paired bootstrap interval: a benchmark carries signal at a budget if the interval is above 0.
+FOLDER holds a folder for each task, as task.path does.
 
 Finished runs and stored answers are used again. Writes bench/results/benchmarks.json, from which docs/benchmarks.md takes its
 table.
