@@ -22,7 +22,7 @@ def resolve_tasks(options: Any, common: TaskConfig, option: str) -> list[str]:
 
     `option` is its name in messages. Returns the problems, one line each.
 
-    Later ones win: the preset, the entry's own options or path, the options task.*. Resolving an entry again changes nothing,
+    Later ones win: the preset, the options task.*, the entry's own options or path. Resolving an entry again changes nothing,
     because the configuration of a run holds the resolved tasks.
     """
     if options.tasks is None:
@@ -65,7 +65,7 @@ def _resolved(name: str, own: dict[str, Any], everywhere: dict[str, Any]) -> dic
     from omegaconf.errors import OmegaConfBaseException
 
     preset = {"kind": LM_EVAL} if name.startswith(f"{LM_EVAL}:") else {} if "kind" in own else _preset(name)
-    given: dict[Any, Any] = {**preset, **own, **everywhere}  # an option is replaced as a whole: labels are not added up
+    given: dict[Any, Any] = {**preset, **everywhere, **own}  # an option is replaced as a whole: labels are not added up
     options = [leaf.name for leaf in fields(TaskConfig)]
     if unknown := [key for key in given if key not in options]:
         raise NotATask(

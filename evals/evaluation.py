@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -92,9 +93,18 @@ def load_tasks(entries: Mapping[str, Mapping[str, Any]], skip: Sequence[str] = (
 
 
 def select(task: Task, limit: int | None, fraction: float) -> Task:
-    """Return the task with `fraction` of its items (`thin`), at least one, and of these the first `limit`."""
+    """Return the task with `fraction` of its items (`thin`), at least one, and of these the first `limit` of each group.
+
+    lm-evaluation-harness limits each paradigm of BLiMP in the same way, because there each is a task.
+    """
     items = thin(task.items, max(1, round(fraction * len(task.items))))
-    return replace(task, items=items[:limit])  # type: ignore[type-var]
+    counts = Counter[str | None]()
+    chosen = []
+    for item in items:
+        counts[item.group] += 1
+        if limit is None or counts[item.group] <= limit:
+            chosen.append(item)
+    return replace(task, items=chosen)  # type: ignore[type-var]
 
 
 def route_tasks(tasks: Sequence[Task], route: Mapping[str, str], checkpoint: str) -> dict[str, list[Task]]:
