@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.format import format_count, format_percent, format_seconds
-from run.report.console import Console, Status, bar_status, table_text
+from run.report.console import Console, Status, bar_status, plain_status, table_text
 
 ROOT = Path(__file__).parents[3]
 FULL = Status(
@@ -256,3 +256,10 @@ def test_a_required_output_that_cannot_be_written_is_an_error() -> None:
     Console(stream=gone).say("into the void")
     with pytest.raises(ValueError, match="closed file"):
         Console(stream=gone, required=True).say("into the void")
+
+
+def test_an_evaluation_shows_items_in_place_of_steps() -> None:
+    status = Status(progress=0.46, eta_s=30.0, phase="blimp", items=(30_820, 67_000), items_per_second=812.4)
+    assert plain_status(status) == "blimp   46 %  30,820 of 67,000 items  812 items/s  eta 30.0 s"
+    assert bar_status(status).plain.endswith("46 %  30,820 of 67,000 items  eta 30.0 s  812 items/s")
+    assert len(bar_status(status, 40).plain) <= 40
