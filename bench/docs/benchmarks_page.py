@@ -1,0 +1,45 @@
+"""Generate docs/benchmarks.md from bench/results/benchmarks.json: python -m bench.docs.benchmarks_page
+
+The text of the page is in benchmarks.md.j2. A test compares the page with the results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.common import ROOT
+from bench.docs.performance_page import read_results, render
+
+DOC = ROOT / "docs" / "benchmarks.md"
+
+
+def text(results: dict[str, dict[str, Any]]) -> str:
+    """Return the page as Markdown, from the content of the result files by name."""
+    budgets = results["benchmarks"]["budgets"]
+    minutes = [f"{budget['minutes']:g}" for budget in budgets]
+    listed = f"{', '.join(minutes[:-1])} and {minutes[-1]}"
+    return render("benchmarks.md.j2", minutes=listed, table=table(budgets))
+
+
+def table(budgets: list[dict[str, Any]]) -> str:
+    """A row for each task, and a column for each budget."""
+    heads = [
+        f"{budget['minutes']:g} min, {budget['flops']:.1e} FLOPs, {budget['bits_per_byte']:.2f} bits per byte"
+        for budget in budgets
+    ]
+    rows = [["task", "items", "chance", *heads], ["---"] * (3 + len(heads))]
+    for name, first in budgets[0]["tasks"].items():
+        cells = [outcome(budget["tasks"][name]) for budget in budgets]
+        rows.append([name, f"{first['items']:,}", f"{first['chance']:.0%}", *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def outcome(task: dict[str, Any]) -> str:
+    """The score of a model, and its difference to that of the untrained one, in percent."""
+    low, high = (100 * end for end in task["delta_interval"])
+    cell = f"{100 * task['score']:.1f} ({100 * task['delta']:+.1f}, {low:+.1f} to {high:+.1f})"
+    return f"**{cell}**" if low > 0 else cell
+
+
+if __name__ == "__main__":
+    DOC.write_text(text(read_results()))
