@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.format import shortened
 from common.paths import user_path
 from common.typed import closest
 from evals.scoring import Request
 from evals.statistics import score_of
 from evals.tasks.multiple_choice import MEASURES, accuracy_of, measures
-from evals.tasks.rows import Row, read_each, rows_and_errors, shortened
+from evals.tasks.rows import Row, read_each, rows_and_errors
 from evals.tasks.task import MACRO_F1, MEAN, Answer, Generated, Item, TaskOptions
 from evals.tasks.template import fields_of, load_template, render, split_at
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, refuse
+from common.format import shortened
 from common.paths import user_path
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
 from evals.tasks.generate import TEMPLATES, FreeText, generation_options, template_of
 from evals.tasks.multiple_choice import MEASURES, MultipleChoice, item_of_question
 from evals.tasks.questions import AS_IT_IS, MOST_CHOICES, Question
-from evals.tasks.rows import shortened
 from evals.tasks.task import Answer, Item, TaskOptions
 from evals.tasks.template import load_template, render
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.format import shortened
 from common.paths import user_path
 from common.typed import unescaped
 from evals.overlap import bigram_dice, exact_match, rouge
-from evals.tasks.rows import Row, item_files, read_each, read_rows, shortened
+from evals.tasks.rows import Row, item_files, read_each, read_rows
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions
 from evals.tasks.template import load_template, render
 

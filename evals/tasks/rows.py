@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common.errors import UserError, refuse
+from common.format import shortened
 from common.safe_read import parse_json
 from data.documents import SHOWN_KEYS, Reading
 from data.files.decompress import read_chunks, split_lines
@@ -42,12 +43,6 @@ class Row:
     def fields(self) -> str:
         """The names of its fields, for messages."""
         return ", ".join(map(str, self.values))[:SHOWN_KEYS]
-
-
-def shortened(value: object) -> str:
-    """Return a value of a row for messages, in at most about 60 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def read_rows(path: Path) -> Iterator[Row]:
