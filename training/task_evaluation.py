@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.checksum import verify_checksum
@@ -82,10 +82,6 @@ class RunTask:
         if key not in self._thinned:
             self._thinned[key] = thin(thin(self.task.items, final), key[1])
         return self._thinned[key]
-
-    def with_items(self, items: Sequence[Item]) -> Task:
-        """The task with these items instead of its own."""
-        return replace(self.task, items=items)  # type: ignore[type-var]
 
 
 def open_run_tasks(session: Session) -> list[Task]:
@@ -182,7 +178,7 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
     """Measure the seconds per item and the seconds of the figures of each task, on samples of its items."""
     from evals.bookkeeping.answers import AnswerFile
     from evals.run_task import figures_of
-    from evals.tasks.task import thin
+    from evals.tasks.task import thin, with_items
 
     clock = session.clock
 
@@ -192,7 +188,7 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
         began_s = clock.awake_s()
         marks = answer(session, trainer, each, sample, AnswerFile(None), "measured")
         answered_s = clock.awake_s()
-        figures_of(each.with_items(sample), marks)
+        figures_of(with_items(each.task, sample), marks)
         return answered_s - began_s, clock.awake_s() - answered_s
 
     for each in trainer.tasks:
@@ -263,6 +259,7 @@ def final_figures(session: Session, trainer: Trainer, digest: str, kept_s: float
     from evals.bookkeeping.answers import AnswerFile
     from evals.evaluation import answers_name
     from evals.run_task import figures_of, marks_of
+    from evals.tasks.task import with_items
 
     fingerprint = f"{digest} {trainer.corpus.tokenizer.fingerprint}"
     files = {each.name: AnswerFile(session.run.evaluations / answers_name(each.name)) for each in trainer.tasks}
@@ -278,7 +275,7 @@ def final_figures(session: Session, trainer: Trainer, digest: str, kept_s: float
     figures = {}
     for each in trainer.tasks:
         wanted = each.chosen(FINAL)
-        task = each.with_items([item for i, item in enumerate(wanted) if i % PARTS < parts[each.name]])
+        task = with_items(each.task, [item for i, item in enumerate(wanted) if i % PARTS < parts[each.name]])
         if len(task.items) < len(wanted):
             session.console.say(
                 f"tasks   {each.name}: time was left for {len(task.items):,} of {len(wanted):,} items; evaluate.py answers more"
@@ -306,8 +303,9 @@ def answer(
     """
     from evals.run_task import Respondent, answer_items, marks_of
     from evals.scoring import NotFinite
+    from evals.tasks.task import with_items
 
-    clock, task = session.clock, each.with_items(items)
+    clock, task = session.clock, with_items(each.task, items)
     looked_s = math.inf
 
     def look() -> None:
