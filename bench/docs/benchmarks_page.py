@@ -76,10 +76,10 @@ def bits_table(budgets: list[dict[str, Any]]) -> str:
 
 
 def outcome(task: dict[str, Any]) -> str:
-    """The score of a model, and its difference to that of the untrained one, in percent."""
+    """The score of a model, and its difference to that of the untrained one, in percent; bold if it beats it, and guessing."""
     low, high = (100 * end for end in task["delta_interval"])
     cell = f"{100 * task['score']:.1f} ({100 * task['delta']:+.1f}, {low:+.1f} to {high:+.1f})"
-    return f"**{cell}**" if low > 0 else cell
+    return f"**{cell}**" if low > 0 and task["interval"][0] > task["chance"] else cell
 
 
 if __name__ == "__main__":
