@@ -45,14 +45,14 @@ from common.json_io import finite, write_json, write_text
 from common.typed import closest
 from evals.bookkeeping.answers import AnswerFile
 from evals.bookkeeping.baseline import Baseline
-from evals.bookkeeping.scaled_score import scaled_gain, scaled_score
+from evals.bookkeeping.scaled_score import scaled_gain, scaled_score, size_adjusted
 from evals.bookkeeping.submission import marks_of_submission
 from evals.pace import Pace, Pacer
 from evals.run_task import Processes, Respondent, answer_items, figures_of, key_of, marks_of
 from evals.scoring import Scorer
 from evals.tasks.competition import KIND as COMPETITION
 from evals.tasks.registry import open_tasks
-from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions, thin
+from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions, thin, with_items
 from run.load_model import LoadedModel, load_model
 from run.report.evaluation_report import write_evaluation_report
 from run.saved_model import find_model
@@ -104,7 +104,7 @@ def select(task: Task, limit: int | None, fraction: float) -> Task:
         counts[item.group] += 1
         if limit is None or counts[item.group] <= limit:
             chosen.append(item)
-    return replace(task, items=chosen)  # type: ignore[type-var]
+    return with_items(task, chosen)
 
 
 def route_tasks(tasks: Sequence[Task], route: Mapping[str, str], checkpoint: str) -> dict[str, list[Task]]:
@@ -324,11 +324,6 @@ def asked(item: Item, answer: Answer) -> dict[str, Any]:
             for request, score in zip(item.requests, answer, strict=True)
         ]
     }
-
-
-def size_adjusted(score: float | None, parameters: int, reference: float) -> float | None:
-    """The score s (1 - r/2) with r = parameters / reference: (s + (1 - r) s) / 2, as in the Buzuzu-Mavi challenge of Zindi."""
-    return None if score is None else score * (1 - parameters / reference / 2)
 
 
 def adjust_for_size(tasks: Mapping[str, dict[str, Any]], models: Mapping[str, Any], reference: float) -> list[str]:

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, refuse
+from common.format import shortened
 from common.paths import user_path
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
-from evals.tasks.generate import TEMPLATES, FreeText, generation_options, template_of
+from evals.tasks.generate import TEMPLATES, FreeText, generation_options
 from evals.tasks.multiple_choice import MEASURES, MultipleChoice, item_of_question
 from evals.tasks.questions import AS_IT_IS, MOST_CHOICES, Question
-from evals.tasks.rows import MOST_PROBLEMS, shortened
 from evals.tasks.task import Answer, Item, TaskOptions
-from evals.tasks.template import load_template, render
+from evals.tasks.template import render, template_of
 
 KIND = "competition"
 KEYS = ("id", "task_type", "text", "answer")  # of every item; `choices` is that of questions
@@ -82,8 +82,7 @@ def load_competition(name: str, options: TaskOptions) -> list[Any]:
 def read_items(path: Path) -> list[dict[str, Any]]:
     """Return the items of a competition's file, in order.
 
-    Raises UserError for a file that is not a JSON list in UTF-8, and with a line for each of the first MOST_PROBLEMS invalid
-    items.
+    Raises UserError for a file that is not a JSON list in UTF-8, and with a line for each of the first invalid items.
     """
     rows = read_list(path, "task.path")
     ids = Counter(str(row.get("id")) for row in rows if isinstance(row, dict))
@@ -116,13 +115,6 @@ def read_list(path: Path, option: str) -> list[Any]:
         what = "an empty list" if entries == [] else f"{shortened(entries)}, not a list"
         raise UserError(f"{path} holds {what}; write a JSON list [{{...}}, {{...}}] of items")
     return entries
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise UserError with the first MOST_PROBLEMS of the problems, if there are any."""
-    if problems:
-        more = len(problems) - MOST_PROBLEMS
-        raise UserError(*problems[:MOST_PROBLEMS], *([f"... and {more:,} more"] if more > 0 else []))
 
 
 def answer_problem(row: Mapping[str, Any], answer: object) -> str | None:
@@ -215,7 +207,7 @@ def _load_quiz(name: str, rows: Sequence[dict[str, Any]], options: TaskOptions) 
         raise UserError(
             f"tasks={name}: task.score={options.score} does not choose among choices; allowed: {', '.join(allowed)}"
         )
-    template = None if options.template is None else load_template(options.template, "task.template")
+    template = template_of(options)
     items = []
     for number, row in enumerate(rows):
         gold = None if row["answer"] is None else row["answer"] - 1
@@ -228,7 +220,7 @@ def _load_quiz(name: str, rows: Sequence[dict[str, Any]], options: TaskOptions) 
 
 def _load_texts(kind: str) -> Callable[[str, Sequence[dict[str, Any]], TaskOptions], Any]:
     def load(name: str, rows: Sequence[dict[str, Any]], options: TaskOptions) -> Any:
-        template = template_of(options, TEMPLATES[kind])
+        template = template_of(options) or TEMPLATES[kind]
         items = [
             Item(str(row["id"]), prompt=render(template, {"text": row["text"]}), content={"reference": row["answer"]})
             for row in rows

@@ -36,12 +36,12 @@ class StintLM(LM):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Return the continuation of each context."""
-        scorer, options = replace(self.scorer, too_long="cut"), TaskOptions("lm_eval")
+        options, scorer = TaskOptions("lm_eval"), replace(self.scorer, too_long="cut")
         return [
             continue_prompt(
-                as_item(str(instance.doc_id), [instance]), scorer, generation_options(instance.args[1], options)
+                as_item(str(number), [instance]), scorer, generation_options(instance.args[1], options)
             ).text
-            for instance in requests
+            for number, instance in enumerate(requests)
         ]
 
     def _scores(self, requests: Sequence[Any], too_long: str) -> list[Score]:

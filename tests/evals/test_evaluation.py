@@ -16,7 +16,7 @@ import torch
 import evals.evaluation as stages
 from common.errors import UserError
 from common.json_io import write_json
-from evals.evaluation import Folder, Models, file_name, load_tasks, route_tasks, select, size_adjusted
+from evals.evaluation import Folder, Models, file_name, load_tasks, route_tasks, select
 from evals.pace import Pacer
 from evals.run_task import OneProcess
 from evals.scoring import Request
@@ -66,7 +66,7 @@ def pairs(name: str = "pairs", count: int = 40, prefix: str = "empty", changed: 
         )
         for i in range(count)
     ]
-    return MinimalPairs(name, TaskOptions("minimal_pairs", prefix=prefix), items)
+    return MinimalPairs(name, TaskOptions("minimal_pairs", prefix=prefix), items, "paradigm")
 
 
 def models(micro_batch: int = 1) -> Models:
@@ -121,7 +121,10 @@ def test_a_share_of_the_items_is_the_same_each_time_and_has_every_group() -> Non
     assert len(ids) == 40
     assert {int(each.partition(":")[2]) % 4 for each in ids} == {0, 1, 2, 3}
     assert [item.id for item in select(pairs(count=400), None, 0.1).items] == ids
-    assert [item.id for item in select(pairs(count=400), 7, 0.1).items] == ids[:7]
+    limited = select(pairs(count=400), 7, 0.1)
+    for group in "0123":
+        in_group = [each for each in ids if int(each.partition(":")[2]) % 4 == int(group)]
+        assert [item.id for item in limited.items if item.group == group] == in_group[:7]
     assert len(select(pairs(count=3), None, 0.01).items) == 1
 
 
@@ -131,19 +134,6 @@ def test_names_of_tasks_become_different_names_of_files() -> None:
     assert files[0] == "blimp"
     assert len(set(files)) == len(files)
     assert all(each.isascii() and "/" not in each and not each.startswith(".") and len(each) < 200 for each in files)
-
-
-def test_size_adjusted_scores_are_those_published() -> None:
-    """Zindi's examples, and the scores of its forum's three models on their public scores."""
-    assert size_adjusted(0.5, 400_000_000, 0.4e9) == pytest.approx(0.25)
-    assert size_adjusted(0.4, 200_000_000, 0.4e9) == pytest.approx(0.3)
-    for score, parameters, published in (
-        (0.4965, 50_480_128, 0.4668),
-        (0.5211, 105_493_504, 0.4559),
-        (0.5326, 42_087_424, 0.5061),
-    ):
-        assert size_adjusted(score, parameters, 421_939_200) == pytest.approx(published, abs=1e-4)
-    assert size_adjusted(None, 1, 1.0) is None
 
 
 def test_a_model_above_the_reference_is_warned_about() -> None:
@@ -203,8 +193,8 @@ def test_the_time_left_follows_from_the_characters_of_the_items() -> None:
     """Two seconds per character: the longest item first, then the short ones, then another task."""
     time = 0.0
     long, short = Item("1", prompt="x" * 80), [Item(str(i), prompt="x" * 10) for i in range(2, 4)]
-    first = MinimalPairs("first", TaskOptions("minimal_pairs"), [*short, long])
-    second = MinimalPairs("second", TaskOptions("minimal_pairs"), [Item("1", prompt="x" * 50)])
+    first = MinimalPairs("first", TaskOptions("minimal_pairs"), [*short, long], "paradigm")
+    second = MinimalPairs("second", TaskOptions("minimal_pairs"), [Item("1", prompt="x" * 50)], "paradigm")
     pacer = Pacer([first, second], clock=lambda: time)
     pacer.begin("first")
     assert pacer.update(0).eta_s is None
@@ -221,7 +211,8 @@ def test_the_time_left_follows_from_the_characters_of_the_items() -> None:
 
 def test_items_that_were_known_do_not_count_as_speed() -> None:
     time = 0.0
-    task = MinimalPairs("t", TaskOptions("minimal_pairs"), [Item(str(i), prompt="x" * 10) for i in range(10)])
+    items = [Item(str(i), prompt="x" * 10) for i in range(10)]
+    task = MinimalPairs("t", TaskOptions("minimal_pairs"), items, "paradigm")
     pacer = Pacer([task], clock=lambda: time)
     pacer.begin("t")
     pacer.update(8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def pairs(count: int = 90, **changed: Any) -> Task:
     items = []
     for i in range(count):
         good, bad = (Request("", f"{word * (1 + i % 7)} {i}") for word in ("cat ", "tac "))
-        items.append(Item(f"p:{i}", (good, bad), content={"paradigm": "p", "phenomenon": "q"}))
-    return MinimalPairs("pairs", TaskOptions("minimal_pairs", **changed), items)
+        items.append(Item(f"p:{i}", (good, bad), group="p", content={"paradigm": "p", "phenomenon": "q", "field": "r"}))
+    return MinimalPairs("pairs", TaskOptions("minimal_pairs", **changed), items, "paradigm")
 
 
 def respondent() -> Respondent:
@@ -96,7 +96,7 @@ def test_the_number_of_processes_changes_neither_answers_nor_their_file(tmp_path
 def test_problems_are_refused_with_the_item_before_anything_is_computed(tmp_path: Path) -> None:
     task = pairs(14)
     long = [Item(f"long:{i}", (Request("a" * (200 + i), "b"), Request("a", ""))) for i in range(6)]
-    task = MinimalPairs("pairs", task.options, [*task.items, *long])
+    task = replace(task, items=[*task.items, *long])  # type: ignore[type-var]
     with pytest.raises(UserError) as caught:
         evaluated(tmp_path / "answers.jsonl", World(), task)
     messages = caught.value.messages

@@ -162,7 +162,7 @@ def test_items_that_do_not_fit_are_refused_before_training(place: Path, tmp_path
     rows = [{"sentence_good": word * 3, "sentence_bad": word * 20} for word in ("ab", "cd")]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(
-        UserError, match=r"spelling: item long:0: 41 tokens are more than the 32 of the model's window"
+        UserError, match=r"spelling, item long:0: 40 tokens are more than the model's window of 32"
     ) as error:
         run_here(place, *BASE, tasks(tmp_path), f"output_dir={tmp_path / 'outputs'}")
     assert len(error.value.messages) == 2
@@ -177,7 +177,7 @@ def test_tasks_are_opened_before_anything_is_prepared(place: Path, tmp_path: Pat
 
 
 def task_of(items: int, item_s: float, kept: frozenset[str] = frozenset()) -> RunTask:
-    pairs = MinimalPairs("pairs", TaskOptions("minimal_pairs"), [Item(str(i)) for i in range(items)])
+    pairs = MinimalPairs("pairs", TaskOptions("minimal_pairs"), [Item(str(i)) for i in range(items)], "paradigm")
     return RunTask(pairs, "", {INTERIM: 200, FINAL: items}, kept, item_s)
 
 
@@ -216,7 +216,9 @@ def test_the_items_of_a_resumed_run_are_not_cut_again() -> None:
 
 def test_interim_items_are_some_of_the_final_ones_and_of_every_group() -> None:
     items = [Item(f"{group}{i}", group=group) for group in "abc" for i in range(100)]
-    task = RunTask(MinimalPairs("pairs", TaskOptions("minimal_pairs"), items), "", {INTERIM: 12, FINAL: 150})
+    task = RunTask(
+        MinimalPairs("pairs", TaskOptions("minimal_pairs"), items, "paradigm"), "", {INTERIM: 12, FINAL: 150}
+    )
     final, interim = (task.chosen(kind).items for kind in (FINAL, INTERIM))
     assert {item.id for item in interim} < {item.id for item in final}
     assert [sum(item.group == group for item in interim) for group in "abc"] == [4, 4, 4]
