@@ -226,11 +226,12 @@ def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, 
     """
     from evals.bookkeeping.answers import AnswerFile
     from evals.evaluation import answers_name
-    from evals.run_task import figures_of
+    from evals.run_task import figures_of, fingerprint_of
 
     figures = {}
     for each in trainer.tasks:
-        task, fingerprint = each.chosen(FINAL), f"{digest} {trainer.corpus.tokenizer.fingerprint}"
+        task = each.chosen(FINAL)
+        fingerprint = fingerprint_of(digest, trainer.corpus.tokenizer, trainer.device.precision)
         answers = AnswerFile(session.run.evaluations / answers_name(each.name))
         marks = answer(session, trainer, task, answers, fingerprint)
         figures[each.name] = {
