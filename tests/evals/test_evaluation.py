@@ -77,7 +77,9 @@ def evaluated(
     task: Task, run: Path, folder: Path, stop: Any = lambda: None, precision: str = "float32"
 ) -> stages.Answered:
     with Folder.opened(folder, True) as files:
-        answered, _ = stages.answer_tasks({str(run): [task]}, models(precision), files, lambda pace: None, stop, OneProcess())
+        answered, _ = stages.answer_tasks(
+            {str(run): [task]}, models(precision), files, lambda pace: None, stop, OneProcess()
+        )
     return answered[task.name]
 
 
