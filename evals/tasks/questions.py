@@ -190,7 +190,7 @@ def _boolq(row: Row, question: str, passage: str, answer: str) -> Question:
     truth = (
         value if isinstance(value, bool) else {"true": True, "false": False, "": None}.get(str(value).lower(), value)
     )
-    if answer in INDEX_FIELDS and str(value) in "01":
+    if answer in INDEX_FIELDS and str(value) in ("0", "1"):
         truth = str(value) == "1"
     if not (truth is None or isinstance(truth, bool)):
         raise UserError(f"{_place(row)}: {answer} is {shortened(value)}; allowed: true and false")

@@ -79,7 +79,7 @@ def marks_by(model: GPT, task: MultipleChoice) -> list[dict[str, Any]]:
 
 
 CLOZE = "Question: Why?\nAnswer:"
-SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
+SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int | None]] = {
     "index": ({"question": "Why?", "choices": ["a", "b"], "answer": 1}, [(CLOZE, " a"), (CLOZE, " b")], 1),
     "letter": ({"question": "Why?", "options": ["x", "y"], "answer": "B"}, [(CLOZE, " x"), (CLOZE, " y")], 1),
     "text": ({"question": "Why?", "choices": ["x", "y"], "answer": "y"}, [(CLOZE, " x"), (CLOZE, " y")], 1),
@@ -146,6 +146,11 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
         {"question": "is it?", "passage": "It is.", "label": 1, "idx": 0},
         [("It is.\nQuestion: is it?\nAnswer:", " yes"), ("It is.\nQuestion: is it?\nAnswer:", " no")],
         0,
+    ),
+    "BoolQ without the answer": (
+        {"question": "is it", "passage": "It is.", "label": ""},
+        [("It is.\nQuestion: is it?\nAnswer:", " yes"), ("It is.\nQuestion: is it?\nAnswer:", " no")],
+        None,
     ),
     "SciQ": (
         {"question": "Why?", "distractor1": "d", "distractor2": "a", "distractor3": "c", "correct_answer": "b"},
