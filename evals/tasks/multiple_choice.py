@@ -16,7 +16,6 @@ that the continuations of ready requests begin with, as in OLMES. Of equally lik
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,16 +29,15 @@ import numpy as np
 from common.errors import UserError
 from common.paths import user_path
 from evals.scoring import Request, Score
-from evals.statistics import accuracy
+from evals.statistics import accuracy, score_of
 from evals.tasks.questions import Question, read_questions
 from evals.tasks.ready_requests import FILES, FOLDER, ReadyQuestion, is_ready, package_folder, read_requests
 from evals.tasks.rows import Row, item_files, rows_and_errors
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
-from evals.tasks.template import fields_of, render, template_of
+from evals.tasks.template import fields_of, render, split_at, template_of
 
 UNCONDITIONAL = "Answer:"  # the context of OLMES' unconditional requests
 LIST_OF_CHOICES = "{choices}\nAnswer:"  # ends the default template of score=letter
-CHOICE = re.compile(r"(?<!\{)\{choice\}")
 
 # The measures of each choice, (choices,) each, of log-probabilities and tokens, bytes and characters.
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -253,13 +251,13 @@ def _ask(question: Question, template: str | None, options: TaskOptions) -> tupl
     template = template or (_with_list(question.template) if letter else question.template)
     if "choice" not in fields_of(template):
         template += "{choice}" if template[-1].isspace() else " {choice}"
-    before, behind = CHOICE.split(template, maxsplit=1)
+    before, *behind = split_at(template, "choice")
     listed = "\n".join(f"{name}. {choice}" for name, choice in zip(letters, choices, strict=True))
     fields = {**question.fields, "question": question.text, "choices": listed, "choice": ""}
     context = render(before, fields)
     stripped = context.rstrip()
     return tuple(
-        Request(stripped, context[len(stripped) :] + said + render(behind, {**fields, "choice": said}))
+        Request(stripped, context[len(stripped) :] + said + render("{choice}".join(behind), {**fields, "choice": said}))
         for said in (letters if letter else choices)
     )
 

@@ -303,6 +303,8 @@ def test_templates_place_the_choice(tmp_path: Path) -> None:
     assert asked(template="Q {question}\\n") == ("Q 2 + 2?", "\n4")
     assert asked(template="{question}\\n{choices}\\n=> {choice}") == ("2 + 2?\nA. 3\nB. 4\nC. 5\n=>", " 4")
     assert asked(template="{choice} answers {question}") == ("", "4 answers 2 + 2?")
+    assert asked(template="{question} {{{choice}}}") == ("2 + 2? {", "4}")
+    assert asked(template="{question} {{choice}}: {choice} is {choice}") == ("2 + 2? {choice}:", " 4 is 4")
     assert asked(score="letter") == ("Question: 2 + 2?\nA. 3\nB. 4\nC. 5\nAnswer:", " B")
     assert asked(score="letter", template="{question} Is it {choice}?") == ("2 + 2? Is it", " B?")
     with pytest.raises(UserError, match=r"task\.template: \{answer\} is not a field"):
