@@ -51,7 +51,7 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """See `Task`. The content of an item: `choices` as they are shown, `scored`: the texts whose lengths count, `gold`, `group`.
+    """See `Task`. The content of an item: `choices` as they are shown, `scored`: the texts whose lengths count, `gold`.
 
     `skipped`: the number of invalid items that were left out.
     """
@@ -69,9 +69,10 @@ class MultipleChoice:
         return self.options.score or "sum"
 
     @property
-    def chance(self) -> float:
-        """The mean of 1 / number of choices."""
-        return math.fsum(1 / len(item.content["choices"]) for item in self.items) / len(self.items)
+    def chance(self) -> float | None:
+        """The mean of 1 / number of choices, over files as the score."""
+        guesses = [{"group": item.group, "score": 1 / len(item.content["choices"])} for item in self.items]
+        return score_of(guesses, MEAN)
 
     def mark(self, item: Item, answer: Answer) -> dict[str, Any]:
         """The answer by task.score, and whether it would be right by each measure.
@@ -94,7 +95,7 @@ class MultipleChoice:
         }  # fmt: skip
         return {
             "id": item.id,
-            "group": item.content["group"],
+            "group": item.group,
             "score": None if gold is None else float(chosen[by] == gold),
             "gold": gold,
             "answer": chosen[by],
@@ -201,11 +202,11 @@ def _of_requests(question: ReadyQuestion, group: str | None, options: TaskOption
     return Item(
         question.id if group is None else f"{group}:{question.id}",
         requests,
+        group=group,
         content={
             "choices": choices,
             "scored": continuations,
             "gold": question.gold,
-            "group": group,
             "place": question.place,
         },
     )
@@ -228,11 +229,11 @@ def item_of_question(
     return Item(
         own if group is None else f"{group}:{own}",
         requests,
+        group=group,
         content={
             "choices": question.choices,
             "scored": scored,
             "gold": question.gold,
-            "group": group,
             "place": question.place,
         },
     )

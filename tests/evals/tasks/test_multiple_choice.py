@@ -23,6 +23,7 @@ from config import CONF
 from data.tokenizers.hf_tokenizer import BYTE_OF
 from data.tokenizers.tokenizer import get_tokenizer
 from evals.bookkeeping.answers import AnswerFile
+from evals.evaluation import select
 from evals.run_task import Respondent, answer_items, figures_of, marks_of
 from evals.scoring import Request, Score, Scorer
 from evals.tasks.multiple_choice import MultipleChoice
@@ -360,11 +361,18 @@ def test_figures_are_those_of_all_items(tmp_path: Path) -> None:
     json.dumps([figures, marks])
 
 
+def test_the_chance_of_several_files_is_averaged_as_their_score(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [ITEM, ITEM, ITEM])
+    write(tmp_path / "b.jsonl", [{**ITEM, "choices": ["3", "4"]}])
+    assert load(tmp_path).chance == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
 def test_several_files_are_groups(tmp_path: Path) -> None:
     write(tmp_path / "folder" / "a.jsonl", [ITEM, ITEM, ITEM])
     write(tmp_path / "folder" / "b.jsonl", [{**ITEM, "id": 1}])
     task = load(tmp_path / "folder")
     assert [item.id for item in task.items] == ["a:0", "a:1", "a:2", "b:1"]
+    assert [item.id for item in select(task, 1, 1.0).items] == ["a:0", "b:1"]
     wrong, right = [score(-1), score(-2), score(-2)], [score(-2), score(-1), score(-2)]
     marks = [task.mark(item, answer) for item, answer in zip(task.items, [wrong] * 3 + [right], strict=True)]
     figures = figures_of(task, marks)
