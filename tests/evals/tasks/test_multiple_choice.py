@@ -95,6 +95,11 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int | None]] = {
         [(CLOZE, " a"), (CLOZE, " b"), (CLOZE, " c")],
         2,
     ),
+    "numbers as labels": (
+        {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "label": "2"},
+        [(CLOZE, " a"), (CLOZE, " b"), (CLOZE, " c")],
+        1,
+    ),
     "ARC of its authors": (
         {
             "id": "q",
