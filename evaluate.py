@@ -53,7 +53,7 @@ def main(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     world = join_world(name)
     # A peak of 1 FLOP/s, so that none is measured: no MFU is shown.
     device = open_device(name, wanted.threads, wanted.precision, 1.0)
-    models = Models(device.torch_device, device.autocast, config.micro_batch)
+    models = Models(device.torch_device, device.autocast, device.precision, config.micro_batch)
     figures: dict[str, Any] = {}
     predictions: dict[str, Any] = {}
     with interruptible(world) as signals:

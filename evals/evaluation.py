@@ -5,7 +5,7 @@ An evaluation is a dict of JSON values, as in evaluation.json:
 - checkpoint: checkpoint= as typed, None without it; answers: answers= as typed, or None
 - note: how far the run of the checkpoint was, empty for a finished one
 - models: those that answered, by checkpoint as typed: sha256 of the weights, tokenizer (its fingerprint), note, steps,
-  parameters, prefix_token (the id of end-of-text)
+  parameters, precision, prefix_token (the id of end-of-text)
 - options: limit, fraction, skip, reference_parameters
 - tasks: by name:
     - those of `run_task.figures_of`: kind, items, score, interval, chance, statistic, and the figures of the kind
@@ -48,7 +48,7 @@ from evals.bookkeeping.baseline import Baseline
 from evals.bookkeeping.scaled_score import scaled_gain, scaled_score, size_adjusted
 from evals.bookkeeping.submission import marks_of_submission
 from evals.pace import Pace, Pacer
-from evals.run_task import Processes, Respondent, answer_items, figures_of, key_of, marks_of
+from evals.run_task import Processes, Respondent, answer_items, figures_of, fingerprint_of, key_of, marks_of
 from evals.scoring import Scorer
 from evals.tasks.competition import KIND as COMPETITION
 from evals.tasks.registry import open_tasks
@@ -125,9 +125,13 @@ class Models:
     """Loads models by the name of their checkpoint, and keeps one at a time."""
 
     def __init__(
-        self, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]], micro_batch: int
+        self,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        precision: str,
+        micro_batch: int,
     ) -> None:
-        self._device, self._autocast, self._micro_batch = device, autocast, micro_batch
+        self._device, self._autocast, self._precision, self._micro_batch = device, autocast, precision, micro_batch
         self._checkpoint: str | None = None
         self._loaded: LoadedModel | None = None
 
@@ -148,9 +152,11 @@ class Models:
             "note": loaded.note,
             "steps": loaded.about.get("steps"),
             "parameters": sum(each.numel() for each in loaded.model.parameters()),
+            "precision": self._precision,
             "prefix_token": loaded.tokenizer.eot,
         }
-        return Respondent(scorer, f"{about['sha256']} {about['tokenizer']}", about["parameters"]), about
+        fingerprint = fingerprint_of(about["sha256"], loaded.tokenizer, self._precision)
+        return Respondent(scorer, fingerprint, about["parameters"]), about
 
 
 class Folder:

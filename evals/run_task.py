@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from common.errors import MachineError, UserError, refuse
+from data.tokenizers.tokenizer import Tokenizer
 from evals.bookkeeping.answers import AnswerFile, from_json, to_json
 from evals.generation import continue_prompt, encode_prompt
 from evals.scoring import Encoded, Scorer
@@ -29,7 +30,7 @@ class Respondent:
 
     Attributes:
         scorer: Scores requests and holds the model.
-        fingerprint: Identifies weights and tokenizer, for the keys of stored answers.
+        fingerprint: That of `fingerprint_of`, for the keys of stored answers.
         parameters: The number of its parameters.
     """
 
@@ -201,6 +202,11 @@ def key_of(item: Item, options: TaskOptions, fingerprint: str) -> str:
         "options": {name: getattr(options, name) for name in (*SCORING, *names)},
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def fingerprint_of(sha256: str, tokenizer: Tokenizer, precision: str) -> str:
+    """Return what identifies a model in the keys of stored answers: weights, tokenizer and device.precision."""
+    return f"{sha256} {tokenizer.fingerprint} {precision}"
 
 
 def items_fingerprint(task: Task) -> str:

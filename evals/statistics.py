@@ -2,8 +2,9 @@
 
 Intervals are percentiles of the bootstrap (Efron 1979). Items are resampled within their groups, because the groups of a
 benchmark (the paradigms of BLiMP) are fixed. n - 1 of the n items of a group are drawn, so that the variance is right for small
-groups, too (Rao and Wu 1988); groups of one item are resampled together. Items of a group with the same outcome are
-interchangeable, so that a resample is drawn as the number of times that each outcome occurs, from a multinomial distribution.
+groups, too (Rao and Wu 1988); groups of one item are resampled together with those of the same weight, which are in supergroups
+of as many groups. Items of a group with the same outcome are interchangeable, so that a resample is drawn as the number of times
+that each outcome occurs, from a multinomial distribution.
 """
 
 from __future__ import annotations
@@ -218,11 +219,12 @@ def _measure(marks: Marks, statistic: str) -> Mean | MacroF1:
 
 
 def _counted(measure: Measure) -> Iterator[tuple[Sequence[Any], np.ndarray]]:
-    """Yield the outcomes of each group and their counts; groups of one item are taken together."""
+    """Yield the outcomes of each group and their counts; groups of one item and equal weight are taken together."""
     sizes = Counter(measure.groups)
-    groups: dict[Group | None, Counter[Any]] = {}
+    members = Counter(supergroup for supergroup, _ in sizes)
+    groups: dict[Group | int, Counter[Any]] = {}
     for group, outcome in zip(measure.groups, measure.outcomes, strict=True):
-        groups.setdefault(group if sizes[group] > 1 else None, Counter())[outcome] += 1
+        groups.setdefault(group if sizes[group] > 1 else members[group[0]], Counter())[outcome] += 1
     for counts in groups.values():
         yield list(counts), np.asarray(list(counts.values()))
 

@@ -258,10 +258,10 @@ def final_figures(session: Session, trainer: Trainer, digest: str, kept_s: float
     """
     from evals.bookkeeping.answers import AnswerFile
     from evals.evaluation import answers_name
-    from evals.run_task import figures_of, marks_of
+    from evals.run_task import figures_of, fingerprint_of, marks_of
     from evals.tasks.task import with_items
 
-    fingerprint = f"{digest} {trainer.corpus.tokenizer.fingerprint}"
+    fingerprint = fingerprint_of(digest, trainer.corpus.tokenizer, trainer.device.precision)
     files = {each.name: AnswerFile(session.run.evaluations / answers_name(each.name)) for each in trainer.tasks}
     parts = dict.fromkeys(files, 0)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from common.checksum import verify_checksum
 from common.errors import MachineError, UserError
-from common.json_io import is_number, write_json
+from common.json_io import finite, is_number, write_json
 from common.safe_read import load_json
 from evals.statistics import compared_parts, paired_difference
 from evals.tasks.task import MACRO_F1, MEAN, Task
@@ -99,8 +99,13 @@ def _differences(baseline: Baseline, task: Task) -> Iterator[str]:
 def compare(baseline: Baseline, tasks: Mapping[str, Mapping[str, Any]], marks: Mapping[str, Marks]) -> dict[str, Any]:
     """Compare the figures and marks of an evaluation with the baseline; see `comparison` in evals/evaluation.py.
 
-    `check_items` must have found no problem. Tasks without known right answers are left out.
+    `check_items` must have found no problem. Tasks without known right answers are left out. Raises UserError for items that
+    have the ids of those in the baseline and other right answers: they are from another file.
     """
+    if problems := [
+        line for name in tasks if name in baseline.tasks for line in _other_answers(baseline, name, marks[name])
+    ]:
+        raise UserError(*problems)
     n_tasks = sum(figures["score"] is not None for figures in baseline.tasks.values())
     compared = {}
     for name, figures in tasks.items():
@@ -122,6 +127,15 @@ def compare(baseline: Baseline, tasks: Mapping[str, Mapping[str, Any]], marks: M
         ],
         "total": None if None in ratios else total(ratios, n_tasks),
     }
+
+
+def _other_answers(baseline: Baseline, name: str, marks: Marks) -> Iterator[str]:
+    golds = {mark["id"]: mark.get("gold") for mark in baseline.marks[name]}
+    if differ := [mark["id"] for mark in marks if finite(mark.get("gold")) != golds[mark["id"]]]:
+        yield (
+            f"{name}: {len(differ):,} of {len(marks):,} items have another right answer than in baseline={baseline.path}, e.g."
+            f" {differ[0]!r}; score the same items (task.path=), leave the task out with skip=[{name}], or give another baseline"
+        )
 
 
 def ratio(score: float, baseline: float) -> float | None:

@@ -16,7 +16,6 @@ that the continuations of ready requests begin with, as in OLMES. Of equally lik
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,16 +29,15 @@ import numpy as np
 from common.errors import UserError
 from common.paths import user_path
 from evals.scoring import Request, Score
-from evals.statistics import accuracy
+from evals.statistics import accuracy, score_of
 from evals.tasks.questions import Question, read_questions
 from evals.tasks.ready_requests import FILES, FOLDER, ReadyQuestion, is_ready, package_folder, read_requests
 from evals.tasks.rows import Row, item_files, rows_and_errors
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
-from evals.tasks.template import fields_of, render, template_of
+from evals.tasks.template import fields_of, render, split_at, template_of
 
 UNCONDITIONAL = "Answer:"  # the context of OLMES' unconditional requests
 LIST_OF_CHOICES = "{choices}\nAnswer:"  # ends the default template of score=letter
-CHOICE = re.compile(r"(?<!\{)\{choice\}")
 
 # The measures of each choice, (choices,) each, of log-probabilities and tokens, bytes and characters.
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -53,7 +51,7 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True)
 class MultipleChoice:
-    """See `Task`. The content of an item: `choices` as they are shown, `scored`: the texts whose lengths count, `gold`, `group`.
+    """See `Task`. The content of an item: `choices` as they are shown, `scored`: the texts whose lengths count, `gold`.
 
     `skipped`: the number of invalid items that were left out.
     """
@@ -71,9 +69,10 @@ class MultipleChoice:
         return self.options.score or "sum"
 
     @property
-    def chance(self) -> float:
-        """The mean of 1 / number of choices."""
-        return math.fsum(1 / len(item.content["choices"]) for item in self.items) / len(self.items)
+    def chance(self) -> float | None:
+        """The mean of 1 / number of choices, over files as the score."""
+        guesses = [{"group": item.group, "score": 1 / len(item.content["choices"])} for item in self.items]
+        return score_of(guesses, MEAN)
 
     def mark(self, item: Item, answer: Answer) -> dict[str, Any]:
         """The answer by task.score, and whether it would be right by each measure.
@@ -96,7 +95,7 @@ class MultipleChoice:
         }  # fmt: skip
         return {
             "id": item.id,
-            "group": item.content["group"],
+            "group": item.group,
             "score": None if gold is None else float(chosen[by] == gold),
             "gold": gold,
             "answer": chosen[by],
@@ -203,11 +202,11 @@ def _of_requests(question: ReadyQuestion, group: str | None, options: TaskOption
     return Item(
         question.id if group is None else f"{group}:{question.id}",
         requests,
+        group=group,
         content={
             "choices": choices,
             "scored": continuations,
             "gold": question.gold,
-            "group": group,
             "place": question.place,
         },
     )
@@ -230,11 +229,11 @@ def item_of_question(
     return Item(
         own if group is None else f"{group}:{own}",
         requests,
+        group=group,
         content={
             "choices": question.choices,
             "scored": scored,
             "gold": question.gold,
-            "group": group,
             "place": question.place,
         },
     )
@@ -253,13 +252,13 @@ def _ask(question: Question, template: str | None, options: TaskOptions) -> tupl
     template = template or (_with_list(question.template) if letter else question.template)
     if "choice" not in fields_of(template):
         template += "{choice}" if template[-1].isspace() else " {choice}"
-    before, behind = CHOICE.split(template, maxsplit=1)
+    before, *behind = split_at(template, "choice")
     listed = "\n".join(f"{name}. {choice}" for name, choice in zip(letters, choices, strict=True))
     fields = {**question.fields, "question": question.text, "choices": listed, "choice": ""}
     context = render(before, fields)
     stripped = context.rstrip()
     return tuple(
-        Request(stripped, context[len(stripped) :] + said + render(behind, {**fields, "choice": said}))
+        Request(stripped, context[len(stripped) :] + said + render("{choice}".join(behind), {**fields, "choice": said}))
         for said in (letters if letter else choices)
     )
 

@@ -5,8 +5,8 @@ Each entry of `SHAPES` names the fields of a shape and a function that reads a r
 - A letter (A for the first choice), the label of a choice, and the text of a choice are taken as they are. What fits two choices
   is refused.
 - A number is the index of the choice and counts from 0, as in the files of MMLU, HellaSwag and PIQA; in WinoGrande's `answer`
-  from 1. In the fields `label` and `gold` it may be written as a text ("2"), which CSV files and some published ones do. In the
-  other fields a text of digits has to be the label or the text of a choice.
+  from 1. In the fields `label` and `gold` it may be written as a text ("2"), which CSV files and some published ones do, unless
+  a choice has this label. In the other fields a text of digits has to be the label or the text of a choice.
 - null or an empty text: the answer is not known, as in published test sets. The question is answered, but not scored.
 """
 
@@ -190,7 +190,7 @@ def _boolq(row: Row, question: str, passage: str, answer: str) -> Question:
     truth = (
         value if isinstance(value, bool) else {"true": True, "false": False, "": None}.get(str(value).lower(), value)
     )
-    if answer in INDEX_FIELDS and str(value) in "01":
+    if answer in INDEX_FIELDS and str(value) in ("0", "1"):
         truth = str(value) == "1"
     if not (truth is None or isinstance(truth, bool)):
         raise UserError(f"{_place(row)}: {answer} is {shortened(value)}; allowed: true and false")
@@ -250,9 +250,9 @@ def _gold(row: Row, name: str, choices: Sequence[str], labels: Sequence[str] | N
     value = row.values[name]
     if value is None or value == "":
         return None
+    index = None if value in (labels or ()) else _index(value, name)
     labels = labels or LETTERS[: len(choices)]
     head = f"{_place(row)}: {name} is {shortened(value)}"
-    index = _index(value, name)
     if index is not None:
         if not 0 <= index < len(choices):
             raise UserError(

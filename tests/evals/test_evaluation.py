@@ -69,13 +69,17 @@ def pairs(name: str = "pairs", count: int = 40, prefix: str = "empty", changed: 
     return MinimalPairs(name, TaskOptions("minimal_pairs", prefix=prefix), items, "paradigm")
 
 
-def models(micro_batch: int = 1) -> Models:
-    return Models(torch.device("cpu"), contextlib.nullcontext, micro_batch)
+def models(precision: str = "float32") -> Models:
+    return Models(torch.device("cpu"), contextlib.nullcontext, precision, micro_batch=1)
 
 
-def evaluated(task: Task, run: Path, folder: Path, stop: Any = lambda: None) -> stages.Answered:
+def evaluated(
+    task: Task, run: Path, folder: Path, stop: Any = lambda: None, precision: str = "float32"
+) -> stages.Answered:
     with Folder.opened(folder, True) as files:
-        answered, _ = stages.answer_tasks({str(run): [task]}, models(), files, lambda pace: None, stop, OneProcess())
+        answered, _ = stages.answer_tasks(
+            {str(run): [task]}, models(precision), files, lambda pace: None, stop, OneProcess()
+        )
     return answered[task.name]
 
 
@@ -103,8 +107,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_file(run: Path, tmp_path:
 
 
 def test_only_what_changed_is_computed(run: Path, tmp_path: Path) -> None:
-    def computed(task: Task, model: Path = run) -> int:
-        count: int = evaluated(task, model, tmp_path / "e").figures["computed"]
+    def computed(task: Task, model: Path = run, precision: str = "float32") -> int:
+        count: int = evaluated(task, model, tmp_path / "e", precision=precision).figures["computed"]
         return count
 
     assert computed(pairs()) == 40
@@ -113,6 +117,7 @@ def test_only_what_changed_is_computed(run: Path, tmp_path: Path) -> None:
     assert computed(pairs(prefix="always")) == 40
     assert computed(pairs(count=50)) == 10
     assert computed(pairs(), save(tmp_path / "other", seed=1)) == 40
+    assert computed(pairs(), precision="bfloat16") == 40
     assert computed(pairs()) == 0
 
 

@@ -122,6 +122,23 @@ def test_the_uncertainty_of_small_groups_is_not_underestimated(size: int) -> Non
     assert (high - low) / (2 * 1.96) == pytest.approx(float(np.squeeze(expected)), rel=0.1)
 
 
+@pytest.mark.parametrize("right", [0.0, 0.4, 1.0])
+def test_groups_of_one_item_are_resampled_with_those_of_the_same_weight(right: float) -> None:
+    scores = [draws(right, n, seed=n) for n in (2, 40, 9)]  # one item of each paradigm of phenomena of 2, 40 and 9
+    marks = [
+        mark
+        for phenomenon, each in enumerate(scores)
+        for number, score in enumerate(each)
+        for mark in marks_of([score], f"{phenomenon}.{number}", str(phenomenon))
+    ]
+    expected = math.sqrt(sum(each.var(ddof=1) / len(each) for each in scores)) / len(scores)
+    low, high = interval(marks, MEAN) or (-1, 2)
+
+    assert standard_error(marks, MEAN) == pytest.approx(expected, rel=1e-12)
+    assert 0 <= low <= high <= 1 + 1e-12
+    assert (high > low) == (right not in (0, 1))
+
+
 def test_one_item_has_no_standard_error() -> None:
     assert standard_error(marks_of([1]), MEAN) is None
     assert interval(marks_of([1]), MEAN) == (1.0, 1.0)

@@ -21,7 +21,7 @@ from common.errors import MachineError, UserError
 from data.eval_windows import EvalRange
 from data.shards import Split
 from evals.bookkeeping.answers import AnswerFile
-from evals.run_task import key_of
+from evals.run_task import fingerprint_of, key_of
 from evals.scoring import NotFinite
 from evals.tasks.minimal_pairs import MinimalPairs
 from evals.tasks.registry import open_tasks
@@ -172,7 +172,8 @@ def test_evaluate_finds_the_answers_of_the_run(scored: Path, pairs: Path) -> Non
     model = load_model(str(scored), torch.device("cpu"))
     known = AnswerFile(scored / "evaluations" / "spelling.answers.jsonl").known
     (task,) = open_tasks("spelling", TaskOptions("minimal_pairs", path=str(pairs)))
-    keys = [key_of(item, task.options, f"{model.about['sha256']} {model.tokenizer.fingerprint}") for item in task.items]
+    fingerprint = fingerprint_of(model.about["sha256"], model.tokenizer, "float32")
+    keys = [key_of(item, task.options, fingerprint) for item in task.items]
     assert sorted(keys) == sorted(known)
 
 

@@ -135,6 +135,14 @@ def test_other_items_and_another_statistic_are_refused(tmp_path: Path) -> None:
     assert "summaries: its score is macro_f1, and mean in baseline=" in summaries
 
 
+def test_items_of_another_file_with_the_same_ids_are_refused(tmp_path: Path) -> None:
+    baseline = kept(tmp_path / "b.json", quiz=RIGHT)
+    found, marks = evaluation(quiz=60)
+    marks["quiz"] = [{**mark, "gold": 2} if mark["id"] in ("7", "9") else mark for mark in marks["quiz"]]
+    with pytest.raises(UserError, match=r"quiz: 2 of 100 items have another right answer than in baseline=.* '7'"):
+        compare(baseline, found["tasks"], marks)
+
+
 @pytest.mark.parametrize(
     "content",
     [

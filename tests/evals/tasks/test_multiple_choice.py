@@ -23,6 +23,7 @@ from config import CONF
 from data.tokenizers.hf_tokenizer import BYTE_OF
 from data.tokenizers.tokenizer import get_tokenizer
 from evals.bookkeeping.answers import AnswerFile
+from evals.evaluation import select
 from evals.run_task import Respondent, answer_items, figures_of, marks_of
 from evals.scoring import Request, Score, Scorer
 from evals.tasks.multiple_choice import MultipleChoice
@@ -79,7 +80,7 @@ def marks_by(model: GPT, task: MultipleChoice) -> list[dict[str, Any]]:
 
 
 CLOZE = "Question: Why?\nAnswer:"
-SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
+SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int | None]] = {
     "index": ({"question": "Why?", "choices": ["a", "b"], "answer": 1}, [(CLOZE, " a"), (CLOZE, " b")], 1),
     "letter": ({"question": "Why?", "options": ["x", "y"], "answer": "B"}, [(CLOZE, " x"), (CLOZE, " y")], 1),
     "text": ({"question": "Why?", "choices": ["x", "y"], "answer": "y"}, [(CLOZE, " x"), (CLOZE, " y")], 1),
@@ -93,6 +94,11 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
         {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "3"},
         [(CLOZE, " a"), (CLOZE, " b"), (CLOZE, " c")],
         2,
+    ),
+    "numbers as labels": (
+        {"question": "Why?", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "label": "2"},
+        [(CLOZE, " a"), (CLOZE, " b"), (CLOZE, " c")],
+        1,
     ),
     "ARC of its authors": (
         {
@@ -146,6 +152,11 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
         {"question": "is it?", "passage": "It is.", "label": 1, "idx": 0},
         [("It is.\nQuestion: is it?\nAnswer:", " yes"), ("It is.\nQuestion: is it?\nAnswer:", " no")],
         0,
+    ),
+    "BoolQ without the answer": (
+        {"question": "is it", "passage": "It is.", "label": ""},
+        [("It is.\nQuestion: is it?\nAnswer:", " yes"), ("It is.\nQuestion: is it?\nAnswer:", " no")],
+        None,
     ),
     "SciQ": (
         {"question": "Why?", "distractor1": "d", "distractor2": "a", "distractor3": "c", "correct_answer": "b"},
@@ -298,6 +309,8 @@ def test_templates_place_the_choice(tmp_path: Path) -> None:
     assert asked(template="Q {question}\\n") == ("Q 2 + 2?", "\n4")
     assert asked(template="{question}\\n{choices}\\n=> {choice}") == ("2 + 2?\nA. 3\nB. 4\nC. 5\n=>", " 4")
     assert asked(template="{choice} answers {question}") == ("", "4 answers 2 + 2?")
+    assert asked(template="{question} {{{choice}}}") == ("2 + 2? {", "4}")
+    assert asked(template="{question} {{choice}}: {choice} is {choice}") == ("2 + 2? {choice}:", " 4 is 4")
     assert asked(score="letter") == ("Question: 2 + 2?\nA. 3\nB. 4\nC. 5\nAnswer:", " B")
     assert asked(score="letter", template="{question} Is it {choice}?") == ("2 + 2? Is it", " B?")
     with pytest.raises(UserError, match=r"task\.template: \{answer\} is not a field"):
@@ -353,11 +366,18 @@ def test_figures_are_those_of_all_items(tmp_path: Path) -> None:
     json.dumps([figures, marks])
 
 
+def test_the_chance_of_several_files_is_averaged_as_their_score(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [ITEM, ITEM, ITEM])
+    write(tmp_path / "b.jsonl", [{**ITEM, "choices": ["3", "4"]}])
+    assert load(tmp_path).chance == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
 def test_several_files_are_groups(tmp_path: Path) -> None:
     write(tmp_path / "folder" / "a.jsonl", [ITEM, ITEM, ITEM])
     write(tmp_path / "folder" / "b.jsonl", [{**ITEM, "id": 1}])
     task = load(tmp_path / "folder")
     assert [item.id for item in task.items] == ["a:0", "a:1", "a:2", "b:1"]
+    assert [item.id for item in select(task, 1, 1.0).items] == ["a:0", "b:1"]
     wrong, right = [score(-1), score(-2), score(-2)], [score(-2), score(-1), score(-2)]
     marks = [task.mark(item, answer) for item, answer in zip(task.items, [wrong] * 3 + [right], strict=True)]
     figures = figures_of(task, marks)
