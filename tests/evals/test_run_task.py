@@ -95,13 +95,16 @@ def test_the_number_of_processes_changes_neither_answers_nor_their_file(tmp_path
 
 def test_problems_are_refused_with_the_item_before_anything_is_computed(tmp_path: Path) -> None:
     task = pairs(14)
-    long = [Item(f"long:{i}", (Request("a" * (200 + i), "b"), Request("a", ""))) for i in range(6)]
-    task = MinimalPairs("pairs", task.options, [*task.items, *long])
+    long = [Item(f"long:{i}", (Request("a" * (200 + i), "b"), Request("a" * 99, "c"))) for i in range(6)]
+    empty = [Item(f"empty:{i}", (Request("a", ""),)) for i in range(11)]
+    task = MinimalPairs("pairs", task.options, [*task.items, *long, *empty])
     with pytest.raises(UserError) as caught:
         evaluated(tmp_path / "answers.jsonl", World(), task)
     messages = caught.value.messages
-    assert messages[0].startswith("pairs, item long:0: 200 tokens are more than the model's window of 96: 'aaa")
-    assert messages[1].startswith("pairs, item long:0: the continuation '' has no token of its own")
+    assert messages[0].startswith(
+        "pairs: 6 of 31 items are too long, e.g. item long:0: 200 tokens are more than the model's"
+    )
+    assert messages[1].startswith("pairs, item empty:0: the continuation '' has no token of its own")
     assert messages[10:] == ("... and 2 more in pairs",)
     assert not (tmp_path / "answers.jsonl").exists()
 
