@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from common.redaction import redacted
@@ -16,6 +16,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or an exhausted quota
 LOST_OUTPUT = (*FULL_DISK, errno.EIO)  # EIO: the terminal is gone
 GPU_TAKEN = "CUDA-capable device(s) is/are busy or unavailable"  # the message of cudaErrorDevicesUnavailable
 LONGEST_LINE = 2000  # characters; values in a message can be as long as a file
+MOST_PROBLEMS = 10  # problems of one kind that are shown
 
 
 class UserError(Exception):
@@ -34,6 +35,13 @@ class MachineError(Exception):
 
     The message says what failed, what was kept, and how to continue.
     """
+
+
+def refuse(problems: Sequence[str], more: str = "more", *advice: str) -> None:
+    """Raise UserError if there are problems: a line for each of the first MOST_PROBLEMS, "... and N `more`", and the advice."""
+    if problems:
+        n_more = len(problems) - MOST_PROBLEMS
+        raise UserError(*problems[:MOST_PROBLEMS], *([f"... and {n_more:,} {more}"] if n_more > 0 else []), *advice)
 
 
 @contextmanager

@@ -50,3 +50,9 @@ def format_percent(share: float) -> str:
 def format_number_of(count: int, noun: str) -> str:
     """Format a number of things: "1 layer", "2 layers"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def shortened(value: object) -> str:
+    """Format a value of a file for a message, in at most 60 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

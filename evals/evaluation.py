@@ -52,7 +52,7 @@ from evals.run_task import Processes, Respondent, Work, answer_prepared, figures
 from evals.scoring import Scorer
 from evals.tasks.competition import KIND as COMPETITION
 from evals.tasks.registry import open_tasks
-from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions, thin
+from evals.tasks.task import Answer, Generated, Item, Task, TaskOptions, thin, with_items
 from run.load_model import LoadedModel, load_model
 from run.report.evaluation_report import write_evaluation_report
 from run.saved_model import find_model
@@ -104,7 +104,7 @@ def select(task: Task, limit: int | None, fraction: float) -> Task:
         counts[item.group] += 1
         if limit is None or counts[item.group] <= limit:
             chosen.append(item)
-    return replace(task, items=chosen)  # type: ignore[type-var]
+    return with_items(task, chosen)
 
 
 def route_tasks(tasks: Sequence[Task], route: Mapping[str, str], checkpoint: str) -> dict[str, list[Task]]:

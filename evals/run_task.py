@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from common.errors import MachineError, UserError
+from common.errors import MachineError, UserError, refuse
 from evals.bookkeeping.answers import AnswerFile, from_json, to_json
 from evals.generation import continue_prompt, encode_prompt
 from evals.scoring import Encoded, Scorer, TooLong
@@ -20,7 +20,6 @@ from evals.tasks.task import Answer, Item, Task, TaskOptions
 CHARACTERS_PER_TOKEN = 4
 # Options that change answers; the others change what is asked (and so the text of the requests), or how answers are marked.
 SCORING = ("prefix", "too_long")
-MOST_PROBLEMS = 10  # items that a message names
 GENERATION = ("max_new_tokens", "length", "stop", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 
 
@@ -179,10 +178,7 @@ def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[s
     if too_long:
         example, longest = max(too_long, key=lambda each: each[1].remedy == "roll")
         problems.insert(0, f"{name}: {len(too_long):,} of {len(items):,} items are too long, e.g. {example}: {longest}")
-    if len(problems) > MOST_PROBLEMS:
-        problems = [*problems[:MOST_PROBLEMS], f"... and {len(problems) - MOST_PROBLEMS:,} more in {name}"]
-    if problems:
-        raise UserError(*problems)
+    refuse(problems, f"more in {name}")
     return encoded
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.errors import MachineError, UserError
+from common.format import shortened
 from data.tokenizers.tokenizer import Tokenizer
 from evals.packing import Row, pack
 from model.attention import RowLayout
@@ -182,7 +183,7 @@ class Scorer:
         scored, unknown = len(tokens) - before, self.tokenizer.dropped(text)
         if scored < 1:
             raise UserError(
-                f"the continuation {_excerpt(request.continuation)} has no token of its own after {_excerpt(request.context)};"
+                f"the continuation {shortened(request.continuation)} has no token of its own after {shortened(request.context)};"
                 " give it a text that the tokenizer knows and does not join with the context"
             )
         if self.tokenizer.unknown is not None:
@@ -193,12 +194,12 @@ class Scorer:
         if self.too_long != "roll" and scored > longest:
             raise TooLong(
                 f"a continuation of {scored} tokens is longer than the model's window of {longest}:"
-                f" {_excerpt(request.continuation)}; set task.too_long=roll to score it in several windows",
+                f" {shortened(request.continuation)}; set task.too_long=roll to score it in several windows",
                 "roll",
             )
         if self.too_long == "refuse" and len(tokens) - 1 > longest:
             raise TooLong(
-                f"{len(tokens) - 1} tokens are more than the model's window of {longest}: {_excerpt(text)}; set"
+                f"{len(tokens) - 1} tokens are more than the model's window of {longest}: {shortened(text)}; set"
                 " task.too_long=cut to cut contexts from the left",
                 "cut",
             )
@@ -287,10 +288,6 @@ def _windows(tokens: np.ndarray, scored: int, longest: int) -> Iterator[tuple[np
         end = min(begin + longest, len(tokens))
         yield tokens[max(0, end - 1 - longest) : end], end - begin
         begin = end
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _padded(values: Sequence[int], length: int, fill: int) -> list[int]:

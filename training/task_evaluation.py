@@ -6,8 +6,7 @@ resumed, and a repeated final evaluation has the same items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.checksum import verify_checksum
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from evals.bookkeeping.answers import AnswerFile
     from evals.run_task import Respondent
     from evals.scoring import Scorer
-    from evals.tasks.task import Item, Task
+    from evals.tasks.task import Task
 
 INTERIM, FINAL = "interim", "final"
 MEASURED_S = 0.3  # the time of one item is that of a sample which takes at least this long
@@ -60,18 +59,13 @@ class RunTask:
 
     def chosen(self, kind: str) -> Task:
         """The task with the items of an evaluation. Those of an interim evaluation are some of those of the final one."""
-        from evals.tasks.task import thin
+        from evals.tasks.task import thin, with_items
 
         final, interim = self.counts[FINAL], self.counts[INTERIM]
         key = (final, interim if kind == INTERIM else final)
         if key not in self._thinned:
             self._thinned[key] = with_items(self.task, thin(thin(self.task.items, final), key[1]))
         return self._thinned[key]
-
-
-def with_items(task: Task, items: Sequence[Item]) -> Task:
-    """The task with these items instead of its own."""
-    return replace(task, items=items)  # type: ignore[type-var]
 
 
 def open_run_tasks(session: Session) -> list[Task]:
@@ -168,7 +162,7 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
     """Measure the seconds per item and the seconds of the figures of each task, on samples of its items."""
     from evals.bookkeeping.answers import AnswerFile
     from evals.run_task import figures_of
-    from evals.tasks.task import thin
+    from evals.tasks.task import thin, with_items
 
     clock = session.clock
     for each in trainer.tasks:

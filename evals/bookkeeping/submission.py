@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.errors import MachineError, UserError
+from common.errors import MachineError, UserError, refuse
 from common.json_io import write_text
 from common.paths import user_path
-from evals.tasks.competition import KIND, Quiz, answer_problem, item_name, read_items, read_list, refuse
+from evals.tasks.competition import KIND, Quiz, answer_problem, item_name, read_items, read_list
 from evals.tasks.generate import FreeText
 from evals.tasks.task import Task
 

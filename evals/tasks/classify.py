@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.format import shortened
 from common.paths import user_path
 from common.typed import closest
 from evals.scoring import Request
 from evals.statistics import score_of
 from evals.tasks.multiple_choice import MEASURES, accuracy_of, measures
-from evals.tasks.rows import Row, read_each, rows_and_errors, shortened
-from evals.tasks.task import MACRO_F1, MEAN, Answer, Generated, Item, TaskOptions
+from evals.tasks.rows import Row, read_each, rows_and_errors
+from evals.tasks.task import MACRO_F1, MEAN, Answer, Generated, Item, TaskOptions, token_counts
 from evals.tasks.template import fields_of, load_template, render, split_at
 
 TEMPLATE = "{text}\nLabel: {label}"
@@ -121,10 +122,7 @@ class Classification:
             "empty": sum(not mark["text"].strip(" |") for mark in marks),
             "contradictory": contradictory(marks),
             "skipped": self.skipped,
-            "cut": sum(mark["cut"] for mark in marks),
-            "items_cut": sum(mark["cut"] > 0 for mark in marks),
-            "unknown": sum(mark["unknown"] for mark in marks),
-            "items_unknown": sum(mark["unknown"] > 0 for mark in marks),
+            **token_counts(marks, "cut", "unknown"),
             "warnings": list(self.warnings),
         }
 
@@ -199,7 +197,7 @@ def load_classify(name: str, options: TaskOptions) -> list[Any]:
     if path.is_dir():
         files = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
         raise UserError(f"{path} is a folder; give task.path one of its files: {', '.join(files[:20])}")
-    rows, unreadable = read_each(rows_and_errors(path), _readable, options.bad_items)
+    rows, unreadable = read_each(rows_and_errors(path), lambda row: row, options.bad_items)
     if not rows:
         raise UserError(f"{path} has no items; give task.path=FILE with a text and a label in each row")
     question = Question.of(options, rows)
@@ -371,12 +369,6 @@ def check_labels(labels: Mapping[str, str], place: str) -> None:
     ]
     if problems:
         raise UserError(*problems)
-
-
-def _readable(row: Row | UserError) -> Row:
-    if isinstance(row, UserError):
-        raise row
-    return row
 
 
 def _ids(rows: Sequence[Row]) -> dict[str, str]:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, refuse
+from common.format import shortened
 from common.paths import user_path
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
 from evals.tasks.generate import TEMPLATES, FreeText, generation_options, template_of
 from evals.tasks.multiple_choice import MEASURES, MultipleChoice, item_of_question
 from evals.tasks.questions import AS_IT_IS, MOST_CHOICES, Question
-from evals.tasks.rows import MOST_PROBLEMS, shortened
 from evals.tasks.task import Answer, Item, TaskOptions
 from evals.tasks.template import load_template, render
 
@@ -82,8 +82,7 @@ def load_competition(name: str, options: TaskOptions) -> list[Any]:
 def read_items(path: Path) -> list[dict[str, Any]]:
     """Return the items of a competition's file, in order.
 
-    Raises UserError for a file that is not a JSON list in UTF-8, and with a line for each of the first MOST_PROBLEMS invalid
-    items.
+    Raises UserError for a file that is not a JSON list in UTF-8, and with a line for each of the first invalid items.
     """
     rows = read_list(path, "task.path")
     ids = Counter(str(row.get("id")) for row in rows if isinstance(row, dict))
@@ -116,13 +115,6 @@ def read_list(path: Path, option: str) -> list[Any]:
         what = "an empty list" if entries == [] else f"{shortened(entries)}, not a list"
         raise UserError(f"{path} holds {what}; write a JSON list [{{...}}, {{...}}] of items")
     return entries
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """Raise UserError with the first MOST_PROBLEMS of the problems, if there are any."""
-    if problems:
-        more = len(problems) - MOST_PROBLEMS
-        raise UserError(*problems[:MOST_PROBLEMS], *([f"... and {more:,} more"] if more > 0 else []))
 
 
 def answer_problem(row: Mapping[str, Any], answer: object) -> str | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.format import shortened
 from common.paths import user_path
 from common.typed import unescaped
 from evals.overlap import bigram_dice, exact_match, rouge
-from evals.tasks.rows import Row, item_files, read_each, read_rows, shortened
-from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions
+from evals.tasks.rows import Row, item_files, read_each, read_rows
+from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
 from evals.tasks.template import load_template, render
 
 TEXT_KEYS, REFERENCE_KEYS = ("text", "prompt", "question"), ("answer", "summary", "reference")
@@ -92,8 +93,7 @@ class FreeText:
             "empty": sum(not mark["answer"] for mark in marks),
             "without_reference": len(marks) - len(scored),
             "skipped": self.skipped,
-            "cut": sum(mark.get("cut", 0) for mark in marks),
-            "items_cut": sum(mark.get("cut", 0) > 0 for mark in marks),
+            **token_counts(marks, "cut"),
         }
 
 

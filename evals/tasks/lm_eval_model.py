@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 
 from evals.generation import continue_prompt
 from evals.scoring import Score, Scorer
-from evals.tasks.lm_eval import as_request, generation_options
+from evals.tasks.lm_eval import as_item, as_request, generation_options
 from evals.tasks.task import TaskOptions
 
 
@@ -36,10 +36,12 @@ class StintLM(LM):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Return the continuation of each context."""
-        options = TaskOptions("lm_eval")
+        options, scorer = TaskOptions("lm_eval"), replace(self.scorer, too_long="cut")
         return [
-            continue_prompt(context, self.scorer, generation_options(arguments, options)).text
-            for context, arguments in (instance.args for instance in requests)
+            continue_prompt(
+                as_item(str(number), [instance]), scorer, generation_options(instance.args[1], options)
+            ).text
+            for number, instance in enumerate(requests)
         ]
 
     def _scores(self, requests: Sequence[Any], too_long: str) -> list[Score]:

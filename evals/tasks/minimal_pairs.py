@@ -22,7 +22,7 @@ from evals.scoring import Request
 from evals.statistics import groups_that_differ, score_of, standard_error
 from evals.tasks.blimp import FIELD_OF, PHENOMENON_OF
 from evals.tasks.rows import Row, item_files, read_each, rows_and_errors
-from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions
+from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
 
 CHANCE = 0.5
 TIES = {"half": 0.5, "good": 1.0}  # the score of a pair of equally likely sentences, by task.ties
@@ -88,7 +88,7 @@ class MinimalPairs:
         margins = [{**mark, "score": _margin(mark)} for mark in marks]
         differ = groups_that_differ(marks, [{**mark, "score": CHANCE} for mark in marks])
         tied = [mark["id"] for mark in marks if mark["answer"] == "tie"]
-        n_unknown = sum(mark["unknown"] > 0 for mark in marks)
+        counts = token_counts(marks, "cut", "unknown")
         return {
             "average": self.average,
             "margin": score_of(margins, MEAN),
@@ -99,11 +99,8 @@ class MinimalPairs:
             "ties": len(tied),
             "tied": tied[:SHOWN_TIES],
             "skipped": self.skipped,
-            "cut": sum(mark["cut"] for mark in marks),
-            "items_cut": sum(mark["cut"] > 0 for mark in marks),
-            "unknown": sum(mark["unknown"] for mark in marks),
-            "items_unknown": n_unknown,
-            "warnings": list(self._warnings(n_unknown)),
+            **counts,
+            "warnings": list(self._warnings(counts["items_unknown"])),
             **self._averages(marks),
         }
 

@@ -33,7 +33,7 @@ from evals.scoring import Request, Score
 from evals.tasks.questions import Question, read_questions
 from evals.tasks.ready_requests import FILES, FOLDER, ReadyQuestion, is_ready, package_folder, read_requests
 from evals.tasks.rows import Row, item_files, rows_and_errors
-from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions
+from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
 from evals.tasks.template import fields_of, load_template, render
 
 UNCONDITIONAL = "Answer:"  # the context of OLMES' unconditional requests
@@ -138,10 +138,7 @@ class MultipleChoice:
             "identical": sum(mark["identical"] for mark in marks),
             "skipped": self.skipped,
             "without_answer": len(marks) - len(known),
-            "cut": sum(mark["cut"] for mark in marks),
-            "items_cut": sum(mark["cut"] > 0 for mark in marks),
-            "unknown": sum(mark["unknown"] for mark in marks),
-            "items_unknown": sum(mark["unknown"] > 0 for mark in marks),
+            **token_counts(marks, "cut", "unknown"),
         }
 
 

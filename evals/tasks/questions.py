@@ -19,7 +19,8 @@ from string import ascii_uppercase as LETTERS
 from typing import Any
 
 from common.errors import UserError
-from evals.tasks.rows import Row, read_each, shortened
+from common.format import shortened
+from evals.tasks.rows import Row, read_each
 
 QUESTION, AS_IT_IS = "Question: {question}\nAnswer:", "{question}"
 MOST_CHOICES = 100

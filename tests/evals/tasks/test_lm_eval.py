@@ -150,6 +150,16 @@ def test_free_answers_are_marked_by_the_harness(folder: Path, models: Any) -> No
     assert figures["items"] == 4
 
 
+def test_a_prompt_longer_than_the_window_is_cut_for_the_harness(folder: Path, models: Any) -> None:
+    from lm_eval.api.instance import Instance
+
+    from evals.tasks.lm_eval_model import StintLM
+
+    ours, _, tokenizer = models
+    instance = Instance("generate_until", {}, (("what is the colour of it " * 40), {"max_gen_toks": 3}), 0)
+    assert len(StintLM(scorer(ours, tokenizer)).generate_until([instance])) == 1
+
+
 def test_what_cannot_be_loaded_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.tasks
 

@@ -452,7 +452,7 @@ def test_questions_become_the_published_requests() -> None:
     """The documents inside the published rows, read in the shapes of PIQA, WinoGrande and ARC, give the published requests."""
     if not BENCHMARKS.is_dir():
         pytest.skip(f"{BENCHMARKS} is absent")
-    from evals.tasks.multiple_choice import _of_question
+    from evals.tasks.multiple_choice import item_of_question
     from evals.tasks.questions import read_questions
     from evals.tasks.rows import Row, read_rows
 
@@ -462,7 +462,9 @@ def test_questions_become_the_published_requests() -> None:
         drop = ("query", "choices", "gold") if name == "piqa" else ()
         plain = [Row("x", {k: v for k, v in each.items() if k not in drop}) for each in documents.values()]
         questions, _ = read_questions(plain, "refuse")
-        made = [_of_question(i, each, None, None, TaskOptions("multiple_choice")) for i, each in enumerate(questions)]
+        made = [
+            item_of_question(i, each, None, None, TaskOptions("multiple_choice")) for i, each in enumerate(questions)
+        ]
         for row in rows:
             item = made[list(documents).index(row["doc_id"])]
             assert pairs(item)[row["idx"]] == (row["request"]["context"], row["request"]["continuation"])
