@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -21,6 +21,7 @@ TROUBLES = {
     "without_answer": "items without a known answer: {:,}",
     "without_reference": "items without a reference, not scored: {:,}",
 }
+UNLESS_ZERO = (*TROUBLES, "cut", "items_cut", "unknown", "items_unknown")  # counts that are shown unless they are 0
 
 
 def show_tasks(console: Console, evaluation: Mapping[str, Any]) -> None:
@@ -36,7 +37,9 @@ def show_tasks(console: Console, evaluation: Mapping[str, Any]) -> None:
             console.say(fill(line, LINE_WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     if evaluation["comparison"]:
         console.say("")
-        _show_comparison(console, evaluation["comparison"])
+        _show_comparison(
+            console, evaluation["comparison"], [name for name, each in tasks.items() if each["score"] == 0]
+        )
     for line in [
         *evaluation["warnings"],
         *(f"{name}: {line}" for name, each in tasks.items() for line in each.get("warnings", [])),
@@ -148,9 +151,14 @@ def _troubles(figures: Mapping[str, Any]) -> Iterator[str]:
             yield words.format(format_count(figures[name]), figures[f"items_{name}"])
 
 
-def _show_comparison(console: Console, comparison: Mapping[str, Any]) -> None:
+def _show_comparison(console: Console, comparison: Mapping[str, Any], without_score: Sequence[str]) -> None:
     if comparison["kept"]:
         console.say(f"kept as the baseline: {comparison['baseline']}")
+        if without_score:
+            console.warn(
+                f"the score of {', '.join(without_score)} is 0, so later scores cannot be divided by it, and a comparison with"
+                " this baseline fails: keep another evaluation, or leave these tasks out of it with skip="
+            )
         return
     columns = ["task", "score", "baseline", "delta", "95 % interval", "score / baseline", "total if only it changed"]
     rows = [

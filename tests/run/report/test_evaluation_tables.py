@@ -41,12 +41,12 @@ SENTIMENT = {
 }
 
 
-def shown(**tasks: dict[str, Any]) -> str:
+def shown(comparison: dict[str, Any] | None = None, **tasks: dict[str, Any]) -> str:
     stream = io.StringIO()
     evaluation = {
         "tasks": {name: COMMON | figures for name, figures in tasks.items()},
         "checkpoint": "outputs/mine",
-        "comparison": None,
+        "comparison": comparison,
         "warnings": [],
     }
     show_tasks(Console(stream=stream), evaluation)
@@ -66,6 +66,14 @@ def test_the_figures_of_a_task_are_short_lines_under_its_name() -> None:
     assert "neutral: 60 items, 30 answers, F1 33.3%, precision 50.0%, recall 25.0%" in text
     assert "answers without a label, counted as wrong: 7" in text
     assert max(map(len, quiz)) <= 80
+
+
+def test_a_score_of_0_is_no_baseline() -> None:
+    text = shown({"baseline": "first.json", "kept": True}, quiz=QUIZ | {"score": 0.0}, other=QUIZ)
+    assert (
+        "kept as the baseline: first.json\nwarning: the score of quiz is 0, so later scores cannot be divided" in text
+    )
+    assert "warning" not in shown({"baseline": "first.json", "kept": True}, quiz=QUIZ)
 
 
 def test_every_kind_of_task_has_its_lines() -> None:
