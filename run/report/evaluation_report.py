@@ -131,7 +131,7 @@ def _tiles(evaluation: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[s
     comparison = mapping(evaluation.get("comparison"))
     if is_number(comparison.get("total")):
         of = len(mapping(comparison.get("tasks"))) + len(listing(comparison.get("unchanged")))
-        tiles.append(("Total against the baseline", f"{comparison['total']:.5f} (baseline {of})"))
+        tiles.append((f"Total (baseline {of})", f"{comparison['total']:.5f}"))
     return tiles
 
 
@@ -430,7 +430,7 @@ def _cut(value: Any) -> str:
 
 def _words(key: str) -> str:
     """A key of the figures as a heading."""
-    return key.replace("_", " ").capitalize()
+    return key[:1].upper() + key[1:].replace("_", " ")
 
 
 def _figure(key: str, value: Any) -> str:
