@@ -271,7 +271,7 @@ def _sweep_problems(config: Config) -> list[str]:
     problems, sweep = [], config.sweep
     tasks = config.eval.tasks if isinstance(config.eval.tasks, dict) else {}
     # The file of a competition holds tasks with names of their own, which are known when it is opened.
-    opened_later = any(isinstance(task, dict) and task.get("kind") == "competition" for task in tasks.values())
+    opened_later = any(isinstance(task, dict) and task.get("kind") == COMPETITION for task in tasks.values())
     if sweep.metric not in (*METRICS, *tasks) and not opened_later:
         allowed = (*METRICS, *tasks)
         none = "" if tasks else ", and the names of tasks in eval.tasks, which is not set"

@@ -45,7 +45,7 @@ from common.json_io import finite, write_json, write_text
 from common.typed import closest
 from evals.bookkeeping.answers import AnswerFile
 from evals.bookkeeping.baseline import Baseline
-from evals.bookkeeping.scaled_score import scaled_gain, scaled_score
+from evals.bookkeeping.scaled_score import scaled_gain, scaled_score, size_adjusted
 from evals.bookkeeping.submission import marks_of_submission
 from evals.pace import Pace, Pacer
 from evals.run_task import Processes, Respondent, Work, answer_prepared, figures_of, key_of, marks_of, prepare
@@ -338,11 +338,6 @@ def asked(item: Item, answer: Answer) -> dict[str, Any]:
             for request, score in zip(item.requests, answer, strict=True)
         ]
     }
-
-
-def size_adjusted(score: float | None, parameters: int, reference: float) -> float | None:
-    """The score s (1 - r/2) with r = parameters / reference: (s + (1 - r) s) / 2, as in the Buzuzu-Mavi challenge of Zindi."""
-    return None if score is None else score * (1 - parameters / reference / 2)
 
 
 def adjust_for_size(tasks: Mapping[str, dict[str, Any]], models: Mapping[str, Any], reference: float) -> list[str]:

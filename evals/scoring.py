@@ -32,6 +32,10 @@ MAX_LOGITS = 2**23
 MOST_ROW = 2  # longest row of packed sequences, in windows: bounds the memory of its attention mask
 
 
+class NotFinite(MachineError):
+    """A log-probability is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """Scores of the targets of B rows.
@@ -211,7 +215,7 @@ class Scorer:
         """Return the scores of encoded requests, in their order.
 
         Requests are computed in batches of similar length, and what their beginnings have in common once (evals/packing.py).
-        Raises MachineError if a log-probability is not finite.
+        Raises NotFinite if a log-probability is not finite.
         """
         windows = [(number, *window) for number, each in enumerate(encoded) for window in each.windows]
         owner = np.asarray([number for number, _, _ in windows], dtype=np.int64)
@@ -228,7 +232,7 @@ class Scorer:
                 np.add.at(nats, owner[numbers], batch_nats)
                 np.logical_and.at(greedy, owner[numbers], hits)
         if not np.isfinite(nats).all():
-            raise MachineError(
+            raise NotFinite(
                 "the model's log-probabilities are not finite: its weights have diverged, or device.precision is too low for"
                 " them; evaluate an earlier checkpoint (checkpoint=outputs/NAME/checkpoint/step-N), or use"
                 " device.precision=float32"

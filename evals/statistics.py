@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from evals.tasks.task import MACRO_F1, MEAN
 RESAMPLES, SEED = 1000, 1337
 COVERAGE = 0.95  # of every interval
 MAX_DRAWN = 2**22  # numbers drawn at once: 32 MiB
+
+COMPARED = ("id", "group", "supergroup", "score", "gold", "answer")  # what a comparison needs of a mark
 
 Marks = Sequence[dict[str, Any]]
 Group = tuple[Any, Any]  # supergroup and group, None for a task without them
@@ -59,6 +61,21 @@ def paired_difference(marks: Marks, baseline: Marks, statistic: str) -> tuple[fl
         return None
     difference = Difference(_measure(ours, statistic), MEASURES[statistic](theirs, _groups(ours)))
     return _value(difference), _ends(_resampled(difference))
+
+
+def accuracy(right: Sequence[float]) -> dict[str, float | None]:
+    """Return {value, standard_error} of the share of right answers, from 0 or 1 for each item, regardless of groups."""
+    return {
+        "value": math.fsum(right) / len(right),
+        "standard_error": standard_error([{"score": each} for each in right], MEAN),
+    }
+
+
+def compared_parts(marks: Mapping[str, Marks]) -> dict[str, list[dict[str, Any]]]:
+    """Return the marks of each task with what a comparison needs and nothing else."""
+    return {
+        name: [{key: mark[key] for key in COMPARED if key in mark} for mark in each] for name, each in marks.items()
+    }
 
 
 def groups_that_differ(marks: Marks, baseline: Marks) -> dict[str, int]:

@@ -94,6 +94,7 @@ def _checked_shape(saved: SavedModel, tensors: dict[str, torch.Tensor]) -> Shape
     shape = shape_of(saved.about)
     if shape.n_layer > len(tensors):
         raise ValueError("its shape does not match the weights")
-    with torch.device("meta"):
-        check_shapes(GPT(shape), tensors, str(saved.weights))
+    if shape.problems() or shape.parameters() != sum(tensor.numel() for tensor in tensors.values()):
+        with torch.device("meta"):  # names what is wrong; it imports torch's compiler, which takes seconds
+            check_shapes(GPT(shape), tensors, str(saved.weights))
     return shape

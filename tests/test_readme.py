@@ -49,6 +49,8 @@ def test_python_commands_run(command: str, place: Path) -> None:
     """Each command runs as written; training commands get options that make them small."""
     if not list((place / "outputs").glob("readme-*")):
         train(place, "budget.steps=20", name="readme")
+    (place / "blimp").mkdir(exist_ok=True)
+    (place / "blimp" / "pairs.jsonl").write_text('{"sentence_good": "It runs.", "sentence_bad": "It run."}\n')
     words = [word.replace("outputs/NAME", str(folder_of(place, "readme"))) for word in shlex.split(command)]
     script, arguments = words[1], words[2:]
     if script == "train.py":

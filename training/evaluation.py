@@ -22,11 +22,17 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 64, 0.8, 50
 
 def update_reserve(session: Session, trainer: Trainer) -> None:
     """Set the clock's reserve (seconds) from the measured times of the parts of the end."""
+    evaluation_s = trainer.final.n_windows * trainer.window_s + sum(task.answers_s(FINAL) for task in trainer.tasks)
+    ending_s = 3 * trainer.save_s + evaluation_s + trainer.samples_s
+    session.clock.reserve_s = RESERVE_MARGIN * ending_s + closing_s(session, trainer)
+
+
+def closing_s(session: Session, trainer: Trainer) -> float:
+    """The part of the reserve for what follows on the answers of the tasks: their figures, dashboard, report and exit."""
     wandb = session.config.wandb
     dashboard_s = wandb.timeout_s if wandb.mode == "online" else 0.0
-    evaluation_s = trainer.final.n_windows * trainer.window_s + sum(task.seconds(FINAL) for task in trainer.tasks)
-    ending_s = 3 * trainer.save_s + evaluation_s + trainer.samples_s + trainer.report_s + dashboard_s
-    session.clock.reserve_s = RESERVE_MARGIN * ending_s + EXIT_S
+    figures_s = sum(task.figures_s for task in trainer.tasks)
+    return RESERVE_MARGIN * (figures_s + trainer.report_s + dashboard_s) + EXIT_S
 
 
 def evaluate(session: Session, trainer: Trainer, windows: EvalRange) -> dict[str, Any]:

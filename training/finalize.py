@@ -16,7 +16,7 @@ from run.tracking.fields import wandb_summary
 from training.checkpointing import retry_once, save
 from training.context import Session, Trainer, set_status, timed, write_report_of
 from training.divergence import Diverged, require_finite_loss
-from training.evaluation import SAMPLE_PROMPTS, SAMPLE_TOKENS, evaluate, update_reserve, write_sample
+from training.evaluation import SAMPLE_PROMPTS, SAMPLE_TOKENS, closing_s, evaluate, update_reserve, write_sample
 from training.result import about, record, show_result
 from training.task_evaluation import (
     FINAL,
@@ -61,7 +61,7 @@ def dry_run_finalize(session: Session, trainer: Trainer) -> None:
     record_counts(session, trainer)
     with clock.charge("eval"):
         for task in trainer.tasks:
-            check_items(trainer, task.chosen(FINAL))
+            check_items(trainer, task.task, task.chosen(FINAL))
     trainer.samples_s = sample_token_s * SAMPLE_TOKENS * len(SAMPLE_PROMPTS)
     update_reserve(session, trainer)
     state = trainer.state
@@ -167,10 +167,10 @@ def record_early_end(session: Session, trainer: Trainer) -> Iterator[None]:
 
 
 def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
-    """Spend the reserve, the most important first: weights, evaluation, samples, result.json, report.
+    """Spend the reserve, the most important first: weights, evaluation, samples, result.json, tasks, report.
 
-    `stopped_by` is the limit that `fit` reached. Raises Diverged if the loss of the evaluation is not finite, and
-    MachineError if the disk refuses the weights.
+    `stopped_by` is the limit that `fit` reached. Raises Diverged if the loss of the evaluation, or a log-probability of a task,
+    is not finite, and MachineError if the disk refuses the weights.
     """
     from run.directory import full_disk
 
@@ -185,10 +185,12 @@ def finish(session: Session, trainer: Trainer, stopped_by: str) -> None:
         with clock.charge("eval"):
             figures = evaluate(session, trainer, trainer.final)
             require_finite_loss(trainer, figures)
-            session.task_figures = final_figures(session, trainer, digest)
             for prompt in SAMPLE_PROMPTS:
                 session.samples.append(write_sample(session, trainer, prompt))
                 session.check_signals()
+            if trainer.tasks:
+                record(session, trainer, "finished", stopped_by, figures)  # of use if the tasks are interrupted
+                session.task_figures = final_figures(session, trainer, digest, closing_s(session, trainer))
     result = record(session, trainer, "finished", stopped_by, figures)
     session.dashboard.summary(wandb_summary(result))
     session.dashboard.finish()

@@ -6,6 +6,8 @@ resumed, and a repeated final evaluation has the same items.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +17,24 @@ from common.json_io import mapping, write_json
 from common.safe_read import is_count, load_json
 from config import METRICS
 from training.context import Session, Trainer, expected_s
+from training.divergence import Diverged
 from training.micro_batching import attempts
 
 if TYPE_CHECKING:
     from evals.bookkeeping.answers import AnswerFile
-    from evals.run_task import Respondent
     from evals.scoring import Scorer
-    from evals.tasks.task import Task
+    from evals.tasks.task import Item, Task
 
 INTERIM, FINAL = "interim", "final"
 MEASURED_S = 0.3  # the time of one item is that of a sample which takes at least this long
+CHECKED = 256  # items of each task that are checked first, so that one message names several that do not fit
+# The final evaluation goes over the items in this many evenly spaced parts. A prime number, so that each part has items of all
+# kinds also where they take turns, e.g. the labels of a classification.
+PARTS = 7
+
+
+class TimeIsUp(Exception):
+    """The time that an evaluation of tasks may take is over."""
 
 
 @dataclass
@@ -38,6 +48,7 @@ class RunTask:
         kept: The kinds whose number of items was decided by an earlier process of the run.
         item_s: Seconds per item; an upper estimate.
         figures_s: Seconds that the figures of the final evaluation take without the answers.
+        pause_s: The longest time between two looks at the clock: the seconds of a batch, or of a generated token.
     """
 
     task: Task
@@ -46,25 +57,30 @@ class RunTask:
     kept: frozenset[str] = frozenset()
     item_s: float = 0.0
     figures_s: float = 0.0
-    _thinned: dict[tuple[int, int], Task] = field(default_factory=dict)
+    pause_s: float = 0.0
+    _thinned: dict[tuple[int, int], list[Item]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Its name in the results."""
         return self.task.name
 
+    def answers_s(self, kind: str) -> float:
+        """The expected seconds of the answers of an evaluation."""
+        return self.counts[kind] * self.item_s
+
     def seconds(self, kind: str) -> float:
         """The expected seconds of an evaluation."""
-        return self.counts[kind] * self.item_s + (self.figures_s if kind == FINAL else 0.0)
+        return self.answers_s(kind) + (self.figures_s if kind == FINAL else 0.0)
 
-    def chosen(self, kind: str) -> Task:
-        """The task with the items of an evaluation. Those of an interim evaluation are some of those of the final one."""
-        from evals.tasks.task import thin, with_items
+    def chosen(self, kind: str) -> list[Item]:
+        """The items of an evaluation. Those of an interim evaluation are some of those of the final one."""
+        from evals.tasks.task import thin
 
         final, interim = self.counts[FINAL], self.counts[INTERIM]
         key = (final, interim if kind == INTERIM else final)
         if key not in self._thinned:
-            self._thinned[key] = with_items(self.task, thin(thin(self.task.items, final), key[1]))
+            self._thinned[key] = thin(thin(self.task.items, final), key[1])
         return self._thinned[key]
 
 
@@ -165,29 +181,35 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
     from evals.tasks.task import thin, with_items
 
     clock = session.clock
+
+    def measured(each: RunTask, count: int) -> tuple[float, float]:
+        """The seconds of the answers to `count` items, and of their figures."""
+        sample = thin(each.task.items, count)
+        began_s = clock.awake_s()
+        marks = answer(session, trainer, each, sample, AnswerFile(None), "measured")
+        answered_s = clock.awake_s()
+        figures_of(with_items(each.task, sample), marks)
+        return answered_s - began_s, clock.awake_s() - answered_s
+
     for each in trainer.tasks:
-        count, seconds, items = 4, 0.0, len(each.task.items)
+        count, items = 1, len(each.task.items)
+        check_items(trainer, each.task, thin(each.task.items, CHECKED))
+        measured(each, count)  # the first time, libraries are loaded
+        each.pause_s = 0.0
         while True:
-            sample = with_items(each.task, thin(each.task.items, count))
-            check_items(trainer, sample)
-            began = clock.awake_s()
-            marks = answer(session, trainer, sample, AnswerFile(None), "measured")
-            seconds = clock.awake_s() - began
-            if seconds >= MEASURED_S or count >= items:
+            answers_s, figures_s = measured(each, count)
+            if answers_s >= MEASURED_S or count >= items:
                 break
             count *= 2
-        began = clock.awake_s()
-        figures_of(each.task, marks)
-        figures_s = clock.awake_s() - began
         # The numbers of items follow from them.
-        each.item_s, each.figures_s = session.world.broadcast((seconds / max(1, len(marks)), figures_s))
+        each.item_s, each.figures_s = session.world.broadcast((answers_s / min(count, items), figures_s))
 
 
-def check_items(trainer: Trainer, task: Task) -> None:
+def check_items(trainer: Trainer, task: Task, items: Sequence[Item]) -> None:
     """Raise UserError, a line for each of the first items, if the model cannot answer items, e.g. because they are too long."""
     from evals.run_task import encode_items
 
-    encode_items(task.name, {item.id: item for item in task.items}, scorer_of(trainer, task))
+    encode_items(task.name, {item.id: item for item in items}, scorer_of(trainer, task))
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------------
@@ -196,45 +218,70 @@ def check_items(trainer: Trainer, task: Task) -> None:
 def interim_scores(session: Session, trainer: Trainer) -> dict[str, float]:
     """Evaluate some items of each task. Returns the score of each as `task_NAME` and, of a mean, its standard error.
 
-    Raises Interrupted between two batches after a stopping signal.
+    A task that would take the time that is reserved for the end has no score. Raises Interrupted between two batches after a
+    stopping signal, and Diverged.
     """
     from evals.bookkeeping.answers import AnswerFile
     from evals.statistics import score_of, standard_error
 
     point: dict[str, float] = {}
     for each in trainer.tasks:
-        task, began = each.chosen(INTERIM), session.clock.awake_s()
-        if not task.items:
+        items, began = each.chosen(INTERIM), session.clock.awake_s()
+        if not items:
             continue
-        marks = answer(session, trainer, task, AnswerFile(None), "interim")
+        try:
+            marks = answer(session, trainer, each, items, AnswerFile(None), "interim", session.clock.reserve_s)
+        except TimeIsUp:
+            session.console.detail(
+                f"step {trainer.state.step}: no score of {each.name}: its time is needed for the end"
+            )
+            continue
         each.item_s = expected_s(each.item_s, (session.clock.awake_s() - began) / len(marks))
-        score = score_of(marks, task.statistic)
+        score = score_of(marks, each.task.statistic)
         if score is None:
             continue
         point[f"task_{each.name}"] = score
-        if (error := standard_error(marks, task.statistic)) is not None:
+        if (error := standard_error(marks, each.task.statistic)) is not None:
             point[f"task_{each.name}_se"] = error
         session.console.detail(f"step {trainer.state.step}: {each.name} {score:.2%} on {len(marks):,} items")
     return point
 
 
-def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, dict[str, Any]]:
+def final_figures(session: Session, trainer: Trainer, digest: str, kept_s: float) -> dict[str, dict[str, Any]]:
     """Evaluate the tasks with the finished model, whose weights have the sha256 `digest`. Returns the figures by name.
 
     These are those of `evals.run_task.figures_of`, the number of items of the whole task, and the fingerprint of its items. The
     answers are kept on disk, so that a run that is killed here goes on where it was, and evaluate.py finds them.
+
+    The items of all tasks are answered part by part. When only `kept_s` seconds are left, no further part is answered; the
+    first one always is. Raises Interrupted and Diverged as `interim_scores`.
     """
     from evals.bookkeeping.answers import AnswerFile
     from evals.evaluation import answers_name
-    from evals.run_task import figures_of
+    from evals.run_task import figures_of, marks_of
+    from evals.tasks.task import with_items
 
+    fingerprint = f"{digest} {trainer.corpus.tokenizer.fingerprint}"
+    files = {each.name: AnswerFile(session.run.evaluations / answers_name(each.name)) for each in trainer.tasks}
+    parts = dict.fromkeys(files, 0)
+    try:
+        for part in range(PARTS):
+            for each in trainer.tasks:
+                items = each.chosen(FINAL)[part::PARTS]
+                answer(session, trainer, each, items, files[each.name], fingerprint, kept_s if part else None)
+                parts[each.name] += 1
+    except TimeIsUp:
+        pass
     figures = {}
     for each in trainer.tasks:
-        task, fingerprint = each.chosen(FINAL), f"{digest} {trainer.corpus.tokenizer.fingerprint}"
-        answers = AnswerFile(session.run.evaluations / answers_name(each.name))
-        marks = answer(session, trainer, task, answers, fingerprint)
+        wanted = each.chosen(FINAL)
+        task = with_items(each.task, [item for i, item in enumerate(wanted) if i % PARTS < parts[each.name]])
+        if len(task.items) < len(wanted):
+            session.console.say(
+                f"tasks   {each.name}: time was left for {len(task.items):,} of {len(wanted):,} items; evaluate.py answers more"
+            )
         figures[each.name] = {
-            **figures_of(task, marks),
+            **figures_of(task, marks_of(task, files[each.name], fingerprint)),
             "available": len(each.task.items),
             "fingerprint": each.fingerprint,
         }
@@ -242,24 +289,48 @@ def final_figures(session: Session, trainer: Trainer, digest: str) -> dict[str, 
 
 
 def answer(
-    session: Session, trainer: Trainer, task: Task, answers: AnswerFile, fingerprint: str
+    session: Session,
+    trainer: Trainer,
+    each: RunTask,
+    items: Sequence[Item],
+    answers: AnswerFile,
+    fingerprint: str,
+    kept_s: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Let the model answer the items that `answers` lacks. Returns the marks of all items."""
-    from evals.run_task import answer_items, marks_of
+    """Let the model answer the items that `answers` lacks. Returns the marks of all items.
 
-    # Several processes may have different numbers of batches, so they cannot agree on a signal between two of them.
-    stop = session.signals.check if session.world.size == 1 else lambda: None
+    Raises TimeIsUp when only `kept_s` seconds of the budget are left, and Diverged if a log-probability is not finite.
+    """
+    from evals.run_task import Respondent, answer_items, marks_of
+    from evals.scoring import NotFinite
+    from evals.tasks.task import with_items
+
+    clock, task = session.clock, with_items(each.task, items)
+    looked_s = math.inf
+
+    def look() -> None:
+        nonlocal looked_s
+        now_s = clock.awake_s()
+        each.pause_s, looked_s = max(each.pause_s, now_s - looked_s), now_s
+
+    def stop() -> None:
+        look()
+        # Several processes may have different numbers of batches, so they cannot agree on a signal between two of them.
+        if session.world.size == 1:
+            session.signals.check()
+        left_s = clock.seconds_left() if clock.limits.counts == "all" else None
+        if kept_s is not None and left_s is not None and left_s < kept_s + each.pause_s:
+            raise TimeIsUp
+
     for attempt in attempts(session, trainer):
         with attempt:
-            answer_items(task, respondent(trainer, task, fingerprint), answers, stop=stop)
+            respondent = Respondent(scorer_of(trainer, task), fingerprint, trainer.shape.parameters())
+            try:
+                answer_items(task, respondent, answers, lambda done: look(), stop)
+            except NotFinite:
+                step = trainer.state.step
+                raise Diverged(f"a log-probability of {task.name} after step {step} is not finite", step + 1) from None
     return marks_of(task, answers, fingerprint)
-
-
-def respondent(trainer: Trainer, task: Task, fingerprint: str) -> Respondent:
-    """The model as it is now."""
-    from evals.run_task import Respondent
-
-    return Respondent(scorer_of(trainer, task), fingerprint, trainer.shape.parameters())
 
 
 def scorer_of(trainer: Trainer, task: Task) -> Scorer:

@@ -43,7 +43,7 @@ TASKS = (
     "winogrande",
 )  # fmt: skip
 SEED = 1337
-KEPT = ("items", "score", "interval", "chance", "bits_per_byte", "logprob_difference")
+KEPT = ("items", "score", "interval", "chance", "scored_by", "bits_per_byte", "margin", "items_cut")
 
 
 def trained(place: Path, corpus: str, minutes: float) -> Path:
@@ -69,7 +69,7 @@ def untrained_twin(run: Path) -> Path:
 def evaluated(model: Path, folder: Path, items: int, baseline: Path) -> dict[str, Any]:
     """Run evaluate.py on all tasks, against `baseline`, which the first evaluation becomes. Returns its JSON."""
     options = [
-        *(f"checkpoint={model}", f"tasks=[{','.join(TASKS)}]", f"task.path={folder}", "task.too_long=cut"),
+        *(f"checkpoint={model}", f"tasks=[{','.join(TASKS)}]", f"task.path={folder}", "task.too_long=roll"),
         *(f"limit={items}", f"baseline={baseline}", "output=json"),
     ]
     done = run_script("evaluate.py", options)
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argument_parser(__doc__, corpus=True)
     parser.add_argument("--tasks", type=Path, required=True, help="folder with a folder of items for each task")
     parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 10.0, 60.0], help="budget of each model")
-    parser.add_argument("--items", type=int, default=2000, help="items of each task")
+    parser.add_argument("--items", type=int, default=1000, help="items of each task, and of each paradigm")
     parser.add_argument("--place", type=Path, default=ROOT / "outputs" / "benchmarks", help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
@@ -99,14 +99,16 @@ def main() -> None:
             "minutes": minutes,
             "flops": result["spent"]["flops"],
             "tokens": result["spent"]["tokens"],
-            "model": {key: result["model"][key] for key in ("n_layer", "n_embd", "parameters", "parameters_law")},
+            "model": {
+                key: result["model"][key] for key in ("n_layer", "n_embd", "block_size", "parameters", "parameters_law")
+            },
             "bits_per_byte": result["eval"]["bits_per_byte"],
             "tasks": {
                 name: {
                     **{key: figures[key] for key in KEPT if key in figures},
-                    "untrained": twin["tasks"][name]["score"],
-                    "difference": own["baseline"]["tasks"][name]["difference"],
-                    "difference_interval": own["baseline"]["tasks"][name]["interval"],
+                    "untrained": {key: twin["tasks"][name][key] for key in KEPT if key in twin["tasks"][name]},
+                    "delta": own["comparison"]["tasks"][name]["delta"],
+                    "delta_interval": own["comparison"]["tasks"][name]["interval"],
                 }
                 for name, figures in own["tasks"].items()
             },

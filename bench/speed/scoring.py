@@ -39,7 +39,7 @@ SHAPES = ((2, 128, 8192), (6, 384, 50304))  # layers, width, rows of the vocabul
 BATCH_SIZES = (1, 32)  # of HFLM; 1 is its default
 WINDOW, IDS = 256, 8192
 ROUNDS = 3
-ITEMS = {"BLiMP": 100, "multiple choice": 15}  # in each round
+ITEMS = {"BLiMP": 300, "multiple choice": 30}  # in each round
 
 
 @dataclass(frozen=True)

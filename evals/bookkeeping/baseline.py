@@ -16,11 +16,10 @@ from common.checksum import verify_checksum
 from common.errors import MachineError, UserError
 from common.json_io import is_number, write_json
 from common.safe_read import load_json
-from evals.statistics import paired_difference
+from evals.statistics import compared_parts, paired_difference
 from evals.tasks.task import MACRO_F1, MEAN, Task
 
 LARGEST = 1 << 28  # bytes of a file; 67,000 marks take about 12 MB
-KEPT = ("id", "group", "supergroup", "score", "gold", "answer")  # what a comparison needs of a mark
 
 Marks = Sequence[dict[str, Any]]
 
@@ -32,7 +31,7 @@ class Baseline:
     Attributes:
         path: Its file.
         evaluation: As described in evals/evaluation.py.
-        marks: The marks of each task, with the keys KEPT.
+        marks: The marks of each task, with the keys that `compared_parts` keeps.
     """
 
     path: Path
@@ -67,10 +66,9 @@ def read_baseline(path: Path) -> Baseline | None:
 
 def write_baseline(path: Path, evaluation: Mapping[str, Any], marks: Mapping[str, Marks]) -> None:
     """Keep an evaluation as the baseline of later ones. Raises MachineError if the file cannot be written."""
-    kept = {name: [{key: mark[key] for key in KEPT if key in mark} for mark in each] for name, each in marks.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"evaluation": evaluation, "marks": kept}, checksummed=True)
+        write_json(path, {"evaluation": evaluation, "marks": compared_parts(marks)}, checksummed=True)
     except OSError as error:
         raise MachineError(
             f"baseline={path} cannot be written ({error.strerror}); the answers are kept: repeat the command with another file"

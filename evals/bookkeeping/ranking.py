@@ -37,15 +37,6 @@ from run.report.evaluation_report import write_evaluation_report
 if TYPE_CHECKING:
     from evals.statistics import Marks
 
-MARK_KEYS = (
-    "id",
-    "score",
-    "group",
-    "supergroup",
-    "gold",
-    "answer",
-)  # what a comparison reads; the rest of a mark is not kept
-
 Interval = tuple[float, float]
 
 
@@ -100,8 +91,10 @@ class SweepResults:
         self.folder = folder
 
         def finished(evaluation: Mapping[str, Any], marks: Mapping[str, Marks]) -> Job:
+            from evals.statistics import compared_parts  # imports torch, as in `difference`
+
             _write_job(folder / str(number), evaluation, marks)
-            job = Job(number, overrides, evaluation["tasks"], {name: _kept(each) for name, each in marks.items()})
+            job = Job(number, overrides, evaluation["tasks"], compared_parts(marks))
             self.jobs.append(job)
             return job
 
@@ -126,10 +119,6 @@ class SweepResults:
         with _writing(path):
             write_json(path, {"jobs": rows})
         console.say(f"wrote   {path}")
-
-
-def _kept(marks: Marks) -> list[dict[str, Any]]:
-    return [{key: mark[key] for key in MARK_KEYS if key in mark} for mark in marks]
 
 
 def _write_job(folder: Path, evaluation: Mapping[str, Any], marks: Mapping[str, Marks]) -> None:

@@ -1,4 +1,4 @@
-"""Scores per parameter, as competitions for small models publish them."""
+"""Scores in relation to the size of the model, as competitions for small models publish them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def scaled_score(score: float, parameters: int) -> float:
 def scaled_gain(score: float, chance: float, parameters: int) -> float:
     """Return the points of percent by which a score exceeds that of guessing, per million parameters."""
     return float(_per_million(score, parameters) - _per_million(chance, parameters))
+
+
+def size_adjusted(score: float | None, parameters: int, reference: float) -> float | None:
+    """Return s (1 - r/2) with r = parameters / reference: (s + (1 - r) s) / 2, as in the Buzuzu-Mavi challenge of Zindi."""
+    return None if score is None else score * (1 - parameters / reference / 2)
 
 
 def _per_million(score: float, parameters: int) -> Decimal:

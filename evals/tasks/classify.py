@@ -20,11 +20,11 @@ from common.format import shortened
 from common.paths import user_path
 from common.typed import closest
 from evals.scoring import Request
-from evals.statistics import score_of
-from evals.tasks.multiple_choice import MEASURES, accuracy_of, measures
+from evals.statistics import accuracy, score_of
+from evals.tasks.multiple_choice import MEASURES, measures
 from evals.tasks.rows import Row, read_each, rows_and_errors
-from evals.tasks.task import MACRO_F1, MEAN, Answer, Generated, Item, TaskOptions, token_counts
-from evals.tasks.template import fields_of, load_template, render, split_at
+from evals.tasks.task import MACRO_F1, Answer, Generated, Item, TaskOptions, token_counts
+from evals.tasks.template import fields_of, render, split_at, template_of
 
 TEMPLATE = "{text}\nLabel: {label}"
 TEXT, LABEL = "text", "label"  # fields of a template, and the default names of the items' fields
@@ -112,7 +112,7 @@ class Classification:
         return {
             "scored_by": self.by,
             "labels": dict(self.labels),
-            "accuracy": {name: accuracy_of([mark["score"] for mark in each]) for name, each in rated.items()},
+            "accuracy": {name: accuracy([mark["score"] for mark in each]) for name, each in rated.items()},
             "macro_f1": {name: score_of(each, MACRO_F1) for name, each in rated.items()},
             "weighted_f1": sum(each["f1"] * each["support"] for each in by_label.values()) / len(marks),
             "by_label": by_label,
@@ -163,8 +163,8 @@ def confusion_of(
 def majority(gold: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """Return {label, accuracy, macro_f1} of always giving the most frequent of `labels`; of several, the first."""
     label = max(labels, key=Counter(gold).__getitem__)
-    marks = [_rated(each, label) for each in gold]
-    return {"label": label, "accuracy": score_of(marks, MEAN), "macro_f1": score_of(marks, MACRO_F1)}
+    share = gold.count(label) / len(gold)
+    return {"label": label, "accuracy": share, "macro_f1": score_of([_rated(each, label) for each in gold], MACRO_F1)}
 
 
 def contradictory(marks: Sequence[dict[str, Any]]) -> int:
@@ -250,7 +250,7 @@ class Question:
 
     @classmethod
     def _of_template(cls, options: TaskOptions) -> Question:
-        template = load_template(options.template or TEMPLATE, "task.template")
+        template = template_of(options) or TEMPLATE
         parts = split_at(template, LABEL)
         fields = fields_of(template) - {LABEL}
         if len(parts) != 2 or not fields:

@@ -20,11 +20,11 @@ from common.errors import UserError, refuse
 from common.format import shortened
 from common.paths import user_path
 from common.safe_read import JSON_BYTES, parse_json, read_bytes
-from evals.tasks.generate import TEMPLATES, FreeText, generation_options, template_of
+from evals.tasks.generate import TEMPLATES, FreeText, generation_options
 from evals.tasks.multiple_choice import MEASURES, MultipleChoice, item_of_question
 from evals.tasks.questions import AS_IT_IS, MOST_CHOICES, Question
 from evals.tasks.task import Answer, Item, TaskOptions
-from evals.tasks.template import load_template, render
+from evals.tasks.template import render, template_of
 
 KIND = "competition"
 KEYS = ("id", "task_type", "text", "answer")  # of every item; `choices` is that of questions
@@ -207,7 +207,7 @@ def _load_quiz(name: str, rows: Sequence[dict[str, Any]], options: TaskOptions) 
         raise UserError(
             f"tasks={name}: task.score={options.score} does not choose among choices; allowed: {', '.join(allowed)}"
         )
-    template = None if options.template is None else load_template(options.template, "task.template")
+    template = template_of(options)
     items = []
     for number, row in enumerate(rows):
         gold = None if row["answer"] is None else row["answer"] - 1
@@ -220,7 +220,7 @@ def _load_quiz(name: str, rows: Sequence[dict[str, Any]], options: TaskOptions) 
 
 def _load_texts(kind: str) -> Callable[[str, Sequence[dict[str, Any]], TaskOptions], Any]:
     def load(name: str, rows: Sequence[dict[str, Any]], options: TaskOptions) -> Any:
-        template = template_of(options, TEMPLATES[kind])
+        template = template_of(options) or TEMPLATES[kind]
         items = [
             Item(str(row["id"]), prompt=render(template, {"text": row["text"]}), content={"reference": row["answer"]})
             for row in rows

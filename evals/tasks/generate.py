@@ -16,7 +16,7 @@ from common.typed import unescaped
 from evals.overlap import bigram_dice, exact_match, rouge
 from evals.tasks.rows import Row, item_files, read_each, read_rows
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
-from evals.tasks.template import load_template, render
+from evals.tasks.template import render, template_of
 
 TEXT_KEYS, REFERENCE_KEYS = ("text", "prompt", "question"), ("answer", "summary", "reference")
 # "TL;DR:" is what Radford et al. 2019 (GPT-2) asked for summaries with.
@@ -107,7 +107,7 @@ def load_free_text(name: str, options: TaskOptions) -> list[Any]:
         raise UserError(f"tasks={name} needs task.path=FILE")
     files = item_files(user_path(options.path))
     options = generation_options(options)
-    template = template_of(options, TEMPLATES[options.kind])
+    template = template_of(options) or TEMPLATES[options.kind]
     items: list[Item] = []
     skipped = 0
     for file in files:
@@ -124,11 +124,6 @@ def generation_options(options: TaskOptions) -> TaskOptions:
     if "" in stop:
         raise UserError("task.stop holds an empty text, which would end every answer at once; leave it out")
     return replace(options, stop=stop)
-
-
-def template_of(options: TaskOptions, default: str) -> str:
-    """Return the template of a task."""
-    return default if options.template is None else load_template(options.template, "task.template")
 
 
 def _read_file(path: Path, prefix: str, template: str, options: TaskOptions) -> tuple[list[Item], int]:

@@ -30,11 +30,12 @@ import numpy as np
 from common.errors import UserError
 from common.paths import user_path
 from evals.scoring import Request, Score
+from evals.statistics import accuracy
 from evals.tasks.questions import Question, read_questions
 from evals.tasks.ready_requests import FILES, FOLDER, ReadyQuestion, is_ready, package_folder, read_requests
 from evals.tasks.rows import Row, item_files, rows_and_errors
 from evals.tasks.task import MEAN, Answer, Generated, Item, TaskOptions, token_counts
-from evals.tasks.template import fields_of, load_template, render
+from evals.tasks.template import fields_of, render, template_of
 
 UNCONDITIONAL = "Answer:"  # the context of OLMES' unconditional requests
 LIST_OF_CHOICES = "{choices}\nAnswer:"  # ends the default template of score=letter
@@ -124,7 +125,7 @@ class MultipleChoice:
             groups.setdefault(mark["group"], []).append(mark["score"])
         return {
             "scored_by": self.by,
-            "accuracy": {name: accuracy_of([mark["right"][name] for mark in known]) for name in known[0]["right"]}
+            "accuracy": {name: accuracy([mark["right"][name] for mark in known]) for name in known[0]["right"]}
             if known
             else {},
             "bits_per_byte": math.fsum(mark["bits_per_byte"] for mark in known) / len(known) if known else None,
@@ -154,7 +155,7 @@ def load_multiple_choice(name: str, options: TaskOptions) -> list[Any]:
     path = user_path(options.path) if options.path is not None else package_folder(name)
     preferred = [*FILES, *(f"{FOLDER}/{each}" for each in FILES)]
     files = item_files(path, preferred)
-    template = None if options.template is None else load_template(options.template, "task.template")
+    template = template_of(options)
     items: list[Item] = []
     skipped = 0
     for file in files:
@@ -292,12 +293,6 @@ def measures(scores: Sequence[Score], scored: Sequence[str], by: str) -> dict[st
     n_bytes, characters = np.array([len(text.encode()) for text in scored]), np.array([len(text) for text in scored])
     values = {name: measure(logprobs[:n], tokens, n_bytes, characters) for name, measure in MEASURES.items()}
     return values | ({"pmi": logprobs[:n] - logprobs[n:]} if len(scores) > n else {})
-
-
-def accuracy_of(right: Sequence[float]) -> dict[str, float | None]:
-    """Return {value, standard_error} of the share of right answers, from 0 or 1 for each item."""
-    n, p = len(right), math.fsum(right) / len(right)
-    return {"value": p, "standard_error": math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None}
 
 
 def _group(path: Path) -> str:

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.paths import user_path
 from common.safe_read import read_bytes
 from common.typed import FROM_FILE, closest, unescaped
+from evals.tasks.task import TaskOptions
 
 LARGEST_FILE = 1 << 20  # bytes of a file with a template
 PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")  # a brace, a field, or a brace that should not be there
@@ -39,6 +40,11 @@ def load_template(text: str, option: str) -> str:
                 f" {found[0] * 2} for a brace"
             )
     return template
+
+
+def template_of(options: TaskOptions) -> str | None:
+    """Return the template of task.template, see `load_template`; None without one."""
+    return None if options.template is None else load_template(options.template, "task.template")
 
 
 def fields_of(template: str) -> set[str]:

@@ -343,7 +343,6 @@ def _draw_task(axes: Axes, run: Run, name: str) -> None:
     if math.isfinite(chance):
         axes.axhline(chance, color=curves.INK, alpha=0.5, linestyle="--", linewidth=1, label="chance")
     axes.yaxis.set_major_formatter(lambda value, _: percent(value))
-    axes.set_ylabel("score")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.4 * (high - low))  # room for the legend
     axes.set_xlim(0, 1.02)
@@ -378,7 +377,11 @@ def _task_notes(run: Run) -> list[str]:
     figures = {name: mapping(task) for name, task in run.part("tasks").items()}
     cut = [name for name, task in figures.items() if task.get("items") != task.get("available")]
     return (
-        [f"Of {', '.join(cut)}, only a part was scored, to stay within eval.max_fraction of the hours."] if cut else []
+        [
+            f"Of {', '.join(cut)}, only a part was scored, to stay within eval.max_fraction of the hours and the deadline."
+        ]
+        if cut
+        else []
     )
 
 

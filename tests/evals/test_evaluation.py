@@ -17,7 +17,7 @@ import torch
 import evals.evaluation as stages
 from common.errors import UserError
 from common.json_io import write_json
-from evals.evaluation import Folder, Models, file_name, load_tasks, route_tasks, select, size_adjusted
+from evals.evaluation import Folder, Models, file_name, load_tasks, route_tasks, select
 from evals.pace import Pacer
 from evals.run_task import OneProcess
 from evals.scoring import Request
@@ -135,19 +135,6 @@ def test_names_of_tasks_become_different_names_of_files() -> None:
     assert files[0] == "blimp"
     assert len(set(files)) == len(files)
     assert all(each.isascii() and "/" not in each and not each.startswith(".") and len(each) < 200 for each in files)
-
-
-def test_size_adjusted_scores_are_those_published() -> None:
-    """Zindi's examples, and the scores of its forum's three models on their public scores."""
-    assert size_adjusted(0.5, 400_000_000, 0.4e9) == pytest.approx(0.25)
-    assert size_adjusted(0.4, 200_000_000, 0.4e9) == pytest.approx(0.3)
-    for score, parameters, published in (
-        (0.4965, 50_480_128, 0.4668),
-        (0.5211, 105_493_504, 0.4559),
-        (0.5326, 42_087_424, 0.5061),
-    ):
-        assert size_adjusted(score, parameters, 421_939_200) == pytest.approx(published, abs=1e-4)
-    assert size_adjusted(None, 1, 1.0) is None
 
 
 def test_a_model_above_the_reference_is_warned_about() -> None:

@@ -15,6 +15,8 @@ from model.config import Shape
 from model.gpt import GPT
 from run.checkpoint import file_hash, save_weights
 from run.load_model import load_model
+from tests.conftest import ROOT
+from tests.copies import copied
 
 SHAPE = Shape(2, 1, 32, 16, 320, position="rotary", tie=False)
 
@@ -27,6 +29,21 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.json").write_text(json.dumps(about))
     get_tokenizer("bytes", None, tmp_path, "").save(tmp_path / "tokenizer.json")
     return tmp_path
+
+
+def test_the_compiler_is_not_imported(folder: Path) -> None:
+    """It takes seconds, and torch imports it for some operations on tensors without memory."""
+    lines = (
+        "import os, sys",
+        f"sys.path.insert(0, {str(ROOT)!r})",
+        "import torch",
+        "from run.load_model import load_model",
+        f"load_model({str(folder)!r}, torch.device('cpu'))",
+        "os._exit(3 if 'torch._dynamo' in sys.modules else 0)",
+    )
+    (folder / "load.py").write_text("\n".join(lines))
+    answer = copied([str(folder / "load.py")], folder, 120)
+    assert answer.returncode == 0, answer.stderr
 
 
 def refused(folder: Path) -> str:

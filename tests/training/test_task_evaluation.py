@@ -16,11 +16,13 @@ import pytest
 import torch
 
 import evals.run_task
-from common.errors import UserError
+from budget.clock import BudgetClock
+from common.errors import MachineError, UserError
 from data.eval_windows import EvalRange
 from data.shards import Split
 from evals.bookkeeping.answers import AnswerFile
 from evals.run_task import key_of
+from evals.scoring import NotFinite
 from evals.tasks.minimal_pairs import MinimalPairs
 from evals.tasks.registry import open_tasks
 from evals.tasks.task import Item, TaskOptions
@@ -116,6 +118,56 @@ def test_a_run_that_is_stopped_in_the_final_evaluation_ends_with_the_same_result
     assert answers.read_bytes() == (scored / "evaluations" / "spelling.answers.jsonl").read_bytes()
 
 
+def test_tasks_are_cut_at_the_deadline_to_evenly_spaced_items(
+    place: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batches, seconds_left = [], BudgetClock.seconds_left
+
+    def count(*arguments: Any) -> Any:
+        batches.append(len(arguments[0]))
+        return answer_batch(*arguments)
+
+    answer_batch = evals.run_task.answer_batch
+    monkeypatch.setattr(evals.run_task, "answer_batch", count)
+
+    def late(clock: BudgetClock) -> float | None:
+        """The deadline passes after 20 items of the final evaluation."""
+        if not list(tmp_path.glob("late-*/model.json")):
+            batches.clear()
+            return seconds_left(clock)
+        return 3600.0 if sum(batches) < 20 else 0.0
+
+    monkeypatch.setattr(BudgetClock, "seconds_left", late)
+    folder = run_here(place, *BASE, "budget.hours=1", tasks(pairs), f"output_dir={tmp_path}", name="late")
+    figures, result = read(folder, "result.json")["tasks"]["spelling"], read(folder, "result.json")
+    assert result["status"] == "finished" and result["eval"]["loss"] > 0 and len(result["samples"]) == 3
+    assert 20 <= figures["items"] < 60 == figures["available"]
+    counts = [paradigm["items"] for paradigm in figures["by_paradigm"].values()]
+    assert max(counts) - min(counts) <= 1, "as many items of each paradigm"
+    assert f"time was left for {figures['items']} of 60 items" in capsys.readouterr().out
+
+
+def test_a_task_with_log_probabilities_that_are_not_finite_is_a_divergence(
+    place: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_batch, batches = evals.run_task.answer_batch, []
+
+    def fail(*arguments: Any) -> Any:
+        if list(tmp_path.glob("bad-*/metrics.jsonl")) and "tokens_per_second" in (
+            next(tmp_path.glob("bad-*/metrics.jsonl")).read_text()
+        ):
+            batches.append(True)
+            raise NotFinite("not finite")
+        return answer_batch(*arguments)
+
+    monkeypatch.setattr(evals.run_task, "answer_batch", fail)
+    with pytest.raises(MachineError, match=r"diverged: a log-probability of spelling after step \d is not finite"):
+        run_here(place, *BASE, tasks(pairs), f"output_dir={tmp_path}", name="bad")
+    (folder,) = tmp_path.glob("bad-*")
+    assert read(folder, "status.json")["status"] == "diverged"
+    assert len(batches) == 2, "training went back to a checkpoint once"
+
+
 def test_evaluate_finds_the_answers_of_the_run(scored: Path, pairs: Path) -> None:
     model = load_model(str(scored), torch.device("cpu"))
     known = AnswerFile(scored / "evaluations" / "spelling.answers.jsonl").known
@@ -162,7 +214,7 @@ def test_items_that_do_not_fit_are_refused_before_training(place: Path, tmp_path
     rows = [{"sentence_good": word * 3, "sentence_bad": word * 20} for word in ("ab", "cd")]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(
-        UserError, match=r"spelling: item long:0: 41 tokens are more than the 32 of the model's window"
+        UserError, match=r"spelling, item long:0: 40 tokens are more than the model's window of 32"
     ) as error:
         run_here(place, *BASE, tasks(tmp_path), f"output_dir={tmp_path / 'outputs'}")
     assert len(error.value.messages) == 2
@@ -177,7 +229,7 @@ def test_tasks_are_opened_before_anything_is_prepared(place: Path, tmp_path: Pat
 
 
 def task_of(items: int, item_s: float, kept: frozenset[str] = frozenset()) -> RunTask:
-    pairs = MinimalPairs("pairs", TaskOptions("minimal_pairs"), [Item(str(i)) for i in range(items)])
+    pairs = MinimalPairs("pairs", TaskOptions("minimal_pairs"), [Item(str(i)) for i in range(items)], "paradigm")
     return RunTask(pairs, "", {INTERIM: 200, FINAL: items}, kept, item_s)
 
 
@@ -216,8 +268,10 @@ def test_the_items_of_a_resumed_run_are_not_cut_again() -> None:
 
 def test_interim_items_are_some_of_the_final_ones_and_of_every_group() -> None:
     items = [Item(f"{group}{i}", group=group) for group in "abc" for i in range(100)]
-    task = RunTask(MinimalPairs("pairs", TaskOptions("minimal_pairs"), items), "", {INTERIM: 12, FINAL: 150})
-    final, interim = (task.chosen(kind).items for kind in (FINAL, INTERIM))
+    task = RunTask(
+        MinimalPairs("pairs", TaskOptions("minimal_pairs"), items, "paradigm"), "", {INTERIM: 12, FINAL: 150}
+    )
+    final, interim = (task.chosen(kind) for kind in (FINAL, INTERIM))
     assert {item.id for item in interim} < {item.id for item in final}
     assert [sum(item.group == group for item in interim) for group in "abc"] == [4, 4, 4]
 

@@ -47,7 +47,7 @@ def kept(path: Path, **right: int) -> Baseline:
 
 
 def task(count: int, name: str = "quiz") -> Task:
-    return MinimalPairs(name, TaskOptions("minimal_pairs"), [Item(str(i)) for i in range(count)])
+    return MinimalPairs(name, TaskOptions("minimal_pairs"), [Item(str(i)) for i in range(count)], "paradigm")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""Tests of scores per parameter against published ones."""
+"""Tests of scores per parameter, and of scores adjusted by size, against published ones."""
 
 from __future__ import annotations
 
 import pytest
 
-from evals.bookkeeping.scaled_score import scaled_gain, scaled_score
+from evals.bookkeeping.scaled_score import scaled_gain, scaled_score, size_adjusted
 
 # (score in percent, million parameters, published figure): RoBERTa, OPT, T5, GPT-2, Llama and BabyLlama on BLiMP and on its
 # supplement, from "Small Models, Big Impact: The BabyLM Challenge" (Vaira and Chavales), slide "Scaled BLiMP".
@@ -32,3 +32,16 @@ def test_the_gain_is_what_exceeds_guessing() -> None:
     guessing = scaled_score(0.5, 58_000_000)
     assert guessing > scaled_score(0.695, 125_000_000)
     assert scaled_gain(0.5, 0.5, 58_000_000) == 0
+
+
+def test_size_adjusted_scores_are_those_published() -> None:
+    """Zindi's examples, and the scores of its forum's three models on their public scores."""
+    assert size_adjusted(0.5, 400_000_000, 0.4e9) == pytest.approx(0.25)
+    assert size_adjusted(0.4, 200_000_000, 0.4e9) == pytest.approx(0.3)
+    for score, parameters, published in (
+        (0.4965, 50_480_128, 0.4668),
+        (0.5211, 105_493_504, 0.4559),
+        (0.5326, 42_087_424, 0.5061),
+    ):
+        assert size_adjusted(score, parameters, 421_939_200) == pytest.approx(published, abs=1e-4)
+    assert size_adjusted(None, 1, 1.0) is None
