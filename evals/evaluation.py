@@ -48,7 +48,17 @@ from evals.bookkeeping.baseline import Baseline
 from evals.bookkeeping.scaled_score import scaled_gain, scaled_score, size_adjusted
 from evals.bookkeeping.submission import marks_of_submission
 from evals.pace import Pace, Pacer
-from evals.run_task import Processes, Respondent, answer_items, figures_of, fingerprint_of, key_of, marks_of
+from evals.run_task import (
+    Processes,
+    Respondent,
+    Work,
+    answer_prepared,
+    figures_of,
+    fingerprint_of,
+    key_of,
+    marks_of,
+    prepare,
+)
 from evals.scoring import Scorer
 from evals.tasks.competition import KIND as COMPETITION
 from evals.tasks.registry import open_tasks
@@ -263,7 +273,7 @@ def answer_tasks(
         routed: The tasks of each checkpoint, from `route_tasks`.
         show: Called before the first batch of items and after each.
         stop: Called before each batch; it may raise an exception to end the evaluation.
-        processes: They share the work, see `answer_items`.
+        processes: They share the work, see `answer_prepared`.
 
     Returns the results by the name of the task, and the models by checkpoint (see the module's `models`).
     """
@@ -271,25 +281,39 @@ def answer_tasks(
     answered, about = {}, {}
     for checkpoint, tasks in routed.items():
         respondent, about[checkpoint] = models.respondent(checkpoint)
-        for task in tasks:
-            result = answer_task(task, respondent, folder.answers(task.name), pacer, show, stop, processes)
-            answered[task.name] = replace(result, figures=result.figures | {"checkpoint": checkpoint})
+        for work in prepare_tasks(tasks, respondent, folder):
+            result = answer_task(work, respondent, pacer, show, stop, processes)
+            answered[work.task.name] = replace(result, figures=result.figures | {"checkpoint": checkpoint})
         del respondent
     return answered, about
 
 
+def prepare_tasks(tasks: Sequence[Task], respondent: Respondent, folder: Folder) -> list[Work]:
+    """Prepare all tasks of a model. Raises UserError with the problems of all of them, before the first is answered."""
+    prepared: list[Work] = []
+    problems: list[str] = []
+    for task in tasks:
+        try:
+            prepared.append(prepare(task, respondent, folder.answers(task.name)))
+        except UserError as error:
+            problems += error.messages
+    if problems:
+        raise UserError(*problems)
+    return prepared
+
+
 def answer_task(
-    task: Task,
+    work: Work,
     respondent: Respondent,
-    answers: AnswerFile,
     pacer: Pacer,
     show: Callable[[Pace], None],
     stop: Callable[[], None],
     processes: Processes,
 ) -> Answered:
-    """Let a model answer the items that `answers` lacks, and mark all answers."""
+    """Let a model answer the missing items of a task, and mark all answers."""
+    task, answers = work.task, work.answers
     pacer.begin(task.name)
-    answer_items(task, respondent, answers, lambda items: show(pacer.update(items)), stop, processes)
+    answer_prepared(work, respondent, lambda items: show(pacer.update(items)), stop, processes)
     marks = marks_of(task, answers, respondent.fingerprint)
     given = [answers.known[key_of(item, task.options, respondent.fingerprint)] for item in task.items]
     predictions = [{**mark, **asked(item, answer)} for mark, item, answer in zip(marks, task.items, given, strict=True)]

@@ -6,8 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from common.errors import UserError
-from evals.scoring import Scorer
+from evals.scoring import Scorer, TooLong
 from evals.tasks.task import Generated, Item, TaskOptions
 from model.generate import generate
 
@@ -26,7 +25,7 @@ def continue_prompt(
     beginning of the prompt; `Generated.cut` counts the tokens of the prompt that it has left at the end of the answer. The
     answer depends on the item and the options alone: the seed is derived from task.seed and the item's id.
 
-    `stop` is called before each token; it may raise an exception. Raises UserError for a prompt that is longer than the window,
+    `stop` is called before each token; it may raise an exception. Raises TooLong for a prompt that is longer than the window,
     unless task.too_long=cut.
     """
     tokenizer, block_size = scorer.tokenizer, scorer.model.shape.block_size
@@ -63,7 +62,7 @@ def continue_prompt(
 def encode_prompt(item: Item, scorer: Scorer) -> list[int]:
     """Return the tokens of an item's prompt, with end-of-text first as `Scorer.prefix` has it for contexts.
 
-    Raises UserError if they are more than block_size, unless `Scorer.too_long` is `cut`.
+    Raises TooLong if they are more than block_size, unless `Scorer.too_long` is `cut`.
     """
     assert item.prompt is not None
     tokens = [int(token) for token in scorer.tokenizer.encode(item.prompt)]
@@ -71,9 +70,10 @@ def encode_prompt(item: Item, scorer: Scorer) -> list[int]:
         tokens = [scorer.tokenizer.eot, *tokens]
     window = scorer.model.shape.block_size
     if len(tokens) > window and scorer.too_long == "refuse":
-        raise UserError(
+        raise TooLong(
             f"the prompt's {len(tokens)} tokens are more than the {window} of the model's window; set"
-            " task.too_long=cut to cut prompts from the left"
+            " task.too_long=cut to cut prompts from the left",
+            "cut",
         )
     return tokens
 

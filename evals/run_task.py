@@ -12,7 +12,7 @@ from common.errors import MachineError, UserError, refuse
 from data.tokenizers.tokenizer import Tokenizer
 from evals.bookkeeping.answers import AnswerFile, from_json, to_json
 from evals.generation import continue_prompt, encode_prompt
-from evals.scoring import Encoded, Scorer
+from evals.scoring import Encoded, Scorer, TooLong
 from evals.statistics import interval, score_of, standard_error
 from evals.tasks.task import Answer, Item, Task, TaskOptions
 
@@ -64,17 +64,43 @@ class OneProcess:
         return [value]
 
 
-def answer_items(
-    task: Task,
+@dataclass(frozen=True)
+class Work:
+    """The items of a task that a model has to answer.
+
+    Attributes:
+        task: The task.
+        answers: Holds the answers that are known.
+        missing: The other items by key.
+        encoded: Their requests as tokens, by key.
+    """
+
+    task: Task
+    answers: AnswerFile
+    missing: Mapping[str, Item]
+    encoded: Mapping[str, list[Encoded]]
+
+
+def prepare(task: Task, respondent: Respondent, answers: AnswerFile) -> Work:
+    """Find the items that `answers` lacks. Raises UserError if one of them cannot be scored, see `encode_items`."""
+    keys = [key_of(item, task.options, respondent.fingerprint) for item in task.items]
+    missing = {key: item for key, item in zip(keys, task.items, strict=True) if key not in answers.known}
+    return Work(task, answers, missing, encode_items(task.name, missing, _scorer_for(task, respondent)))
+
+
+def answer_items(task: Task, respondent: Respondent, answers: AnswerFile, **how: Any) -> None:
+    """Prepare and answer one task; see `prepare` and `answer_prepared`."""
+    answer_prepared(prepare(task, respondent, answers), respondent, **how)
+
+
+def answer_prepared(
+    work: Work,
     respondent: Respondent,
-    answers: AnswerFile,
     progress: Callable[[int], None] = lambda count: None,
     stop: Callable[[], None] = lambda: None,
     processes: Processes = OneProcess(),
 ) -> None:
-    """Compute the answers that `answers` does not have yet.
-
-    Raises UserError, before anything is computed, for items that are too long for the model or have nothing to score.
+    """Compute the answers that `work` lacks, and add them to its `answers`.
 
     Args:
         progress: Called with the number of items that are done, before the first batch and after each.
@@ -82,10 +108,8 @@ def answer_items(
         processes: Each computes a part of the batches. All get all answers, and the one of rank 0 writes them. An exception
             in one of them ends the evaluation in all: where it was raised with itself, elsewhere with MachineError.
     """
-    keys = [key_of(item, task.options, respondent.fingerprint) for item in task.items]
-    missing = {key: item for key, item in zip(keys, task.items, strict=True) if key not in answers.known}
-    scorer = replace(respondent.scorer, prefix=task.options.prefix, too_long=task.options.too_long)
-    encoded = encode_items(task.name, missing, scorer)
+    task, answers, missing, encoded = work.task, work.answers, work.missing, work.encoded
+    scorer = _scorer_for(task, respondent)
     batches = [*_batches(missing, scorer.micro_batch * scorer.model.shape.block_size * CHARACTERS_PER_TOKEN)]
 
     def computed(batch: Sequence[str]) -> list[dict[str, Any]]:
@@ -130,20 +154,31 @@ def _together(processes: Processes, work: Callable[[], Any]) -> list[Any]:
     return [result for result, _ in outcomes]
 
 
+def _scorer_for(task: Task, respondent: Respondent) -> Scorer:
+    return replace(respondent.scorer, prefix=task.options.prefix, too_long=task.options.too_long)
+
+
 def encode_items(name: str, items: Mapping[str, Item], scorer: Scorer) -> dict[str, list[Encoded]]:
     """Return the encoded requests of items by key.
 
-    Raises UserError with a line for each request that cannot be scored, and for each prompt that is too long.
+    Raises UserError with one line for all items that are too long, and one for each other item that cannot be scored.
     """
-    encoded, problems = {}, []
+    encoded: dict[str, list[Encoded]] = {}
+    problems: list[str] = []
+    too_long: list[tuple[str, TooLong]] = []
     for key, item in items.items():
+        place = f" ({item.content['place']})" if "place" in item.content else ""
         try:
             encoded[key] = scorer.encode(item.requests)
             if item.prompt is not None:
                 encode_prompt(item, scorer)
+        except TooLong as error:
+            too_long.append((f"item {item.id}{place}", error))
         except UserError as error:
-            place = f" ({item.content['place']})" if "place" in item.content else ""
             problems += [f"{name}, item {item.id}{place}: {message}" for message in error.messages]
+    if too_long:
+        example, longest = max(too_long, key=lambda each: each[1].remedy == "roll")
+        problems.insert(0, f"{name}: {len(too_long):,} of {len(items):,} items are too long, e.g. {example}: {longest}")
     refuse(problems, f"more in {name}")
     return encoded
 
@@ -219,7 +254,7 @@ def items_fingerprint(task: Task) -> str:
     return digest.hexdigest()[:32]
 
 
-def _batches(items: dict[str, Item], most_characters: int) -> Iterator[list[str]]:
+def _batches(items: Mapping[str, Item], most_characters: int) -> Iterator[list[str]]:
     """Yield the keys of items, the longest first, in batches of at most `most_characters`; a generated answer is a batch.
 
     The longest come first, so that memory and the estimate of the time left are right from the beginning.

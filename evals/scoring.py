@@ -109,6 +109,14 @@ class Score:
     unknown: int = 0
 
 
+class TooLong(UserError):
+    """A request or prompt is longer than the model's window; `remedy` is the value of task.too_long that scores it."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A request as tokens.
@@ -154,22 +162,22 @@ class Scorer:
 
         Context and continuation are encoded as one text, and the continuation's tokens are those behind the number of tokens
         of the context alone. Spaces at the end of the context count to the continuation. lm-evaluation-harness does the same
-        (`TemplateLM._encode_pair`). Raises UserError, with a line for each request that is too long or has a continuation
-        without tokens.
+        (`TemplateLM._encode_pair`). Raises UserError for a continuation without tokens, and TooLong for the request that needs
+        the strongest remedy.
         """
         lengths: dict[str, int] = {}  # tokens of each context: the answers to a question share theirs
         encoded: list[Encoded] = []
-        problems: list[str] = []
+        too_long: list[TooLong] = []
         for request in requests:
             context = request.context.rstrip() or request.context
             if context not in lengths:
                 lengths[context] = len(self.tokenizer.encode(context))
             try:
                 encoded.append(self._encode(request, lengths[context]))
-            except UserError as error:
-                problems += error.messages
-        if problems:
-            raise UserError(*problems)
+            except TooLong as error:
+                too_long.append(error)
+        if too_long:
+            raise max(too_long, key=lambda each: each.remedy == "roll")
         return encoded
 
     def _encode(self, request: Request, before: int) -> Encoded:
@@ -187,15 +195,17 @@ class Scorer:
         if before == 0 or self.prefix == "always":
             tokens = np.insert(tokens, 0, self.tokenizer.eot)
         longest = self.model.shape.block_size
-        if self.too_long == "refuse" and len(tokens) - 1 > longest:
-            raise UserError(
-                f"{len(tokens) - 1} tokens are more than the model's window of {longest}: {shortened(text)}; set"
-                " task.too_long=cut to cut contexts from the left"
-            )
-        if self.too_long == "cut" and scored > longest:
-            raise UserError(
+        if self.too_long != "roll" and scored > longest:
+            raise TooLong(
                 f"a continuation of {scored} tokens is longer than the model's window of {longest}:"
-                f" {shortened(request.continuation)}; set task.too_long=roll to score it in several windows"
+                f" {shortened(request.continuation)}; set task.too_long=roll to score it in several windows",
+                "roll",
+            )
+        if self.too_long == "refuse" and len(tokens) - 1 > longest:
+            raise TooLong(
+                f"{len(tokens) - 1} tokens are more than the model's window of {longest}: {shortened(text)}; set"
+                " task.too_long=cut to cut contexts from the left",
+                "cut",
             )
         windows = [*_windows(tokens, scored, longest)]
         cut = len(tokens) - scored - (len(windows[0][0]) - windows[0][1])

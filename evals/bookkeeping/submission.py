@@ -34,14 +34,13 @@ def competition_rows(tasks: Sequence[Task], option: str) -> list[dict[str, Any]]
 
 
 def refuse_incomplete(path: Path, rows: Rows, ids: Collection[str]) -> None:
-    """Raise UserError with a line for each item of `rows` that is not among the `ids` to be answered."""
-    refuse(
-        [
-            f"submission={path}: {item_name(row['id'])} has no answer; {NEEDS_ALL}"
-            for row in rows
-            if str(row["id"]) not in ids
-        ]
-    )
+    """Raise UserError if items of `rows` are not among the `ids` to be answered."""
+    missing = [row["id"] for row in rows if str(row["id"]) not in ids]
+    if missing:
+        raise UserError(
+            f"submission={path}: {len(missing):,} of {len(rows):,} items have no answer, e.g. {item_name(missing[0])};"
+            f" {NEEDS_ALL}"
+        )
 
 
 def write_submission(path: Path, rows: Rows, answers: Mapping[str, int | str]) -> None:

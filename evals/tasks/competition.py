@@ -97,7 +97,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         if problem := _problem_of_item(row, ids, expected):
             own = row.get("id") if isinstance(row, dict) else None
             problems.append(f"{path}: {item_name(own, number)}: {problem}")
-    refuse(problems)
+    refuse(list(dict.fromkeys(problems)))  # an id that occurs twice is one problem
     return rows
 
 

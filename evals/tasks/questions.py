@@ -238,6 +238,8 @@ def _choices(row: Row, value: Any) -> tuple[tuple[str, ...], list[str] | None]:
     for name, texts in (("choices", value), ("labels of the choices", [] if labels is None else labels)):
         if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
             raise UserError(f"{_place(row)}: the {name} are {shortened(texts)}, not a list of texts")
+    if not value:
+        raise UserError(f"{_place(row)}: the choices are an empty list; a question needs at least two")
     if labels is not None and (len(labels) != len(value) or len(set(labels)) < len(labels)):
         raise UserError(
             f"{_place(row)}: labels {shortened(labels)} for {len(value)} choices; each needs one of its own"

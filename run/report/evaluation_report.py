@@ -15,6 +15,7 @@ from common.format import format_count
 from common.json_io import is_number, listing, mapping, number, write_text
 from run.report import html as page
 from run.report.dot_plot import Dot, dot_plot
+from run.report.evaluation_tables import UNLESS_ZERO
 from run.report.format_figures import formatted, percent
 
 WORST, CHANGED, SAMPLES = 10, 5, 10  # items shown of each
@@ -25,6 +26,7 @@ MOST_LABELS = 30  # of a confusion matrix
 # Figures of every kind that stand in the table of all tasks.
 IN_OVERVIEW = (
     "kind", "items", "score", "interval", "chance", "statistic", "options", "available", "computed", "seconds", "checkpoint",
+    "standard_error",
 )  # fmt: skip
 SHARES = ("score", "accuracy", "f1", "precision", "recall", "rouge", "adjusted")  # in the names of shares of 1
 # Where a mark holds the text of its item; the first that it has is shown.
@@ -129,7 +131,7 @@ def _tiles(evaluation: Mapping[str, Any], parts: Sequence[Part]) -> list[tuple[s
     comparison = mapping(evaluation.get("comparison"))
     if is_number(comparison.get("total")):
         of = len(mapping(comparison.get("tasks"))) + len(listing(comparison.get("unchanged")))
-        tiles.append(("Total against the baseline", f"{comparison['total']:.3f} of {of}"))
+        tiles.append((f"Total (baseline {of})", f"{comparison['total']:.5f}"))
     return tiles
 
 
@@ -161,7 +163,7 @@ def _overview(parts: Sequence[Part]) -> tuple[list[str], list[list[str]]]:
     heads = ["Task", "Items", "Score", "95 % interval", "Chance"]
     compared = any(part.compared for part in parts)
     if compared:
-        heads += ["Baseline", "Difference", "95 % interval"]
+        heads += ["Baseline", "Difference", "95 % interval", "Score / baseline", "Total if only it changed"]
     rows = []
     for part in parts:
         figures, against = part.figures, part.compared
@@ -172,6 +174,8 @@ def _overview(parts: Sequence[Part]) -> tuple[list[str], list[list[str]]]:
                 _share(against.get("baseline")),
                 _signed(against.get("delta")),
                 _interval(against.get("interval"), signed=True),
+                formatted(against.get("ratio"), "{:.5f}".format),
+                formatted(against.get("overlay"), "{:.5f}".format),
             ]
         rows.append(row)
     return heads, rows
@@ -210,7 +214,9 @@ def _facts(part: Part) -> Iterator[Block]:
     rows = [
         (_words(key), _figure(key, value))
         for key, value in part.figures.items()
-        if key not in IN_OVERVIEW and (is_number(value) or (isinstance(value, str) and value))
+        if key not in IN_OVERVIEW
+        and (is_number(value) or (isinstance(value, str) and value))
+        and (value or key not in UNLESS_ZERO)
     ]
     if rows:
         yield Block("table", "", ([], rows))
@@ -219,7 +225,7 @@ def _facts(part: Part) -> Iterator[Block]:
 def _tables(part: Part) -> Iterator[Block]:
     """The figures of parts of the task: of its paradigms, measures, or labels. Those with a score are drawn as well."""
     for key, value in part.figures.items():
-        if key in IN_OVERVIEW or key in OWN_FORM or not mapping(value):
+        if key in IN_OVERVIEW or key in OWN_FORM or not _says_something(mapping(value)):
             continue
         rows = {str(name): mapping(entry) or {"value": entry} for name, entry in value.items()}
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
@@ -230,10 +236,16 @@ def _tables(part: Part) -> Iterator[Block]:
             yield Block("dots", title, [dot_plot("Score", sorted(dots, key=lambda dot: -dot.score))], folded)
         heads = ["", *map(_words, columns)] if columns != ["value"] else []
         cells = [
-            [name, *(_figure(f"{key}.{column}", row.get(column)) for column in columns)] for name, row in rows.items()
+            [name, *(_figure(f"{key}.{name if column == 'value' else column}", row.get(column)) for column in columns)]
+            for name, row in rows.items()
         ]
         title = f"{_words(key)}: table of {len(rows)}" if folded else "" if len(dots) > 1 else _words(key)
         yield Block("table", title, (heads, cells), folded)
+
+
+def _says_something(parts: Mapping[str, Any]) -> bool:
+    """Whether a part is neither 0, as a count of what did not go wrong, nor its name, as a label that stands for itself."""
+    return any(value != 0 and value != name for name, value in parts.items())
 
 
 def _dot(name: str, row: Mapping[str, Any]) -> Dot | None:
@@ -418,7 +430,7 @@ def _cut(value: Any) -> str:
 
 def _words(key: str) -> str:
     """A key of the figures as a heading."""
-    return key.replace("_", " ").capitalize()
+    return key[:1].upper() + key[1:].replace("_", " ")
 
 
 def _figure(key: str, value: Any) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,17 @@ def test_each_checkpoint_is_loaded_once_for_all_its_tasks(
     assert [answered[name].figures["checkpoint"] for name in "abcd"] == [str(run), str(other), str(run), str(other)]
     assert about[str(run)]["sha256"] != about[str(other)]["sha256"]
     assert answered["a"].marks[0]["logprobs"] != answered["b"].marks[0]["logprobs"]
+
+
+def test_the_problems_of_all_tasks_are_found_before_one_is_answered(run: Path, tmp_path: Path) -> None:
+    long = Item("long", (Request("", "word " * 300), Request("", "a")), content={})
+    tasks = [pairs("fine"), *(replace(pairs(name), items=[long]) for name in ("one", "two"))]
+    with Folder.opened(tmp_path / "e", True) as folder, pytest.raises(UserError) as caught:
+        stages.answer_tasks({str(run): tasks}, models(), folder, lambda pace: None, lambda: None, OneProcess())
+    assert [line.split(",")[0] for line in caught.value.messages] == [
+        f"{name}: 1 of 1 items are too long" for name in ("one", "two")
+    ]
+    assert not (tmp_path / "e" / "fine.answers.jsonl").exists()
 
 
 def test_unknown_names_are_refused_with_the_closest(run: Path, tmp_path: Path) -> None:

@@ -95,13 +95,16 @@ def test_the_number_of_processes_changes_neither_answers_nor_their_file(tmp_path
 
 def test_problems_are_refused_with_the_item_before_anything_is_computed(tmp_path: Path) -> None:
     task = pairs(14)
-    long = [Item(f"long:{i}", (Request("a" * (200 + i), "b"), Request("a", ""))) for i in range(6)]
-    task = replace(task, items=[*task.items, *long])  # type: ignore[type-var]
+    long = [Item(f"long:{i}", (Request("a" * (200 + i), "b"), Request("a" * 99, "c"))) for i in range(6)]
+    empty = [Item(f"empty:{i}", (Request("a" * (i + 1), ""),)) for i in range(11)]
+    task = replace(task, items=[*task.items, *long, *empty])  # type: ignore[type-var]
     with pytest.raises(UserError) as caught:
         evaluated(tmp_path / "answers.jsonl", World(), task)
     messages = caught.value.messages
-    assert messages[0].startswith("pairs, item long:0: 200 tokens are more than the model's window of 96: 'aaa")
-    assert messages[1].startswith("pairs, item long:0: the continuation '' has no token of its own")
+    assert messages[0].startswith(
+        "pairs: 6 of 31 items are too long, e.g. item long:0: 200 tokens are more than the model's"
+    )
+    assert messages[1].startswith("pairs, item empty:0: the continuation '' has no token of its own")
     assert messages[10:] == ("... and 2 more in pairs",)
     assert not (tmp_path / "answers.jsonl").exists()
 
@@ -113,7 +116,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
             evaluated(tmp_path / "stopped.jsonl", World(), stop=StopsAt(n))
     done: list[int] = []
     task, answers = pairs(), AnswerFile(tmp_path / "stopped.jsonl")
-    answer_items(task, respondent(), answers, done.append)
+    answer_items(task, respondent(), answers, progress=done.append)
     assert 0 < done[0] < done[-1] == 90
     assert marks_of(task, answers, "model") == expected
     assert (tmp_path / "stopped.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

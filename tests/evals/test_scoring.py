@@ -108,17 +108,17 @@ def test_a_shared_context_is_computed_once() -> None:
     assert sum(lengths) < 68 + 25 * 4
 
 
-def test_requests_longer_than_the_window_are_refused_in_one_line_each() -> None:
-    requests = [Request("a" * 97, "b"), Request("a", ""), Request("", "c" * 97), Request("fits", " well")]
-    with pytest.raises(UserError) as caught:
-        scorer(build()).score(requests)
-    long, empty, long_text = caught.value.messages
-    assert "97 tokens are more than the model's window of 96: 'aaa" in long
-    assert "task.too_long=cut" in long
-    assert empty.startswith("the continuation '' has no token of its own after 'a'")
-    assert "97 tokens are more" in long_text
-    with pytest.raises(UserError, match="a continuation of 97 tokens is longer than the model's window of 96: 'ccc"):
-        scorer(build(), too_long="cut").score([Request("abc", "c" * 97)])
+def test_requests_that_cannot_be_scored_are_refused_with_the_remedy() -> None:
+    long, empty, long_text = Request("a" * 97, "b"), Request("a", ""), Request("", "c" * 97)
+    with pytest.raises(UserError, match=r"97 tokens are more than the model's window of 96: 'aaa.*task\.too_long=cut"):
+        scorer(build()).score([long, Request("fits", " well")])
+    with pytest.raises(UserError, match="the continuation '' has no token of its own after 'a'"):
+        scorer(build()).score([long, empty])
+    # Cutting contexts would not help the second request.
+    refused = r"a continuation of 97 tokens is longer than the model's window of 96: 'ccc.*task\.too_long=roll"
+    for too_long in ("refuse", "cut"):
+        with pytest.raises(UserError, match=refused):
+            scorer(build(), too_long=too_long).score([long, long_text])
 
 
 def test_contexts_are_cut_from_the_left_and_counted_on_request() -> None:

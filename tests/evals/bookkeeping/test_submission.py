@@ -49,10 +49,10 @@ def test_a_submission_is_the_file_with_the_answers(tmp_path: Path) -> None:
 def test_a_submission_needs_all_answers(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         write_submission(tmp_path / "s.json", ROWS, {"0": 2, "g1": "x"})
-    assert [message.partition(" has no answer; a submission needs all")[0] for message in caught.value.messages] == [
-        f"submission={tmp_path}/s.json: item 1",
-        f"submission={tmp_path}/s.json: item 's1'",
-    ]
+    (message,) = caught.value.messages
+    assert message.startswith(
+        f"submission={tmp_path}/s.json: 2 of {len(ROWS)} items have no answer, e.g. item 1; a submission"
+    )
     assert not (tmp_path / "s.json").exists()
     refuse_incomplete(tmp_path / "s.json", ROWS, {"0", "1", "s1", "g1", "more"})
 

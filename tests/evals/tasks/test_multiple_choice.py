@@ -203,7 +203,7 @@ def test_a_text_that_is_also_a_letter_is_not_guessed(tmp_path: Path) -> None:
         ({"answer": True}, "answer is True, not the index, label or text of a choice"),
         ({"answer": ["B"]}, "answer is ['B'], not the index"),
         ({"choices": ["3"], "answer": 0}, "1 choices; allowed: 2 to 100"),
-        ({"choices": [], "answer": 0}, "allowed: 0 to -1"),
+        ({"choices": [], "answer": 0}, "the choices are an empty list; a question needs at least two"),
         ({"choices": ["3", " ", "5"]}, "choice 2 is empty"),
         ({"choices": ["3", 4, "5"]}, "the choices are ['3', 4, '5'], not a list of texts"),
         ({"choices": "3 4 5"}, "the choices are '3 4 5', not a list of texts"),
@@ -510,12 +510,11 @@ def test_items_longer_than_the_window_are_named(tmp_path: Path) -> None:
     rows = [ITEM, {**ITEM, "id": "long", "question": "why " * 20}, {**ITEM, "choices": ["x", "y" * 40]}]
     task_file = write(tmp_path / "quiz.jsonl", rows)
     task = load(task_file)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(
+        UserError, match=r"^quiz: 2 of 3 items are too long, e\.g\. item 2 \(.*quiz\.jsonl:3\): .*too_long=roll"
+    ):
         marks_by(model, task)
-    first = caught.value.messages[0].replace(f"{tmp_path}/", "")
-    assert first.startswith("quiz, item long (quiz.jsonl:2): ")
-    assert "task.too_long=cut" in first
-    with pytest.raises(UserError, match=r"quiz, item 2 \(.*quiz\.jsonl:3\): .*task\.too_long=roll"):
+    with pytest.raises(UserError, match=r"^quiz: 1 of 3 items are too long, e\.g\. item 2 "):
         marks_by(model, load(task_file, too_long="cut"))
     marks = marks_by(model, load(task_file, too_long="roll"))
     assert marks[1]["cut"] == len("Question: " + "why " * 20 + "\nAnswer: 3") - 1 - 32

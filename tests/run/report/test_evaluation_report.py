@@ -27,15 +27,18 @@ EVALUATION: dict[str, Any] = {
         },
         "mood": {
             "kind": "classify", "items": 3, "score": 0.4, "interval": [0.1, 0.7], "chance": 0.5,
+            "skipped": 0, "cut": 7, "labels": {"hasi": "hasi"}, "outside": {"gold": 0, "answers": 0},
+            "majority": {"label": "hasi", "accuracy": 0.625},
             "accuracy": {"sum": {"value": 0.4, "standard_error": 0.05}, "pmi": {"value": 0.6, "standard_error": 0.05}},
             "by_label": {label: {"precision": 0.25, "recall": 0.75, "f1": 0.375, "support": 2} for label in LABELS},
             "confusion": {"gold": list(LABELS), "answers": [*LABELS, "outside"], "counts": [[3, 0, 1], [2, 1234, 0]]},
         },
-        "summaries": {"kind": "summarise", "items": 2, "score": 0.3, "interval": None, "chance": None, "rouge1": 0.123},
+        "summaries": {"kind": "summarise", "items": 2, "score": 0.3, "interval": None, "chance": None, "rougeL": 0.123},
     },
     "comparison": {
         "baseline": "first.json", "kept": False, "total": 1.853, "not_compared": ["summaries"], "unchanged": ["arc_easy"],
-        "tasks": {"pairs": {"score": 0.5, "baseline": 0.585, "delta": -0.085, "interval": [-0.125, -0.045], "ratio": 0.853}},
+        "tasks": {"pairs": {"score": 0.5, "baseline": 0.585, "delta": -0.085, "interval": [-0.125, -0.045], "ratio": 0.853,
+                            "overlay": 1.85312}},
     },
 }  # fmt: skip
 
@@ -78,12 +81,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_head_says_what_was_scored_and_how_it_compares(page: str) -> None:
     text = Page(page).text
     for expected in (
-        "Model small-1234", "Parameters 4.12M", "Tasks 3", "Items 8", "Total against the baseline 1.853 of 2",
+        "Model small-1234", "Parameters 4.12M", "Tasks 3", "Items 8", "Total (baseline 2) 1.85300",
         "Baseline: first.json.", "Not in the baseline: summaries.", "Only 10 % of the items of each task were scored.",
         "an answers file has an unreadable line", "the tokenizer does not know some of the text",
-        "pairs 3 50.0% 20.0 to 80.0 50.0% 58.5% -8.5 -12.5 to -4.5",
+        "pairs 3 50.0% 20.0 to 80.0 50.0% 58.5% -8.5 -12.5 to -4.5 0.85300 1.85312",
+        "Cut 7", "RougeL 12.3%", "label hasi accuracy 62.5%",
     ):  # fmt: skip
         assert expected in text, expected
+    for needless in ("Skipped", "Labels", "Outside"):  # zeros, and labels that stand for themselves
+        assert needless not in text, needless
 
 
 def test_wrong_items_come_in_the_order_of_their_margins(page: str) -> None:
