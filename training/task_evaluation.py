@@ -326,7 +326,7 @@ def answer(
         with attempt:
             respondent = Respondent(scorer_of(trainer, task), fingerprint, trainer.shape.parameters())
             try:
-                answer_items(task, respondent, answers, lambda done: look(), stop)
+                answer_items(task, respondent, answers, progress=lambda done: look(), stop=stop)
             except NotFinite:
                 step = trainer.state.step
                 raise Diverged(f"a log-probability of {task.name} after step {step} is not finite", step + 1) from None
