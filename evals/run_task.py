@@ -88,17 +88,24 @@ def prepare(task: Task, respondent: Respondent, answers: AnswerFile) -> Work:
     return Work(task, answers, missing, encode_items(task.name, missing, _scorer_for(task, respondent)))
 
 
-def answer_items(task: Task, respondent: Respondent, answers: AnswerFile, **how: Any) -> None:
+def answer_items(
+    task: Task,
+    respondent: Respondent,
+    answers: AnswerFile,
+    progress: Callable[[int], None] = lambda count: None,
+    stop: Callable[[], None] = lambda: None,
+    processes: Processes = OneProcess(),
+) -> None:
     """Prepare and answer one task; see `prepare` and `answer_prepared`."""
-    answer_prepared(prepare(task, respondent, answers), respondent, **how)
+    answer_prepared(prepare(task, respondent, answers), respondent, progress, stop, processes)
 
 
 def answer_prepared(
     work: Work,
     respondent: Respondent,
-    progress: Callable[[int], None] = lambda count: None,
-    stop: Callable[[], None] = lambda: None,
-    processes: Processes = OneProcess(),
+    progress: Callable[[int], None],
+    stop: Callable[[], None],
+    processes: Processes,
 ) -> None:
     """Compute the answers that `work` lacks, and add them to its `answers`.
 

@@ -206,7 +206,7 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
 
 
 def check_items(trainer: Trainer, task: Task, items: Sequence[Item]) -> None:
-    """Raise UserError, a line for each of the first items, if the model cannot answer items, e.g. because they are too long."""
+    """Raise UserError if the model cannot answer items, e.g. because they are too long."""
     from evals.run_task import encode_items
 
     encode_items(task.name, {item.id: item for item in items}, scorer_of(trainer, task))
