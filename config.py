@@ -716,8 +716,8 @@ class EvaluateConfig:
     task: TaskConfig = group(TaskConfig)
     limit: int | None = option(
         None,
-        "score only the first N items of each task (of minimal pairs: of each paradigm), of those that fraction leaves;"
-        " null: all",
+        "score only the first N items of each task (of each paradigm; of several files of questions: of each), of those that"
+        " fraction leaves; null: all",
         range="[1, 1e+15]",
         unit="count",
         common=True,

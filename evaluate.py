@@ -2,7 +2,7 @@
 
 For a text, it prints the figures of the final evaluation of a run: loss, perplexity, bits per byte and accuracy, in total
 and by source. For tasks (`tasks=[blimp] task.path=FOLDER`), it prints their scores, and keeps answers, predictions and a
-report in a folder. Under torchrun, every process scores its share.
+report in a folder. Under torchrun, every process scores its share of the items of tasks.
 """
 
 from __future__ import annotations
