@@ -113,7 +113,10 @@ def main() -> None:
                 for name, figures in own["tasks"].items()
             },
         }
-        write_result(options.output, {"items": options.items, "budgets": [budgets[key] for key in sorted(budgets)]})
+        how = "python -m bench.quality.benchmarks CORPUS --tasks FOLDER"
+        write_result(
+            options.output, {"how": how, "items": options.items, "budgets": [budgets[key] for key in sorted(budgets)]}
+        )
 
 
 if __name__ == "__main__":
