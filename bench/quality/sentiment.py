@@ -22,9 +22,8 @@ from device.device import Device, open_device
 from evals.bookkeeping.answers import AnswerFile
 from evals.run_task import Respondent, answer_items, marks_of
 from evals.scoring import Scorer
-from evals.statistics import Marks, interval, paired_difference, score_of
+from evals.statistics import Marks, accuracy, interval, paired_difference, score_of
 from evals.tasks.classify import Classification, load_classify, majority
-from evals.tasks.multiple_choice import accuracy_of
 from evals.tasks.rows import read_rows
 from evals.tasks.task import MACRO_F1, TaskOptions
 from evals.tasks.template import render
@@ -102,7 +101,7 @@ def rated(model: Respondent, twin: Respondent, folder: Path, template: str, by: 
         figures[score] = {
             "macro_f1": score_of(marks, MACRO_F1),
             "interval": interval(marks, MACRO_F1),
-            "accuracy": accuracy_of([mark["score"] for mark in marks]),
+            "accuracy": accuracy([mark["score"] for mark in marks]),
             "more_than_majority": paired_difference(marks, constant, MACRO_F1),
             "untrained": score_of(untrained[score], MACRO_F1) if score in untrained else None,
             "more_than_untrained": paired_difference(marks, untrained.get(score, []), MACRO_F1),
