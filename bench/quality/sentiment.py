@@ -1,10 +1,10 @@
 """Sentiment of Swahili tweets, by models that are trained on 1,800 of them: python -m bench.quality.sentiment FOLDER
 
 FOLDER: sw_train.tsv and sw_test.tsv of AfriSenti (Muhammad et al. 2023, arXiv:2302.08956). A model is trained on the texts alone,
-one on texts with the label behind them, and one with the label in front of them; each is a run of --minutes on one core, which is
-not repeated. Each is asked as it was trained, with every task.score. Macro F1 comes with its interval, and its difference
-to always giving the most frequent label and to the untrained twin with that of a paired bootstrap. Writes
-bench/results/sentiment.json.
+one on texts with the label behind them, and one with the label in front of them; each is a run of --minutes on one core. Finished
+runs are used again. Each model is asked as it was trained, the first one in both ways, with every task.score except letter; only
+the second one is scored by generate. Macro F1 has an interval, and so have its differences to always giving the most frequent
+label and to the untrained twin (paired bootstrap). Writes bench/results/sentiment.json.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
 
 
 def read_list(path: Path, option: str) -> list[Any]:
-    """Return the JSON list in a file. Raises UserError, which names `option`, if there is none, or an empty one."""
+    """Return the JSON list in a file. Raises UserError, which names `option`, if it is empty or not such a file."""
     try:
         entries = parse_json(read_bytes(path, JSON_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -69,7 +69,7 @@ class LmEvalTask:
         }
 
     def figures(self, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`metrics`: all metrics of the harness; `main_metric`: the name of the one that is the score."""
+        """The harness's `metrics`; `main_metric`: the name of the one that is the score; `version`: of the harness's task."""
         aggregation, metrics = self.harness.aggregation(), {}
         with _quiet():
             for name in dict.fromkeys(name for mark in marks for name in mark["metrics"]):

@@ -244,7 +244,7 @@ def _tables(part: Part) -> Iterator[Block]:
 
 
 def _says_something(parts: Mapping[str, Any]) -> bool:
-    """Whether a part is neither 0, as a count of what did not go wrong, nor its name, as a label that stands for itself."""
+    """Whether a value is neither 0, a count of what did not go wrong, nor its name, as the text of a label often is."""
     return any(value != 0 and value != name for name, value in parts.items())
 
 
@@ -404,7 +404,7 @@ def _text_of(mark: Mark) -> str:
 
 
 def _requests(mark: Mark) -> list[dict[str, Any]]:
-    """The requests that stand for the answers, without those that only normalise."""
+    """The requests of the answers, without the unconditional ones of task.score=pmi."""
     requests = [request for request in listing(mark.get("requests")) if isinstance(request, dict)]
     return requests[: len(mark["logprobs"])] if isinstance(mark.get("logprobs"), list | dict) else requests
 
