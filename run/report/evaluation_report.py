@@ -23,7 +23,7 @@ LONGEST_TEXT = 20_000  # characters of one text; a page with a hundred of them s
 MOST_ROWS = 16  # of a table or plot that is open; BLiMP has 12 phenomena, and 67 paradigms
 NORMAL_95 = 1.96  # standard errors from the mean to the ends of its 95 % interval
 MOST_LABELS = 30  # of a confusion matrix
-# Figures of every kind that stand in the table of all tasks.
+# Figures of every kind that are in the table of all tasks.
 IN_OVERVIEW = (
     "kind", "items", "score", "interval", "chance", "statistic", "options", "available", "computed", "seconds", "checkpoint",
     "standard_error",
@@ -361,7 +361,7 @@ def _changed(part: Part) -> Iterator[Block]:
 
 
 def _samples(part: Part) -> Iterator[Block]:
-    """Answers in free text beside their references and the answers of the baseline."""
+    """Answers in free text, with their references and the answers of the baseline."""
     shown = list(part.marks[:SAMPLES])
     if not shown:
         return
