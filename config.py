@@ -383,7 +383,7 @@ class TaskConfig:
     )
     path: str | None = option(
         None,
-        "file or folder of the task's items, or a folder with an entry of the task's name",
+        "file or folder with the task's items, or a folder that holds a folder with the task's name",
         path=True,
         added_later=True,
     )
@@ -446,41 +446,41 @@ class TaskConfig:
         None, "invalid items: refuse (stop) | skip (and count) (refuse)", choices=("refuse", "skip"), added_later=True
     )
     max_new_tokens: int | None = option(
-        None, "summarise, generate: longest answer, tokens (100)", range="[1, 1e+09]", added_later=True
+        None, "generated answers: greatest length, tokens (100)", range="[1, 1e+09]", added_later=True
     )
     length: int | None = option(
         None,
-        "summarise, generate: target length of an answer, characters: it ends with the first sentence that reaches it"
+        "generated answers: target length, characters: an answer ends with the first sentence that reaches it"
         " (no target)",
         range="[1, 1e+09]",
         added_later=True,
     )
     stop: list[str] | None = option(
-        None, "summarise, generate: texts that end an answer and are not part of it (none)", added_later=True
+        None, "generated answers: texts that end an answer and are not part of it (none)", added_later=True
     )
     temperature: float | None = option(
         None,
-        "summarise, generate: sampling temperature; 0: always the most likely token (0)",
+        "generated answers: sampling temperature; 0: always the most likely token (0)",
         range="[0, 100]",
         added_later=True,
     )
     top_k: int | None = option(
-        None, "summarise, generate: sample from the k most likely tokens (all)", range="[1, 1e+09]", added_later=True
+        None, "generated answers: sample from the k most likely tokens (all)", range="[1, 1e+09]", added_later=True
     )
     top_p: float | None = option(
         None,
-        "summarise, generate: sample from the most likely tokens whose probabilities add up to p (all)",
+        "generated answers: sample from the most likely tokens whose probabilities add up to p (all)",
         range="(0, 1]",
         added_later=True,
     )
     repetition_penalty: float | None = option(
         None,
-        "summarise, generate: penalty on the logits of tokens that have already occurred; 1: off (1)",
+        "generated answers: penalty on the logits of tokens that have already occurred; 1: off (1)",
         range="[0.01, 100]",
         added_later=True,
     )
     seed: int | None = option(
-        None, "summarise, generate: random seed for sampling (1337)", range="[0, 2147483647]", added_later=True
+        None, "generated answers: random seed for sampling (1337)", range="[0, 2147483647]", added_later=True
     )
 
 
@@ -716,8 +716,8 @@ class EvaluateConfig:
     task: TaskConfig = group(TaskConfig)
     limit: int | None = option(
         None,
-        "score only the first N items of each task (of each paradigm; of several files of questions: of each), of those that"
-        " fraction leaves; null: all",
+        "score only the first N items of each task (of minimal pairs: of each paradigm; of several files of questions: of each"
+        " file), of those that fraction leaves; null: all",
         range="[1, 1e+15]",
         unit="count",
         common=True,

@@ -10,7 +10,7 @@ from cli.validate import value_problems
 from common.typed import closest
 from config import TaskConfig
 
-LM_EVAL = "lm_eval"  # the presets that take the name of a task of lm-evaluation-harness in place of a path
+LM_EVAL = "lm_eval"  # in lm_eval:NAME, the name of a task of lm-evaluation-harness follows, not a path
 
 
 class NotATask(Exception):
@@ -79,7 +79,7 @@ def _resolved(name: str, own: dict[str, Any], everywhere: dict[str, Any]) -> dic
         raise NotATask(f"the options of {name} are not valid: {str(error).splitlines()[0]}") from None
     if problems := [
         line for line in problems if line.partition("=")[0] not in everywhere
-    ]:  # those have lines of their own
+    ]:  # those are reported as options task.*
         raise NotATask(f"{name}: {problems[0]}")
     if typed["kind"] is None:
         raise NotATask(f"{name} has no kind; add one to its preset, e.g. kind: multiple_choice")

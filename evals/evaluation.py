@@ -8,7 +8,7 @@ An evaluation is a dict of JSON values, as in evaluation.json:
   parameters, precision, prefix_token (the id of end-of-text)
 - options: limit, fraction, skip, reference_parameters
 - tasks: by name:
-    - those of `run_task.figures_of`: kind, items, score, interval, chance, statistic, and the figures of the kind
+    - those of `run_task.figures_of`: kind, items, score, standard_error, interval, chance, statistic, and the figures of the kind
     - available: items in the files, before limit= and fraction=
     - options: the options of the task, without those that are null
     - checkpoint: the model that answered; None for answers from a file
@@ -23,8 +23,8 @@ An evaluation is a dict of JSON values, as in evaluation.json:
     - not_compared: names of the tasks that the baseline does not have; unchanged: those that only the baseline has
     - total: the sum of the ratios, where unchanged tasks count 1; None if a ratio is undefined
 
-The marks of a task are those of `Task.mark`, in the order of the items. In predictions and on the report, a mark also has
-`requests` (context, continuation, logprob, tokens, bytes, greedy of each) or `prompt` and `generated`.
+The marks of a task are those of `Task.mark`, in the order of the items. In predictions and on the report, marks of a
+model's answers also have `requests` (context, continuation, logprob, tokens, bytes, greedy of each) or `prompt` and `generated`.
 """
 
 from __future__ import annotations

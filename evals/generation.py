@@ -25,8 +25,7 @@ def continue_prompt(
     beginning of the prompt; `Generated.cut` counts the tokens of the prompt that it has left at the end of the answer. The
     answer depends on the item and the options alone: the seed is derived from task.seed and the item's id.
 
-    `stop` is called before each token; it may raise an exception. Raises TooLong for a prompt that is longer than the window,
-    unless task.too_long=cut.
+    `stop` is called before each token; it may raise an exception. Raises TooLong as `encode_prompt` does.
     """
     tokenizer, block_size = scorer.tokenizer, scorer.model.shape.block_size
     prompt = encode_prompt(item, scorer)
@@ -62,7 +61,7 @@ def continue_prompt(
 def encode_prompt(item: Item, scorer: Scorer) -> list[int]:
     """Return the tokens of an item's prompt, with end-of-text first as `Scorer.prefix` has it for contexts.
 
-    Raises TooLong if they are more than block_size, unless `Scorer.too_long` is `cut`.
+    Raises TooLong if they are more than block_size and `Scorer.too_long` is `refuse`.
     """
     assert item.prompt is not None
     tokens = [int(token) for token in scorer.tokenizer.encode(item.prompt)]

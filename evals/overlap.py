@@ -1,4 +1,4 @@
-"""How much of a reference text an answer has: the Dice coefficient of character bigrams, and ROUGE."""
+"""The overlap of an answer with a reference: the Dice coefficient of character bigrams, and ROUGE."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def rouge(pairs: Sequence[tuple[str, str]]) -> dict[str, float] | str:
-    """Return the means of rouge1, rouge2 and rougeL (F) over pairs of answer and reference, or in a line why there are none.
+    """Return the means of rouge1, rouge2 and rougeL (F) over pairs of answer and reference, or a line that says why not.
 
     They are those of the package rouge-score without stemming (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
     Summaries").

@@ -32,7 +32,7 @@ class Pace:
 class Pacer:
     """Follows an evaluation, task by task, and estimates the time left by the characters of the items.
 
-    A task's items are answered longest first (`answer_items`), so the number of answered items says how many of the task's
+    A task's items are answered longest first (`answer_prepared`), so the number of answered items says how many of the task's
     characters are done. Scored characters and generated ones take different times, and each is estimated by its own.
     """
 

@@ -216,9 +216,8 @@ def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of a task as JSON values.
 
     - kind, items: number of items
-    - score: 0 to 1, see `Task.statistic`; None if no item has a known right answer; standard_error: of the score; interval: its
-      bootstrap interval
-    - chance: the score of guessing
+    - score: 0 to 1; None if no item has a known right answer; standard_error: of the score; interval: its bootstrap interval
+    - chance: the score of guessing; statistic: how the marks become the score, see `Task`
     - and those of the kind
     """
     ends = interval(marks, task.statistic)

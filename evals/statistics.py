@@ -73,7 +73,7 @@ def accuracy(right: Sequence[float]) -> dict[str, float | None]:
 
 
 def compared_parts(marks: Mapping[str, Marks]) -> dict[str, list[dict[str, Any]]]:
-    """Return the marks of each task with what a comparison needs and nothing else."""
+    """Return the marks of each task with only the keys in COMPARED."""
     return {
         name: [{key: mark[key] for key in COMPARED if key in mark} for mark in each] for name, each in marks.items()
     }
@@ -82,7 +82,7 @@ def compared_parts(marks: Mapping[str, Marks]) -> dict[str, list[dict[str, Any]]
 def groups_that_differ(marks: Marks, baseline: Marks) -> dict[str, int]:
     """Return in how many groups more items are better than in `baseline` than are worse, beyond luck, and the reverse.
 
-    "Beyond luck" is a two-sided sign test at 5 % in each group by itself, so luck alone makes up to 5 % of the groups differ.
+    "Beyond luck" is a two-sided sign test at 5 % in each group separately, so luck alone makes up to 5 % of the groups differ.
 
     Returns {"groups", "better", "worse"}: numbers of groups.
     """
@@ -155,7 +155,7 @@ class Mean:
 class MacroF1:
     """The mean over labels of F1 = 2 TP / (2 TP + FP + FN).
 
-    The labels are those of the items. An answer outside them is wrong and no label by itself. A label that a resample has in
+    The labels are those of the items. An answer outside them is wrong and has no F1. A label that a resample has in
     neither items nor answers is left out.
     """
 

@@ -87,7 +87,7 @@ class RunTask:
 def open_run_tasks(session: Session) -> list[Task]:
     """Load the tasks of a run, before anything is computed.
 
-    Raises UserError for invalid items, and if sweep.metric is none of the tasks.
+    Raises UserError for invalid items, and if sweep.metric is neither a metric of all runs nor a task.
     """
     config = session.config
     if not config.eval.tasks:

@@ -24,6 +24,7 @@ def text(results: dict[str, dict[str, Any]]) -> str:
     return render(
         "benchmarks.md.j2",
         minutes=listed,
+        limit=f"{results['benchmarks']['items']:,}",
         table=table(budgets),
         bits=bits_table(budgets),
         sentiment=sentiment,

@@ -1,10 +1,10 @@
 """Sentiment of Swahili tweets, by models that are trained on 1,800 of them: python -m bench.quality.sentiment FOLDER
 
 FOLDER: sw_train.tsv and sw_test.tsv of AfriSenti (Muhammad et al. 2023, arXiv:2302.08956). A model is trained on the texts alone,
-one on texts with the label behind them, and one with the label in front of them; each is a run of --minutes on one core, which is
-not repeated. Each is asked as it was trained, with every task.score. Macro F1 comes with its interval, and its difference
-to always giving the most frequent label and to the untrained twin with that of a paired bootstrap. Writes
-bench/results/sentiment.json.
+one on texts with the label behind them, and one with the label in front of them; each is a run of --minutes on one core. Finished
+runs are used again. Each model is asked as it was trained, the first one in both ways, with every task.score except letter; only
+the second one is scored by generate. Macro F1 has an interval, and so have its differences to always giving the most frequent
+label and to the untrained twin (paired bootstrap). Writes bench/results/sentiment.json.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from device.device import Device, open_device
 from evals.bookkeeping.answers import AnswerFile
 from evals.run_task import Respondent, answer_items, marks_of
 from evals.scoring import Scorer
-from evals.statistics import Marks, interval, paired_difference, score_of
+from evals.statistics import Marks, accuracy, interval, paired_difference, score_of
 from evals.tasks.classify import Classification, load_classify, majority
-from evals.tasks.multiple_choice import accuracy_of
 from evals.tasks.rows import read_rows
 from evals.tasks.task import MACRO_F1, TaskOptions
 from evals.tasks.template import render
@@ -102,7 +101,7 @@ def rated(model: Respondent, twin: Respondent, folder: Path, template: str, by: 
         figures[score] = {
             "macro_f1": score_of(marks, MACRO_F1),
             "interval": interval(marks, MACRO_F1),
-            "accuracy": accuracy_of([mark["score"] for mark in marks]),
+            "accuracy": accuracy([mark["score"] for mark in marks]),
             "more_than_majority": paired_difference(marks, constant, MACRO_F1),
             "untrained": score_of(untrained[score], MACRO_F1) if score in untrained else None,
             "more_than_untrained": paired_difference(marks, untrained.get(score, []), MACRO_F1),

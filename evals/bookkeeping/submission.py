@@ -26,7 +26,7 @@ def competition_rows(tasks: Sequence[Task], option: str) -> list[dict[str, Any]]
     """
     paths = {str(task.options.path) for task in tasks if task.options.kind == KIND}
     if len(paths) != 1:
-        found = f"they are from {len(paths)} files" if paths else "there is none"
+        found = f"they are from {len(paths)} files" if paths else "none was given"
         raise UserError(
             f"{option} needs the tasks of one competition's file, but {found}: tasks=[{KIND}] task.path=FILE"
         )

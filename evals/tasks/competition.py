@@ -69,6 +69,11 @@ def load_competition(name: str, options: TaskOptions) -> list[Any]:
     """
     if options.path is None:
         raise UserError(f"tasks={name} needs task.path=FILE, the competition's JSON list")
+    if options.bad_items == "skip":
+        raise UserError(
+            f"task.bad_items=skip has no effect on {name}, because a submission needs every item; leave it out, and correct the"
+            " items"
+        )
     path = user_path(options.path)
     rows = read_items(path)
     options = generation_options(options)
@@ -102,7 +107,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
 
 
 def read_list(path: Path, option: str) -> list[Any]:
-    """Return the JSON list in a file. Raises UserError, which names `option`, if there is none, or an empty one."""
+    """Return the JSON list in a file. Raises UserError, which names `option`, if it is empty or not such a file."""
     try:
         entries = parse_json(read_bytes(path, JSON_BYTES).decode("utf-8-sig"))
     except UnicodeDecodeError as error:

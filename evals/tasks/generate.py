@@ -49,7 +49,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class FreeText:
-    """See `Task`. The content of an item is its `reference`, a text, or None if there is none; then it is not scored.
+    """See `Task`. The content of an item is its `reference`, a text, or None for an item that is not scored.
 
     `skipped`: the number of invalid items that were left out.
     """

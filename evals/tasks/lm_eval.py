@@ -69,7 +69,7 @@ class LmEvalTask:
         }
 
     def figures(self, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """`metrics`: all metrics of the harness; `main_metric`: the name of the one that is the score."""
+        """The harness's `metrics`; `main_metric`: the name of the one that is the score; `version`: of the harness's task."""
         aggregation, metrics = self.harness.aggregation(), {}
         with _quiet():
             for name in dict.fromkeys(name for mark in marks for name in mark["metrics"]):
@@ -90,6 +90,8 @@ def load_lm_eval(name: str, options: TaskOptions) -> list[Any]:
     """
     if find_spec("lm_eval") is None:
         raise UserError(f"tasks={name} needs the package lm_eval; install it with: pip install lm_eval")
+    if options.bad_items == "skip":
+        raise UserError(f"task.bad_items=skip has no effect on {name}, whose items the harness reads; leave it out")
     wanted = name.partition(":")[2]
     with _quiet():
         manager = _manager_with(wanted, options.path)

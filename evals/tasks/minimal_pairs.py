@@ -1,6 +1,6 @@
 """Minimal pairs: does the model find the acceptable sentence more likely? BLiMP (Warstadt et al. 2020, arXiv:1912.00582).
 
-Sentences are compared by the sum of the log-probabilities of their tokens, whatever their lengths. Scores are averaged over the
+Sentences are compared by the sum of the log-probabilities of their tokens, regardless of length. Scores are averaged over the
 pairs of each paradigm, and then over paradigms (as the BabyLM challenge of 2024 and lm-evaluation-harness do), or over the
 paradigms of each phenomenon and then over phenomena (as the challenge of 2023 does).
 """

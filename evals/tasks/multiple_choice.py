@@ -81,6 +81,7 @@ class MultipleChoice:
         - right: whether the answer is right by each measure, 0 or 1; bits_per_byte: of the right answer
         - tie: whether other choices are as likely as the answer; identical: whether two choices are identical
         - cut, unknown: tokens of the requests, see `Score`; the largest of all choices
+        - logprobs: of the requests of the item, nats
         """
         assert not isinstance(answer, Generated)
         choices, gold = item.content["choices"], item.content["gold"]
@@ -111,6 +112,7 @@ class MultipleChoice:
     def figures(self, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The figures of multiple choice.
 
+        - scored_by: task.score
         - accuracy: {measure: value, standard_error} over all items: sqrt(p (1 - p) / (n - 1)), as in lm-evaluation-harness
         - bits_per_byte: of the right answers, the mean over items
         - groups: {file: items, score} if the items come from several files

@@ -242,7 +242,7 @@ def _choices(row: Row, value: Any) -> tuple[tuple[str, ...], list[str] | None]:
         raise UserError(f"{_place(row)}: the choices are an empty list; a question needs at least two")
     if labels is not None and (len(labels) != len(value) or len(set(labels)) < len(labels)):
         raise UserError(
-            f"{_place(row)}: labels {shortened(labels)} for {len(value)} choices; each needs one of its own"
+            f"{_place(row)}: labels {shortened(labels)} for {len(value)} choices; each choice needs a different label"
         )
     return tuple(value), labels
 

@@ -170,7 +170,7 @@ def _parsed(place: str, text: str) -> Any:
     try:
         values = parse_json(text)
         if "\\ud" in text.lower():
-            json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate, which is no text
+            json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate, which is not text
         return values
     except ValueError as error:
         raise UserError(f"{place}: not valid JSON ({error}); correct the file of task.path") from None

@@ -105,7 +105,7 @@ class Task(Protocol):
 
     @property
     def chance(self) -> float | None:
-        """The score of guessing, 0 to 1, or None if there is no such thing."""
+        """The score of guessing, 0 to 1, or None if it is not defined."""
         ...
 
 
@@ -124,8 +124,8 @@ def token_counts(marks: Sequence[Mapping[str, Any]], *names: str) -> dict[str, i
 def thin(items: Sequence[Item], count: int) -> list[Item]:
     """Return `count` of the items, evenly spaced within each group, in their order; all of them if there are no more.
 
-    Each group gets at least one item where `count` allows it, and otherwise as many as its size asks for. The choice depends on
-    nothing but the groups and `count`.
+    Each group gets at least one item where `count` allows it, and otherwise as many as its size asks for. The choice depends
+    only on the groups and `count`.
     """
     if count >= len(items):
         return list(items)

@@ -1,7 +1,6 @@
 """Templates: a text with {field} where the field of an item goes; {{ and }} stand for braces.
 
-A field is a name and nothing else: there are no formats, attributes or expressions, so a template can only reach the fields that
-it is given.
+A field is only a name, without formats, attributes or expressions, so a template can only reach the fields that it is given.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ LONGEST_TEXT = 20_000  # characters of one text; a page with a hundred of them s
 MOST_ROWS = 16  # of a table or plot that is open; BLiMP has 12 phenomena, and 67 paradigms
 NORMAL_95 = 1.96  # standard errors from the mean to the ends of its 95 % interval
 MOST_LABELS = 30  # of a confusion matrix
-# Figures of every kind that stand in the table of all tasks.
+# Figures of every kind that are in the table of all tasks.
 IN_OVERVIEW = (
     "kind", "items", "score", "interval", "chance", "statistic", "options", "available", "computed", "seconds", "checkpoint",
     "standard_error",
@@ -244,7 +244,7 @@ def _tables(part: Part) -> Iterator[Block]:
 
 
 def _says_something(parts: Mapping[str, Any]) -> bool:
-    """Whether a part is neither 0, as a count of what did not go wrong, nor its name, as a label that stands for itself."""
+    """Whether a value is neither 0, a count of what did not go wrong, nor its name, as the text of a label often is."""
     return any(value != 0 and value != name for name, value in parts.items())
 
 
@@ -361,7 +361,7 @@ def _changed(part: Part) -> Iterator[Block]:
 
 
 def _samples(part: Part) -> Iterator[Block]:
-    """Answers in free text beside their references and the answers of the baseline."""
+    """Answers in free text, with their references and the answers of the baseline."""
     shown = list(part.marks[:SAMPLES])
     if not shown:
         return
@@ -404,7 +404,7 @@ def _text_of(mark: Mark) -> str:
 
 
 def _requests(mark: Mark) -> list[dict[str, Any]]:
-    """The requests that stand for the answers, without those that only normalise."""
+    """The requests of the answers, without the unconditional ones of task.score=pmi."""
     requests = [request for request in listing(mark.get("requests")) if isinstance(request, dict)]
     return requests[: len(mark["logprobs"])] if isinstance(mark.get("logprobs"), list | dict) else requests
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, folder_of, train
 from tests.copies import copied
+from tests.docs.commands import checked
 
 PAGE = (ROOT / "docs" / "coming_from.md").read_text()
 # The second column; the first has the commands of the others, which may also have a train.py.
@@ -72,19 +73,10 @@ def test_the_page_has_commands_for_each_trainer() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_accepted_as_it_stands(
-    command: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The checks of the command line, with every option and unit as written."""
-    from cli.overrides import check_command_line, readable
-
-    words = shlex.split(command.replace("outputs/NAME", str(folder_of(files, "coming"))))
+def test_a_command_is_accepted_as_it_stands(command: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
-    words = [str(ROOT / "sweeps") if word == "sweeps" else word for word in words]
-    monkeypatch.setattr(sys, "argv", words[1:])
-    script = {"evaluate.py": "evaluate", "sample.py": "sample"}.get(words[1], "config")
-    sys.argv[1:] = readable(script, sys.argv[1:])
-    check_command_line(script)
+    command = command.replace("outputs/NAME", str(folder_of(files, "coming")))
+    checked(command.replace("-cd sweeps", f"-cd {ROOT / 'sweeps'}"), monkeypatch)
 
 
 def slow_if_longer(command: str) -> object:

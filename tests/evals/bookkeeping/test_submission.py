@@ -122,7 +122,7 @@ def test_an_empty_text_is_an_answer(tmp_path: Path) -> None:
 def test_tasks_of_no_competition_have_no_submission(tmp_path: Path, tasks: list[Any]) -> None:
     (tmp_path / "other.json").write_text(json.dumps(ROWS))
     others = open_tasks("competition", TaskOptions("competition", path=str(tmp_path / "other.json")))
-    with pytest.raises(UserError, match=r"answers needs the tasks of one competition's file, but there is none"):
+    with pytest.raises(UserError, match=r"answers needs the tasks of one competition's file, but none was given"):
         marks_of_submission([], tmp_path / "submission.json")
     with pytest.raises(UserError, match=r"submission needs .* but they are from 2 files"):
         competition_rows([*tasks, *others], "submission")

@@ -179,6 +179,11 @@ def test_files_that_hold_no_items_are_refused(tmp_path: Path, content: bytes, me
     assert str(path) in str(caught.value)
 
 
+def test_skipping_items_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a submission needs every item"):
+        load(tmp_path, [question(0)], bad_items="skip")
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"missing.json cannot be read \(No such file or directory\); correct task.path"
