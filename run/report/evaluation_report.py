@@ -430,7 +430,7 @@ def _cut(value: Any) -> str:
 
 def _words(key: str) -> str:
     """A key of the figures as a heading."""
-    return key[:1].upper() + key[1:].replace("_", " ")
+    return (key[:1].upper() + key[1:].replace("_", " ")).replace("f1", "F1")
 
 
 def _figure(key: str, value: Any) -> str:

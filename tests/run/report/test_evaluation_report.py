@@ -28,7 +28,7 @@ EVALUATION: dict[str, Any] = {
         "mood": {
             "kind": "classify", "items": 3, "score": 0.4, "interval": [0.1, 0.7], "chance": 0.5,
             "skipped": 0, "cut": 7, "labels": {"hasi": "hasi"}, "outside": {"gold": 0, "answers": 0},
-            "majority": {"label": "hasi", "accuracy": 0.625},
+            "majority": {"label": "hasi", "accuracy": 0.625}, "weighted_f1": 0.45,
             "accuracy": {"sum": {"value": 0.4, "standard_error": 0.05}, "pmi": {"value": 0.6, "standard_error": 0.05}},
             "by_label": {label: {"precision": 0.25, "recall": 0.75, "f1": 0.375, "support": 2} for label in LABELS},
             "confusion": {"gold": list(LABELS), "answers": [*LABELS, "outside"], "counts": [[3, 0, 1], [2, 1234, 0]]},
@@ -107,6 +107,11 @@ def test_items_gained_and_lost_against_the_baseline(page: str) -> None:
     assert "Of 3 items that both answered: gained 1, lost 1." in text
     gained, lost = text.index("Gained: 1 of 1"), text.index("Lost: 1 of 1")
     assert gained < text.index("Good sentence 0", gained) < lost < text.index("Good sentence 1", lost)
+
+
+def test_names_of_figures_are_written_as_usual(page: str) -> None:
+    assert "Weighted F1" in page
+    assert "Weighted f1" not in page
 
 
 def test_the_cells_of_the_confusion_matrix_are_shaded_by_their_share_of_the_row(page: str) -> None:
