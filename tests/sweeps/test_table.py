@@ -325,7 +325,7 @@ def task_sweep(place: Path, scores: list[float], **changes: dict[str, Any]) -> P
 
 
 def test_corpora_and_tokenizers_are_ranked_by_a_task(tmp_path: Path) -> None:
-    """Its items are the same whatever a model was trained on."""
+    """Its items are the same for all models."""
     folder = task_sweep(tmp_path, [0.6, 0.7])
     sweep = read_sweep(folder)
     assert verdict(sweep)[0] == "Best: data.path=text1 with quiz 0.7000."
