@@ -1,8 +1,8 @@
 """Whether the results of several runs can be compared: the text they were scored on, and their tokenizers.
 
 Loss, perplexity and accuracy are per token, so they can be compared between runs with one tokenizer only. Bits per byte can
-be compared between tokenizers, on the same text. None of them can be compared between different texts. The score of a task can be
-compared whatever a model was trained on, if the items are the same.
+be compared between tokenizers, on the same text. None of them can be compared between different texts. Scores of a task can be
+compared between all models that were scored on the same items.
 """
 
 from __future__ import annotations
