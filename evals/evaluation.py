@@ -55,8 +55,7 @@ from evals.run_task import (
     answer_prepared,
     figures_of,
     fingerprint_of,
-    key_of,
-    marks_of,
+    given_answers,
     prepare,
 )
 from evals.scoring import Scorer
@@ -166,7 +165,7 @@ class Models:
             "prefix_token": loaded.tokenizer.eot,
         }
         fingerprint = fingerprint_of(about["sha256"], loaded.tokenizer, self._precision)
-        return Respondent(scorer, fingerprint, about["parameters"]), about
+        return Respondent(scorer, fingerprint), about
 
 
 class Folder:
@@ -314,8 +313,8 @@ def answer_task(
     task, answers = work.task, work.answers
     pacer.begin(task.name)
     answer_prepared(work, respondent, lambda items: show(pacer.update(items)), stop, processes)
-    marks = marks_of(task, answers, respondent.fingerprint)
-    given = [answers.known[key_of(item, task.options, respondent.fingerprint)] for item in task.items]
+    given = given_answers(task, answers, respondent.fingerprint)
+    marks = [task.mark(item, answer) for item, answer in zip(task.items, given, strict=True)]
     predictions = [{**mark, **asked(item, answer)} for mark, item, answer in zip(marks, task.items, given, strict=True)]
     timing = {"computed": pacer.computed(task.name), "seconds": pacer.seconds(task.name)}
     return Answered(figures_of(task, marks) | timing, marks, predictions, _unreadable(answers))

@@ -31,12 +31,10 @@ class Respondent:
     Attributes:
         scorer: Scores requests and holds the model.
         fingerprint: That of `fingerprint_of`, for the keys of stored answers.
-        parameters: The number of its parameters.
     """
 
     scorer: Scorer
     fingerprint: str
-    parameters: int
 
 
 class Processes(Protocol):
@@ -207,9 +205,14 @@ def answer_batch(
     ]
 
 
+def given_answers(task: Task, answers: AnswerFile, fingerprint: str) -> list[Answer]:
+    """Return the answers to the items, in their order. All must have been answered."""
+    return [answers.known[key_of(item, task.options, fingerprint)] for item in task.items]
+
+
 def marks_of(task: Task, answers: AnswerFile, fingerprint: str) -> list[dict[str, Any]]:
     """Return the marks of the items, in their order. All must have been answered."""
-    return [task.mark(item, answers.known[key_of(item, task.options, fingerprint)]) for item in task.items]
+    return [task.mark(*each) for each in zip(task.items, given_answers(task, answers, fingerprint), strict=True)]
 
 
 def figures_of(task: Task, marks: Sequence[dict[str, Any]]) -> dict[str, Any]:

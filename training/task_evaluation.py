@@ -207,9 +207,11 @@ def measure_tasks(session: Session, trainer: Trainer) -> None:
 
 def check_items(trainer: Trainer, task: Task, items: Sequence[Item]) -> None:
     """Raise UserError if the model cannot answer items, e.g. because they are too long."""
-    from evals.run_task import encode_items
+    from evals.bookkeeping.answers import AnswerFile
+    from evals.run_task import Respondent, prepare
+    from evals.tasks.task import with_items
 
-    encode_items(task.name, {item.id: item for item in items}, scorer_of(trainer, task))
+    prepare(with_items(task, items), Respondent(scorer_of(trainer), "checked"), AnswerFile(None))
 
 
 # -- evaluation ------------------------------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ def answer(
 
     for attempt in attempts(session, trainer):
         with attempt:
-            respondent = Respondent(scorer_of(trainer, task), fingerprint, trainer.shape.parameters())
+            respondent = Respondent(scorer_of(trainer), fingerprint)
             try:
                 answer_items(task, respondent, answers, progress=lambda done: look(), stop=stop)
             except NotFinite:
@@ -333,17 +335,9 @@ def answer(
     return marks_of(task, answers, fingerprint)
 
 
-def scorer_of(trainer: Trainer, task: Task) -> Scorer:
-    """The scorer of the model as it is now, with the options of a task."""
+def scorer_of(trainer: Trainer) -> Scorer:
+    """The scorer of the model as it is now."""
     from evals.scoring import Scorer
 
-    device, options = trainer.device, task.options
-    return Scorer(
-        trainer.model,
-        trainer.corpus.tokenizer,
-        device.torch_device,
-        device.autocast,
-        trainer.micro_batch,
-        options.prefix,
-        options.too_long,
-    )
+    device = trainer.device
+    return Scorer(trainer.model, trainer.corpus.tokenizer, device.torch_device, device.autocast, trainer.micro_batch)

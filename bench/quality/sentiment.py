@@ -122,7 +122,7 @@ def measured(name: str, folder: Path, minutes: float, device: Device) -> dict[st
     twin = GPT(loaded.model.shape)
     parameters = sum(each.numel() for each in loaded.model.parameters())
     scorer = Scorer(loaded.model, loaded.tokenizer, device.torch_device, device.autocast)
-    model, untrained = (Respondent(each, name, parameters) for each in (scorer, replace(scorer, model=twin)))
+    model, untrained = (Respondent(each, name) for each in (scorer, replace(scorer, model=twin)))
     result = result_of(run)
     return {
         "parameters": parameters,

@@ -114,7 +114,7 @@ def contestants(shape: tuple[int, int, int], tokenizer: Tokenizer, file: Path, d
         size: HFLM(pretrained=theirs, tokenizer=library, batch_size=size, max_length=WINDOW) for size in BATCH_SIZES
     }
     scorer = Scorer(ours, tokenizer, device.torch_device, device.autocast, too_long="cut")
-    return Contestants(Respondent(scorer, "random", ours.shape.parameters()), harness)
+    return Contestants(Respondent(scorer, "random"), harness)
 
 
 def llama_weights(ours: dict[str, torch.Tensor], n_layer: int) -> dict[str, torch.Tensor]:

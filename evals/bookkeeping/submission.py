@@ -44,7 +44,7 @@ def refuse_incomplete(path: Path, rows: Rows, ids: Collection[str]) -> None:
 
 
 def write_submission(path: Path, rows: Rows, answers: Mapping[str, int | str]) -> None:
-    """Write the items with `answers` (by id: a choice_id, or a text) in place of theirs; the keys and their order stay.
+    """Write the items with their `answer` replaced by that in `answers`, a choice_id or a text by id. Other keys are unchanged.
 
     The file is written atomically. Raises UserError if an item has no answer, MachineError if the disk refuses.
     """

@@ -157,7 +157,7 @@ def test_prompts_that_are_too_long_are_named_before_anything_is_computed() -> No
     items = [Item("q1", prompt="short"), Item("q2", prompt="0123456789"), Item("q3", prompt="x" * 99)]
     task = FreeText("mine", options_of(), items, "generate")
     with pytest.raises(UserError) as caught:
-        answer_items(task, Respondent(scorer_of(model), "model", 1), AnswerFile(None))
+        answer_items(task, Respondent(scorer_of(model), "model"), AnswerFile(None))
     (message,) = caught.value.messages
     assert message.startswith(
         "mine: 2 of 3 items are too long, e.g. item q2: the prompt's 10 tokens are more than the 8"

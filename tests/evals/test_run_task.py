@@ -31,7 +31,7 @@ def pairs(count: int = 90, **changed: Any) -> Task:
 
 
 def respondent() -> Respondent:
-    return Respondent(scorer(build(), micro_batch=1), "model", 1)
+    return Respondent(scorer(build(), micro_batch=1), "model")
 
 
 def evaluated(

@@ -95,7 +95,7 @@ def trained(tokenizer: Tokenizer) -> Scorer:
 
 def evaluated(task: Classification, scorer: Scorer) -> dict[str, Any]:
     answers = AnswerFile(None)
-    answer_items(task, Respondent(scorer, "model", 1), answers)
+    answer_items(task, Respondent(scorer, "model"), answers)
     return figures_of(task, marks_of(task, answers, "model"))
 
 

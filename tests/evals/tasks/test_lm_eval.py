@@ -87,7 +87,7 @@ def evaluated(
     if keep is not None:
         object.__setattr__(task, "items", task.items[:keep])
     answers = AnswerFile(None)
-    answer_items(task, Respondent(own, "model", 1), answers)
+    answer_items(task, Respondent(own, "model"), answers)
     marks = marks_of(task, answers, "model")
     json.dumps(marks, allow_nan=False)
     return figures_of(task, marks), marks

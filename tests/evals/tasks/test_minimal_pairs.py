@@ -137,7 +137,7 @@ def of_bytes() -> Tokenizer:
 def evaluated(task: MinimalPairs, tokenizer: Tokenizer, model: GPT | None = None) -> tuple[Any, dict[str, Any]]:
     """The marks and figures of a tiny model."""
     model = model or tiny_model(tokenizer.n_vocab + 7)
-    respondent = Respondent(Scorer(model, tokenizer, "cpu", contextlib.nullcontext), "tiny", 1)
+    respondent = Respondent(Scorer(model, tokenizer, "cpu", contextlib.nullcontext), "tiny")
     answers = AnswerFile(None)
     answer_items(task, respondent, answers)
     marks = marks_of(task, answers, "tiny")

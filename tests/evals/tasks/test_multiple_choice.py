@@ -73,7 +73,7 @@ def score(logprob: float, tokens: int = 1, n_bytes: int = 1, **more: Any) -> Sco
 
 
 def marks_by(model: GPT, task: MultipleChoice) -> list[dict[str, Any]]:
-    respondent = Respondent(Scorer(model, BYTES, "cpu", contextlib.nullcontext), "model", 1)
+    respondent = Respondent(Scorer(model, BYTES, "cpu", contextlib.nullcontext), "model")
     answers = AnswerFile(None)
     answer_items(task, respondent, answers)
     return marks_of(task, answers, respondent.fingerprint)
